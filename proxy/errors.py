@@ -1,0 +1,95 @@
+"""Errors a caller may see, and the one place that turns them into OpenAI's error shape."""
+
+import logging
+from email.utils import formatdate
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+logger = logging.getLogger(__name__)
+
+
+class APIError(Exception):
+    """Ends the request with `status` and `{"error": {message, type, param, code}}`."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 500,
+        type_: str = "server_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.type = type_
+        self.param = param
+        self.code = code
+        self.headers = headers
+
+    def as_json(self) -> dict[str, Any]:
+        """The body of the response."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequestError(APIError):
+    """400: `param` names the field, header or query parameter that is wrong."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, status=400, type_="invalid_request_error", param=param, code="invalid_value")
+
+
+class NotFoundError(APIError):
+    """404: no such thing, or another user's."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=404, type_="not_found_error", code="not_found")
+
+
+class UnavailableError(APIError):
+    """503: the database cannot be written just now."""
+
+    def __init__(self, message: str = "The database cannot be written just now; try again.") -> None:
+        super().__init__(message, status=503, code="database_unavailable", headers={"Retry-After": "1"})
+
+
+class UpstreamError(APIError):
+    """502 or 504: upstream could not be asked, or did not answer with HTTP."""
+
+    def __init__(self, message: str, *, status: int, code: str) -> None:
+        super().__init__(message, status=status, type_="upstream_error", code=code)
+
+
+class ConfigurationError(Exception):
+    """The program cannot start as it is set up; the message is one line for the operator."""
+
+
+def json_response(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON response of our own. It carries `Date`, since uvicorn's is off to let upstream's through."""
+    extra = {"date": formatdate(usegmt=True), **(headers or {})}
+    return Response(orjson.dumps(content), status_code=status, headers=extra, media_type="application/json")
+
+
+async def api_error_response(_request: Request, exc: Exception) -> Response:
+    """The response of an `APIError`."""
+    assert isinstance(exc, APIError)
+    return json_response(exc.as_json(), status=exc.status, headers=exc.headers)
+
+
+async def http_error_response(_request: Request, exc: Exception) -> Response:
+    """The response of what Starlette itself raises: an unknown route, a method that is not there."""
+    assert isinstance(exc, HTTPException)
+    kind = "not_found_error" if exc.status_code == 404 else "invalid_request_error"
+    error = APIError(exc.detail, status=exc.status_code, type_=kind, headers=dict(exc.headers or {}))
+    return json_response(error.as_json(), status=error.status, headers=error.headers)
+
+
+async def unexpected_error_response(_request: Request, _exc: Exception) -> Response:
+    """The response of a bug: nothing of its detail goes out, Starlette logs the traceback."""
+    return json_response(APIError("Internal server error").as_json(), status=500)

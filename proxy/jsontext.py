@@ -1,0 +1,32 @@
+"""JSON as upstream reads it: orjson where it is exact, the standard library where orjson refuses or would round."""
+
+import json
+import re
+from typing import Any
+
+import orjson
+
+# orjson turns integers beyond 64 bits into floats; a run of digits this long may be one.
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+
+
+def loads(text: bytes | str) -> Any:
+    """The value of a JSON text; raises ValueError. Takes what Python's `json` takes (NaN, lone surrogates, UTF-16)."""
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if _LONG_NUMBER.search(raw) is None:
+        try:
+            return orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            pass
+    try:
+        return json.loads(raw)
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
+
+
+def dumps(value: Any) -> str:
+    """The compact JSON text of a value. Always encodable as UTF-8: what is not is escaped."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # big integers, lone surrogates, keys of other types
+        return json.dumps(value, separators=(",", ":"))

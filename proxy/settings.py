@@ -1,0 +1,275 @@
+"""Every setting: its name, default and meaning. Nothing else reads the environment."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
+
+from starlette.config import Config, Environ
+
+from proxy.errors import ConfigurationError
+
+T = TypeVar("T")
+
+Auth = Literal["auto", "required", "off"]
+Durability = Literal["strict", "relaxed"]
+OnDisconnect = Literal["abort", "finish"]
+Transport = Literal["own", "httpx"]
+
+SESSION_HEADERS = (
+    "X-Conversation-Id",
+    "x-litellm-session-id",
+    "x-litellm-trace-id",
+    "Helicone-Session-Id",
+    "x-bf-session-id",
+    "X-OpenWebUI-Chat-Id",
+    "x-session-affinity",
+    "x-opencode-session",
+    "x-claude-code-session-id",
+)
+
+
+def _setting(name: str, default: T, cast: Callable[[str], T], meaning: str) -> T:
+    result: T = field(default=default, metadata={"name": name, "cast": cast, "meaning": meaning})
+    return result
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _secret(value: str) -> str | None:
+    return value or None
+
+
+def _switch(value: str) -> bool:
+    try:
+        return {
+            "on": True,
+            "true": True,
+            "1": True,
+            "yes": True,
+            "off": False,
+            "false": False,
+            "0": False,
+            "no": False,
+        }[value.lower()]
+    except KeyError:
+        raise ValueError("expected on or off") from None
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[str], Any]:
+    def cast(value: str) -> str:
+        if value not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return value
+
+    return cast
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def cast(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise ValueError("expected a whole number") from None
+        if not low <= number <= high:
+            raise ValueError(f"expected a whole number from {low} to {high}")
+        return number
+
+    return cast
+
+
+def _seconds(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError("expected a number of seconds") from None
+    if not 0 < number <= 86_400:
+        raise ValueError("expected a number of seconds from above 0 to 86400")
+    return number
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    try:
+        port_is_right = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_right = False
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+        or not port_is_right
+    ):
+        raise ValueError("expected an address such as http://127.0.0.1:8000")
+    return value
+
+
+def _database_url(value: str) -> str:
+    if not value.startswith("sqlite:///") or value.endswith("/") or ":memory:" in value:
+        raise ValueError("expected sqlite:///PATH (relative) or sqlite:////PATH (absolute)")
+    return value
+
+
+def _names(value: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of one process. `load()` reads them; tests make their own."""
+
+    upstream_url: str = _setting(
+        "STELLARCHAT_UPSTREAM_URL", "http://127.0.0.1:8000", _http_url, "vLLM's address, with or without /v1"
+    )
+    upstream_api_key: str | None = _setting(
+        "STELLARCHAT_UPSTREAM_API_KEY", None, _secret, "replaces the caller's Authorization towards upstream"
+    )
+    database_url: str = _setting(
+        "DATABASE_URL", "sqlite:///volume/db/stellarchat.db", _database_url, "where the history is kept"
+    )
+    host: str = _setting("STELLARCHAT_HOST", "127.0.0.1", _text, "address to listen on")
+    port: int = _setting("STELLARCHAT_PORT", 8080, _integer(0, 65535), "port to listen on; 0 takes a free one")
+    workers: int = _setting("STELLARCHAT_WORKERS", 1, _integer(1, 64), "processes on the one database")
+    log_dir: str = _setting("STELLARCHAT_LOG_DIR", "volume/logs", _text, "folder of the rotating JSON-lines log")
+    log_level: str = _setting(
+        "STELLARCHAT_LOG_LEVEL", "info", _one_of(("debug", "info", "warning", "error")), "what is logged"
+    )
+    auth: Auth = _setting(
+        "STELLARCHAT_AUTH",
+        "auto",
+        _one_of(get_args(Auth)),
+        "auto: keys are required as soon as one exists or the address is not loopback; required; off",
+    )
+    admin_key: str | None = _setting("STELLARCHAT_ADMIN_KEY", None, _secret, "an admin key given from outside")
+    durability: Durability = _setting(
+        "STELLARCHAT_DURABILITY",
+        "strict",
+        _one_of(get_args(Durability)),
+        "strict: the end of a reply waits for its commit; relaxed: it does not",
+    )
+    on_disconnect: OnDisconnect = _setting(
+        "STELLARCHAT_ON_DISCONNECT",
+        "abort",
+        _one_of(get_args(OnDisconnect)),
+        "the caller left: abort the upstream request, or finish it and save it whole",
+    )
+    stream_usage: bool = _setting(
+        "STELLARCHAT_STREAM_USAGE", True, _switch, "ask upstream for the usage of streams (on, off)"
+    )
+    stitching: bool = _setting(
+        "STELLARCHAT_STITCHING", True, _switch, "find the session of a resent history without an id (on, off)"
+    )
+    recording: bool = _setting("STELLARCHAT_RECORDING", True, _switch, "off: relay only, save nothing")
+    session_headers: tuple[str, ...] = _setting(
+        "STELLARCHAT_SESSION_HEADERS", SESSION_HEADERS, _names, "request headers that may carry a session id"
+    )
+    transport: Transport = _setting(
+        "STELLARCHAT_TRANSPORT", "own", _one_of(get_args(Transport)), "HTTP client towards upstream: own or stock httpx"
+    )
+    body_limit_bytes: int = _setting(
+        "STELLARCHAT_BODY_LIMIT_BYTES", 64 * 2**20, _integer(1024, 2**32), "largest request body; above: 413"
+    )
+    connect_timeout_seconds: float = _setting(
+        "STELLARCHAT_CONNECT_TIMEOUT_SECONDS", 5.0, _seconds, "wait for a connection to upstream"
+    )
+    response_timeout_seconds: float = _setting(
+        "STELLARCHAT_RESPONSE_TIMEOUT_SECONDS", 600.0, _seconds, "wait for upstream's status"
+    )
+    read_timeout_seconds: float = _setting(
+        "STELLARCHAT_READ_TIMEOUT_SECONDS", 600.0, _seconds, "longest silence of upstream within a reply"
+    )
+    write_timeout_seconds: float = _setting(
+        "STELLARCHAT_WRITE_TIMEOUT_SECONDS", 60.0, _seconds, "longest wait for upstream to take a request's bytes"
+    )
+    upstream_connections: int = _setting(
+        "STELLARCHAT_UPSTREAM_CONNECTIONS", 4096, _integer(1, 65535), "connections to upstream at most"
+    )
+    flush_interval_seconds: float = _setting(
+        "STELLARCHAT_FLUSH_INTERVAL_SECONDS", 0.5, _seconds, "how far behind a streaming reply may be on disk"
+    )
+    commit_timeout_seconds: float = _setting(
+        "STELLARCHAT_COMMIT_TIMEOUT_SECONDS", 5.0, _seconds, "longest time the end of a reply waits for the disk"
+    )
+    queue_limit: int = _setting(
+        "STELLARCHAT_QUEUE_LIMIT", 20_000, _integer(10, 10_000_000), "writes waiting for the database at most"
+    )
+    queue_limit_bytes: int = _setting(
+        "STELLARCHAT_QUEUE_LIMIT_BYTES", 512 * 2**20, _integer(2**20, 2**40), "and their size"
+    )
+    spill_reserve_bytes: int = _setting(
+        "STELLARCHAT_SPILL_RESERVE_BYTES",
+        16 * 2**20,
+        _integer(0, 2**40),
+        "disk space held ready beside the database for when the disk is full",
+    )
+    orphan_limit: int = _setting(
+        "STELLARCHAT_ORPHAN_LIMIT",
+        100,
+        _integer(0, 100_000),
+        "replies read to their end after the caller left, at most",
+    )
+    drain_grace_seconds: float = _setting(
+        "STELLARCHAT_DRAIN_GRACE_SECONDS", 30.0, _seconds, "time open replies get to end at shutdown"
+    )
+
+    @property
+    def database_path(self) -> Path:
+        """The SQLite file."""
+        return Path(self.database_url.removeprefix("sqlite:///"))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in ("127.0.0.1", "localhost", "::1") or self.host.startswith("127.")
+
+
+def load(
+    overrides: Mapping[str, str] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    env_file: str | None = ".env",
+) -> Settings:
+    """Settings of the environment and `.env`; `overrides` (by setting name) win. Raises ConfigurationError."""
+    source = Environ() if environ is None else environ
+    given = {**_admin_key_file(source), **(overrides or {})}
+    config = Config(env_file if env_file and Path(env_file).is_file() else None, environ=source)
+    values: dict[str, Any] = {}
+    for each in fields(Settings):
+        name = each.metadata["name"]
+        text = given.get(name, config(name, default=None))
+        if text is not None and text != "":
+            values[each.name] = _cast(name, text, each.metadata["cast"])
+    return Settings(**values)
+
+
+def _cast(name: str, text: str, cast: Callable[[str], T]) -> T:
+    try:
+        return cast(text)
+    except ValueError as exc:
+        raise ConfigurationError(f"{name}={text!r}: {exc}") from exc
+
+
+def _admin_key_file(environ: Mapping[str, str]) -> dict[str, str]:
+    """Compose secrets are files: `STELLARCHAT_ADMIN_KEY_FILE` names the one with the key."""
+    path = environ.get("STELLARCHAT_ADMIN_KEY_FILE")
+    if not path:
+        return {}
+    try:
+        return {"STELLARCHAT_ADMIN_KEY": Path(path).read_text(encoding="utf-8").strip()}
+    except OSError as exc:
+        raise ConfigurationError(f"STELLARCHAT_ADMIN_KEY_FILE={path!r}: {exc.strerror}") from exc
+
+
+def shown(value: Any) -> str:
+    """A setting's value as it would be written in the environment."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
