@@ -1,0 +1,221 @@
+"""The SQLite file: opening, checking and migrating it, one writer connection and a few readers, each in its own thread."""
+
+import asyncio
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import aiosqlite
+
+from proxy.errors import ConfigurationError
+
+T = TypeVar("T")
+
+# "StCh": tells a StellarChat file from any other. https://sqlite.org/pragma.html#pragma_application_id
+APPLICATION_ID = 0x53744368
+OLDEST_SQLITE = (3, 39, 0)  # IS NOT DISTINCT FROM
+
+_PACKAGE = Path(__file__).parent
+SQL = _PACKAGE / "sql" if (_PACKAGE / "sql").is_dir() else _PACKAGE.parent / "sql"
+
+
+class Connection(aiosqlite.Connection):
+    """An aiosqlite connection that also runs a whole function in its thread.
+
+    A hop between threads costs more than most queries, so a transaction or a page of rows is one hop.
+    """
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` returns or raises, run in the connection's thread after what was asked before."""
+        result: T = await self._execute(work, self._conn)
+        return result
+
+
+class Database:
+    """The open database of one process. Close it, or the process does not end: the threads are not daemons."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer: Connection | None = None
+        self._readers: asyncio.Queue[Connection] = asyncio.Queue()
+        self._opened: list[Connection] = []
+
+    async def open(self, *, readers: int = 2) -> None:
+        """Open the file, made and migrated where needed. Raises ConfigurationError with one line that says why not."""
+        try:
+            self._writer = await self._connect()
+            await self._writer.run(prepare)
+            for _ in range(readers):
+                reader = await self._connect()
+                await reader.run(_only_read)
+                self._readers.put_nowait(reader)
+        except sqlite3.Error as exc:
+            await self.close()
+            raise ConfigurationError(_opening_failed(self.path, exc)) from exc
+        except BaseException:
+            await self.close()
+            raise
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work`, which owns its transaction, on the writer connection. Only the writer task calls this."""
+        assert self._writer is not None
+        return await self._writer.run(work)
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` on a reader connection, in one read transaction."""
+        async with self.reader() as connection:
+            return await connection.run(lambda conn: _in_read_transaction(conn, work))
+
+    @asynccontextmanager
+    async def reader(self) -> AsyncIterator[Connection]:
+        """A reader connection of one's own, for as long as the block lasts."""
+        connection = await self._readers.get()
+        try:
+            yield connection
+        finally:
+            self._readers.put_nowait(connection)
+
+    async def checkpoint(self) -> None:
+        """Bring the write-ahead log into the file and empty it. https://sqlite.org/wal.html#ckpt"""
+        await self.write(lambda conn: conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for connection in self._opened:
+            await connection.close()
+        self._opened.clear()
+        self._writer = None
+
+    async def _connect(self) -> Connection:
+        connection = Connection(lambda: connect(self.path), 64)
+        await connection
+        self._opened.append(connection)
+        return connection
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection set up as `sql/sqlite/connect.sql` says; the caller begins and ends every transaction."""
+    _make_private(path)
+    connection = sqlite3.connect(path, isolation_level=None, cached_statements=256)
+    try:
+        _refuse_foreign(connection, path)
+        # Only a file without tables takes this; the space that prune frees goes back with it.
+        # https://sqlite.org/pragma.html#pragma_auto_vacuum
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        for statement in _statements((SQL / "sqlite" / "connect.sql").read_text(encoding="utf-8")):
+            connection.execute(statement).fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Apply the migrations the file does not have yet, each in one transaction. Refuses a file of a newer program."""
+    migrations = _migrations()
+    newest = max(migrations)
+    if _user_version(connection) > newest:
+        raise ConfigurationError(
+            f"the database has schema {_user_version(connection)}, this program knows up to {newest}: "
+            "run the newer StellarChat that wrote it"
+        )
+    for number, script in sorted(migrations.items()):
+        with transaction(connection):
+            # Read under the lock: another worker may have been first.
+            if _user_version(connection) < number:
+                _migrate(connection, number=number, script=script)
+
+
+class transaction:  # noqa: N801 - reads as `with transaction(connection):`
+    """A write transaction around a block: committed at its end, rolled back when it raises."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            try:
+                self._connection.execute("COMMIT")
+            except sqlite3.Error:
+                rollback(self._connection)
+                raise
+        else:
+            rollback(self._connection)
+
+
+def rollback(connection: sqlite3.Connection) -> None:
+    """End the transaction, where SQLite has not done so itself. https://sqlite.org/lang_transaction.html#immediate"""
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
+
+
+def _migrate(connection: sqlite3.Connection, *, number: int, script: str) -> None:
+    for statement in _statements(script):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {number}")
+
+
+def _migrations() -> dict[int, str]:
+    files = (SQL / "sqlite" / "migrations").glob("*.sql")
+    return {int(file.name[:4]): file.read_text(encoding="utf-8") for file in files}
+
+
+def _statements(script: str) -> list[str]:
+    """The statements of a script one by one: `executescript` would commit the open transaction first."""
+    statements = []
+    pending = ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            statements.append(pending.strip())
+            pending = ""
+    return [statement for statement in statements if re.sub(r"--[^\n]*", "", statement).strip(" \n;")]
+
+
+def _user_version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
+    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+    if application_id == APPLICATION_ID:
+        return
+    if connection.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0] or application_id:
+        raise ConfigurationError(f"{path} is a database of another program; set DATABASE_URL to a file of its own")
+
+
+def _make_private(path: Path) -> None:
+    """Create the file so that only its owner reads it: the history of all users is in there."""
+    if str(path) == ":memory:":
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError as exc:
+        raise ConfigurationError(f"cannot use the database {path}: {exc.strerror}") from exc
+
+
+def _only_read(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA query_only = ON")
+
+
+def _in_read_transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    connection.execute("BEGIN")
+    try:
+        return work(connection)
+    finally:
+        rollback(connection)
+
+
+def _opening_failed(path: Path, exc: sqlite3.Error) -> str:
+    if "not a database" in str(exc):
+        return f"{path} is not an SQLite database; set DATABASE_URL to another file"
+    return f"cannot use the database {path}: {exc}"

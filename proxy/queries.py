@@ -1,0 +1,396 @@
+"""One typed function per named query of `sql/queries`. Each takes the connection; the caller owns the transaction."""
+
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.database import SQL
+
+DEFAULT_USER_ID = "default_user"
+
+
+def load_queries() -> dict[str, str]:
+    """The statements of `sql/queries/*.sql` by the name in the `-- name:` line above each."""
+    text = "\n".join(file.read_text(encoding="utf-8") for file in sorted((SQL / "queries").glob("*.sql")))
+    parts = re.split(r"^-- name: *(\w+) *$", text, flags=re.MULTILINE)
+    return {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+QUERIES = load_queries()
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A row of `users`."""
+
+    user_id: str
+    username: str | None
+    session_count: int
+    active_session_count: int
+    created_at: str
+    last_active: str
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A row of `sessions`; `metadata` is JSON text."""
+
+    session_id: str
+    user_id: str
+    external_id: str | None
+    title: str
+    is_active: bool
+    metadata: str | None
+    leaf_no: int | None
+    message_count: int
+    tokens: int
+    created_at: str
+    updated_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Where a message stands in its tree."""
+
+    message_no: int
+    session_id: str
+    parent_no: int | None
+    depth: int
+    role: str
+    chain_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as the routes show it; `extra`, `choice` and `metadata` are JSON text."""
+
+    message_id: str
+    session_id: str
+    parent_id: str | None
+    exchange_id: str | None
+    role: str
+    content: str
+    content_form: str
+    extra: str | None
+    choice: str | None
+    model: str | None
+    tokens: int
+    status: str
+    metadata: str | None
+    created_at: str
+    message_no: int
+    siblings: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeRow:
+    """A row of `exchanges`; `context`, `parameters`, `metadata`, `completion` and `error` are JSON text."""
+
+    exchange_id: str
+    session_id: str
+    user_id: str
+    leaf_no: int | None
+    context: str | None
+    endpoint: str
+    model: str | None
+    status: str
+    http_status: int | None
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    total_tokens: int | None
+    reasoning_tokens: int | None
+    cached_tokens: int | None
+    time_to_first_token_ms: int | None
+    duration_ms: int | None
+    parameters: str
+    metadata: str | None
+    request_id: str
+    completion_id: str | None
+    completion: str | None
+    error: str | None
+    worker_id: str | None
+    created_at: str
+    completed_at: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Which part of a list: `after` is the id of the last item of the page before."""
+
+    limit: int
+    offset: int = 0
+    after: str | None = None
+
+
+def _one(connection: sqlite3.Connection, name: str, parameters: dict[str, Any]) -> Any:
+    return connection.execute(QUERIES[name], parameters).fetchone()
+
+
+def _all(connection: sqlite3.Connection, name: str, parameters: dict[str, Any]) -> list[Any]:
+    return connection.execute(QUERIES[name], parameters).fetchall()
+
+
+def _changes(connection: sqlite3.Connection, name: str, parameters: dict[str, Any]) -> int:
+    return connection.execute(QUERIES[name], parameters).rowcount
+
+
+# --- users
+
+
+def upsert_user(connection: sqlite3.Connection, *, user_id: str, now: str) -> None:
+    """Make the user where there is none; it was active now."""
+    _changes(connection, "upsert_user", {"user_id": user_id, "now": now})
+
+
+def get_user(connection: sqlite3.Connection, user_id: str) -> User | None:
+    """The user, if there is one."""
+    row = _one(connection, "get_user", {"user_id": user_id})
+    return None if row is None else User(*row)
+
+
+def delete_user(connection: sqlite3.Connection, user_id: str) -> bool:
+    """Delete the user and all that is its; whether there was one."""
+    return _changes(connection, "delete_user", {"user_id": user_id}) > 0
+
+
+# --- sessions
+
+
+def insert_session(
+    connection: sqlite3.Connection,
+    *,
+    session_id: str,
+    user_id: str,
+    external_id: str | None,
+    title: str,
+    metadata: str | None,
+    now: str,
+) -> bool:
+    """Make the session; false where its id, or its external id, is there already."""
+    parameters = {
+        "session_id": session_id,
+        "user_id": user_id,
+        "external_id": external_id,
+        "title": title,
+        "metadata": metadata,
+        "now": now,
+    }
+    return _changes(connection, "insert_session", parameters) > 0
+
+
+def find_session_id(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> str | None:
+    """The session with this id, its own or its client's; of any user where `user_id` is None."""
+    parameters = {"id": id_, "user_id": user_id, "default_user_id": DEFAULT_USER_ID}
+    row = _one(connection, "find_session_id", parameters)
+    return None if row is None else row[0]
+
+
+def get_session(connection: sqlite3.Connection, session_id: str, *, user_id: str | None = None) -> Session | None:
+    """The session by its own id, if it is there and the user's."""
+    row = _one(connection, "get_session", {"session_id": session_id, "user_id": user_id})
+    return None if row is None else Session(*row)
+
+
+def list_sessions(
+    connection: sqlite3.Connection,
+    *,
+    user_id: str,
+    page: Page,
+    active_only: bool = False,
+    since: str | None = None,
+    until: str | None = None,
+) -> list[Session]:
+    """One page of a user's sessions, newest activity first."""
+    before = None if page.after is None else get_session(connection, page.after, user_id=user_id)
+    parameters = {
+        "user_id": user_id,
+        "active_only": active_only,
+        "after_updated_at": before and before.updated_at,
+        "after_session_id": before and before.session_id,
+        "since": since,
+        "until": until,
+        "limit": page.limit,
+        "offset": page.offset,
+    }
+    return [Session(*row) for row in _all(connection, "list_sessions", parameters)]
+
+
+def count_sessions_between(
+    connection: sqlite3.Connection, *, user_id: str, since: str | None, until: str | None
+) -> int:
+    """How many of a user's sessions were last active in a time span."""
+    parameters = {"user_id": user_id, "since": since, "until": until}
+    count: int = _one(connection, "count_sessions_between", parameters)[0]
+    return count
+
+
+def update_session(
+    connection: sqlite3.Connection,
+    *,
+    session_id: str,
+    title: str | None,
+    is_active: bool | None,
+    metadata: str | None,
+    now: str,
+) -> bool:
+    """Change what is not None; whether the session is there."""
+    parameters = {
+        "session_id": session_id,
+        "title": title,
+        "is_active": is_active,
+        "metadata": metadata,
+        "now": now,
+    }
+    return _changes(connection, "update_session", parameters) > 0
+
+
+def touch_session(
+    connection: sqlite3.Connection, *, session_id: str, messages: int, tokens: int, leaf_no: int | None, now: str
+) -> None:
+    """Count messages that were stored below the session; `leaf_no` is the newest of them."""
+    parameters = {"session_id": session_id, "messages": messages, "tokens": tokens, "leaf_no": leaf_no, "now": now}
+    _changes(connection, "touch_session", parameters)
+
+
+def delete_session(connection: sqlite3.Connection, session_id: str) -> bool:
+    """Delete the session, its messages and exchanges; whether it was there."""
+    return _changes(connection, "delete_session", {"session_id": session_id}) > 0
+
+
+# --- messages
+
+
+def insert_message(connection: sqlite3.Connection, parameters: dict[str, Any]) -> int:
+    """Store a message given by all its columns; its number."""
+    number: int = _one(connection, "insert_message", parameters)[0]
+    return number
+
+
+def find_prefix(connection: sqlite3.Connection, hashes: Iterable[bytes]) -> tuple[int, int] | None:
+    """Of chain hashes, longest prefix first: position and message of the first that is stored, in any session."""
+    row = _one(connection, "find_prefix", {"hashes": b"".join(hashes)})
+    return None if row is None else (row[0], row[1])
+
+
+def find_prefix_in_session(
+    connection: sqlite3.Connection, hashes: Iterable[bytes], *, session_id: str
+) -> tuple[int, int] | None:
+    """The same inside one session."""
+    row = _one(connection, "find_prefix_in_session", {"hashes": b"".join(hashes), "session_id": session_id})
+    return None if row is None else (row[0], row[1])
+
+
+def get_node(connection: sqlite3.Connection, message_no: int) -> Node | None:
+    """Where a message stands, if it is there."""
+    row = _one(connection, "get_node", {"message_no": message_no})
+    return None if row is None else Node(*row)
+
+
+def find_node_by_hash(connection: sqlite3.Connection, chain_hash: bytes, *, session_id: str) -> Node | None:
+    """A message of the session by its hash."""
+    row = _one(connection, "find_node_by_hash", {"chain_hash": chain_hash, "session_id": session_id})
+    return None if row is None else Node(*row)
+
+
+def list_ancestors(connection: sqlite3.Connection, node_no: int, *, session_id: str, limit: int = -1) -> list[Node]:
+    """A message and those above it, nearest first."""
+    parameters = {"message_no": node_no, "session_id": session_id, "limit": limit}
+    return [Node(*row) for row in _all(connection, "list_ancestors", parameters)]
+
+
+def newest_leaf_below(connection: sqlite3.Connection, message_no: int) -> int:
+    """The end of the newest branch through a message."""
+    row = _one(connection, "newest_leaf_below", {"message_no": message_no})
+    return message_no if row is None else int(row[0])
+
+
+def newest_message_no(connection: sqlite3.Connection, session_id: str) -> int | None:
+    """The message stored last in a session."""
+    number: int | None = _one(connection, "newest_message_no", {"session_id": session_id})[0]
+    return number
+
+
+def get_message(connection: sqlite3.Connection, message_no: int) -> Message:
+    """The message, which is there."""
+    return Message(*_one(connection, "get_message", {"message_no": message_no}))
+
+
+def find_message_no(connection: sqlite3.Connection, message_id: str, *, session_id: str) -> int | None:
+    """The number of a session's message."""
+    row = _one(connection, "find_message_no", {"message_id": message_id, "session_id": session_id})
+    return None if row is None else row[0]
+
+
+def list_message_blobs(connection: sqlite3.Connection, message_no: int) -> dict[str, str]:
+    """The large parts of a message by digest."""
+    return dict(_all(connection, "list_message_blobs", {"message_no": message_no}))
+
+
+def insert_blob(connection: sqlite3.Connection, *, message_no: int, digest: str, data: str) -> None:
+    """Store a large part of a message, once a database."""
+    _changes(connection, "insert_blob", {"digest": digest, "data": data})
+    _changes(connection, "insert_message_blob", {"message_no": message_no, "digest": digest})
+
+
+# --- exchanges
+
+
+def insert_exchange(connection: sqlite3.Connection, row: ExchangeRow) -> bool:
+    """Store an exchange; false where it is there already."""
+    return _changes(connection, "insert_exchange", _columns(row)) > 0
+
+
+def finish_exchange(connection: sqlite3.Connection, row: ExchangeRow) -> bool:
+    """Store the outcome of an exchange in progress; false where there is none (ended before, or deleted)."""
+    return _changes(connection, "finish_exchange", _columns(row)) > 0
+
+
+def get_exchange(connection: sqlite3.Connection, exchange_id: str) -> ExchangeRow | None:
+    """The exchange, if it is there."""
+    row = _one(connection, "get_exchange", {"exchange_id": exchange_id})
+    return None if row is None else ExchangeRow(*row)
+
+
+def list_exchanges(connection: sqlite3.Connection, *, session_id: str, page: Page) -> list[ExchangeRow]:
+    """One page of a session's exchanges, oldest first."""
+    parameters = {"session_id": session_id, "limit": page.limit, "offset": page.offset, "after": page.after}
+    return [ExchangeRow(*row) for row in _all(connection, "list_exchanges", parameters)]
+
+
+def count_exchanges(connection: sqlite3.Connection, session_id: str) -> int:
+    """How many exchanges a session has."""
+    count: int = _one(connection, "count_exchanges", {"session_id": session_id})[0]
+    return count
+
+
+def list_workers_in_progress(connection: sqlite3.Connection) -> list[str]:
+    """The processes that have exchanges in progress."""
+    return [row[0] for row in _all(connection, "list_workers_in_progress", {})]
+
+
+def list_exchanges_in_progress(connection: sqlite3.Connection, worker_id: str) -> list[str]:
+    """The exchanges a process has in progress."""
+    return [row[0] for row in _all(connection, "list_exchanges_in_progress", {"worker_id": worker_id})]
+
+
+def insert_fragment(connection: sqlite3.Connection, *, exchange_id: str, sequence: int, data: bytes) -> None:
+    """Store the next piece of a reply in progress."""
+    _changes(connection, "insert_fragment", {"exchange_id": exchange_id, "sequence": sequence, "data": data})
+
+
+def iterate_fragments(connection: sqlite3.Connection, exchange_id: str) -> Iterator[bytes]:
+    """What a reply in progress had streamed, in order."""
+    for row in connection.execute(QUERIES["list_fragments"], {"exchange_id": exchange_id}):
+        yield row[0]
+
+
+def delete_fragments(connection: sqlite3.Connection, exchange_id: str) -> None:
+    """Forget the pieces of a reply that is stored."""
+    _changes(connection, "delete_fragments", {"exchange_id": exchange_id})
+
+
+def _columns(row: ExchangeRow) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in ExchangeRow.__slots__}

@@ -1,0 +1,111 @@
+"""Message chain hashes: what makes two messages the same, and a resent history recognisable. Pure.
+
+`h_0 = H(user)`, `h_i = H(h_{i-1}, canonical(message_i))`. A stored message carries the hash of itself and all above it,
+so one look-up by hash finds the place where a conversation goes on. System and developer messages are not part of the
+link: clients rewrite them from turn to turn (date, memory, tools), and a conversation stays what it is.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from hashlib import blake2b
+from typing import Any
+
+from proxy import jsontext
+
+UNLINKED_ROLES = frozenset({"system", "developer"})
+_DIGEST_BYTES = 16
+
+
+def is_linked(message: Mapping[str, Any]) -> bool:
+    """Whether the message is part of the chain."""
+    return message.get("role") not in UNLINKED_ROLES
+
+
+def root_hash(user_id: str) -> bytes:
+    """The hash above a conversation's first message."""
+    return _digest(b"user\0" + user_id.encode("utf-8", "surrogatepass"))
+
+
+def chain_hash(above: bytes, message: Mapping[str, Any]) -> bytes:
+    """The hash of a linked message below the one with hash `above`."""
+    return _digest(above + canonical(message))
+
+
+def own_hash(message: Mapping[str, Any]) -> bytes:
+    """The hash of an unlinked message: of itself alone, never equal to a chain hash."""
+    return _digest(b"unlinked\0" + canonical(message))
+
+
+def chain(user_id: str, messages: Iterable[Mapping[str, Any]]) -> list[bytes]:
+    """The hashes of the linked ones among `messages`, in order."""
+    hashes = []
+    above = root_hash(user_id)
+    for message in messages:
+        if is_linked(message):
+            above = chain_hash(above, message)
+            hashes.append(above)
+    return hashes
+
+
+def canonical(message: Mapping[str, Any]) -> bytes:
+    """The message without what clients rewrite when they send it back.
+
+    A string and one text part are the same, so are null, absent and empty content; reasoning, null keys, the name of a
+    reply and keys nobody knows are left out; tool call arguments are compared as JSON values.
+    """
+    role = message.get("role")
+    is_reply = role == "assistant"
+    parts = [
+        role,
+        _content(message.get("content")),
+        message.get("tool_call_id"),
+        None if is_reply else message.get("name"),
+        [_call(call) for call in _list(message.get("tool_calls"))],
+        _function(message.get("function_call")),
+        message.get("refusal") or None,
+    ]
+    return jsontext.dumps(parts).encode("utf-8", "surrogatepass")
+
+
+def _digest(text: bytes) -> bytes:
+    return blake2b(text, digest_size=_DIGEST_BYTES).digest()
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _content(content: Any) -> Any:
+    if isinstance(content, list):
+        parts = [_part(part) for part in content]
+        return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else parts or ""
+    return "" if content is None else content
+
+
+def _part(part: Any) -> Any:
+    """A text part as its text; any other without its nulls and defaults, and without hints that move between turns."""
+    if not isinstance(part, dict):
+        return [part]
+    if part.get("type") in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
+        return part["text"]
+    kept = {key: value for key, value in part.items() if value is not None and key != "cache_control"}
+    image = kept.get("image_url")
+    if isinstance(image, dict):
+        kept["image_url"] = {k: v for k, v in image.items() if v is not None and (k, v) != ("detail", "auto")}
+    return dict(sorted(kept.items()))
+
+
+def _call(call: Any) -> Any:
+    if not isinstance(call, dict):
+        return call
+    return [call.get("id"), _function(call.get("function")), call.get("custom")]
+
+
+def _function(function: Any) -> Any:
+    if not isinstance(function, dict):
+        return function or None
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        with suppress(ValueError):
+            arguments = jsontext.loads(arguments)
+    return [function.get("name"), arguments]

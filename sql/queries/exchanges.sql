@@ -1,0 +1,86 @@
+-- name: insert_exchange
+-- Nothing happens where it is there already: a spilled write may be replayed.
+INSERT INTO exchanges (exchange_id, session_id, user_id, leaf_no, context, endpoint, model, status, http_status,
+                       finish_reason, prompt_tokens, completion_tokens, total_tokens, reasoning_tokens, cached_tokens,
+                       time_to_first_token_ms, duration_ms, parameters, metadata, request_id, completion_id, completion,
+                       error, worker_id, created_at, completed_at)
+VALUES (:exchange_id, :session_id, :user_id, :leaf_no, :context, :endpoint, :model, :status, :http_status,
+        :finish_reason, :prompt_tokens, :completion_tokens, :total_tokens, :reasoning_tokens, :cached_tokens,
+        :time_to_first_token_ms, :duration_ms, :parameters, :metadata, :request_id, :completion_id, :completion,
+        :error, :worker_id, :created_at, :completed_at)
+ON CONFLICT DO NOTHING;
+
+-- name: finish_exchange
+-- Its outcome, once: an exchange that has ended is never touched again.
+UPDATE exchanges
+SET status = :status,
+    model = :model,
+    http_status = :http_status,
+    finish_reason = :finish_reason,
+    prompt_tokens = :prompt_tokens,
+    completion_tokens = :completion_tokens,
+    total_tokens = :total_tokens,
+    reasoning_tokens = :reasoning_tokens,
+    cached_tokens = :cached_tokens,
+    time_to_first_token_ms = :time_to_first_token_ms,
+    duration_ms = :duration_ms,
+    completion_id = :completion_id,
+    completion = :completion,
+    error = :error,
+    worker_id = NULL,
+    completed_at = :completed_at
+WHERE exchange_id = :exchange_id
+  AND status = 'in_progress';
+
+-- name: get_exchange
+SELECT exchange_id, session_id, user_id, leaf_no, context, endpoint, model, status, http_status, finish_reason,
+       prompt_tokens, completion_tokens, total_tokens, reasoning_tokens, cached_tokens, time_to_first_token_ms,
+       duration_ms, parameters, metadata, request_id, completion_id, completion, error, worker_id, created_at,
+       completed_at
+FROM exchanges
+WHERE exchange_id = :exchange_id;
+
+-- name: list_exchanges
+-- One page of a session's exchanges, oldest first.
+SELECT exchange_id, session_id, user_id, leaf_no, context, endpoint, model, status, http_status, finish_reason,
+       prompt_tokens, completion_tokens, total_tokens, reasoning_tokens, cached_tokens, time_to_first_token_ms,
+       duration_ms, parameters, metadata, request_id, completion_id, completion, error, worker_id, created_at,
+       completed_at
+FROM exchanges
+WHERE session_id = :session_id
+  AND (:after IS NULL OR exchange_id > :after)
+ORDER BY exchange_id
+LIMIT :limit OFFSET :offset;
+
+-- name: count_exchanges
+SELECT COUNT(*)
+FROM exchanges
+WHERE session_id = :session_id;
+
+-- name: list_workers_in_progress
+-- The processes that have exchanges in progress, some of which may be gone.
+SELECT DISTINCT worker_id
+FROM exchanges
+WHERE status = 'in_progress';
+
+-- name: list_exchanges_in_progress
+-- What a process left behind.
+SELECT exchange_id
+FROM exchanges
+WHERE status = 'in_progress'
+  AND worker_id = :worker_id;
+
+-- name: insert_fragment
+INSERT INTO exchange_fragments (exchange_id, sequence, data)
+VALUES (:exchange_id, :sequence, :data)
+ON CONFLICT DO NOTHING;
+
+-- name: list_fragments
+SELECT data
+FROM exchange_fragments
+WHERE exchange_id = :exchange_id
+ORDER BY sequence;
+
+-- name: delete_fragments
+DELETE FROM exchange_fragments
+WHERE exchange_id = :exchange_id;

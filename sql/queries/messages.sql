@@ -1,0 +1,149 @@
+-- name: insert_message
+INSERT INTO messages (message_id, session_id, parent_no, depth, chain_hash, exchange_id, role, content, content_form,
+                      extra, choice, model, tokens, status, metadata, created_at)
+VALUES (:message_id, :session_id, :parent_no, :depth, :chain_hash, :exchange_id, :role, :content, :content_form,
+        :extra, :choice, :model, :tokens, :status, :metadata, :created_at)
+RETURNING message_no;
+
+-- name: find_prefix
+-- The longest of the given prefixes of a conversation that is stored: one probe of the index a prefix, longest first,
+-- stopping at the first that is there (a recursive query hands out its rows first in, first out:
+-- https://sqlite.org/lang_with.html#recursive_query_examples). Equal prefixes: one that nothing follows yet, so that
+-- two conversations that begin alike stay apart; then the newest. :hashes holds the chain hashes, 16 bytes each.
+WITH RECURSIVE probe (position, hash) AS (
+    SELECT 0, substr(:hashes, 1, 16)
+    UNION ALL
+    SELECT position + 1, substr(:hashes, 16 * (position + 1) + 1, 16)
+    FROM probe
+    WHERE 16 * (position + 1) < length(:hashes)
+)
+SELECT position, message_no
+FROM (
+    SELECT probe.position,
+           (
+               SELECT candidate.message_no
+               FROM (
+                   SELECT m.message_no,
+                          EXISTS (SELECT 1 FROM messages AS c WHERE c.parent_no = m.message_no) AS goes_on
+                   FROM messages AS m
+                   WHERE m.chain_hash = probe.hash
+                   ORDER BY m.session_id DESC, m.message_no DESC
+                   LIMIT 8
+               ) AS candidate
+               ORDER BY candidate.goes_on, candidate.message_no DESC
+               LIMIT 1
+           ) AS message_no
+    FROM probe
+) AS found
+WHERE message_no IS NOT NULL
+LIMIT 1;
+
+-- name: find_prefix_in_session
+-- The same inside one session.
+WITH RECURSIVE probe (position, hash) AS (
+    SELECT 0, substr(:hashes, 1, 16)
+    UNION ALL
+    SELECT position + 1, substr(:hashes, 16 * (position + 1) + 1, 16)
+    FROM probe
+    WHERE 16 * (position + 1) < length(:hashes)
+)
+SELECT position, message_no
+FROM (
+    SELECT probe.position,
+           (
+               SELECT MAX(m.message_no)
+               FROM messages AS m
+               WHERE m.chain_hash = probe.hash
+                 AND m.session_id = :session_id
+           ) AS message_no
+    FROM probe
+) AS found
+WHERE message_no IS NOT NULL
+LIMIT 1;
+
+-- name: get_node
+-- Where a message stands in its tree.
+SELECT message_no, session_id, parent_no, depth, role, chain_hash
+FROM messages
+WHERE message_no = :message_no;
+
+-- name: find_node_by_hash
+-- A message of a session by its hash: the newest, if it was stored more than once.
+SELECT message_no, session_id, parent_no, depth, role, chain_hash
+FROM messages
+WHERE chain_hash = :chain_hash
+  AND session_id = :session_id
+ORDER BY message_no DESC
+LIMIT 1;
+
+-- name: list_ancestors
+-- A message and those above it, nearest first.
+WITH RECURSIVE path (message_no, parent_no, depth, role, chain_hash) AS (
+    SELECT message_no, parent_no, depth, role, chain_hash
+    FROM messages
+    WHERE message_no = :message_no
+    UNION ALL
+    SELECT m.message_no, m.parent_no, m.depth, m.role, m.chain_hash
+    FROM path
+    JOIN messages AS m ON m.message_no = path.parent_no
+)
+SELECT message_no, :session_id, parent_no, depth, role, chain_hash
+FROM path
+LIMIT :limit;
+
+-- name: newest_leaf_below
+-- The end of the newest branch through a message.
+WITH RECURSIVE descent (message_no) AS (
+    SELECT CAST(:message_no AS INTEGER)
+    UNION ALL
+    SELECT (SELECT MAX(m.message_no) FROM messages AS m WHERE m.parent_no = descent.message_no)
+    FROM descent
+    WHERE descent.message_no IS NOT NULL
+)
+SELECT message_no
+FROM descent
+WHERE message_no IS NOT NULL
+  AND NOT EXISTS (SELECT 1 FROM messages AS m WHERE m.parent_no = descent.message_no);
+
+-- name: newest_message_no
+SELECT MAX(message_no)
+FROM messages
+WHERE session_id = :session_id;
+
+-- name: get_message
+-- One message of a session as the routes show it: with its parent's id and the number of its alternatives, itself
+-- included.
+SELECT m.message_id, m.session_id, p.message_id, m.exchange_id, m.role, m.content, m.content_form, m.extra, m.choice,
+       m.model, m.tokens, m.status, m.metadata, m.created_at, m.message_no,
+       (
+           SELECT COUNT(*)
+           FROM messages AS s
+           WHERE s.session_id = m.session_id
+             AND s.parent_no IS NOT DISTINCT FROM m.parent_no
+       )
+FROM messages AS m
+LEFT JOIN messages AS p ON p.message_no = m.parent_no
+WHERE m.message_no = :message_no;
+
+-- name: find_message_no
+SELECT message_no
+FROM messages
+WHERE message_id = :message_id
+  AND session_id = :session_id;
+
+-- name: list_message_blobs
+-- The large parts of a message.
+SELECT b.digest, b.data
+FROM message_blobs AS mb
+JOIN blobs AS b ON b.digest = mb.digest
+WHERE mb.message_no = :message_no;
+
+-- name: insert_blob
+INSERT INTO blobs (digest, data)
+VALUES (:digest, :data)
+ON CONFLICT DO NOTHING;
+
+-- name: insert_message_blob
+INSERT INTO message_blobs (message_no, digest)
+VALUES (:message_no, :digest)
+ON CONFLICT DO NOTHING;

@@ -1,0 +1,63 @@
+-- name: insert_session
+-- Nothing happens where the session, or the client's id for it, is there already.
+INSERT INTO sessions (session_id, user_id, external_id, title, metadata, created_at, updated_at)
+VALUES (:session_id, :user_id, :external_id, :title, :metadata, :now, :now)
+ON CONFLICT DO NOTHING;
+
+-- name: find_session_id
+-- A session by its own id or by the id its client made up; without a user, of the whole database, the newest first.
+SELECT session_id
+FROM sessions
+WHERE (session_id = :id AND (:user_id IS NULL OR user_id = :user_id))
+   OR (external_id = :id AND user_id = COALESCE(:user_id, :default_user_id))
+ORDER BY session_id DESC
+LIMIT 1;
+
+-- name: get_session
+SELECT session_id, user_id, external_id, title, is_active, metadata, leaf_no, message_count, tokens,
+       created_at, updated_at
+FROM sessions
+WHERE session_id = :session_id
+  AND (:user_id IS NULL OR user_id = :user_id);
+
+-- name: list_sessions
+-- One page of a user's sessions, newest activity first, after the one named by the cursor.
+SELECT session_id, user_id, external_id, title, is_active, metadata, leaf_no, message_count, tokens,
+       created_at, updated_at
+FROM sessions
+WHERE user_id = :user_id
+  AND (:active_only = 0 OR is_active)
+  AND (:after_updated_at IS NULL OR (updated_at, session_id) < (:after_updated_at, :after_session_id))
+  AND (:since IS NULL OR updated_at >= :since)
+  AND (:until IS NULL OR updated_at < :until)
+ORDER BY updated_at DESC, session_id DESC
+LIMIT :limit OFFSET :offset;
+
+-- name: count_sessions_between
+SELECT COUNT(*)
+FROM sessions
+WHERE user_id = :user_id
+  AND (:since IS NULL OR updated_at >= :since)
+  AND (:until IS NULL OR updated_at < :until);
+
+-- name: update_session
+-- What is not given stays.
+UPDATE sessions
+SET title = COALESCE(:title, title),
+    is_active = COALESCE(:is_active, is_active),
+    metadata = COALESCE(:metadata, metadata),
+    updated_at = :now
+WHERE session_id = :session_id;
+
+-- name: touch_session
+-- Messages were stored below it: its counts, its newest leaf and its activity follow.
+UPDATE sessions
+SET message_count = message_count + :messages,
+    tokens = tokens + :tokens,
+    leaf_no = COALESCE(:leaf_no, leaf_no),
+    updated_at = :now
+WHERE session_id = :session_id;
+
+-- name: delete_session
+DELETE FROM sessions
+WHERE session_id = :session_id;

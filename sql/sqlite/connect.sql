@@ -1,0 +1,11 @@
+-- What every connection is set to, each with its reason.
+
+-- Readers never wait for the writer, and the writer never for readers. https://sqlite.org/wal.html
+PRAGMA journal_mode = WAL;
+-- A commit that was acknowledged survives a power cut. https://sqlite.org/pragma.html#pragma_synchronous
+PRAGMA synchronous = FULL;
+PRAGMA foreign_keys = ON;
+-- Other processes write the same file: wait for them, but not longer than a chat may be held up.
+PRAGMA busy_timeout = 2000;
+PRAGMA temp_store = MEMORY;
+PRAGMA cache_size = -16000;

@@ -1,0 +1,159 @@
+-- Who talks. A user is made by the first chat or session that names it.
+CREATE TABLE users (
+    user_id              TEXT PRIMARY KEY,
+    username             TEXT,
+    session_count        INTEGER NOT NULL DEFAULT 0,   -- kept by triggers, so that a list's total costs nothing
+    active_session_count INTEGER NOT NULL DEFAULT 0,
+    created_at           DATETIME NOT NULL,            -- ISO 8601 UTC, milliseconds, Z; as every DATETIME here
+    last_active          DATETIME NOT NULL
+);
+CREATE INDEX idx_users_last_active ON users (last_active);
+
+-- A conversation: a tree of messages.
+CREATE TABLE sessions (
+    session_id    TEXT PRIMARY KEY,                    -- UUIDv7
+    user_id       TEXT NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    external_id   TEXT,                                -- the id a client made up, where it did
+    title         TEXT NOT NULL DEFAULT 'New Conversation',
+    is_active     BOOLEAN NOT NULL DEFAULT TRUE,
+    metadata      TEXT,                                -- JSON object
+    leaf_no       INTEGER,                             -- the message stored last: the end of the main branch
+    message_count INTEGER NOT NULL DEFAULT 0,          -- all branches
+    tokens        INTEGER NOT NULL DEFAULT 0,          -- sum over its messages
+    created_at    DATETIME NOT NULL,
+    updated_at    DATETIME NOT NULL
+);
+CREATE UNIQUE INDEX idx_sessions_external_id ON sessions (user_id, external_id);
+CREATE INDEX idx_sessions_user_id ON sessions (user_id, updated_at DESC, session_id DESC);
+CREATE INDEX idx_sessions_created_at ON sessions (created_at DESC);
+CREATE INDEX idx_sessions_active ON sessions (is_active, updated_at DESC);
+
+CREATE TRIGGER sessions_counted_in AFTER INSERT ON sessions
+BEGIN
+    UPDATE users
+    SET session_count = session_count + 1,
+        active_session_count = active_session_count + NEW.is_active
+    WHERE user_id = NEW.user_id;
+END;
+CREATE TRIGGER sessions_counted_out AFTER DELETE ON sessions
+BEGIN
+    UPDATE users
+    SET session_count = session_count - 1,
+        active_session_count = active_session_count - OLD.is_active
+    WHERE user_id = OLD.user_id;
+END;
+CREATE TRIGGER sessions_recounted AFTER UPDATE OF is_active ON sessions
+WHEN OLD.is_active <> NEW.is_active
+BEGIN
+    UPDATE users
+    SET active_session_count = active_session_count + NEW.is_active - OLD.is_active
+    WHERE user_id = NEW.user_id;
+END;
+
+-- What was said, each message once.
+CREATE TABLE messages (
+    message_no   INTEGER PRIMARY KEY,                  -- order of storing; for links and the search index, never shown
+    message_id   TEXT NOT NULL UNIQUE,                 -- UUIDv7
+    session_id   TEXT NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE,
+    parent_no    INTEGER REFERENCES messages (message_no) ON DELETE CASCADE,
+    depth        INTEGER NOT NULL,                     -- messages above it
+    chain_hash   BLOB NOT NULL,                        -- thread.py: this message and all above it, of this user
+    exchange_id  TEXT,                                 -- the exchange that stored it; none when posted by hand
+    role         TEXT NOT NULL,
+    content      TEXT NOT NULL,                        -- the text, as people read and search it
+    content_form TEXT NOT NULL DEFAULT 'text' CHECK (content_form IN ('text', 'json', 'none')),
+                                                       -- json: the exact content is in extra; none: it had no content
+    extra        TEXT,                                 -- JSON object: its other OpenAI keys, as sent
+    choice       TEXT,                                 -- JSON object, replies only: index, finish_reason, logprobs, ...
+    model        TEXT,
+    tokens       INTEGER NOT NULL DEFAULT 0,
+    status       TEXT NOT NULL DEFAULT 'completed' CHECK (status IN ('completed', 'incomplete', 'failed')),
+    metadata     TEXT,                                 -- JSON object
+    created_at   DATETIME NOT NULL
+);
+CREATE INDEX idx_messages_session_id ON messages (session_id, parent_no);
+CREATE INDEX idx_messages_created_at ON messages (created_at);
+CREATE INDEX idx_messages_role ON messages (role);
+CREATE INDEX idx_messages_session_created ON messages (session_id, created_at);
+CREATE INDEX idx_messages_chain_hash ON messages (chain_hash, session_id);
+CREATE INDEX idx_messages_parent_no ON messages (parent_no);
+
+-- One request and its reply.
+CREATE TABLE exchanges (
+    exchange_id           TEXT PRIMARY KEY,            -- UUIDv7
+    session_id            TEXT NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE,
+    user_id               TEXT NOT NULL,               -- the session's; for lists by user
+    leaf_no               INTEGER,                     -- last message of the request, parent of the replies
+    context               TEXT,                        -- JSON [[messages before it, message_id], ...]: the system messages as sent
+    endpoint              TEXT NOT NULL,
+    model                 TEXT,
+    status                TEXT NOT NULL CHECK (status IN ('in_progress', 'completed', 'incomplete', 'failed')),
+    http_status           INTEGER,                     -- upstream's; none when it gave none
+    finish_reason         TEXT,                        -- of the first choice, exactly as sent
+    prompt_tokens         INTEGER,
+    completion_tokens     INTEGER,
+    total_tokens          INTEGER,
+    reasoning_tokens      INTEGER,
+    cached_tokens         INTEGER,
+    time_to_first_token_ms INTEGER,
+    duration_ms           INTEGER,
+    parameters            TEXT NOT NULL,               -- JSON object: the request without its messages
+    metadata              TEXT,                        -- JSON object
+    request_id            TEXT NOT NULL,               -- X-Request-Id
+    completion_id         TEXT,                        -- upstream's chatcmpl-...
+    completion            TEXT,                        -- JSON object: the reply without its choices and id
+    error                 TEXT,                        -- JSON, as upstream or the proxy said it
+    worker_id             TEXT,                        -- the process that streams it, while in progress
+    created_at            DATETIME NOT NULL,
+    completed_at          DATETIME
+);
+CREATE INDEX idx_exchanges_session_id ON exchanges (session_id, exchange_id);
+CREATE INDEX idx_exchanges_user_id ON exchanges (user_id, exchange_id);
+CREATE INDEX idx_exchanges_completion_id ON exchanges (user_id, completion_id);
+CREATE INDEX idx_exchanges_in_progress ON exchanges (worker_id) WHERE status = 'in_progress';
+
+-- What a reply in progress has streamed so far, as upstream sent it; gone when the reply is stored.
+CREATE TABLE exchange_fragments (
+    exchange_id TEXT NOT NULL REFERENCES exchanges (exchange_id) ON DELETE CASCADE,
+    sequence    INTEGER NOT NULL,
+    data        BLOB NOT NULL,
+    PRIMARY KEY (exchange_id, sequence)
+) WITHOUT ROWID;
+
+-- Large parts of messages (data URLs), each once; messages refer to them by digest.
+CREATE TABLE blobs (
+    digest TEXT PRIMARY KEY,                           -- SHA-256, hexadecimal
+    data   TEXT NOT NULL                               -- the URL as it was sent
+);
+CREATE TABLE message_blobs (
+    message_no INTEGER NOT NULL REFERENCES messages (message_no) ON DELETE CASCADE,
+    digest     TEXT NOT NULL REFERENCES blobs (digest),
+    PRIMARY KEY (message_no, digest)
+) WITHOUT ROWID;
+CREATE INDEX idx_message_blobs_digest ON message_blobs (digest);
+CREATE TRIGGER blobs_go_with_their_last_message AFTER DELETE ON message_blobs
+BEGIN
+    DELETE FROM blobs
+    WHERE digest = OLD.digest
+      AND NOT EXISTS (SELECT 1 FROM message_blobs WHERE digest = OLD.digest);
+END;
+
+-- Who may come in. The key itself is never stored.
+CREATE TABLE api_keys (
+    key_id              TEXT PRIMARY KEY,              -- UUIDv7
+    user_id             TEXT NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    name                TEXT,
+    key_hash            BLOB NOT NULL UNIQUE,          -- SHA-256
+    hint                TEXT NOT NULL,                 -- the key's first characters, to tell keys apart
+    is_admin            BOOLEAN NOT NULL DEFAULT FALSE,
+    requests_per_minute INTEGER,                       -- quotas; none: no limit
+    tokens_per_day      INTEGER,
+    created_at          DATETIME NOT NULL,
+    expires_at          DATETIME,
+    revoked_at          DATETIME,
+    last_used_at        DATETIME
+);
+CREATE INDEX idx_api_keys_user_id ON api_keys (user_id);
+
+INSERT INTO users (user_id, username, created_at, last_active)
+VALUES ('default_user', 'Developer', '1970-01-01T00:00:00.000Z', '1970-01-01T00:00:00.000Z');
