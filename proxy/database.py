@@ -1,4 +1,4 @@
-"""The SQLite file: opening, checking and migrating it, one writer connection and a few readers, each in its own thread."""
+"""The SQLite file: opening, checking and migrating it; one writer connection and a few readers, a thread each."""
 
 import asyncio
 import re
@@ -30,7 +30,7 @@ class Connection(aiosqlite.Connection):
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What `work` returns or raises, run in the connection's thread after what was asked before."""
-        result: T = await self._execute(work, self._conn)
+        result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]
         return result
 
 

@@ -84,7 +84,7 @@ CREATE TABLE exchanges (
     session_id            TEXT NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE,
     user_id               TEXT NOT NULL,               -- the session's; for lists by user
     leaf_no               INTEGER,                     -- last message of the request, parent of the replies
-    context               TEXT,                        -- JSON [[messages before it, message_id], ...]: the system messages as sent
+    context               TEXT,                        -- JSON [[linked messages after it, message_no], ...]: the system messages as sent
     endpoint              TEXT NOT NULL,
     model                 TEXT,
     status                TEXT NOT NULL CHECK (status IN ('in_progress', 'completed', 'incomplete', 'failed')),

@@ -1,0 +1,53 @@
+"""One request and its reply, as the recorder carries it from the route to the database."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from proxy.completion import Completion
+from proxy.ids import timestamp, uuid7
+from proxy.message import is_message
+
+Status = Literal["completed", "incomplete", "failed"]
+
+
+@dataclass(slots=True)
+class SessionRef:
+    """Which session a chat belongs to, and how that was found (`X-Session-Source`)."""
+
+    session_id: str
+    source: str
+    external_id: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """What is known of an exchange before its reply. `request` is the body as the caller sent it, parsed."""
+
+    user_id: str
+    session: SessionRef
+    endpoint: str
+    request_id: str
+    request: dict[str, Any]
+    exchange_id: str = field(default_factory=uuid7)
+    created_at: str = field(default_factory=timestamp)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The request's messages; none where what was sent is not a list of messages."""
+        messages = self.request.get("messages")
+        if isinstance(messages, list) and all(map(is_message, messages)):
+            return messages
+        return []
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """How an exchange ended. `reply` is what was received of it; `error` is JSON, upstream's or the proxy's words."""
+
+    status: Status
+    http_status: int | None = None
+    reply: Completion | None = None
+    error: Any = None
+    time_to_first_token_ms: int | None = None
+    duration_ms: int | None = None
+    completed_at: str = field(default_factory=timestamp)

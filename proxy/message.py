@@ -1,0 +1,127 @@
+"""Messages between OpenAI's JSON and the columns of `messages`, losslessly. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from proxy import jsontext
+
+TITLE_LENGTH = 80
+DEFAULT_TITLE = "New Conversation"
+
+# Strings from this length on, inside content parts that are not text, are kept apart: images, audio, files.
+_BLOB_LENGTH = 2048
+_BLOB_REFERENCE = "blob:sha256:"
+
+
+@dataclass(slots=True)
+class Columns:
+    """A message as it is stored: `content` is the readable text, `extra` JSON text of its other keys."""
+
+    role: str
+    content: str
+    content_form: str
+    extra: str | None
+    blobs: dict[str, str] = field(default_factory=dict)
+
+
+def is_message(value: Any) -> bool:
+    """Whether a value can be stored as a message at all."""
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and _encodes(value["role"])
+
+
+def to_columns(message: Mapping[str, Any]) -> Columns:
+    """The columns of an OpenAI message."""
+    extra = {key: value for key, value in message.items() if key not in ("role", "content")}
+    blobs: dict[str, str] = {}
+    if "content" not in message:
+        text, form = "", "none"
+    elif isinstance(content := message["content"], str) and _encodes(content):
+        text, form = content, "text"
+    else:
+        text, form = _replaced(readable(content)), "json"
+        extra["content"] = _without_blobs(content, blobs)
+    return Columns(message["role"], text, form, jsontext.dumps(extra) if extra else None, blobs)
+
+
+def to_openai(
+    *, role: str, content: str, content_form: str, extra: str | None, blobs: Mapping[str, str]
+) -> dict[str, Any]:
+    """The OpenAI message of its columns, as it was sent."""
+    others: dict[str, Any] = jsontext.loads(extra) if extra else {}
+    message: dict[str, Any] = {"role": role}
+    if content_form == "text":
+        message["content"] = content
+    elif content_form == "json":
+        message["content"] = _with_blobs(others.pop("content", None), blobs)
+    return message | others
+
+
+def readable(content: Any) -> str:
+    """The text of any content: a string, or the text parts of a list."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def title_of(messages: list[dict[str, Any]]) -> str:
+    """A session's title: its first user message, cut at a word."""
+    for message in messages:
+        if message.get("role") == "user":
+            words = " ".join(_replaced(readable(message.get("content"))).split())
+            if words:
+                return _cut(words)
+    return DEFAULT_TITLE
+
+
+def _cut(words: str) -> str:
+    if len(words) <= TITLE_LENGTH:
+        return words
+    head = words[: TITLE_LENGTH + 1]
+    # Scripts without spaces have no word to cut at.
+    return head.rsplit(" ", 1)[0] if " " in head else head[:TITLE_LENGTH]
+
+
+def _encodes(text: str) -> bool:
+    """Whether SQLite can hold the text: a lone surrogate has no UTF-8."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _replaced(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _without_blobs(value: Any, blobs: dict[str, str], *, in_text: bool = False) -> Any:
+    if isinstance(value, str):
+        if in_text or len(value) < _BLOB_LENGTH or not _encodes(value):
+            return value
+        digest = sha256(value.encode()).hexdigest()
+        blobs[digest] = value
+        return _BLOB_REFERENCE + digest
+    if isinstance(value, list):
+        return [_without_blobs(item, blobs, in_text=in_text or isinstance(item, str)) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_blobs(item, blobs, in_text=key == "text") for key, item in value.items()}
+    return value
+
+
+def _with_blobs(value: Any, blobs: Mapping[str, str]) -> Any:
+    if not blobs:
+        return value
+    if isinstance(value, str):
+        return blobs.get(value.removeprefix(_BLOB_REFERENCE), value) if value.startswith(_BLOB_REFERENCE) else value
+    if isinstance(value, list):
+        return [_with_blobs(item, blobs) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_blobs(item, blobs) for key, item in value.items()}
+    return value
