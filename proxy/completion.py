@@ -1,0 +1,440 @@
+"""Chat completions: the chunks of a stream, or a whole reply, folded to messages without loss.
+
+Nothing here raises on what an upstream sends: what cannot be understood is counted in `malformed`.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+JSON = dict[str, Any]
+
+# Said once, and then perhaps repeated in every delta; anything else that is a string in a delta is a piece to append.
+_SAID_ONCE = frozenset({"role", "id", "type", "name"})
+_NEVER_APPENDED = _SAID_ONCE | {"tool_calls"}
+_TOKEN_KEYS = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call", "audio")
+_MERGED_DEPTH_MAX = 32
+_NESTING_MAX = 250  # orjson writes 254 levels, so that what was read can be written again
+_LESSONS_MAX = 8
+_INDEX_MAX = 2**31
+
+_EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_NUMBER = b"0" * 19  # the shortest number that 64 bits may not hold
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    index: int
+    message: JSON  # an OpenAI message, fit to be sent back
+    finish_reason: str | None  # exactly as sent
+    extra: JSON  # logprobs, stop_reason, token_ids and keys nobody knows yet
+
+
+class Completion:
+    """One reply. Feed it the data of each event, or make it of a whole body."""
+
+    def __init__(self) -> None:
+        self.usage: JSON | None = None
+        self.error: object | None = None
+        self.terminated = False
+        self.malformed = 0
+        self._top: JSON = {}
+        self._folds: dict[int, _Fold] = {}
+        self._whole: JSON | None = None
+        self._whole_choices: list[Choice] = []
+        self._pattern: _Pattern | None = None
+        self._lessons_left = _LESSONS_MAX
+
+    @classmethod
+    def from_body(cls, body: bytes) -> "Completion":
+        """A whole JSON reply, or an error body; kept key by key as it was sent, nulls included."""
+        completion = cls()
+        whole = completion._parsed(body)
+        if whole is not None:
+            completion._whole = whole
+            completion._take_top(whole)
+            completion._whole_choices = [
+                completion._whole_choice(position, choice) for position, choice in completion._listed(whole, "choices")
+            ]
+        return completion
+
+    def feed(self, data: bytes) -> None:
+        """Fold one event's data. What cannot be understood is counted, never raised."""
+        pattern = self._pattern
+        if pattern is not None and (piece := pattern.piece_of(data)) is not None:
+            pattern.pieces.append(piece)
+            return
+        self._pattern = None
+        if not data or data.isspace():
+            return
+        if is_terminator(data):
+            self.terminated = True
+            return
+        malformed_before = self.malformed
+        chunk = self._parsed(data)
+        if chunk is None:
+            return
+        self._take_top(chunk)
+        for position, choice in self._listed(chunk, "choices"):
+            self._fold_choice(position, choice)
+        if self._lessons_left and self.malformed == malformed_before and self.error is None:
+            self._learn(data, chunk)
+
+    @property
+    def id(self) -> str | None:
+        return _string(self._top.get("id"))
+
+    @property
+    def model(self) -> str | None:
+        return _string(self._top.get("model"))
+
+    @property
+    def created(self) -> int | None:
+        created = self._top.get("created")
+        return created if type(created) is int else None
+
+    @property
+    def envelope(self) -> JSON:
+        """Every top-level key but choices, usage and error; of a stream what the whole reply would have had."""
+        envelope = {key: value for key, value in self._top.items() if key not in ("choices", "usage", "error")}
+        if envelope.get("object") == "chat.completion.chunk":
+            envelope["object"] = "chat.completion"
+        return envelope
+
+    @property
+    def choices(self) -> list[Choice]:
+        folded = [fold.choice(index) for index, fold in self._folds.items()]
+        return sorted(self._whole_choices + folded, key=lambda choice: choice.index)
+
+    @property
+    def is_whole(self) -> bool:
+        """Every choice was finished and no error came. [DONE] alone proves nothing: vLLM ends errors with it too."""
+        choices = self.choices
+        return bool(choices) and self.error is None and all(choice.finish_reason for choice in choices)
+
+    def to_json_dict(self) -> JSON:
+        """The reply as an upstream would have sent it without streaming."""
+        if self._whole is not None:
+            return self._whole
+        choices = [
+            {"index": choice.index, "message": choice.message, "finish_reason": choice.finish_reason} | choice.extra
+            for choice in self.choices
+        ]
+        return self.envelope | {"choices": choices, "usage": self.usage}
+
+    def _parsed(self, data: bytes) -> JSON | None:
+        try:
+            value = loads(data)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            return value
+        self.malformed += 1
+        return None
+
+    def _take_top(self, chunk: JSON) -> None:
+        top = self._top
+        for key, value in chunk.items():
+            if value is not None or key not in top:
+                top[key] = value
+        if chunk.get("usage") is not None:
+            self._take_usage(chunk["usage"])
+        if error := chunk.get("error"):
+            self.error = error
+        elif chunk.get("object") == "error":  # vLLM before 0.10
+            self.error = chunk
+
+    def _take_usage(self, usage: object) -> None:
+        if isinstance(usage, dict):
+            self.usage = usage
+        else:
+            self.malformed += 1
+
+    def _listed(self, holder: JSON, key: str) -> Iterator[tuple[int, JSON]]:
+        """The objects of a list that may be missing, null, or no list at all."""
+        values = holder.get(key)
+        if values is None:
+            return
+        if not isinstance(values, list):
+            self.malformed += 1
+            return
+        for position, value in enumerate(values):
+            if isinstance(value, dict):
+                yield position, value
+            else:
+                self.malformed += 1
+
+    def _index(self, holder: JSON, position: int) -> int:
+        index = holder.get("index")
+        if type(index) is int and 0 <= index < _INDEX_MAX:
+            return index
+        self.malformed += index is not None
+        return position
+
+    def _whole_choice(self, position: int, choice: JSON) -> Choice:
+        message = choice.get("message")
+        if not isinstance(message, dict):
+            self.malformed += 1
+            message = {}
+        finish_reason = self._finish_reason(choice.get("finish_reason"))
+        extra = {key: value for key, value in choice.items() if key not in ("index", "message", "finish_reason")}
+        return Choice(self._index(choice, position), message, finish_reason, extra)
+
+    def _finish_reason(self, value: object) -> str | None:
+        self.malformed += value is not None and not isinstance(value, str)
+        return _string(value)
+
+    def _fold_choice(self, position: int, choice: JSON) -> None:
+        index = self._index(choice, position)
+        fold = self._folds.get(index)
+        if fold is None:
+            fold = self._folds[index] = _Fold()
+        for key, value in choice.items():
+            if key == "delta" or (key == "message" and "delta" not in choice):  # some stream a whole reply in one event
+                self._fold_delta(fold, value)
+            elif key == "finish_reason":
+                fold.finish_reason = self._finish_reason(value) or fold.finish_reason
+            elif key != "index":
+                fold.take_extra(key, value)
+
+    def _fold_delta(self, fold: "_Fold", delta: object) -> None:
+        if not isinstance(delta, dict):
+            self.malformed += delta is not None
+            return
+        for key, value in delta.items():
+            if key == "tool_calls" and value is not None:
+                fold.message.setdefault(key, [])
+                for _, call in self._listed(delta, key):
+                    fold.take_call(call)
+            else:
+                _merge(fold.message, key, value)
+
+    def _learn(self, data: bytes, chunk: JSON) -> None:
+        """Remember what surrounds the text of this chunk, if the next one can differ in nothing but the text."""
+        pattern = _Pattern.of(data, chunk)
+        if pattern is not None:
+            self._lessons_left -= 1
+            fold = self._folds[chunk["choices"][0]["index"]]
+            pattern.pieces = _pieces(fold.message, pattern.key)
+            self._pattern = pattern
+
+
+class _Pieces(list[str]):
+    """A string that is still growing."""
+
+
+class _Fold:
+    """One choice of a stream while it grows."""
+
+    __slots__ = ("_calls", "_calls_by_key", "_extra", "finish_reason", "message")
+
+    def __init__(self) -> None:
+        self.finish_reason: str | None = None
+        self.message: JSON = {}
+        self._extra: JSON = {}
+        self._calls: list[tuple[int, JSON]] = []
+        self._calls_by_key: dict[int | str, JSON] = {}
+
+    def choice(self, index: int) -> Choice:
+        message = {key: _joined(value) for key, value in self.message.items()}
+        if self._calls:
+            calls = [call for _, call in sorted(self._calls, key=lambda numbered: numbered[0])]
+            message["tool_calls"] = _joined(calls)
+        return Choice(index, message, self.finish_reason, {key: _joined(value) for key, value in self._extra.items()})
+
+    def take_extra(self, key: str, value: object) -> None:
+        """Lists and objects beside the delta (logprobs, token_ids) come in pieces; a string there is a state."""
+        if isinstance(value, str):
+            self._extra[key] = value
+        else:
+            _merge(self._extra, key, value)
+
+    def take_call(self, piece: JSON) -> None:
+        """Calls are told apart by index, which the whole message does not have; without one by id."""
+        index, call_id = piece.get("index"), piece.get("id")
+        if type(index) is int:
+            del piece["index"]
+        key = index if type(index) is int else call_id if isinstance(call_id, str) else None
+        call = self._calls_by_key.get(key) if key is not None else None
+        if call is None:
+            call = {}
+            self._calls.append((index if type(index) is int else len(self._calls), call))
+        for known in (key, call_id):
+            if isinstance(known, int | str):
+                self._calls_by_key[known] = call
+        for name, value in piece.items():
+            _merge(call, name, value)
+
+
+class _Pattern:
+    """The bytes around the text of an ordinary chunk.
+
+    A stream repeats some 200 bytes around each token. When the next event has the same bytes around one JSON string,
+    it means what the last one meant, but for that string; so nothing else needs to be parsed or folded.
+    """
+
+    __slots__ = ("_after", "_before", "_start", "_stop", "key", "pieces")
+
+    def __init__(self, key: str, before: bytes, after: bytes) -> None:
+        self.key = key
+        self.pieces: list[str] = []
+        self._before, self._after = before, after
+        self._start, self._stop = len(before), -len(after)
+
+    @classmethod
+    def of(cls, data: bytes, chunk: JSON) -> "_Pattern | None":
+        choices = chunk.get("choices")
+        if type(choices) is not list or len(choices) != 1 or type(choices[0]) is not dict:
+            return None
+        choice: JSON = choices[0]
+        delta = choice.get("delta")
+        if type(choice.get("index")) is not int or type(delta) is not dict or len(delta) != 1:
+            return None
+        (key, text), *_ = delta.items()
+        others = (value for name, value in choice.items() if name not in ("index", "delta"))
+        if type(text) is not str or key in _NEVER_APPENDED or any(value is not None for value in others):
+            return None
+        return cls._around(data, key, text, chunk)
+
+    @classmethod
+    def _around(cls, data: bytes, key: str, text: str, chunk: JSON) -> "_Pattern | None":
+        try:
+            before, found, _ = data.partition(b'"delta":{"' + key.encode() + b'":')
+            after = data[len(before) + len(found) + len(orjson.dumps(text)) :]
+            probe = loads(before + found + b'"\\u0000"' + after)
+        except ValueError:  # text spelled or spaced in another way than vLLM's
+            return None
+        chunk["choices"][0]["delta"][key] = "\0"
+        return cls(key, before + found, after) if probe == chunk else None
+
+    def piece_of(self, data: bytes) -> str | None:
+        """The text of an event that differs in nothing else; None for any other event."""
+        if not (data.startswith(self._before) and data.endswith(self._after)):
+            return None
+        text = data[self._start : self._stop]
+        try:
+            piece = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return None
+        return piece if type(piece) is str else None
+
+
+def is_terminator(data: bytes) -> bool:
+    return data.lstrip().startswith(b"[DONE]")
+
+
+def is_usage_only(data: bytes) -> bool:
+    """The extra chunk that `stream_options.include_usage` asks for: usage, and no choice."""
+    if b'"usage"' not in data or not _EMPTY_CHOICES.search(data):
+        return False
+    chunk = _object(data)
+    return chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict) and not chunk.get("error")
+
+
+def has_token(data: bytes) -> bool:
+    """Whether an event carries generated text; the first chunk, role and empty content, does not."""
+    choices = _object(data).get("choices")
+    deltas = (
+        [choice.get("delta") for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    )
+    return any(delta.get(key) for delta in deltas if isinstance(delta, dict) for key in _TOKEN_KEYS)
+
+
+def loads(data: bytes) -> Any:
+    """JSON, with all that orjson refuses or rounds but Python reads: NaN, lone surrogates, integers past 64 bit.
+
+    Raises ValueError, also for what is nested too deeply to be written again.
+    """
+    try:
+        value = orjson.loads(data)
+        if _LONG_NUMBER in data.translate(_DIGITS_TO_ZERO):
+            value = json.loads(data)
+    except orjson.JSONDecodeError:
+        value = _loads_as_python(data)
+    if len(data) > 2 * _NESTING_MAX and data.count(b"[") + data.count(b"{") > _NESTING_MAX and _is_deep(value):
+        raise ValueError("JSON is nested too deeply")
+    return value
+
+
+def dumps(value: object) -> bytes:
+    """JSON for whatever `loads` returned, lone surrogates and big integers included."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _loads_as_python(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except RecursionError as exc:
+        raise ValueError("JSON is nested too deeply") from exc
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(_NESTING_MAX):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _object(data: bytes) -> JSON:
+    try:
+        value = loads(data)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _string(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _merge(target: JSON, key: str, new: object, depth: int = 0) -> None:
+    """Add one delta's value. Unknown strings are appended too: a delta means that, and nothing is lost."""
+    old = target.get(key)
+    if new is None:
+        target.setdefault(key, None)
+    elif old is None:
+        target[key] = new
+    elif key in _SAID_ONCE and isinstance(old, str):
+        target[key] = old or new
+    elif isinstance(new, str) and isinstance(old, str | _Pieces):
+        _pieces(target, key).append(new)
+    elif isinstance(new, list) and type(old) is list:
+        old.extend(new)
+    elif isinstance(new, dict) and isinstance(old, dict) and depth < _MERGED_DEPTH_MAX:
+        for name, value in new.items():
+            _merge(old, name, value, depth + 1)
+    else:
+        target[key] = new
+
+
+def _pieces(target: JSON, key: str) -> _Pieces:
+    value = target[key]
+    if not isinstance(value, _Pieces):
+        value = target[key] = _Pieces([value])
+    return value
+
+
+def _joined(value: object, depth: int = 0) -> Any:
+    """A copy in which growing strings are strings; below the depth that is merged there are none."""
+    if isinstance(value, _Pieces):
+        return "".join(value)
+    if isinstance(value, dict) and depth <= _MERGED_DEPTH_MAX + 2:
+        return {key: _joined(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_joined(item, depth + 1) for item in value] if depth == 0 else value.copy()
+    return value

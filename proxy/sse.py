@@ -1,0 +1,108 @@
+"""Server-sent events: bytes in, events out (WHATWG HTML §9.2.6), without I/O.
+
+Line ends are LF, CRLF and CR, nothing else. Only `data` fields matter to us; comments and other fields stay in `raw`.
+"""
+
+import re
+from typing import NamedTuple
+
+_BOM = b"\xef\xbb\xbf"
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+# The end of a line and the blank line after it. After a bare CR the stream is taken to use bare CRs, so that its events
+# need not wait for a byte that may never come; an LF that follows all the same becomes a blank event without data.
+_BLANK_LINE = re.compile(rb"\n\n|\n\r\n?|\r\r")
+
+
+class Event(NamedTuple):
+    """One event. The `raw` of all events and the decoder's `rest`, joined, are the input byte for byte."""
+
+    raw: bytes
+    data: bytes  # the data fields joined by LF; empty for comments and stray blank lines
+
+
+class Decoder:
+    """Cuts a byte stream into events, however the bytes were cut on the way."""
+
+    __slots__ = ("_at_start", "_buffer", "_scanned")
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._scanned = 0  # no event ends before this offset of the buffer; keeps many small pieces linear
+        self._at_start = True
+
+    @property
+    def rest(self) -> bytes:
+        """The bytes of the unfinished event (a copy)."""
+        return bytes(self._buffer)
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        if self._buffer:
+            if b"\n\n" not in chunk:
+                return self._feed_any(chunk)
+            chunk = self.rest + chunk  # at most once for each byte: the event it completes leaves the buffer
+            self._buffer.clear()
+            self._scanned = 0
+        if chunk[:6] == b"data: " and b"\r" not in chunk:
+            end = len(chunk) - 2
+            if chunk.find(b"\n") == end and chunk[-1:] == b"\n":
+                self._at_start = False
+                return [Event(chunk, chunk[6:end])]
+            if events := self._feed_plain(chunk):
+                return events
+        return self._feed_any(chunk)
+
+    def _feed_plain(self, chunk: bytes) -> list[Event]:
+        """Events of one `data: ` line each, and perhaps the start of another; [] if there is anything else."""
+        pieces = chunk.split(b"\n\n")
+        tail = pieces.pop()
+        if tail[:1] == b"\n":
+            return []
+        for piece in pieces:
+            if piece[:6] != b"data: " or b"\n" in piece:
+                return []
+        self._at_start = self._at_start and not pieces
+        if pieces:
+            self._buffer += tail
+            self._scanned = 0
+        return [Event(piece + b"\n\n", piece[6:]) for piece in pieces]
+
+    def _feed_any(self, chunk: bytes) -> list[Event]:
+        self._buffer += chunk
+        return self._take_events()
+
+    def _take_events(self) -> list[Event]:
+        events: list[Event] = []
+        buffer, start = self._buffer, 0
+        while (end := self._event_end(start)) is not None:
+            raw = bytes(buffer[start:end])
+            events.append(Event(raw, _data(raw[3:] if self._at_start and raw.startswith(_BOM) else raw)))
+            self._at_start = False
+            start = self._scanned = end
+        # An event may still end with the last two bytes (LF CR), once the next byte is known.
+        self._scanned = max(0, len(buffer) - 2 - start)
+        del buffer[:start]
+        return events
+
+    def _event_end(self, start: int) -> int | None:
+        """Where the event that begins at `start` ends, or None while that is open."""
+        buffer = self._buffer
+        first = start + 3 if self._at_start and buffer.startswith(_BOM) else start
+        if buffer.startswith((b"\n", b"\r"), first):  # a line of its own that is blank
+            end = first + (2 if buffer[first : first + 2] == b"\r\n" else 1)
+        elif found := _BLANK_LINE.search(buffer, max(first, self._scanned)):
+            end = found.end()
+            if found.group() == b"\r\r":
+                return end
+        else:
+            return None
+        may_be_half_a_crlf = end == len(buffer) and buffer[end - 1] == 13
+        return None if may_be_half_a_crlf else end
+
+
+def _data(raw: bytes) -> bytes:
+    values: list[bytes] = []
+    for line in _LINE_END.split(raw):
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            values.append(value[1:] if value[:1] == b" " else value)
+    return b"\n".join(values)
