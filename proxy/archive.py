@@ -126,9 +126,7 @@ def find_stitched(connection: sqlite3.Connection, *, user_id: str, messages: Seq
     return node.session_id
 
 
-def _store_request(
-    connection: sqlite3.Connection, exchange: Exchange, tally: _Tally
-) -> tuple[ExchangeRow, _Place]:
+def _store_request(connection: sqlite3.Connection, exchange: Exchange, tally: _Tally) -> tuple[ExchangeRow, _Place]:
     now = timestamp()
     ref = exchange.session
     messages = exchange.messages
@@ -185,9 +183,7 @@ def _find_place(
     return _below(connection, session_id, node_no), matched
 
 
-def _align(
-    connection: sqlite3.Connection, session: Session, linked: list[dict[str, Any]]
-) -> tuple[int, int] | None:
+def _align(connection: sqlite3.Connection, session: Session, linked: list[dict[str, Any]]) -> tuple[int, int] | None:
     """The run of a session's last messages that a request without the older turns begins with, if it holds a reply."""
     if session.leaf_no is None:
         return None
@@ -198,7 +194,8 @@ def _align(
         while (
             start + length < len(tail)
             and length < len(linked)
-            and thread.chain_hash(tail[start + length - 1].chain_hash, linked[length]) == tail[start + length].chain_hash
+            and thread.chain_hash(tail[start + length - 1].chain_hash, linked[length])
+            == tail[start + length].chain_hash
         ):
             length += 1
         if any(message["role"] == "assistant" for message in linked[:length]):
@@ -384,7 +381,8 @@ def _interrupted(connection: sqlite3.Connection, exchange_id: str) -> Outcome:
     decoder, reply, has_streamed = Decoder(), Completion(), False
     for data in queries.iterate_fragments(connection, exchange_id):
         has_streamed = True
-        reply.feed_many([event.data for event in decoder.feed(data) if event.data])
+        for event in decoder.feed(data):
+            reply.feed(event.data)
     return Outcome(
         status="incomplete",
         http_status=200 if has_streamed else None,

@@ -1,0 +1,97 @@
+"""The recorder's writes as lines of the spill file, and back: what begins, goes on and ends an exchange. Pure."""
+
+import sqlite3
+from base64 import b64decode, b64encode
+from typing import Any
+
+from proxy import archive, jsontext
+from proxy.completion import Completion
+from proxy.exchange import Exchange, Outcome, SessionRef
+
+
+def begin_line(exchange: Exchange, *, worker_id: str) -> bytes:
+    """Stands for `archive.begin`."""
+    return _line(kind="begin", exchange=_exchange(exchange), worker_id=worker_id)
+
+
+def fragment_line(*, exchange_id: str, sequence: int, data: bytes) -> bytes:
+    """Stands for `archive.append_fragment`."""
+    return _line(kind="fragment", exchange_id=exchange_id, sequence=sequence, data=b64encode(data).decode())
+
+
+def finish_line(exchange: Exchange, outcome: Outcome, *, is_begun: bool) -> bytes:
+    """Stands for `archive.finish`."""
+    return _line(kind="finish", exchange=_exchange(exchange), outcome=_outcome(outcome), is_begun=is_begun)
+
+
+def replay(connection: sqlite3.Connection, line: bytes) -> None:
+    """Do what a line stands for; nothing where it is done already."""
+    entry = jsontext.loads(line)
+    if entry["kind"] == "begin":
+        archive.begin(connection, _to_exchange(entry["exchange"]), worker_id=entry["worker_id"])
+    elif entry["kind"] == "fragment":
+        archive.append_fragment(
+            connection,
+            exchange_id=entry["exchange_id"],
+            sequence=entry["sequence"],
+            data=b64decode(entry["data"]),
+        )
+    else:
+        archive.finish(
+            connection, _to_exchange(entry["exchange"]), _to_outcome(entry["outcome"]), is_begun=entry["is_begun"]
+        )
+
+
+def _line(**entry: Any) -> bytes:
+    return jsontext.dumps(entry).encode()
+
+
+def _exchange(exchange: Exchange) -> dict[str, Any]:
+    return {
+        "exchange_id": exchange.exchange_id,
+        "user_id": exchange.user_id,
+        "session_id": exchange.session.session_id,
+        "source": exchange.session.source,
+        "external_id": exchange.session.external_id,
+        "endpoint": exchange.endpoint,
+        "request_id": exchange.request_id,
+        "request": exchange.request,
+        "created_at": exchange.created_at,
+    }
+
+
+def _to_exchange(entry: dict[str, Any]) -> Exchange:
+    return Exchange(
+        exchange_id=entry["exchange_id"],
+        user_id=entry["user_id"],
+        session=SessionRef(entry["session_id"], entry["source"], entry["external_id"]),
+        endpoint=entry["endpoint"],
+        request_id=entry["request_id"],
+        request=entry["request"],
+        created_at=entry["created_at"],
+    )
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "status": outcome.status,
+        "http_status": outcome.http_status,
+        "reply": outcome.reply.to_json_dict() if outcome.reply else None,
+        "error": outcome.error,
+        "time_to_first_token_ms": outcome.time_to_first_token_ms,
+        "duration_ms": outcome.duration_ms,
+        "completed_at": outcome.completed_at,
+    }
+
+
+def _to_outcome(entry: dict[str, Any]) -> Outcome:
+    reply = entry["reply"]
+    return Outcome(
+        status=entry["status"],
+        http_status=entry["http_status"],
+        reply=None if reply is None else Completion.from_body(jsontext.dumps(reply).encode()),
+        error=entry["error"],
+        time_to_first_token_ms=entry["time_to_first_token_ms"],
+        duration_ms=entry["duration_ms"],
+        completed_at=entry["completed_at"],
+    )

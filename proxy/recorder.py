@@ -1,0 +1,205 @@
+"""Live exchanges: what is streaming now, written down as it goes, and stored when it ends, however it ends."""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from proxy import archive, journal
+from proxy.database import Database, transaction
+from proxy.exchange import Exchange, Outcome, SessionRef
+from proxy.ids import uuid7
+from proxy.queries import list_workers_in_progress
+from proxy.settings import Settings
+from proxy.spill import Abandoned, Spill, spill_path, worker_ids
+from proxy.writer import QueueFullError, Writer, replay_lines
+
+logger = logging.getLogger(__name__)
+
+# After the grace time uvicorn cancels what is open; this is for the cancelled to say how they ended.
+_LAST_WORDS_SECONDS = 5.0
+
+
+class Live:
+    """An exchange between its request and its end. `feed` takes the reply's bytes and never waits or raises."""
+
+    __slots__ = ("exchange", "is_begun", "is_placed", "opened_at", "pending", "sequence", "size")
+
+    def __init__(self, exchange: Exchange, *, size: int) -> None:
+        self.exchange = exchange
+        self.opened_at = time.monotonic()
+        self.is_placed = False  # its session is known
+        self.is_begun = False  # its request is stored, or on the way
+        self.pending: list[bytes] = []  # streamed, and not written down yet
+        self.sequence = 0
+        self.size = size  # bytes of the request
+
+    def place(self, session: SessionRef) -> None:
+        """The session it belongs to has been found."""
+        self.exchange.session = session
+        self.is_placed = True
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of a streamed reply."""
+        self.pending.append(data)
+
+
+class Recorder:
+    """Writes every exchange once. Opened exchanges must be finished: `drain` waits for them."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.worker_id = uuid7()
+        self._settings = settings
+        self._database = database
+        self._live: set[Live] = set()
+        self._ticking: asyncio.Task[None] | None = None
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
+        self.lost = 0  # exchanges that found no place in the queue
+        self._spill = Spill(spill_path(database.path, self.worker_id), reserve_bytes=settings.spill_reserve_bytes)
+        self.writer = Writer(
+            database,
+            self._spill,
+            replay=journal.replay,
+            queue_limit=settings.queue_limit,
+            queue_limit_bytes=settings.queue_limit_bytes,
+            commit_timeout_seconds=settings.commit_timeout_seconds,
+        )
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether the end of a reply waits until it is on disk."""
+        return self._settings.durability == "strict"
+
+    @property
+    def live_count(self) -> int:
+        """Exchanges in progress."""
+        return len(self._live)
+
+    async def start(self) -> None:
+        """Store what processes that are gone have left behind, then take exchanges."""
+        await self._recover()
+        self.writer.start()
+        self._ticking = asyncio.create_task(self._tick(), name="recorder")
+
+    def open(self, exchange: Exchange, *, size: int) -> Live:
+        """Begin to record. Nothing is written before the session is known and some time has passed."""
+        live = Live(exchange, size=size)
+        self._live.add(live)
+        self._is_empty.clear()
+        return live
+
+    def finish(self, live: Live, outcome: Outcome, *, size: int = 0) -> asyncio.Future[Any] | None:
+        """Store the exchange with its outcome; the future says when it is on disk. None if the queue is full."""
+        self._live.discard(live)
+        if not self._live:
+            self._is_empty.set()
+        exchange, is_begun = live.exchange, live.is_begun
+        return self._submit(
+            lambda connection: archive.finish(connection, exchange, outcome, is_begun=is_begun),
+            spilled=lambda: journal.finish_line(exchange, outcome, is_begun=is_begun),
+            size=live.size + size,
+        )
+
+    async def drain(self) -> None:
+        """Wait for the open exchanges to be finished, write everything, and let go of the files."""
+        try:
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                await self._is_empty.wait()
+        except TimeoutError:
+            logger.error("%d exchanges did not end; the next start saves what they had streamed", len(self._live))
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.wait([self._ticking])
+        await self.writer.close()
+        self._spill.close()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.flush_interval_seconds)
+            self._write_down()
+            self.writer.release_overdue()
+
+    def _write_down(self) -> None:
+        """Queue what has come since the last time: one transaction takes it all."""
+        youngest = time.monotonic() - self._settings.flush_interval_seconds / 2
+        for live in self._live:
+            if live.is_placed and live.opened_at <= youngest:
+                if not live.is_begun:
+                    self._begin(live)
+                if live.pending:
+                    self._append(live)
+
+    def _begin(self, live: Live) -> None:
+        exchange, worker_id = live.exchange, self.worker_id
+        live.is_begun = True
+        self._submit(
+            lambda connection: archive.begin(connection, exchange, worker_id=worker_id),
+            spilled=lambda: journal.begin_line(exchange, worker_id=worker_id),
+            size=live.size,
+        )
+
+    def _append(self, live: Live) -> None:
+        data, live.pending = b"".join(live.pending), []
+        exchange_id, sequence = live.exchange.exchange_id, live.sequence
+        live.sequence += 1
+        self._submit(
+            lambda connection: archive.append_fragment(
+                connection, exchange_id=exchange_id, sequence=sequence, data=data
+            ),
+            spilled=lambda: journal.fragment_line(exchange_id=exchange_id, sequence=sequence, data=data),
+            size=len(data),
+        )
+
+    def _submit(
+        self, work: Callable[[sqlite3.Connection], None], *, spilled: Callable[[], bytes], size: int
+    ) -> asyncio.Future[Any] | None:
+        try:
+            return self.writer.submit(work, spilled=spilled, size=size)
+        except QueueFullError:
+            self.lost += 1
+            logger.error("the write queue is full: an exchange is not saved")
+            return None
+
+    async def _recover(self) -> None:
+        """End what processes that are gone have left: first their spill, which is newer than what is in the tables."""
+        path = self._database.path
+        for worker_id in worker_ids(path):
+            if worker_id != self.worker_id:
+                await self._take_over(worker_id)
+        for worker_id in await self._database.read(list_workers_in_progress):
+            await self._take_over(worker_id)
+
+    async def _take_over(self, worker_id: str) -> None:
+        path: Path = spill_path(self._database.path, worker_id)
+        try:
+            left = Abandoned(path)
+        except BlockingIOError:
+            return  # its process lives
+        try:
+            spilled, interrupted = await self._database.write(
+                lambda connection: _store_abandoned(connection, left, worker_id)
+            )
+        except BaseException:
+            left.close(remove=False)
+            raise
+        left.close(remove=True)
+        if spilled or interrupted:
+            logger.warning(
+                "a process ended without draining: %d spilled writes are stored, %d chats are incomplete",
+                spilled,
+                interrupted,
+            )
+
+
+def _store_abandoned(connection: sqlite3.Connection, left: Abandoned, worker_id: str) -> tuple[int, int]:
+    """Store what a process that is gone has spilled and streamed: how many writes, how many cut chats."""
+    spilled = 0
+    for lines in left.batches():
+        replay_lines(connection, lines, journal.replay)
+        spilled += len(lines)
+    with transaction(connection):
+        return spilled, archive.recover(connection, worker_id)

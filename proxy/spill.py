@@ -1,0 +1,113 @@
+"""The spill file of one process: an append-only file beside the database, for when the database cannot be written.
+
+Its space is reserved while there is some, so that a full disk does not take it. It is locked as long as its process
+lives, which also tells the other processes that this one does: the file of a process that is gone can be locked.
+"""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_BATCH_BYTES = 4 * 2**20
+
+
+class Spill:
+    """Lines of JSON, on disk when `append` returns. Zero bytes follow the last line."""
+
+    def __init__(self, path: Path, *, reserve_bytes: int) -> None:
+        self.path = path
+        self.count = 0  # lines in the file
+        self._end = 0
+        self._reserve_bytes = reserve_bytes
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._reserve()
+
+    def append(self, lines: list[bytes]) -> None:
+        """Add lines; raises OSError when they are not on disk, and then none of them counts."""
+        if not lines:
+            return
+        # The zero byte ends the file for a reader, whatever an append that failed half way has left behind it.
+        data = b"".join(line + b"\n" for line in lines) + b"\0"
+        written = 0
+        while written < len(data):
+            written += os.pwrite(self._file, data[written:], self._end + written)
+        os.fsync(self._file)
+        self._end += len(data) - 1
+        self.count += len(lines)
+
+    def batches(self) -> Iterator[list[bytes]]:
+        """All lines in order, some at a time."""
+        return read_batches(self._file, self._end)
+
+    def clear(self) -> None:
+        """Forget the lines: they are in the database."""
+        os.ftruncate(self._file, 0)
+        self._end = self.count = 0
+        self._reserve()
+
+    def close(self) -> None:
+        """Give the lock up; an empty file goes, one with lines stays for the next start."""
+        if not self.count:
+            self.path.unlink(missing_ok=True)
+        os.close(self._file)
+
+    def _reserve(self) -> None:
+        if not self._reserve_bytes:
+            return
+        try:
+            os.posix_fallocate(self._file, 0, self._reserve_bytes)
+            os.fsync(self._file)
+        except OSError as exc:
+            logger.warning("no space could be reserved for the spill file %s: %s", self.path, exc.strerror)
+
+
+def spill_path(database_path: Path, worker_id: str) -> Path:
+    """Where a process spills."""
+    return database_path.with_name(f"{database_path.name}-spill-{worker_id}")
+
+
+def worker_ids(database_path: Path) -> list[str]:
+    """The processes that have a spill file, living or gone."""
+    prefix = f"{database_path.name}-spill-"
+    return sorted(path.name.removeprefix(prefix) for path in database_path.parent.glob(prefix + "*"))
+
+
+class Abandoned:
+    """The spill file of a process that is gone, taken over. Raises BlockingIOError if the process lives."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def batches(self) -> Iterator[list[bytes]]:
+        """Its lines in order, but for a last one that was not finished."""
+        return read_batches(self._file, os.fstat(self._file).st_size)
+
+    def close(self, *, remove: bool) -> None:
+        """Give it up, for good when its lines are in the database."""
+        if remove:
+            self._path.unlink(missing_ok=True)
+        os.close(self._file)
+
+
+def read_batches(file: int, end: int) -> Iterator[list[bytes]]:
+    """The lines of the file up to `end` or the first zero byte, about 4 MiB at a time."""
+    offset, rest = 0, b""
+    while offset < end and (data := os.pread(file, min(_BATCH_BYTES, end - offset), offset)):
+        offset += len(data)
+        text, zero, _ = data.partition(b"\0")
+        *lines, rest = (rest + text).split(b"\n")
+        if lines:
+            yield lines
+        if zero:
+            return

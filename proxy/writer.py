@@ -1,0 +1,316 @@
+"""Group commit: one queue of writes, one task, one transaction for all that has gathered.
+
+A write that is done is on disk (`synchronous=FULL`). While the database refuses (disk full, locked, I/O error), writes
+that must not be lost go to the spill file, which is on disk too, and come back in order when the database does.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from proxy.database import Database, transaction
+from proxy.errors import UnavailableError
+from proxy.spill import Spill
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_BATCH_LIMIT = 1000
+_RETRY_SECONDS = 0.5
+
+# Errors of the file, the disk or other programs, which pass; all else is wrong with one write and would not.
+# https://sqlite.org/rescode.html#primary_result_code_list
+_TROUBLE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOTADB,
+    }
+)
+
+
+@dataclass(slots=True, eq=False)
+class Write(Generic[T]):
+    """One change to make: `work` runs inside the transaction; `spilled` is the line that stands for it on the spill."""
+
+    work: Callable[[sqlite3.Connection], T]
+    done: asyncio.Future[T]
+    size: int = 0
+    spilled: Callable[[], bytes] | None = None
+    queued_at: float = field(default_factory=time.monotonic)
+
+
+class QueueFullError(Exception):
+    """More writes wait than the settings allow."""
+
+
+class Writer:
+    """The only one who writes. `submit` never waits; the future it gives is done when the write is on disk."""
+
+    def __init__(
+        self,
+        database: Database,
+        spill: Spill,
+        *,
+        replay: Callable[[sqlite3.Connection, bytes], None],
+        queue_limit: int,
+        queue_limit_bytes: int,
+        commit_timeout_seconds: float,
+    ) -> None:
+        self._database = database
+        self._spill = spill
+        self._replay = replay
+        self._queue: deque[Write[Any]] = deque()
+        self._queued_bytes = 0
+        self._queue_limit = queue_limit
+        self._queue_limit_bytes = queue_limit_bytes
+        self._commit_timeout_seconds = commit_timeout_seconds
+        self._wanted = asyncio.Event()
+        self._is_closing = False
+        self._task: asyncio.Task[None] | None = None
+        self.trouble: str | None = None  # why the database refuses, while it does
+        self.unsaved = 0  # writes given up, or not on disk when their end was sent
+        self.commits = 0
+        self.commit_seconds = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Writes that are not in the database yet, the spilled ones included."""
+        return len(self._queue) + self._spill.count
+
+    @property
+    def queued_bytes(self) -> int:
+        """Size of what is queued in memory."""
+        return self._queued_bytes
+
+    @property
+    def oldest_seconds(self) -> float:
+        """How long the oldest queued write has waited."""
+        return time.monotonic() - self._queue[0].queued_at if self._queue else 0.0
+
+    def start(self) -> None:
+        """Begin writing."""
+        self._task = asyncio.create_task(self._run(), name="writer")
+
+    def submit(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        *,
+        size: int = 0,
+        spilled: Callable[[], bytes] | None = None,
+    ) -> asyncio.Future[T]:
+        """Queue a change. Raises QueueFullError; the future raises what `work` raises, or
+        UnavailableError if the database refuses. For a write that can be spilled it says whether it is on disk."""
+        if len(self._queue) >= self._queue_limit or self._queued_bytes + size > self._queue_limit_bytes:
+            raise QueueFullError
+        write = Write(work, asyncio.get_running_loop().create_future(), size, spilled)
+        self._queue.append(write)
+        self._queued_bytes += size
+        self._wanted.set()
+        return write.done
+
+    async def settled(self) -> None:
+        """Wait until what is queued now is on disk, but not longer than a chat would."""
+        if self._queue:
+            await asyncio.wait([self._queue[-1].done], timeout=self._commit_timeout_seconds)
+
+    async def close(self) -> None:
+        """Write what is queued, then end the task."""
+        self._is_closing = True
+        self._wanted.set()
+        if self._task is not None:
+            await self._task
+
+    def release_overdue(self) -> None:
+        """Let go the chats whose write has waited too long; the write itself goes on being tried."""
+        now = time.monotonic()
+        for write in self._queue:
+            if now - write.queued_at < self._commit_timeout_seconds:
+                break
+            self._give_up(write)
+
+    async def _run(self) -> None:
+        while not (self._is_closing and not self._queue):
+            if not self._queue and not self._spill.count:
+                self._wanted.clear()
+                await self._wanted.wait()
+            elif await self._drained_spill():
+                await self._write_batch()
+            else:
+                await self._spill_queue()
+                if self._is_closing:
+                    return
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _write_batch(self) -> None:
+        batch = self._next_batch()
+        if not batch:
+            return
+        started = time.monotonic()
+        try:
+            results = await self._database.write(lambda connection: _apply(connection, batch))
+        except sqlite3.Error as exc:
+            self._is_in_trouble(exc)
+            return
+        self.commits += 1
+        self.commit_seconds += time.monotonic() - started
+        self._take_off(len(batch))
+        for write, result in zip(batch, results, strict=True):
+            self._settle(write, result)
+
+    def _next_batch(self) -> list[Write[Any]]:
+        return [write for write, _ in zip(self._queue, range(_BATCH_LIMIT), strict=False)]
+
+    def _take_off(self, count: int) -> None:
+        for _ in range(count):
+            self._queued_bytes -= self._queue.popleft().size
+
+    def _settle(self, write: Write[Any], result: Any) -> None:
+        if isinstance(result, BaseException) and write.spilled is not None:
+            self.unsaved += 1
+            logger.error("a recorded exchange was refused by the database and is lost", exc_info=result)
+            result = False
+        if write.done.done():
+            return
+        if isinstance(result, BaseException):
+            write.done.set_exception(result)
+        else:
+            write.done.set_result(result)
+
+    async def _drained_spill(self) -> bool:
+        """Bring back what was spilled. False while the database still refuses."""
+        if self.trouble is not None and not await self._is_back():
+            return False
+        if not self._spill.count:
+            return True
+        try:
+            for lines in self._spill.batches():
+                await self._database.write(
+                    lambda connection, lines=lines: replay_lines(connection, lines, self._replay)
+                )
+        except sqlite3.Error as exc:
+            self._is_in_trouble(exc)
+            return False
+        logger.warning("%d spilled writes are in the database now", self._spill.count)
+        self._spill.clear()
+        return True
+
+    async def _is_back(self) -> bool:
+        try:
+            await self._database.write(_probe)
+        except sqlite3.Error as exc:
+            self._is_in_trouble(exc)
+            return False
+        logger.warning("the database can be written again")
+        self.trouble = None
+        return True
+
+    def _is_in_trouble(self, exc: sqlite3.Error) -> None:
+        if self.trouble is None:
+            logger.error("the database cannot be written (%s); chats go on, what they say is spilled", exc)
+        self.trouble = str(exc)
+
+    async def _spill_queue(self) -> None:
+        """Put what must not be lost beside the database; refuse the rest, whose callers can try again."""
+        batch = self._next_batch()
+        lines = [write.spilled() for write in batch if write.spilled is not None]
+        try:
+            await asyncio.to_thread(self._spill.append, lines)
+        except OSError as exc:
+            logger.error("the spill file cannot be written either (%s): %d writes wait in memory", exc, len(batch))
+            self.release_overdue()
+            if self._is_closing:
+                self._abandon()
+            return
+        self._take_off(len(batch))
+        for write in batch:
+            if write.done.done():
+                continue
+            if write.spilled is None:
+                write.done.set_exception(UnavailableError())
+            else:
+                write.done.set_result(True)
+        logger.warning("%d writes wait on the spill file", self._spill.count)
+
+    def _give_up(self, write: Write[Any]) -> None:
+        if write.done.done():
+            return
+        if write.spilled is None:
+            write.done.set_exception(UnavailableError())
+            return
+        self.unsaved += 1
+        logger.error("the end of a reply is sent though it is not on disk yet: %s", self.trouble)
+        write.done.set_result(False)
+
+    def _abandon(self) -> None:
+        logger.critical("%d writes are lost: neither the database nor the spill file takes them", len(self._queue))
+        while self._queue:
+            write = self._queue[0]
+            self._give_up(write)
+            self._take_off(1)
+
+
+def _apply(connection: sqlite3.Connection, batch: Sequence[Write[Any]]) -> list[Any]:
+    """The results of a batch, committed; an exception stands for the write that raised it."""
+    try:
+        with transaction(connection):
+            return [write.work(connection) for write in batch]
+    except Exception as exc:  # one write cannot be done: find it, and do the others
+        if is_trouble(exc):
+            raise
+        with transaction(connection):
+            return [_apply_one(connection, write.work) for write in batch]
+
+
+def _apply_one(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], Any]) -> Any:
+    connection.execute("SAVEPOINT one_write")
+    try:
+        result = work(connection)
+    except Exception as exc:  # handed to the one who asked for it
+        if is_trouble(exc) or not connection.in_transaction:
+            raise
+        connection.execute("ROLLBACK TO one_write")
+        result = exc
+    connection.execute("RELEASE one_write")
+    return result
+
+
+def replay_lines(
+    connection: sqlite3.Connection, lines: Sequence[bytes], replay: Callable[[sqlite3.Connection, bytes], None]
+) -> None:
+    """Do what spilled lines stand for, in one transaction; one that cannot be done is logged and left out."""
+    with transaction(connection):
+        for line in lines:
+            result = _apply_one(connection, lambda conn, line=line: replay(conn, line))
+            if isinstance(result, BaseException):
+                logger.error("a spilled write cannot be replayed and is lost: %r", result)
+
+
+def is_trouble(exc: BaseException) -> bool:
+    """Whether the error is the database's and passes, not that of what was asked of it."""
+    return isinstance(exc, sqlite3.Error) and getattr(exc, "sqlite_errorcode", -1) & 0xFF in _TROUBLE
+
+
+def _probe(connection: sqlite3.Connection) -> None:
+    """Write a page without changing it: an empty transaction would not notice a full disk. Does not wait for locks."""
+    patience = connection.execute("PRAGMA busy_timeout").fetchone()[0]
+    connection.execute("PRAGMA busy_timeout = 50")
+    try:
+        with transaction(connection):
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            connection.execute(f"PRAGMA user_version = {version}")
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {patience}")
