@@ -199,7 +199,7 @@ def _store_abandoned(connection: sqlite3.Connection, left: Abandoned, worker_id:
     """Store what a process that is gone has spilled and streamed: how many writes, how many cut chats."""
     spilled = 0
     for lines in left.batches():
-        replay_lines(connection, lines, journal.replay)
+        replay_lines(connection, lines=lines, replay=journal.replay)
         spilled += len(lines)
     with transaction(connection):
         return spilled, archive.recover(connection, worker_id)

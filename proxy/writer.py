@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from proxy.database import Database, transaction
@@ -288,13 +289,19 @@ def _apply_one(connection: sqlite3.Connection, work: Callable[[sqlite3.Connectio
     return result
 
 
+def _replay_line(
+    connection: sqlite3.Connection, *, line: bytes, replay: Callable[[sqlite3.Connection, bytes], None]
+) -> None:
+    replay(connection, line)
+
+
 def replay_lines(
-    connection: sqlite3.Connection, lines: Sequence[bytes], replay: Callable[[sqlite3.Connection, bytes], None]
+    connection: sqlite3.Connection, *, lines: Sequence[bytes], replay: Callable[[sqlite3.Connection, bytes], None]
 ) -> None:
     """Do what spilled lines stand for, in one transaction; one that cannot be done is logged and left out."""
     with transaction(connection):
         for line in lines:
-            result = _apply_one(connection, lambda conn, line=line: replay(conn, line))
+            result = _apply_one(connection, partial(_replay_line, line=line, replay=replay))
             if isinstance(result, BaseException):
                 logger.error("a spilled write cannot be replayed and is lost: %r", result)
 
