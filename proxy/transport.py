@@ -1,0 +1,340 @@
+"""HTTP/1.1 client for the hot path: a pool of connections per origin, and httpx's transport interface over it."""
+
+import asyncio
+import math
+import ssl
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
+
+import httpx
+
+from proxy.connection import Body, Connection, Headers, Response, Timeouts, request_head
+
+__all__ = ["Body", "ConnectionPool", "HTTPTransport", "Headers", "Limits", "Origin", "Response", "Timeouts"]
+
+CLOSE_LIMIT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.tls is None else "https"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    max_connections: int = 4096
+    max_waiting: int = 4096
+    """Requests that may wait for a connection; one more is refused at once with httpx.PoolTimeout."""
+    idle_s: float = 4.0
+    """vLLM closes an idle connection after 5 seconds; ours goes first."""
+
+
+def system_tls() -> ssl.SSLContext:
+    """TLS as the system trusts it, for HTTP/1.1."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+class ConnectionPool:
+    """The connections to one origin, in one event loop. The last one used is used next."""
+
+    def __init__(self, *, origin: Origin, limits: Limits | None = None, timeouts: Timeouts | None = None) -> None:
+        self._origin = origin
+        self._limits = limits or Limits()
+        self._timeouts = timeouts or Timeouts()
+        self._slots = 0  # connections that are open or being opened
+        self._open: set[Connection] = set()  # those that hold a slot
+        self._sockets: set[Connection] = set()  # those whose socket is not closed yet
+        self._idle: OrderedDict[Connection, float] = OrderedDict()  # since when, oldest first
+        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._all_lost: asyncio.Future[None] | None = None
+        self._closed = False
+
+    @property
+    def connections(self) -> int:
+        """Open or being opened."""
+        return self._slots
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    async def request(
+        self, method: bytes, target: bytes, headers: Headers, body: Body, *, timeouts: Timeouts | None = None
+    ) -> Response:
+        """Send a request, return its response as soon as its head is there. Names of headers are in lower case.
+
+        All headers are the caller's, Host included, but for the framing. A request that finds a kept connection closed
+        before a byte of the answer is sent once more, on a new one. Raises httpx.TransportError.
+        """
+        timeouts = timeouts or self._timeouts
+        head, length = request_head(method, target, headers, body)
+        head_only = method == b"HEAD"
+        connection = self._take_idle() or await self._acquire(timeouts)
+        kept = connection.exchanges > 0
+        response = connection.send(head, body, length, head_only=head_only, timeouts=timeouts)
+        try:
+            await response.wait_for_head(timeouts.head_s)
+        except (httpx.NetworkError, httpx.RemoteProtocolError):
+            if not (kept and response.unanswered and response.replayable):
+                raise
+        else:
+            return response
+        connection = await self._acquire_new(timeouts)
+        response = connection.send(head, body, length, head_only=head_only, timeouts=timeouts)
+        await response.wait_for_head(timeouts.head_s)
+        return response
+
+    async def aclose(self) -> None:
+        """Close every connection, in use or not, and wait until their sockets are closed."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(httpx.ConnectError("The pool is closed"))
+        self._waiting.clear()
+        for connection in list(self._open):
+            connection.close()
+        if self._sockets:
+            self._all_lost = asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._all_lost,), timeout=CLOSE_LIMIT_S)
+
+    # Connections come
+
+    def _take_idle(self) -> Connection | None:
+        while self._idle:
+            connection, since = self._idle.popitem()
+            if connection.usable and asyncio.get_running_loop().time() - since < self._limits.idle_s:
+                return connection
+            connection.close()
+        return None
+
+    async def _acquire(self, timeouts: Timeouts) -> Connection:
+        """A kept connection that came free while waiting, or a new one."""
+        try:
+            async with asyncio.timeout(_finite(timeouts.pool_s)):
+                connection = await self._wait_for_connection()
+        except TimeoutError:
+            raise httpx.PoolTimeout("No connection became free in time") from None
+        return connection or await self._connect(timeouts)
+
+    async def _acquire_new(self, timeouts: Timeouts) -> Connection:
+        if self._idle:
+            self._idle.popitem(last=False)[0].close()
+        connection = await self._acquire(timeouts)
+        if connection.exchanges == 0:
+            return connection
+        self._open.discard(connection)  # its slot is ours now
+        connection.close()
+        return await self._connect(timeouts)
+
+    async def _wait_for_connection(self) -> Connection | None:
+        """A connection, or None for the right to open one."""
+        while True:
+            if self._slots < self._limits.max_connections:
+                self._slots += 1
+                return None
+            if len(self._waiting) >= self._limits.max_waiting:
+                raise httpx.PoolTimeout("Too many requests wait for a connection")
+            waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            try:
+                connection = await waiter
+            except asyncio.CancelledError:
+                self._leave_queue(waiter)
+                raise
+            if connection is None or connection.usable:
+                return connection
+            connection.close()  # it was closed on its way to us
+
+    def _leave_queue(self, waiter: "asyncio.Future[Connection | None]") -> None:
+        if waiter.cancelled():
+            # A waiter that is not done is passed over by _next_waiter; this keeps the queue short.
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+        elif waiter.exception() is None:  # served and cancelled at the same time: hand it on
+            connection = waiter.result()
+            if connection is None:
+                self._release_slot()
+            elif not connection.closed:
+                self._give_back(connection)
+
+    async def _connect(self, timeouts: Timeouts) -> Connection:
+        """Open a connection for a slot that is taken already."""
+        connection = Connection(on_free=self._give_back, on_closed=self._forget, on_lost=self._lost)
+        self._open.add(connection)
+        self._sockets.add(connection)
+        try:
+            async with asyncio.timeout(_finite(timeouts.connect_s)):
+                await self._open_socket(connection)
+        except TimeoutError as exc:
+            connection.close()
+            raise httpx.ConnectTimeout(f"No connection to {self._origin.host}:{self._origin.port} in time") from exc
+        except OSError as exc:
+            connection.close()
+            raise httpx.ConnectError(str(exc)) from exc
+        except BaseException:  # cancelled: the slot must not be lost
+            connection.close()
+            raise
+        return connection
+
+    async def _open_socket(self, connection: Connection) -> None:
+        origin = self._origin
+        if self._closed:
+            raise httpx.ConnectError("The pool is closed")
+        await asyncio.get_running_loop().create_connection(
+            lambda: connection,
+            origin.host,
+            origin.port,
+            ssl=origin.tls,
+            server_hostname=origin.host if origin.tls else None,
+        )
+        if connection.closed:
+            raise httpx.ConnectError("The connection was closed as soon as it was open")
+
+    # Connections go
+
+    def _give_back(self, connection: Connection) -> None:
+        waiter = self._next_waiter()
+        if waiter is not None:
+            waiter.set_result(connection)
+            return
+        loop = asyncio.get_running_loop()
+        self._idle[connection] = loop.time()
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(self._limits.idle_s, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close what has been idle for too long; one timer for all."""
+        self._sweeper = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._idle:
+            connection, since = next(iter(self._idle.items()))
+            if since + self._limits.idle_s > now:
+                self._sweeper = loop.call_at(since + self._limits.idle_s, self._sweep)
+                return
+            connection.close()
+
+    def _forget(self, connection: Connection) -> None:
+        self._idle.pop(connection, None)
+        if connection in self._open:
+            self._open.discard(connection)
+            self._release_slot()
+
+    def _release_slot(self) -> None:
+        waiter = self._next_waiter()
+        if waiter is None:
+            self._slots -= 1
+        else:
+            waiter.set_result(None)
+
+    def _next_waiter(self) -> "asyncio.Future[Connection | None] | None":
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                return waiter
+        return None
+
+    def _lost(self, connection: Connection) -> None:
+        self._sockets.discard(connection)
+        if self._all_lost is not None and not self._sockets and not self._all_lost.done():
+            self._all_lost.set_result(None)
+
+
+def _finite(seconds: float) -> float | None:
+    return None if seconds == math.inf else seconds
+
+
+class ResponseStream(httpx.AsyncByteStream):
+    """A response's body for httpx."""
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while piece := await self._response.read():
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
+
+
+class HTTPTransport(httpx.AsyncBaseTransport):
+    """httpx's face of the pools, one per origin."""
+
+    def __init__(
+        self, *, limits: Limits | None = None, timeouts: Timeouts | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """`timeouts` hold where a request brings none of its own; `tls` is the system's trust when left out."""
+        self._limits = limits
+        self._timeouts = timeouts or Timeouts()
+        self._tls = tls
+        self._pools: dict[tuple[str, str, int | None], ConnectionPool] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url
+        pool = self._pools.get((url.scheme, url.host, url.port)) or self._add_pool(url)
+        headers = [(name.lower(), value) for name, value in request.headers.raw]
+        response = await pool.request(
+            request.method.encode("ascii"), url.raw_path, headers, _body(request), timeouts=self._timeouts_of(request)
+        )
+        return httpx.Response(
+            response.status,
+            headers=response.headers,
+            stream=ResponseStream(response),
+            extensions={"http_version": response.http_version, "reason_phrase": response.reason},
+        )
+
+    async def aclose(self) -> None:
+        pools = list(self._pools.values())
+        self._pools.clear()
+        for pool in pools:
+            await pool.aclose()
+
+    def pool(self, url: httpx.URL) -> ConnectionPool:
+        """The pool behind a URL, for those who want no httpx objects per request."""
+        return self._pools.get((url.scheme, url.host, url.port)) or self._add_pool(url)
+
+    def _add_pool(self, url: httpx.URL) -> ConnectionPool:
+        if url.scheme not in ("http", "https"):
+            raise httpx.UnsupportedProtocol(f"Unsupported protocol {url.scheme!r}")
+        if url.scheme == "https" and self._tls is None:
+            self._tls = system_tls()
+        tls = self._tls if url.scheme == "https" else None
+        origin = Origin(host=url.raw_host.decode("ascii"), port=url.port or (443 if tls else 80), tls=tls)
+        pool = ConnectionPool(origin=origin, limits=self._limits, timeouts=self._timeouts)
+        self._pools[(url.scheme, url.host, url.port)] = pool
+        return pool
+
+    def _timeouts_of(self, request: httpx.Request) -> Timeouts:
+        given = request.extensions.get("timeout")
+        if not given:
+            return self._timeouts
+        return _timeouts(given.get("connect"), given.get("write"), given.get("read"), given.get("pool"))
+
+
+@lru_cache(maxsize=64)
+def _timeouts(connect: float | None, write: float | None, read: float | None, pool: float | None) -> Timeouts:
+    connect_s, write_s, read_s, pool_s = (math.inf if wait is None else wait for wait in (connect, write, read, pool))
+    return Timeouts(connect_s=connect_s, write_s=write_s, head_s=read_s, read_s=read_s, pool_s=pool_s)
+
+
+def _body(request: httpx.Request) -> Body:
+    try:
+        return request.content
+    except httpx.RequestNotRead:
+        return cast(httpx.AsyncByteStream, request.stream)
