@@ -149,6 +149,10 @@ def _store_request(connection: sqlite3.Connection, exchange: Exchange, tally: _T
 def _make_session(
     connection: sqlite3.Connection, *, user_id: str, external_id: str | None, session_id: str, title: str, now: str
 ) -> tuple[str, bool]:
+    if external_id is not None:
+        known = queries.find_session_id(connection, id_=external_id, user_id=user_id)
+        if known is not None:
+            return known, False
     is_new = queries.insert_session(
         connection,
         session_id=session_id,
@@ -158,8 +162,6 @@ def _make_session(
         metadata=None,
         now=now,
     )
-    if not is_new and external_id is not None:
-        session_id = queries.find_session_id(connection, external_id, user_id=user_id) or session_id
     return session_id, is_new
 
 

@@ -181,7 +181,7 @@ def insert_session(
     return _changes(connection, "insert_session", parameters) > 0
 
 
-def find_session_id(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> str | None:
+def find_session_id(connection: sqlite3.Connection, *, id_: str, user_id: str | None) -> str | None:
     """The session with this id, its own or its client's; of any user where `user_id` is None."""
     parameters = {"id": id_, "user_id": user_id, "default_user_id": DEFAULT_USER_ID}
     row = _one(connection, "find_session_id", parameters)

@@ -21,6 +21,11 @@ def is_linked(message: Mapping[str, Any]) -> bool:
     return message.get("role") not in UNLINKED_ROLES
 
 
+def has_reply(messages: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a history holds a reply: without one it continues nothing ("hi" begins many conversations)."""
+    return any(message.get("role") == "assistant" for message in messages)
+
+
 def root_hash(user_id: str) -> bytes:
     """The hash above a conversation's first message."""
     return _digest(b"user\0" + user_id.encode("utf-8", "surrogatepass"))

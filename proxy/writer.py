@@ -199,9 +199,7 @@ class Writer:
             return True
         try:
             for lines in self._spill.batches():
-                await self._database.write(
-                    lambda connection, lines=lines: replay_lines(connection, lines, self._replay)
-                )
+                await self._database.write(partial(replay_lines, lines=lines, replay=self._replay))
         except sqlite3.Error as exc:
             self._is_in_trouble(exc)
             return False

@@ -1,0 +1,66 @@
+"""Which headers pass the proxy, in both directions (RFC 9110 §7.6.1). Pure; names are in lower case, as in ASGI."""
+
+from collections.abc import Iterable
+
+Headers = list[tuple[bytes, bytes]]
+
+HOP_BY_HOP = frozenset(
+    {b"connection", b"proxy-connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
+)
+# Made anew on the way out: the host is upstream's, the length may change, and an expectation has been met already.
+_REPLACED = frozenset({b"host", b"content-length", b"accept-encoding", b"expect", b"x-request-id"})
+_CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
+_DROPPED_FROM_REQUEST = HOP_BY_HOP | _REPLACED
+_DROPPED_FROM_RESPONSE = HOP_BY_HOP
+
+
+def to_upstream(
+    headers: Iterable[tuple[bytes, bytes]],
+    *,
+    host: bytes,
+    request_id: bytes,
+    passes_credentials: bool,
+    api_key: bytes | None,
+) -> Headers:
+    """The request headers that upstream gets. The caller's key stays here where ours, or none, goes out instead."""
+    dropped = _DROPPED_FROM_REQUEST
+    if api_key is not None or not passes_credentials:
+        dropped = dropped | _CREDENTIALS
+    kept = _without(headers, dropped)
+    kept += [(b"host", host), (b"accept-encoding", b"identity"), (b"x-request-id", request_id)]
+    if api_key is not None:
+        kept.append((b"authorization", b"Bearer " + api_key))
+    return kept
+
+
+def to_caller(headers: Iterable[tuple[bytes, bytes]], *, drops_length: bool = False) -> Headers:
+    """The response headers that the caller gets, repeated ones repeated."""
+    return _without(headers, _DROPPED_FROM_RESPONSE | {b"content-length"} if drops_length else _DROPPED_FROM_RESPONSE)
+
+
+def value_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """The first value of a header."""
+    for each, value in headers:
+        if each == name:
+            return value
+    return None
+
+
+def text_of(value: bytes) -> str:
+    """A header's value as text: UTF-8 as clients send it, else Latin-1 as HTTP once had it."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _without(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Headers:
+    kept = []
+    named: frozenset[bytes] = frozenset()
+    for header in headers:
+        if header[0] not in dropped:
+            kept.append(header)
+        elif header[0] == b"connection":
+            named |= {token.strip().lower() for token in header[1].split(b",")}
+    named -= {b"close", b"keep-alive"}
+    return [header for header in kept if header[0] not in named] if named else kept

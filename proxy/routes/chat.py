@@ -1,0 +1,211 @@
+"""`POST /v1/chat/completions`: relayed and recorded."""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from proxy import archive, body, headers, queries, thread
+from proxy.attribution import session_of, user_header, user_of
+from proxy.auth import ANYONE, Caller
+from proxy.errors import APIError, UnavailableError
+from proxy.exchange import Exchange, SessionRef
+from proxy.headers import Headers
+from proxy.ids import uuid7
+from proxy.message import title_of
+from proxy.routes.relay import open_unrecorded, target_of, upstream_headers
+from proxy.services import Services
+from proxy.tee import (
+    CALLER_LEFT,
+    STOPPED,
+    DepartedError,
+    Recording,
+    Watch,
+    read_body,
+    send_streamed,
+    send_whole,
+)
+from proxy.upstream import Response
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Chat:
+    """A chat as it goes to upstream."""
+
+    target: bytes
+    headers: Headers
+    body: bytes
+    request_id: bytes
+    hides_usage: bool = False
+
+
+class ChatCompletions:
+    """An ASGI endpoint: this is the hot path, so no request object is made."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Relay the chat, and record it however it ends."""
+        services: Services = scope["state"]["services"]
+        try:
+            raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
+        except DepartedError:
+            return
+        chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"")
+        request = body.parse(raw)
+        exchange = None if request is None else _exchange(services, scope, chat, request)
+        if exchange is None:
+            await open_unrecorded(services, scope, receive, send, body=chat.body)
+        else:
+            await _Recorded(services, chat, exchange).run(receive, send)
+
+
+def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, Any]) -> Exchange | None:
+    """What is to be recorded, or None; `chat` gets the body without what is ours. Raises InvalidRequestError."""
+    given: Headers = scope["headers"]
+    settings = services.settings
+    named = session_of(given, request, vendor_headers=services.vendor_headers)
+    sent = request
+    if "session_id" in request:
+        chat.body = body.without_session_id(chat.body, request)
+        sent = {key: value for key, value in request.items() if key != "session_id"}
+    if not settings.recording or request.get("store") is False:
+        return None
+    if settings.stream_usage and body.may_ask_for_usage(request) and not body.asks_for_usage(request):
+        chat.body = body.with_usage(chat.body, sent)
+        chat.hides_usage = True
+    chat.request_id = headers.value_of(chat.headers, b"x-request-id") or b""
+    return Exchange(
+        user_id=user_for(scope["state"].get("caller", ANYONE), given, request),
+        session=SessionRef(uuid7(), named[1], named[0]) if named else SessionRef(uuid7(), "new"),
+        endpoint=scope["path"],
+        request_id=headers.text_of(chat.request_id),
+        request=sent,
+    )
+
+
+def user_for(caller: Caller, given: Headers, request: dict[str, Any]) -> str:
+    """Whose chat it is: the key's user, or the one an admin names; without keys what the request says."""
+    if caller.user_id is None:
+        return user_of(given, request)
+    return (caller.is_admin and user_header(given)) or caller.user_id
+
+
+class _Recorded:
+    """One chat that is recorded, from its request to its end."""
+
+    def __init__(self, services: Services, chat: Chat, exchange: Exchange) -> None:
+        self._services = services
+        self._chat = chat
+        self._exchange = exchange
+        self._recording = Recording(services.recorder, exchange, size=len(chat.body))
+        self._search: asyncio.Task[None] | None = None
+
+    async def run(self, receive: Receive, send: Send) -> None:
+        """Relay it, and end the recording on every way out."""
+        watch = Watch(receive, finishes=self._services.settings.on_disconnect == "finish")
+        try:
+            # Upstream works already while the session is looked for.
+            self._begin_search()
+            await self._relay(send, watch)
+        except APIError as exc:
+            await self._end("failed", exc.as_json()["error"])
+            raise
+        except asyncio.CancelledError:
+            await self._end("incomplete", CALLER_LEFT if watch.has_left else STOPPED)
+            if not watch.has_left:
+                raise
+        except BaseException:
+            await self._end("incomplete", STOPPED)
+            raise
+        finally:
+            watch.stop()
+
+    async def _relay(self, send: Send, watch: Watch) -> None:
+        chat = self._chat
+        response = await self._services.upstream.open(b"POST", chat.target, chat.headers, chat.body)
+        try:
+            self._recording.http_status = response.status
+            await self._found()
+            await self._answer(response, send, watch)
+        finally:
+            response.close()
+
+    async def _answer(self, response: Response, send: Send, watch: Watch) -> None:
+        chat, session = self._chat, self._exchange.session
+        is_stream = (headers.value_of(response.headers, b"content-type") or b"").startswith(b"text/event-stream")
+        out = headers.to_caller(response.headers, drops_length=chat.hides_usage and is_stream)
+        if headers.value_of(out, b"x-request-id") is None:
+            out.append((b"x-request-id", chat.request_id))
+        out.append((b"x-session-id", session.session_id.encode()))
+        out.append((b"x-session-source", session.source.encode()))
+        if is_stream:
+            await send_streamed(response, send, self._recording, headers=out, hides_usage=chat.hides_usage, watch=watch)
+        else:
+            await send_whole(response, send, self._recording, headers=out)
+
+    def _begin_search(self) -> None:
+        exchange = self._exchange
+        if exchange.session.external_id is not None:
+            self._search = asyncio.create_task(self._find_named(exchange.session))
+        elif self._services.settings.stitching and thread.has_reply(exchange.messages):
+            self._search = asyncio.create_task(self._find_stitched())
+        else:
+            self._recording.live.is_placed = True
+
+    async def _found(self) -> None:
+        """Wait until the session is known."""
+        if self._search is not None:
+            await asyncio.shield(self._search)
+
+    async def _end(self, status: Any, error: Any) -> None:
+        await self._found()
+        self._recording.end(status, error=error)
+
+    async def _find_named(self, asked: SessionRef) -> None:
+        assert asked.external_id is not None
+        known = partial(queries.find_session_id, id_=asked.external_id, user_id=self._exchange.user_id)
+        session_id = await self._look_up(known)
+        if session_id is None:
+            self._place(await self._claim(asked))
+        else:
+            self._place(SessionRef(session_id, asked.source))
+
+    async def _claim(self, asked: SessionRef) -> SessionRef:
+        """Make the session now, so that its id holds also where another worker makes it at this moment."""
+        try:
+            session_id = await self._services.write(
+                partial(
+                    archive.claim_session,
+                    user_id=self._exchange.user_id,
+                    external_id=asked.external_id or "",
+                    session_id=asked.session_id,
+                    title=title_of(self._exchange.messages),
+                )
+            )
+        except UnavailableError:
+            return asked
+        return SessionRef(session_id, asked.source)
+
+    async def _find_stitched(self) -> None:
+        exchange = self._exchange
+        session_id = await self._look_up(
+            partial(archive.find_stitched, user_id=exchange.user_id, messages=exchange.messages)
+        )
+        self._place(exchange.session if session_id is None else SessionRef(session_id, "stitched"))
+
+    async def _look_up(self, query: Callable[[sqlite3.Connection], str | None]) -> str | None:
+        try:
+            return await self._services.read(query)
+        except sqlite3.Error as exc:
+            # A chat goes on without the database; its messages find their place when they are stored.
+            logger.warning("the session of a chat could not be looked up: %s", exc)
+            return None
+
+    def _place(self, session: SessionRef) -> None:
+        self._recording.live.place(session)

@@ -1,0 +1,119 @@
+"""Every other route of upstream: relayed as it is, not recorded."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from starlette.types import Receive, Scope, Send
+
+from proxy import headers
+from proxy.auth import ANYONE, Caller
+from proxy.errors import NotFoundError
+from proxy.headers import Headers
+from proxy.ids import uuid7
+from proxy.services import Services
+from proxy.tee import DepartedError, Watch, send_unrecorded, stream_body
+from proxy.upstream import Body
+
+# Harmless routes outside /v1. Whatever is on neither list may control the engine, and needs an admin key.
+_HARMLESS = frozenset(
+    {
+        "/classify",
+        "/detokenize",
+        "/load",
+        "/ping",
+        "/pooling",
+        "/rerank",
+        "/score",
+        "/tokenize",
+        "/v2/rerank",
+        "/version",
+    }
+)
+_CONTROLS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+
+
+class Relay:
+    """An ASGI endpoint for all that no other route takes."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Relay the request. Raises NotFoundError where it is not for this caller."""
+        caller: Caller = scope["state"].get("caller", ANYONE)
+        if not (is_harmless(scope["path"]) or caller.is_admin):
+            raise NotFoundError(f"There is no route {scope['path']}.")
+        await open_unrecorded(scope["state"]["services"], scope, receive, send)
+
+
+def is_harmless(path: str) -> bool:
+    """Whether anyone may ask upstream for this path."""
+    if any(segment in (".", "..") for segment in path.split("/")):
+        return False  # upstream, or a server before it, may read it as another path
+    return path in _HARMLESS or (path.startswith("/v1/") and path.rstrip("/") not in _CONTROLS)
+
+
+async def open_unrecorded(
+    services: Services, scope: Scope, receive: Receive, send: Send, *, body: Body | None = None
+) -> None:
+    """Relay a request and its answer; the body is read on the way where it is not given."""
+    sent = upstream_headers(services, scope)
+    upload = None
+    if body is None and _has_body(scope["headers"]):
+        upload = _Upload(receive, services.settings.body_limit_bytes)
+        if length := headers.value_of(scope["headers"], b"content-length"):
+            sent.append((b"content-length", length))
+    watch = Watch(receive, after=upload.has_ended if upload else None)
+    try:
+        response = await services.upstream.open(scope["method"].encode(), target_of(scope), sent, upload or body or b"")
+        try:
+            out = headers.to_caller(response.headers, drops_length=response.status == 304)
+            if headers.value_of(out, b"x-request-id") is None:
+                out.append((b"x-request-id", headers.value_of(sent, b"x-request-id") or b""))
+            await send_unrecorded(response, send, headers=out)
+        finally:
+            response.close()
+    except asyncio.CancelledError:
+        if not watch.has_left:
+            raise
+    except DepartedError:
+        pass
+    finally:
+        watch.stop()
+
+
+def target_of(scope: Scope) -> bytes:
+    """Path and query as the caller sent them."""
+    query: bytes = scope["query_string"]
+    path: bytes = scope["raw_path"]
+    return path + b"?" + query if query else path
+
+
+def upstream_headers(services: Services, scope: Scope) -> Headers:
+    """The caller's headers as upstream gets them."""
+    given: Headers = scope["headers"]
+    caller: Caller = scope["state"].get("caller", ANYONE)
+    api_key = services.settings.upstream_api_key
+    return headers.to_upstream(
+        given,
+        host=services.upstream.host,
+        request_id=headers.value_of(given, b"x-request-id") or uuid7().encode(),
+        passes_credentials=not caller.has_key,
+        api_key=api_key.encode() if api_key else None,
+    )
+
+
+class _Upload:
+    """A request body on its way to upstream. The caller is watched only when it has sent all of it."""
+
+    def __init__(self, receive: Receive, limit_bytes: int) -> None:
+        self.has_ended = asyncio.Event()
+        self._pieces = stream_body(receive, limit_bytes=limit_bytes)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._pieces:
+                yield piece
+        finally:
+            self.has_ended.set()
+
+
+def _has_body(given: Headers) -> bool:
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in given)

@@ -1,0 +1,48 @@
+"""What the handlers share: opened at start, closed at the end, reached through the request's state."""
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypedDict, TypeVar
+
+from proxy.database import Database
+from proxy.errors import UnavailableError
+from proxy.recorder import Recorder
+from proxy.settings import Settings
+from proxy.upstream import Upstream
+from proxy.writer import QueueFullError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """One process's settings, database, recorder and upstream."""
+
+    settings: Settings
+    database: Database
+    recorder: Recorder
+    upstream: Upstream
+    vendor_headers: tuple[bytes, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = tuple(name.lower().encode() for name in self.settings.session_headers)
+        object.__setattr__(self, "vendor_headers", names)
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a query that sees every exchange that has ended (spec P6)."""
+        await self.recorder.writer.settled()
+        return await self.database.read(work)
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Make a change, on disk when this returns. Raises UnavailableError."""
+        try:
+            return await self.recorder.writer.submit(work)
+        except QueueFullError as exc:
+            raise UnavailableError from exc
+
+
+class State(TypedDict):
+    """The lifespan state of the application."""
+
+    services: Services

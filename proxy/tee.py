@@ -1,0 +1,279 @@
+"""The only streaming code: upstream's bytes to the caller as they come, and to the recorder on the side.
+
+Nothing is awaited between reading a piece and sending it. In `strict` mode the end of a reply, and only its end, waits
+until the exchange is on disk.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+from starlette.types import Message, Receive, Send
+
+from proxy.completion import Completion, has_token, is_terminator, is_usage_only
+from proxy.errors import APIError
+from proxy.exchange import Exchange, Outcome, Status
+from proxy.headers import Headers
+from proxy.recorder import Recorder
+from proxy.sse import Decoder
+from proxy.upstream import Failure, Response, failure
+
+logger = logging.getLogger(__name__)
+
+# A caller who leaves within the first moments is noticed after them: most replies end before, and need no watch.
+_WATCH_AFTER_SECONDS = 0.05
+
+CALLER_LEFT = {"message": "The caller left before the reply had ended.", "type": "caller_disconnected"}
+STOPPED = {"message": "The proxy was stopped before the reply had ended.", "type": "interrupted"}
+
+
+class DepartedError(Exception):
+    """The caller left before its request was complete."""
+
+
+async def read_body(receive: Receive, *, limit_bytes: int) -> bytes:
+    """The whole request body. Raises DepartedError, or APIError 413 before a body over the limit is read to its end."""
+    message = await receive()
+    if not message.get("more_body") and message["type"] == "http.request":
+        body: bytes = message["body"]
+        _check_length(len(body), limit_bytes)
+        return body
+    pieces = bytearray()
+    async for piece in _pieces(message, receive):
+        pieces += piece
+        _check_length(len(pieces), limit_bytes)
+    return bytes(pieces)
+
+
+async def stream_body(receive: Receive, *, limit_bytes: int) -> AsyncIterator[bytes]:
+    """The request body as it comes."""
+    length = 0
+    async for piece in _pieces(await receive(), receive):
+        length += len(piece)
+        _check_length(length, limit_bytes)
+        yield piece
+
+
+async def _pieces(message: Message, receive: Receive) -> AsyncIterator[bytes]:
+    while True:
+        if message["type"] != "http.request":
+            raise DepartedError
+        if message.get("body"):
+            yield message["body"]
+        if not message.get("more_body"):
+            return
+        message = await receive()
+
+
+def _check_length(length: int, limit_bytes: int) -> None:
+    if length > limit_bytes:
+        raise APIError(
+            f"The request body is larger than {limit_bytes} bytes.",
+            status=413,
+            type_="invalid_request_error",
+            code="request_too_large",
+        )
+
+
+class Watch:
+    """Notices that the caller leaves while its request is worked on, and cancels the work, or lets it finish."""
+
+    def __init__(self, receive: Receive, *, finishes: bool = False, after: asyncio.Event | None = None) -> None:
+        """`after`: somebody else still receives the request's body until then."""
+        self.has_left = False
+        self.finishes = finishes
+        self._after = after
+        self._receive = receive
+        task = asyncio.current_task()
+        assert task is not None
+        self._work = task
+        self._watching: asyncio.Task[None] | None = None
+        self._start = asyncio.get_running_loop().call_later(_WATCH_AFTER_SECONDS, self._begin)
+
+    def stop(self) -> None:
+        """The work is done."""
+        self._start.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+
+    def _begin(self) -> None:
+        self._watching = asyncio.create_task(self._notice(), name="watch")
+
+    async def _notice(self) -> None:
+        if self._after is not None:
+            await self._after.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.has_left = True
+        if not self.finishes:
+            self._work.cancel()
+
+
+class Recording:
+    """One exchange on its way to the recorder: what it has streamed, when, and how it ended. Ends once."""
+
+    def __init__(self, recorder: Recorder, exchange: Exchange, *, size: int) -> None:
+        self._recorder = recorder
+        self._started = time.monotonic()
+        self._first_token: float | None = None
+        self._has_ended = False
+        self.live = recorder.open(exchange, size=size)
+        self.reply = Completion()
+        self.http_status: int | None = None
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether the caller learns of the end only when it is on disk."""
+        return self._recorder.is_strict
+
+    def take(self, data: bytes) -> None:
+        """Fold the data of one event of the stream."""
+        if self._first_token is None and has_token(data):
+            self._first_token = time.monotonic()
+        self.reply.feed(data)
+
+    def take_whole(self, body: bytes) -> None:
+        """Take a reply that is not a stream."""
+        self.reply = Completion.from_body(body)
+
+    def end_streamed(self) -> asyncio.Future[Any] | None:
+        """Upstream's stream is over: whole if every choice says how it finished, cut if not."""
+        error = self.reply.error
+        if self.reply.is_whole:
+            return self.end("completed")
+        if error is not None and not self.reply.choices:
+            return self.end("failed", error=error)
+        return self.end("incomplete", error=error)
+
+    def end_whole(self) -> asyncio.Future[Any] | None:
+        """Upstream's reply has come in one piece."""
+        is_good = self.http_status is not None and 200 <= self.http_status < 300 and self.reply.error is None
+        return self.end("completed" if is_good else "failed", error=None if is_good else self._reason())
+
+    def end(self, status: Status, *, error: Any = None) -> asyncio.Future[Any] | None:
+        """The exchange has ended like this. The future says when that is on disk."""
+        if self._has_ended:
+            return None
+        self._has_ended = True
+        outcome = Outcome(
+            status="completed" if status == "incomplete" and self.reply.is_whole else status,
+            http_status=self.http_status,
+            reply=self.reply,
+            error=error,
+            time_to_first_token_ms=self._since_start(self._first_token),
+            duration_ms=self._since_start(time.monotonic()),
+        )
+        return self._recorder.finish(self.live, outcome)
+
+    def _reason(self) -> Any:
+        return self.reply.error or self.reply.to_json_dict() or {"message": "Upstream's reply was not JSON."}
+
+    def _since_start(self, moment: float | None) -> int | None:
+        return None if moment is None else round((moment - self._started) * 1000)
+
+
+class Tee:
+    """A stream's bytes: what goes out now, and what is held until its end is on disk."""
+
+    __slots__ = ("_decoder", "_held", "_hides_usage", "_holds_end", "_recording")
+
+    def __init__(self, recording: Recording, *, hides_usage: bool) -> None:
+        self._decoder = Decoder()
+        self._recording = recording
+        self._hides_usage = hides_usage
+        self._holds_end = recording.is_strict
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        """Record a piece of the stream; the bytes of its whole events that the caller gets at once."""
+        recording = self._recording
+        recording.live.pending.append(data)
+        out = []
+        for event in self._decoder.feed(data):
+            content = event.data
+            if content:
+                recording.take(content)
+                if self._hides_usage and is_usage_only(content):
+                    continue
+                if self._holds_end and is_terminator(content):
+                    self._held += event.raw
+                    continue
+            if self._held:
+                self._held += event.raw
+            else:
+                out.append(event.raw)
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def rest(self) -> bytes:
+        """What is left when upstream has ended: the held end, and an event that was not finished."""
+        return bytes(self._held) + self._decoder.rest
+
+
+async def send_streamed(
+    response: Response, send: Send, recording: Recording, *, headers: Headers, hides_usage: bool, watch: Watch
+) -> None:
+    """Relay an event stream while recording it."""
+    tee = Tee(recording, hides_usage=hides_usage)
+    await _start(send, response, headers)
+    try:
+        while data := await response.read():
+            out = tee.feed(data)
+            if out and not watch.has_left:
+                await send({"type": "http.response.body", "body": out, "more_body": True})
+    except Failure as exc:
+        await _send_cut(send, recording, failure(exc), rest=tee.rest(), headers=headers)
+        return
+    await _committed(recording, recording.end_streamed())
+    await send({"type": "http.response.body", "body": tee.rest(), "more_body": False})
+
+
+async def send_whole(response: Response, send: Send, recording: Recording, *, headers: Headers) -> None:
+    """Relay a reply that is not a stream: its body is the end, and goes out when it is on disk.
+
+    Raises UpstreamError where upstream dies within it: nothing has gone out yet.
+    """
+    pieces = []
+    try:
+        while data := await response.read():
+            pieces.append(data)
+    except Failure as exc:
+        raise failure(exc) from exc
+    body = b"".join(pieces)
+    recording.take_whole(body)
+    await _committed(recording, recording.end_whole())
+    await _start(send, response, headers)
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_unrecorded(response: Response, send: Send, *, headers: Headers) -> None:
+    """Relay any reply as it comes. Where upstream dies, the caller's connection ends as abruptly."""
+    await _start(send, response, headers)
+    try:
+        while data := await response.read():
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+    except Failure as exc:
+        logger.warning("a reply was cut: %s", failure(exc))
+        return
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _start(send: Send, response: Response, headers: Headers) -> None:
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+
+
+async def _send_cut(send: Send, recording: Recording, error: APIError, *, rest: bytes, headers: Headers) -> None:
+    """Say in the stream that upstream died, and save what had come. A response without an end closes its connection."""
+    saved = recording.end("incomplete", error=error.as_json()["error"])
+    await _committed(recording, saved)
+    if not any(name == b"content-length" for name, _ in headers):
+        event = b"data: " + orjson.dumps(error.as_json()) + b"\n\n"
+        # An event that was cut in the middle is ended first, so that ours is one of its own.
+        await send({"type": "http.response.body", "body": (rest + b"\n\n" if rest else b"") + event, "more_body": True})
+
+
+async def _committed(recording: Recording, saved: asyncio.Future[Any] | None) -> None:
+    if saved is not None and recording.is_strict:
+        await saved
