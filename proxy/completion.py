@@ -307,7 +307,7 @@ class _Pattern:
             before, found, _ = data.partition(b'"delta":{"' + key.encode() + b'":')
             after = data[len(before) + len(found) + len(orjson.dumps(text)) :]
             probe = loads(before + found + b'"\\u0000"' + after)
-        except ValueError:  # text spelled or spaced in another way than vLLM's
+        except (ValueError, orjson.JSONEncodeError):  # text spelled or spaced in another way than vLLM's
             return None
         chunk["choices"][0]["delta"][key] = "\0"
         return cls(key, before + found, after) if probe == chunk else None
