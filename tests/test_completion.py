@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.completion import Completion, dumps, has_token, is_terminator, is_usage_only, loads
+from proxy.completion import Completion, has_token, is_terminator, is_usage_only
+from proxy.jsontext import dumps
 from proxy.sse import Decoder
 
 STREAMS = Path(__file__).parent / "streams"
 ALL_STREAMS = sorted(STREAMS.glob("*.sse"))
 ALL_BODIES = sorted(STREAMS.glob("*.json"))
-
-type_of = type  # `type` is a field of tool calls below
 
 
 def data_of(name: str) -> list[bytes]:
@@ -447,15 +446,15 @@ def test_duplicate_index_in_a_body_keeps_both_choices() -> None:
 
 def test_integers_past_64_bit_stay_integers() -> None:
     for number in (2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**40):
-        assert message_of({"n": number}) == {"n": number}
-        assert json.loads(dumps(loads(b"[%d]" % number))) == [number]
-        assert type_of(loads(b"%d" % number)) is int
+        message = message_of({"n": number})
+        assert message == {"n": number}
+        assert isinstance(message["n"], int)
 
 
 def test_lone_surrogates_are_kept_as_escapes() -> None:
     message = message_of({"content": "a"}, {"content": "\ud83d"}, {"content": "\ude00"}, {"content": "b"})
     assert message == {"content": "a\ud83d\ude00b"}
-    assert dumps(["\ud83d"]) == b'["\\ud83d"]'
+    assert json.loads(dumps(message)) == {"content": "a😀b"}
 
 
 def test_nan_and_huge_floats_are_read() -> None:
@@ -480,7 +479,7 @@ def test_nesting_that_can_be_written_again_is_kept() -> None:
         data = b'{"choices":[{"index":0,"delta":{"x":' + nested.encode() + b"}}]}"
         completion = folded(data, data, data)
         assert completion.malformed == 0
-        assert dumps(completion.to_json_dict()).count(opening.encode()) >= 200
+        assert dumps(completion.to_json_dict()).count(opening) >= 200
 
 
 # Properties
@@ -513,7 +512,7 @@ odd_chunk = st.fixed_dictionaries(
 odd_deltas = st.dictionaries(keys, shaped, max_size=3).map(chunk_of)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(odd_chunk | odd_deltas | shaped, max_size=5))
 def test_hostile_json_never_raises(values: list[Any]) -> None:
     events = [
@@ -521,15 +520,16 @@ def test_hostile_json_never_raises(values: list[Any]) -> None:
         for index, value in enumerate(values)
     ]
     completion = folded(*events, *events)
-    assert isinstance(dumps(completion.to_json_dict()), bytes)
+    assert isinstance(dumps(completion.to_json_dict()), str)
     assert isinstance(completion.is_whole, bool)
     for event in events:
         body = Completion.from_body(event)
-        assert isinstance(dumps(body.to_json_dict()), bytes)
+        assert isinstance(dumps(body.to_json_dict()), str)
         assert isinstance(body.is_whole, bool)
         assert not (is_usage_only(event) and has_token(event))
 
 
+@settings(deadline=None)
 @given(
     st.lists(odd_deltas | odd_deltas.map(lambda chunk: {**chunk, "id": "a"}), max_size=3), st.lists(texts, min_size=1)
 )
@@ -541,6 +541,7 @@ def test_the_short_way_folds_odd_chunks_to_the_same_as_the_long_way(odd: list[An
     assert (short.malformed, dumps(short.error)) == (long.malformed, dumps(long.error))
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=40)))
 def test_hostile_bytes_never_raise(events: list[bytes]) -> None:
     assert folded(*events).malformed <= len(events)
@@ -593,6 +594,7 @@ def events_of(draw: st.DrawFn, queues: list[list[dict[str, Any]]]) -> list[bytes
     return [*events, f": bye{end}{end}data: [DONE]{end}{end}".encode()]
 
 
+@settings(deadline=None)
 @given(streams(), st.data())
 def test_any_completion_cut_into_deltas_chunks_and_bytes_folds_back(
     made: tuple[list[dict[str, Any]], bytes], data: st.DataObject
