@@ -512,7 +512,7 @@ odd_chunk = st.fixed_dictionaries(
 odd_deltas = st.dictionaries(keys, shaped, max_size=3).map(chunk_of)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(odd_chunk | odd_deltas | shaped, max_size=5))
 def test_hostile_json_never_raises(values: list[Any]) -> None:
     events = [
@@ -661,3 +661,10 @@ def test_text_of_any_kind_is_a_token(key: str) -> None:
 @pytest.mark.parametrize("data", (b"x", b"[]", b"{}", b'{"choices":5}', b'{"choices":[5,{"delta":5}]}', b"[DONE]"))
 def test_anything_else_has_no_token(data: bytes) -> None:
     assert not has_token(data)
+
+
+def test_several_events_are_fed_at_once() -> None:
+    data = data_of("default_chat_stream_n2")
+    completion = Completion()
+    completion.feed_many(data)
+    assert completion.to_json_dict() == folded(*data).to_json_dict()
