@@ -3,13 +3,14 @@
 Nothing here raises on what an upstream sends: what cannot be understood is counted in `malformed`.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
+
+from proxy.jsontext import loads
 
 JSON = dict[str, Any]
 
@@ -23,8 +24,6 @@ _LESSONS_MAX = 8
 _INDEX_MAX = 2**31
 
 _EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
-_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
-_LONG_NUMBER = b"0" * 19  # the shortest number that 64 bits may not hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +84,10 @@ class Completion:
         if self._lessons_left and self.malformed == malformed_before and self.error is None:
             self._learn(data, chunk)
 
+    def feed_many(self, events: list[bytes]) -> None:
+        for data in events:
+            self.feed(data)
+
     @property
     def id(self) -> str | None:
         return _string(self._top.get("id"))
@@ -129,7 +132,7 @@ class Completion:
 
     def _parsed(self, data: bytes) -> JSON | None:
         try:
-            value = loads(data)
+            value = _loads(data)
         except ValueError:
             value = None
         if isinstance(value, dict):
@@ -307,7 +310,7 @@ class _Pattern:
             before, found, _ = data.partition(b'"delta":{"' + key.encode() + b'":')
             after = data[len(before) + len(found) + len(orjson.dumps(text)) :]
             probe = loads(before + found + b'"\\u0000"' + after)
-        except ValueError:  # text spelled or spaced in another way than vLLM's
+        except (ValueError, orjson.JSONEncodeError):  # text spelled or spaced in another way than vLLM's
             return None
         chunk["choices"][0]["delta"][key] = "\0"
         return cls(key, before + found, after) if probe == chunk else None
@@ -345,35 +348,12 @@ def has_token(data: bytes) -> bool:
     return any(delta.get(key) for delta in deltas if isinstance(delta, dict) for key in _TOKEN_KEYS)
 
 
-def loads(data: bytes) -> Any:
-    """JSON, with all that orjson refuses or rounds but Python reads: NaN, lone surrogates, integers past 64 bit.
-
-    Raises ValueError, also for what is nested too deeply to be written again.
-    """
-    try:
-        value = orjson.loads(data)
-        if _LONG_NUMBER in data.translate(_DIGITS_TO_ZERO):
-            value = json.loads(data)
-    except orjson.JSONDecodeError:
-        value = _loads_as_python(data)
+def _loads(data: bytes) -> Any:
+    """Raises ValueError, also for what is nested too deeply to be written again."""
+    value = loads(data)
     if len(data) > 2 * _NESTING_MAX and data.count(b"[") + data.count(b"{") > _NESTING_MAX and _is_deep(value):
         raise ValueError("JSON is nested too deeply")
     return value
-
-
-def dumps(value: object) -> bytes:
-    """JSON for whatever `loads` returned, lone surrogates and big integers included."""
-    try:
-        return orjson.dumps(value)
-    except orjson.JSONEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _loads_as_python(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except RecursionError as exc:
-        raise ValueError("JSON is nested too deeply") from exc
 
 
 def _is_deep(value: object) -> bool:
@@ -392,7 +372,7 @@ def _is_deep(value: object) -> bool:
 
 def _object(data: bytes) -> JSON:
     try:
-        value = loads(data)
+        value = _loads(data)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

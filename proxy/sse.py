@@ -20,6 +20,9 @@ class Event(NamedTuple):
     data: bytes  # the data fields joined by LF; empty for comments and stray blank lines
 
 
+_new = tuple.__new__  # a third of the time of Event(...), which counts where each token passes
+
+
 class Decoder:
     """Cuts a byte stream into events, however the bytes were cut on the way."""
 
@@ -46,7 +49,7 @@ class Decoder:
             end = len(chunk) - 2
             if chunk.find(b"\n") == end and chunk[-1:] == b"\n":
                 self._at_start = False
-                return [Event(chunk, chunk[6:end])]
+                return [_new(Event, (chunk, chunk[6:end]))]
             if events := self._feed_plain(chunk):
                 return events
         return self._feed_any(chunk)
@@ -64,7 +67,7 @@ class Decoder:
         if pieces:
             self._buffer += tail
             self._scanned = 0
-        return [Event(piece + b"\n\n", piece[6:]) for piece in pieces]
+        return [_new(Event, (piece + b"\n\n", piece[6:])) for piece in pieces]
 
     def _feed_any(self, chunk: bytes) -> list[Event]:
         self._buffer += chunk

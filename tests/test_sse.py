@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.sse import Decoder, Event
@@ -62,6 +62,7 @@ def test_recorded_stream_means_the_same_with_every_line_end(path: Path, end: byt
     assert_same_at_every_cut(stream[:700].replace(b"\n", end))
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(
@@ -73,6 +74,7 @@ def test_any_bytes_decode_the_same_at_every_split_point(stream: bytes) -> None:
     assert_same_at_every_cut(stream)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from((b"\n", b"\r", b"data: x", b"data:y", b": c", b"data", b"id: 1")), max_size=12).map(
         b"".join
