@@ -1,0 +1,60 @@
+"""The application: what is opened at start, in which order, and how it is closed."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+
+from proxy.database import Database
+from proxy.errors import APIError, api_error_response, http_error_response, unexpected_error_response
+from proxy.recorder import Recorder
+from proxy.routes import route_table
+from proxy.services import Services, State
+from proxy.settings import Settings
+from proxy.upstream import Upstream
+
+
+def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None = None) -> Starlette:
+    """The proxy as an ASGI application. `transport` takes the place of the connection to upstream."""
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[State]:
+        async with open_services(settings, transport=transport) as services:
+            yield {"services": services}
+
+    app = Starlette(
+        routes=route_table(),
+        lifespan=lifespan,
+        exception_handlers={
+            APIError: api_error_response,
+            HTTPException: http_error_response,
+            Exception: unexpected_error_response,
+        },
+    )
+    # A redirect would be an answer that upstream did not give.
+    app.router.redirect_slashes = False
+    return app
+
+
+@asynccontextmanager
+async def open_services(
+    settings: Settings, *, transport: httpx.AsyncBaseTransport | None = None
+) -> AsyncIterator[Services]:
+    """Everything the handlers need. What is open is saved before anything is closed."""
+    database = Database(settings.database_path)
+    await database.open()
+    try:
+        recorder = Recorder(database, settings)
+        await recorder.start()
+        upstream = Upstream(settings, transport)
+        try:
+            yield Services(settings, database, recorder, upstream)
+        finally:
+            await recorder.drain()
+            await upstream.close()
+            if recorder.writer.trouble is None:
+                await database.checkpoint()
+    finally:
+        await database.close()

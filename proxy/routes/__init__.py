@@ -1,0 +1,16 @@
+"""The whole route table."""
+
+from starlette.routing import BaseRoute, Route
+
+from proxy.routes import health
+from proxy.routes.chat import ChatCompletions
+from proxy.routes.relay import Relay
+
+
+def route_table() -> list[BaseRoute]:
+    """Every route, the hottest first; what no other takes is relayed."""
+    return [
+        Route("/v1/chat/completions", ChatCompletions(), methods=["POST"]),
+        *health.routes,
+        Route("/{path:path}", Relay()),
+    ]

@@ -1,0 +1,29 @@
+"""Alive, and able to serve."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from proxy.errors import json_response
+from proxy.services import Services, State
+
+
+async def get_health(_request: Request[State]) -> Response:
+    """The process is alive, whatever else is not."""
+    return json_response({"status": "ok"})
+
+
+async def get_ready(request: Request[State]) -> Response:
+    """Able to serve: the database takes writes and upstream answers."""
+    services: Services = request.state["services"]
+    writer = services.recorder.writer
+    checks = {
+        "database": "ok" if writer.trouble is None else writer.trouble,
+        "upstream": "ok" if await services.upstream.is_healthy() else "does not answer",
+    }
+    is_ready = all(check == "ok" for check in checks.values())
+    content = {"status": "ready" if is_ready else "not ready", **checks, "writes_waiting": writer.waiting}
+    return json_response(content, status=200 if is_ready else 503)
+
+
+routes = [Route("/health", get_health), Route("/ready", get_ready)]
