@@ -103,12 +103,12 @@ def _event_stream(events: AsyncIterator[bytes]) -> Response:
 
 
 async def _detail(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - the app registers it for this class alone
+    assert isinstance(error, HTTPException)
     return _json({"detail": error.detail}, status=error.status_code, headers=dict(error.headers or {}))
 
 
 async def _error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, DemoError)  # noqa: S101 - the app registers it for this class alone
+    assert isinstance(error, DemoError)
     return _json(error.body, status=error.status)
 
 
