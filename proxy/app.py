@@ -1,13 +1,15 @@
 """The application: what is opened at start, in which order, and how it is closed."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
 from proxy.database import Database
+from proxy.demo import serve_demo
 from proxy.errors import APIError, api_error_response, http_error_response, unexpected_error_response
 from proxy.recorder import Recorder
 from proxy.routes import route_table
@@ -21,7 +23,11 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[State]:
-        async with open_services(settings, transport=transport) as services:
+        async with AsyncExitStack() as stack:
+            running = settings
+            if settings.demo:
+                running = replace(settings, upstream_url=await stack.enter_async_context(serve_demo()))
+            services = await stack.enter_async_context(open_services(running, transport=transport))
             yield {"services": services}
 
     app = Starlette(

@@ -160,6 +160,7 @@ class Settings:
     stream_usage: bool = _setting(
         "STELLARCHAT_STREAM_USAGE", True, _switch, "ask upstream for the usage of streams (on, off)"
     )
+    demo: bool = _setting("STELLARCHAT_DEMO", False, _switch, "a small built-in echo model in place of vLLM (on, off)")
     stitching: bool = _setting(
         "STELLARCHAT_STITCHING", True, _switch, "find the session of a resent history without an id (on, off)"
     )

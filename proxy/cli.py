@@ -1,0 +1,93 @@
+"""The command `stellarchat`."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, NoReturn
+
+import click
+
+from proxy import logs, settings
+from proxy.database import Database
+from proxy.errors import ConfigurationError
+from proxy.settings import Settings
+
+
+class _ServeCommand(click.Command):
+    """Lists every setting below the options."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = []
+        for each in fields(Settings):
+            default = settings.shown(each.default)
+            note = f" [default: {default}]" if default else ""
+            rows.append((each.metadata["name"], each.metadata["meaning"] + note))
+        with formatter.section("Settings (environment or .env)"):
+            formatter.write_dl(rows, col_max=44)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="stellarchat")
+def cli() -> None:
+    """StellarChat: an OpenAI-compatible proxy that saves every chat, once, in SQLite."""
+
+
+@cli.command(cls=_ServeCommand)
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", help="Port to listen on; 0 takes a free one.")
+@click.option("--upstream", help="vLLM's address.")
+@click.option("--workers", help="Processes on the one database.")
+@click.option("--demo", is_flag=True, help="Chat with a small built-in echo model instead of vLLM.")
+def serve(*, host: str | None, port: str | None, upstream: str | None, workers: str | None, demo: bool) -> None:
+    """Run the proxy."""
+    options = {
+        "STELLARCHAT_HOST": host,
+        "STELLARCHAT_PORT": port,
+        "STELLARCHAT_UPSTREAM_URL": upstream,
+        "STELLARCHAT_WORKERS": workers,
+        "STELLARCHAT_DEMO": "on" if demo else None,
+    }
+    _run(lambda: _serve({name: value for name, value in options.items() if value is not None}))
+
+
+def main() -> None:
+    """The console script."""
+    cli()
+
+
+def _run(command: Callable[[], None]) -> None:
+    try:
+        command()
+    except ConfigurationError as exc:
+        _refuse(str(exc))
+
+
+def _refuse(message: str) -> NoReturn:
+    click.echo(f"stellarchat: {message}", err=True)
+    sys.exit(2)
+
+
+def _serve(options: Mapping[str, str]) -> None:
+    from proxy import server
+
+    loaded = settings.load(options)
+    os.environ.update(options)  # for the application, which each worker process makes of the environment
+    logs.configure(loaded)
+    asyncio.run(_migrate(loaded))
+    listener = server.listen(loaded)
+    server.serve(loaded, listener, announce=lambda: click.echo(_ready_line(loaded, listener.getsockname())))
+
+
+async def _migrate(loaded: Settings) -> None:
+    """Find out before the first worker starts whether the database can be used."""
+    database = Database(loaded.database_path)
+    await database.open(readers=0)
+    await database.close()
+
+
+def _ready_line(loaded: Settings, address: tuple[Any, ...]) -> str:
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    model = "the built-in demo model, not vLLM" if loaded.demo else loaded.upstream_url
+    return f"StellarChat is ready: http://{host}:{address[1]}/v1 · upstream: {model} · history: {loaded.database_path}"

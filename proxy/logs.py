@@ -1,0 +1,71 @@
+"""Where log lines go: to people on the console, and as rotating JSON lines to the log folder."""
+
+import logging
+import logging.handlers
+import os
+import sys
+from pathlib import Path
+
+import orjson
+
+from proxy.errors import ConfigurationError
+from proxy.ids import timestamp
+from proxy.settings import Settings
+
+_FILE_BYTES = 20 * 2**20
+_FILE_COUNT = 5
+_CONSOLE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+_FIELDS_OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+
+
+class JSONLines(logging.Formatter):
+    """One JSON object a line; what a caller gave as `extra` stands beside the message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line = {
+            "time": timestamp(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **{key: value for key, value in vars(record).items() if key not in _FIELDS_OF_EVERY_RECORD},
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+def configure(settings: Settings) -> None:
+    """Set up the root logger of this process. Raises ConfigurationError where the folder cannot be written."""
+    console = logging.StreamHandler(sys.stderr)
+    console.setFormatter(logging.Formatter(_CONSOLE_FORMAT))
+    root = logging.getLogger()
+    for handler in root.handlers:
+        handler.close()
+    root.handlers = [console, _file_handler(settings)]
+    for handler in root.handlers:
+        handler.addFilter(_is_news)
+    root.setLevel(settings.log_level.upper())
+    logging.getLogger("aiosqlite").setLevel(logging.INFO)
+    if settings.log_level == "info":
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+def _file_handler(settings: Settings) -> logging.Handler:
+    # Processes that rotate one file would lose each other's lines.
+    name = "stellarchat.log" if settings.workers == 1 else f"stellarchat-{os.getpid()}.log"
+    folder = Path(settings.log_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.handlers.RotatingFileHandler(
+            folder / name, maxBytes=_FILE_BYTES, backupCount=_FILE_COUNT, encoding="utf-8"
+        )
+    except OSError as exc:
+        raise ConfigurationError(f"cannot write logs to STELLARCHAT_LOG_DIR={folder}: {exc.strerror}") from exc
+    handler.setFormatter(JSONLines())
+    return handler
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what uvicorn says of a reply that we cut on purpose because upstream had cut it."""
+    return record.msg != "ASGI callable returned without completing response."

@@ -1,0 +1,116 @@
+"""Runs the application under uvicorn: one process, or several on one socket."""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.supervisors import Multiprocess
+
+from proxy import logs, settings
+from proxy.app import create_app
+from proxy.errors import ConfigurationError
+from proxy.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Callers keep connections; one that is closed under a request's feet costs them a retry.
+_KEEP_ALIVE_SECONDS = 75
+_BACKLOG = 2048
+
+
+def application() -> Starlette:
+    """The application of the environment's settings: what each worker process loads."""
+    loaded = settings.load()
+    logs.configure(loaded)
+    return create_app(loaded)
+
+
+def listen(loaded: Settings) -> socket.socket:
+    """The listening socket. Raises ConfigurationError."""
+    try:
+        family = socket.getaddrinfo(loaded.host, loaded.port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((loaded.host, loaded.port), family=family, backlog=_BACKLOG)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"cannot listen on {loaded.host}:{loaded.port} (STELLARCHAT_HOST, STELLARCHAT_PORT): {exc.strerror}"
+        ) from exc
+    listener.set_inheritable(True)
+    return listener
+
+
+def serve(loaded: Settings, listener: socket.socket, *, announce: Callable[[], None]) -> None:
+    """Serve until a signal says to drain. `announce` is called when the first request can come."""
+    config = uvicorn.Config(
+        "proxy.server:application",
+        factory=True,
+        http="auto",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        # Upstream's own headers go to the caller; ours of the same name would stand beside them.
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        backlog=_BACKLOG,
+        workers=loaded.workers,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=round(loaded.drain_grace_seconds),
+        timeout_worker_healthcheck=30,
+    )
+    if loaded.workers == 1:
+        _Server(config, announce).run(sockets=[listener])
+    else:
+        _Workers(config, listener, announce).run()
+
+
+class _Server(uvicorn.Server):
+    """Drains on the first signal, leaves at once on the second, and exits with 0 when it has drained."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(1)  # what is unsaved is saved by the next start, as after a crash
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn raises the signal again after it has drained, and the process would end by it.
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sig, self.handle_exit)
+        yield
+
+
+class _Workers(Multiprocess):
+    """uvicorn's supervisor, with the same manners."""
+
+    def __init__(self, config: uvicorn.Config, listener: socket.socket, announce: Callable[[], None]) -> None:
+        super().__init__(config, [listener])
+        self._announce = announce
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sig, self._leave)
+
+    def init_processes(self) -> None:
+        super().init_processes()
+        if all(process.wait_until_ready(60, self.should_exit) for process in self.processes):
+            self._announce()
+
+    def _leave(self, sig: int, _frame: FrameType | None) -> None:
+        if self.should_exit.is_set():
+            for process in self.processes:
+                process.process.kill()
+            os._exit(1)
+        self.should_exit.set()
