@@ -38,7 +38,7 @@ def listen(loaded: Settings) -> socket.socket:
         listener = socket.create_server((loaded.host, loaded.port), family=family, backlog=_BACKLOG)
     except OSError as exc:
         raise ConfigurationError(
-            f"cannot listen on {loaded.host}:{loaded.port} (STELLARCHAT_HOST, STELLARCHAT_PORT): {exc.strerror}"
+            f"cannot listen on {loaded.host}:{loaded.port} (STELLARCHAT_HOST, STELLARCHAT_PORT): {os.strerror(exc.errno or 0)}"
         ) from exc
     listener.set_inheritable(True)
     return listener

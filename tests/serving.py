@@ -1,0 +1,147 @@
+"""Servers for tests: an application under real uvicorn in this loop, and the real command in a process of its own."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from proxy.app import create_app
+from proxy.settings import Settings
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def settings_for(folder: Path, *, upstream_url: str = "http://127.0.0.1:9", **changes: Any) -> Settings:
+    """Settings with every file in `folder`, keys off, and a small reserve."""
+    base = Settings(
+        database_url=f"sqlite:///{folder / 'stellarchat.db'}",
+        log_dir=str(folder / "logs"),
+        upstream_url=upstream_url,
+        auth="off",
+        spill_reserve_bytes=65536,
+    )
+    return replace(base, **changes)
+
+
+@asynccontextmanager
+async def running(app: ASGIApp, *, grace_seconds: int = 2) -> AsyncIterator[str]:
+    """The application's base URL while the block lasts."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app,
+        lifespan="on",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=grace_seconds,
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server._serve([listener]))
+    try:
+        while not server.started:
+            if task.done():
+                task.result()
+            await asyncio.sleep(0.005)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()
+
+
+@asynccontextmanager
+async def running_proxy(settings: Settings) -> AsyncIterator[str]:
+    """The proxy's base URL while the block lasts."""
+    async with running(create_app(settings)) as url:
+        yield url
+
+
+class ServerProcess:
+    """`stellarchat serve` in a process of its own."""
+
+    def __init__(self, folder: Path, upstream_url: str, **environment: str) -> None:
+        self.folder = folder
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("STELLARCHAT_")},
+            "STELLARCHAT_UPSTREAM_URL": upstream_url,
+            "DATABASE_URL": f"sqlite:///{folder / 'stellarchat.db'}",
+            "STELLARCHAT_LOG_DIR": str(folder / "logs"),
+            "STELLARCHAT_AUTH": "off",
+            "STELLARCHAT_PORT": "0",
+            "STELLARCHAT_SPILL_RESERVE_BYTES": str(2**20),
+            "PYTHONPATH": str(REPOSITORY),
+            **environment,
+        }
+        self._process: subprocess.Popen[str] | None = None
+        self.output: list[str] = []
+        self.url = ""
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, *options: str, seconds: float = 30) -> None:
+        """Start, and wait for the ready line."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "proxy", "serve", *options],
+            cwd=self.folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.url = ""
+        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        deadline = time.monotonic() + seconds
+        while not self.url:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("the server did not start:\n" + "\n".join(self.output[-30:]))
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """`kill -9`, the workers included."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(10)
+
+    def stop(self, *, seconds: float = 60) -> int:
+        """SIGTERM, and wait for the drain; the exit code."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(seconds)
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.output.append(line.rstrip())
+            if "is ready: http" in line:
+                self.url = line.split("is ready: ")[1].split("/v1")[0]
+
+
+@contextmanager
+def server_process(folder: Path, upstream_url: str, *options: str, **environment: str) -> Iterator[ServerProcess]:
+    """A started process, killed at the end where it still runs."""
+    process = ServerProcess(folder, upstream_url, **environment)
+    process.start(*options)
+    try:
+        yield process
+    finally:
+        process.kill()
