@@ -37,8 +37,9 @@ def listen(loaded: Settings) -> socket.socket:
         family = socket.getaddrinfo(loaded.host, loaded.port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((loaded.host, loaded.port), family=family, backlog=_BACKLOG)
     except OSError as exc:
+        reason = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc)
         raise ConfigurationError(
-            f"cannot listen on {loaded.host}:{loaded.port} (STELLARCHAT_HOST, STELLARCHAT_PORT): {os.strerror(exc.errno or 0)}"
+            f"cannot listen on {loaded.host}:{loaded.port} (STELLARCHAT_HOST, STELLARCHAT_PORT): {reason}"
         ) from exc
     listener.set_inheritable(True)
     return listener
