@@ -4,14 +4,20 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai import APIError, AsyncOpenAI, NotFoundError, OpenAI
 
 from proxy.demo import MODEL, serve_demo
+
+# The demo keeps no state: one server serves all these tests.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Json = dict[str, Any]
 
@@ -30,19 +36,19 @@ WEATHER = {
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def url() -> AsyncIterator[str]:
     async with serve_demo(pause_seconds=0) as url:
         yield url
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(url: str) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(url: str) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=url) as http:
         yield http
@@ -240,3 +246,143 @@ async def test_demo_ends_with_its_block_while_a_connection_is_kept_alive() -> No
             assert (await http.get(f"{url}/health")).status_code == 200
         with pytest.raises(httpx.ConnectError):
             await http.get(f"{url}/health")
+
+
+STREAMS = Path(__file__).parent / "streams"
+CHOICE = {"max_tokens": 8, "temperature": 0}
+
+
+def shape(value: object) -> object:
+    """A JSON value with its leaves replaced by their types, and lists by the shapes they hold."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return sorted({json.dumps(shape(inner), sort_keys=True) for inner in value})
+    return "null" if value is None else "number" if isinstance(value, int | float) else type(value).__name__
+
+
+def recorded_chunks(name: str) -> list[Json]:
+    events = (STREAMS / name).read_text().split("\n\n")
+    return [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data: {")]
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    (
+        ("default_chat.json", CHOICE),
+        ("default_chat_n2.json", {"n": 2}),
+        ("default_chat_logprobs.json", CHOICE | {"logprobs": True, "top_logprobs": 2}),
+    ),
+)
+async def test_whole_reply_has_the_shape_of_a_real_vllm_s(http: httpx.AsyncClient, name: str, body: Json) -> None:
+    assert shape(await chat(http, **body)) == shape(json.loads((STREAMS / name).read_text()))
+
+
+@pytest.mark.parametrize(("name", "choice"), (("required", "required"), ("named", NAMED)))
+async def test_whole_tool_call_has_the_shape_of_a_real_vllm_s(
+    http: httpx.AsyncClient, name: str, choice: object
+) -> None:
+    real = json.loads((STREAMS / f"flags_chat_tool_{name}.json").read_text())
+    mine = await chat(http, tools=[WEATHER], tool_choice=choice)
+    assert shape(mine["choices"]) == shape(real["choices"])
+    assert mine["choices"][0]["finish_reason"] == real["choices"][0]["finish_reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    (
+        ("default_chat_stream.sse", CHOICE),
+        ("default_chat_stream_usage.sse", CHOICE | {"stream_options": {"include_usage": True}}),
+        (
+            "default_chat_stream_usage_cont.sse",
+            CHOICE | {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        ),
+        ("default_chat_stream_n2.sse", CHOICE | {"n": 2, "stream_options": {"include_usage": True}}),
+        ("default_chat_stream_logprobs.sse", CHOICE | {"logprobs": True, "top_logprobs": 2}),
+        ("flags_chat_stream_tool_named.sse", {"tools": [WEATHER], "tool_choice": NAMED}),
+    ),
+)
+async def test_every_kind_of_chunk_has_the_shape_of_a_real_vllm_s(
+    http: httpx.AsyncClient, name: str, body: Json
+) -> None:
+    real, mine = recorded_chunks(name), await chunks(http, **body)
+    assert shape(mine) == shape(real)
+    assert shape(mine[0]) == shape(real[0])
+    assert shape(mine[-1]) == shape(real[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "path", "body"),
+    (
+        ("err_404", "GET", "/v1/nope", ""),
+        ("err_405", "GET", "/v1/chat/completions", ""),
+        ("err_badjson", "POST", "/v1/chat/completions", "{bad"),
+        ("err_missing_messages", "POST", "/v1/chat/completions", '{"model":"smollm2"}'),
+        ("err_type", "POST", "/v1/chat/completions", '{"model":"smollm2","messages":"x"}'),
+        ("err_model", "POST", "/v1/chat/completions", '{"model":"nope","messages":[]}'),
+        ("err_model_stream", "POST", "/v1/chat/completions", '{"model":"nope","messages":[],"stream":true}'),
+        ("err_temp", "POST", "/v1/chat/completions", '{"messages":[],"temperature":0,"temperature":-1}'),
+        ("err_max_tokens", "POST", "/v1/chat/completions", '{"messages":[],"max_tokens":1000000}'),
+        (
+            "err_too_long",
+            "POST",
+            "/v1/chat/completions",
+            '{"messages":[{"role":"user","content":"' + "hello " * 9000 + '"}]}',
+        ),
+    ),
+)
+async def test_error_is_word_for_word_a_real_vllm_s(
+    http: httpx.AsyncClient, name: str, method: str, path: str, body: str
+) -> None:
+    real = (STREAMS / f"default_{name}.json").read_text()
+    for theirs, ours in (("smollm2", MODEL), ("2048", "8192"), ("2049", "8193")):
+        real = real.replace(theirs, ours)
+    response = await http.request(method, path, content=body, headers={"Content-Type": "application/json"})
+    assert response.text == real
+    assert response.status_code == json.loads(real).get("error", {}).get("code", response.status_code)
+    assert response.headers["content-type"] == "application/json"
+
+
+async def test_body_without_a_json_content_type_is_refused_as_a_real_vllm_does(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/chat/completions", content=b"{}")
+    assert (response.status_code, response.text) == (400, (STREAMS / "flags_err_content_type_only.json").read_text())
+
+
+async def test_head_is_not_allowed_as_in_a_real_vllm(http: httpx.AsyncClient) -> None:
+    response = await http.head("/v1/models")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET")
+
+
+async def test_text_completion_ends_with_a_usage_chunk(http: httpx.AsyncClient) -> None:
+    body = {"prompt": "one two", "max_tokens": 3, "stream": True, "stream_options": {"include_usage": True}}
+    response = await http.post("/v1/completions", json=body)
+    *events, done, _ = response.text.split("\n\n")
+    bodies = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert done == "data: [DONE]"
+    assert [body["choices"][0]["text"] for body in bodies[:-1]] == [" You", " wrote", ":"]
+    assert bodies[-1]["usage"] == {"prompt_tokens": 2, "total_tokens": 5, "completion_tokens": 3}
+    whole = (await http.post("/v1/completions", json={"prompt": ["a", "b"]})).json()
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1]
+
+
+KNOWN = re.findall(
+    r"\S+",
+    """messages role user assistant tool content text type model stream stream_options include_usage n max_tokens
+    max_completion_tokens stop tools tool_choice function name parameters required response_format json_schema
+    json_object schema properties items object array string integer enum anyOf $ref # minItems minLength maxLength
+    logprobs top_logprobs temperature""",
+)
+WORDS = st.sampled_from(KNOWN) | st.text(max_size=9)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | WORDS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(body=st.dictionaries(st.sampled_from(KNOWN), JSON))
+async def test_no_body_makes_it_fail(http: httpx.AsyncClient, body: Json) -> None:
+    content = json.dumps({"messages": [HELLO]} | body)
+    response = await http.post("/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code in (200, 400, 404), response.text
