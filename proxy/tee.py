@@ -226,7 +226,7 @@ async def send_streamed(
     except Failure as exc:
         await _send_cut(send, recording, failure(exc), rest=tee.rest(), headers=headers)
         return
-    await _committed(recording, recording.end_streamed())
+    await committed(recording, recording.end_streamed())
     await send({"type": "http.response.body", "body": tee.rest(), "more_body": False})
 
 
@@ -243,7 +243,7 @@ async def send_whole(response: Response, send: Send, recording: Recording, *, he
         raise failure(exc) from exc
     body = b"".join(pieces)
     recording.take_whole(body)
-    await _committed(recording, recording.end_whole())
+    await committed(recording, recording.end_whole())
     await _start(send, response, headers)
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -267,13 +267,14 @@ async def _start(send: Send, response: Response, headers: Headers) -> None:
 async def _send_cut(send: Send, recording: Recording, error: APIError, *, rest: bytes, headers: Headers) -> None:
     """Say in the stream that upstream died, and save what had come. A response without an end closes its connection."""
     saved = recording.end("incomplete", error=error.as_json()["error"])
-    await _committed(recording, saved)
+    await committed(recording, saved)
     if not any(name == b"content-length" for name, _ in headers):
         event = b"data: " + orjson.dumps(error.as_json()) + b"\n\n"
         # An event that was cut in the middle is ended first, so that ours is one of its own.
         await send({"type": "http.response.body", "body": (rest + b"\n\n" if rest else b"") + event, "more_body": True})
 
 
-async def _committed(recording: Recording, saved: asyncio.Future[Any] | None) -> None:
+async def committed(recording: Recording, saved: asyncio.Future[Any] | None) -> None:
+    """In strict mode, wait until the end of the exchange is on disk."""
     if saved is not None and recording.is_strict:
         await saved

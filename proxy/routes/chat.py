@@ -14,7 +14,7 @@ from proxy import archive, body, headers, queries, thread
 from proxy.attribution import session_of, user_header, user_of
 from proxy.auth import ANYONE, Caller
 from proxy.errors import APIError, UnavailableError
-from proxy.exchange import Exchange, SessionRef
+from proxy.exchange import Exchange, SessionRef, Status
 from proxy.headers import Headers
 from proxy.ids import uuid7
 from proxy.message import title_of
@@ -26,6 +26,7 @@ from proxy.tee import (
     DepartedError,
     Recording,
     Watch,
+    committed,
     read_body,
     send_streamed,
     send_whole,
@@ -163,9 +164,9 @@ class _Recorded:
         if self._search is not None:
             await asyncio.shield(self._search)
 
-    async def _end(self, status: Any, error: Any) -> None:
+    async def _end(self, status: Status, error: Any) -> None:
         await self._found()
-        self._recording.end(status, error=error)
+        await committed(self._recording, self._recording.end(status, error=error))
 
     async def _find_named(self, asked: SessionRef) -> None:
         assert asked.external_id is not None
