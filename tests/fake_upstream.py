@@ -449,7 +449,7 @@ class FakeUpstream:
     async def until(self, condition: Callable[[], object], *, seconds: float = 10.0) -> None:
         """Wait until a condition on this server holds; TimeoutError if it does not in time."""
         async with asyncio.timeout(seconds):
-            while not condition():  # noqa: ASYNC110 - the condition is the test's own, no event tells of it
+            while not condition():
                 await asyncio.sleep(0.005)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
