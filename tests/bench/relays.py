@@ -134,6 +134,8 @@ model_list:
   - model_name: {model}
     litellm_params: {{ model: openai/{model}, api_base: "{upstream}/v1", api_key: none }}
 litellm_settings: {{ telemetry: false, num_retries: 0 }}
+# No keys, as in all the other rows: without this it does not start.
+general_settings: {{ dangerously_permit_weak_or_unset_master_key: true }}
 """
 
 
