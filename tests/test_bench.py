@@ -69,6 +69,11 @@ def test_a_quantile_is_one_of_the_values(share: float, value: int) -> None:
     assert figures.quantile(list(range(100, 0, -1)), share) == value
 
 
+def test_the_slope_is_what_grows_with_each_request() -> None:
+    assert figures.slope([1, 2, 3], [5, 7, 9]) == pytest.approx(2)
+    assert figures.slope([1], [5]) == 0
+
+
 @pytest.mark.parametrize("markdown", (False, True))
 def test_the_report_has_a_line_for_each_relay_and_says_what_failed(markdown: bool) -> None:
     rounds = rounds_of(direct=[{}], nginx=[{"chunk_cpu_us": 8.0, "json_rps": 12000.0}], mine=[{"chunk_cpu_us": 10.0}])

@@ -71,6 +71,11 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
+def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """How much y grows for each x, by least squares; 0 where there is one point only."""
+    return statistics.linear_regression(xs, ys).slope if len(set(xs)) > 1 else 0.0
+
+
 def summarize(rounds: Rounds, column: Column, key: str) -> Cell | None:
     """The cell of one relay; None where no round has the figure."""
     values = _values(rounds, column, key)

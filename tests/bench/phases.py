@@ -166,7 +166,7 @@ class Round:
         """Run the load in a process of its own, watching the relay's memory and how busy the other two are."""
         self.label += 1
         upstream_cpu = accounting.cpu_seconds(self.upstream.pid or 0)
-        outcome = perform(dataclasses.replace(load, label=self.label % 100), each=self._watch)
+        outcome = perform(load, label=self.label, each=self._watch)
         upstream_cpu = accounting.cpu_seconds(self.upstream.pid or 0) - upstream_cpu
         if outcome.elapsed_s > 1:  # less is too short for the ticks that the accounting counts in
             self.measured.busy_with("client_busy", outcome.cpu_s / outcome.elapsed_s)
@@ -183,8 +183,9 @@ class Round:
         return accounting.resident_bytes(self.relay.pid) if self.relay.pid is not None else 0
 
 
-def perform(load: Load, *, each: Callable[[], None] | None = None) -> Outcome:
+def perform(load: Load, *, label: int, each: Callable[[], None] | None = None) -> Outcome:
     """Put one load on a relay from a process of its own; `each` is called several times a second meanwhile."""
+    load = dataclasses.replace(load, label=label % 100)
     argv = [sys.executable, "-m", "tests.bench.client", json.dumps(dataclasses.asdict(load))]
     client = subprocess.Popen(argv, cwd=relays.ROOT, stdout=subprocess.PIPE)
     # Checking what came takes the client a while after its deadline.
