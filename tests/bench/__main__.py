@@ -1,26 +1,38 @@
-"""`python -m tests.bench`: StellarChat beside other relays, one process each, on the same cores, in one run."""
+"""`python -m tests.bench`: StellarChat beside other relays, one process each, on the same cores, in one run.
+
+An upstream that costs next to nothing streams paced events, each written on its own. Every relay is started afresh in
+every round, alone, in an order that rotates, and gets the same loads:
+
+hold   1,000 streams of 20 tokens/s at once: resident memory over the idle process, and how late the last token comes
+chunk  200 streams of 50 tokens/s: processor time of the relay's processes for each event, the requests' cost included
+first  1, 50, 200, 1,000 streams open at any time: time from the request to the first token, less the direct way's
+json   whole replies over 32 connections, as many as will go: processor time of each, and how many a second
+
+A relay that fails at a load, or falls behind, has an error in place of that figure and is started afresh for the next.
+Connections are kept open and opened before the clock starts. What comes is checked to the last event. Figures are
+medians over the rounds, with (smallest-largest) and x the ratio to nginx.
+"""
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
-import platform
-import resource
 import sys
 import time
 from pathlib import Path
 
-from tests.bench import figures, phases, relays
+from tests.bench import figures, machine, phases, relays
 
 
 def main() -> None:
     options = _options()
-    _prepare(options.cores)
+    machine.prepare(cores=options.cores)
     chosen = _chosen(options.only)
     plan = phases.QUICK if options.quick else phases.Plan()
-    machine = _machine()
-    print(_line(machine), file=sys.stderr)
+    here = machine.describe()
+    print(machine.line(here), file=sys.stderr)
     rounds: list[dict[str, figures.Measured]] = []
     with contextlib.suppress(KeyboardInterrupt), relays.upstream() as upstream:
         for number in range(options.rounds):
@@ -30,25 +42,31 @@ def main() -> None:
                 rounds[-1][relay.key] = _measure(relay, upstream, plan, options)
     titles = {relay.key: relay.title for relay in chosen}
     if options.json is not None:
-        options.json.write_text(json.dumps(_whole(machine, plan, rounds, titles), indent=1) + "\n")
-    print(figures.report(rounds, titles, markdown=options.markdown) + "\n" + _line(machine))
+        options.json.write_text(json.dumps(_whole(here, plan, rounds, titles), indent=1) + "\n")
+    print(figures.report(rounds, titles, markdown=options.markdown) + "\n" + machine.line(here))
 
 
 def _measure(
     relay: relays.Relay, upstream: relays.Running, plan: phases.Plan, options: argparse.Namespace
 ) -> figures.Measured:
-    commands = os.pathsep.join([*options.relay_bin, os.environ.get("PATH", "")])
+    start = functools.partial(
+        relays.running,
+        relay,
+        upstream_port=upstream.port,
+        commands=os.pathsep.join([*options.relay_bin, os.environ.get("PATH", "")]),
+        work=options.dir,
+        start_s=options.start_seconds,
+    )
     try:
-        with relays.running(
-            relay, upstream_port=upstream.port, commands=commands, work=options.dir, start_s=options.start_seconds
-        ) as running:
-            return phases.Round(plan, running, upstream, label=0).measure()
+        return phases.measure(plan, start, upstream)
     except (relays.NotInstalledError, relays.StartError) as exc:
         return figures.Measured(errors={"start": str(exc)})
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="short phases and one round: minutes less, more noise")
     parser.add_argument("--rounds", type=int, help="default 3; with --quick 1")
     parser.add_argument(
@@ -74,36 +92,8 @@ def _chosen(only: str) -> list[relays.Relay]:
     return [relay for relay in relays.RELAYS if not wanted or relay.key in wanted | {figures.DIRECT}]
 
 
-def _prepare(cores: int) -> None:
-    """What all the processes inherit: the same few cores, and as many files as the system allows."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _machine() -> dict[str, str]:
-    model = "unknown processor"
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {
-        "processor": model,
-        "cores used": str(cores),
-        "kernel": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "load before": f"{os.getloadavg()[0]:.2f}",
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _line(machine: dict[str, str]) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in machine.items())
-
-
 def _whole(
-    machine: dict[str, str], plan: phases.Plan, rounds: list[dict[str, figures.Measured]], titles: dict[str, str]
+    here: dict[str, str], plan: phases.Plan, rounds: list[dict[str, figures.Measured]], titles: dict[str, str]
 ) -> dict[str, object]:
     columns = [column for table in figures.TABLES.values() for column in table]
     cells = {key: {c.key: figures.summarize(rounds, c, key) for c in columns} for key in titles}
@@ -111,7 +101,7 @@ def _whole(
         key: {name: dataclasses.asdict(cell) for name, cell in row.items() if cell} for key, row in cells.items()
     }
     measured = [{key: dataclasses.asdict(one) for key, one in by_relay.items()} for by_relay in rounds]
-    return {"machine": machine, "plan": dataclasses.asdict(plan), "summary": summary, "rounds": measured}
+    return {"machine": here, "plan": dataclasses.asdict(plan), "summary": summary, "rounds": measured}
 
 
 def _say(text: str) -> None:

@@ -36,6 +36,17 @@ def cpu_seconds(pid: int) -> float:
     return ticks / _TICKS
 
 
+def own_cpu_seconds() -> float:
+    """Processor time of this process and of the children it has waited for."""
+    return sum(os.times()[:4])
+
+
+def machine_cpu_seconds() -> float:
+    """Processor time that anyone on this machine has taken, and that the host took from it."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / _TICKS  # idle, and idle while a disk works
+
+
 def resident_bytes(pid: int) -> int:
     """Resident memory of the tree; a page that two processes share counts twice."""
     pages = 0
@@ -62,7 +73,7 @@ def stop(process: subprocess.Popen[bytes], *, wait_s: float = 10.0) -> None:
         process.kill()
         process.wait(wait_s)
     deadline = time.monotonic() + wait_s
-    # The children were found while their parent lived; one that is still ours to see has the same group as it had.
+    # What the process started and left behind: it is nobody's now, so it is ended by the number it had.
     while any(_alive(pid) for pid in pids[1:]) and time.monotonic() < deadline:
         time.sleep(0.05)
     for pid in pids[1:]:

@@ -145,17 +145,21 @@ def _text(rounds: Rounds, column: Column, key: str) -> str:
 
 
 _FIRST_COLUMNS = {columns[0].key for columns in TABLES.values()}
-_SURVIVORS = {"idle_mb", "open_mb", "stream_kb"}  # measured even where the streams then fall behind
+# Measured also where the streams then fall behind, which is said below the tables.
+_SURVIVORS = {"idle_mb", "open_mb", "stream_kb", "chunk_cpu_us"}
 
 
 def _shares(rounds: Rounds) -> str:
-    """How near the load client and the upstream came to a whole core, which would make them the limit."""
-    most = dict.fromkeys(("client_busy", "upstream_busy"), 0.0)
+    """How near the load client and the upstream came to a whole core, which would make them the limit; and others."""
+    most = dict.fromkeys(("client_busy", "upstream_busy", "others_busy"), 0.0)
     for measured in (one for by_relay in rounds for one in by_relay.values()):
         for key in most:
             most[key] = max(most[key], measured.figures.get(key, 0.0))
-    client, upstream = (f"{share:.0%}" for share in most.values())
-    return f"Busiest moment of the load client: {client} of a core; of the upstream: {upstream}."
+    client, upstream, others = (f"{share:.0%}" for share in most.values())
+    return (
+        f"At most the load client took {client} of a core in a phase, the upstream {upstream}; "
+        f"processes that are no part of this {others} in a round."
+    )
 
 
 def _plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from proxy import database, ids, thread
-from tests.bench import accounting, figures, phases, relays, wire
+from tests.bench import accounting, figures, machine, phases, relays, wire
 from tests.bench.client import Load
 
 _TURNS = 10  # a question and an answer each
@@ -51,6 +51,7 @@ class Asked:
 
 def main() -> None:
     options = _options()
+    machine.prepare(cores=2)
     results = {}
     for messages in (options.small, options.messages):
         results[messages] = _at(messages, options)

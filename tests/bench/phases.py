@@ -5,7 +5,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from tests.bench import accounting, relays
 from tests.bench.client import Load, Outcome
@@ -39,34 +40,51 @@ class Plan:
 QUICK = Plan(hold_tokens=80, chunk_tokens=100, first_token_s=2.0, json_s=1.5, grace_s=25.0)
 
 
+def measure(plan: Plan, start: "Start", upstream: relays.Running) -> Measured:
+    """One round of one relay. Where a phase fails, the next ones get the relay afresh: none pays for another's load."""
+    measured = Measured()
+    phases = ["hold", "chunk", *(f"first_{streams}" for streams in plan.levels), "json"]
+    while phases:
+        with start() as running:
+            phases = Round(plan, running, upstream, measured).run(phases)
+    return measured
+
+
+Start = Callable[[], AbstractContextManager[relays.Running]]
+
+
 class Round:
     """One relay, running, and the loads put on it."""
 
-    def __init__(self, plan: Plan, relay: relays.Running, upstream: relays.Running, *, label: int) -> None:
+    def __init__(self, plan: Plan, relay: relays.Running, upstream: relays.Running, measured: Measured) -> None:
         self.plan = plan
         self.relay = relay
         self.upstream = upstream
-        self.label = label
-        self.measured = Measured()
+        self.measured = measured
+        self.label = 0
         self.peak = 0
 
-    def measure(self) -> Measured:
-        """Run all phases; one that fails leaves its error in place of its figures."""
+    def run(self, phases: Sequence[str]) -> list[str]:
+        """Run the phases up to the first that fails, which leaves its error. Those that are left."""
         self._warm_up()
-        phases = {"hold": self._hold, "chunk": self._chunk}
-        for name, phase in phases.items():
-            self._attempt(name, phase())
-        for streams in self.plan.levels:
-            self._attempt(f"first_{streams}", self._first_token(streams))
-        self._attempt("json", self._json())
-        return self.measured
+        others, began = self._cpu_of_others(), time.monotonic()
+        left = list(phases)
+        while left:
+            name = left.pop(0)
+            try:
+                for key, value in self._phase(name):  # those before a failure count
+                    self.measured.figures[key] = value
+            except PhaseError as exc:
+                self.measured.errors[name] = str(exc)
+                break
+        self.measured.busy_with("others_busy", (self._cpu_of_others() - others) / (time.monotonic() - began))
+        return left
 
-    def _attempt(self, name: str, figures: Iterator[tuple[str, float]]) -> None:
-        try:
-            for key, value in figures:
-                self.measured.figures[key] = value
-        except PhaseError as exc:
-            self.measured.errors[name] = str(exc)
+    def _phase(self, name: str) -> Iterator[tuple[str, float]]:
+        kind, _, streams = name.partition("_")
+        if kind == "first":
+            return self._first_token(int(streams))
+        return {"hold": self._hold, "chunk": self._chunk, "json": self._json}[kind]()
 
     def _warm_up(self) -> None:
         self._perform(Load(port=self.relay.port, stream=False, connections=4, requests=200, seconds=5, deadline_s=30))
@@ -109,9 +127,9 @@ class Round:
         )
         cpu = self._cpu() - cpu
         _require_no_errors(outcome)
-        _require_all_finished(outcome)
-        if self.relay.pid is not None:
+        if self.relay.pid is not None and outcome.events:
             yield "chunk_cpu_us", cpu * 1e6 / outcome.events
+        _require_all_finished(outcome)
 
     def _first_token(self, streams: int) -> Iterator[tuple[str, float]]:
         """So many streams open at any time, each followed by the next; no level asks for over 10,000 tokens/s."""
@@ -178,6 +196,11 @@ class Round:
 
     def _cpu(self) -> float:
         return accounting.cpu_seconds(self.relay.pid) if self.relay.pid is not None else 0.0
+
+    def _cpu_of_others(self) -> float:
+        """Processor time of all that is no part of the measurement."""
+        upstream = accounting.cpu_seconds(self.upstream.pid or 0)
+        return accounting.machine_cpu_seconds() - accounting.own_cpu_seconds() - upstream - self._cpu()
 
     def _resident(self) -> int:
         return accounting.resident_bytes(self.relay.pid) if self.relay.pid is not None else 0

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.bench import accounting, figures, phases, relays
+from tests.bench import accounting, figures, machine, phases, relays
 from tests.bench.client import Load
 
 _STREAM_TOKENS = 20
@@ -15,6 +15,7 @@ _STREAM_RATE = 200
 
 def main() -> None:
     options = _options()
+    machine.prepare(cores=2)
     key = options.relay
     relay = next(relay for relay in relays.RELAYS if relay.key == key)
     print(f"{relay.title}: {options.requests:,} requests in {options.slices} slices, one in ten a stream", flush=True)
