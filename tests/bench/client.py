@@ -34,6 +34,8 @@ class Load:
     """The connections begin one after the other over this time."""
     sample_after_s: float = 0.0
     """Requests that began earlier are load, and no samples."""
+    samples: int = 0
+    """The load goes on past its time until it has so many."""
     label: int = 0
     """Tells this run's requests from those of another."""
 
@@ -191,7 +193,8 @@ class Run:
         return self.sent < self.load.requests and not failing and (self.sent < self.load.connections or self._in_time())
 
     def _in_time(self) -> bool:
-        return time.monotonic() < self.ends
+        now = time.monotonic()
+        return now < self.ends or (self.ends > 0 and len(self.outcome.first_token_ms) < self.load.samples)
 
     def leave(self) -> None:
         self.active -= 1

@@ -121,7 +121,9 @@ def show(cell: Cell | None) -> str:
 def number(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.2g}"
 
 
 def report(rounds: Rounds, titles: Mapping[str, str], *, markdown: bool) -> str:

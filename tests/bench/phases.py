@@ -142,6 +142,7 @@ class Round:
             rate=rate,
             ramp_s=nominal,
             sample_after_s=nominal,
+            samples=streams,  # a slow relay has none yet when the time is over
             seconds=nominal + self.plan.first_token_s,
             deadline_s=2 * nominal + self.plan.first_token_s + self.plan.grace_s,
         )
@@ -176,6 +177,7 @@ class Round:
             seconds=more.get("seconds", deadline_s),
             ramp_s=more.get("ramp_s", 0.0),
             sample_after_s=more.get("sample_after_s", 0.0),
+            samples=int(more.get("samples", 0)),
             requests=int(more.get("requests", 1 << 40)),
         )
         return self._perform(load)
