@@ -1,0 +1,1 @@
+"""The benchmark: StellarChat beside other relays, on one machine, in one run (`python -m tests.bench`)."""

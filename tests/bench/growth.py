@@ -1,0 +1,270 @@
+"""`python -m tests.bench.growth`: does a chat, a read, a list or a search cost more when millions are stored?"""
+
+import argparse
+import dataclasses
+import http.client
+import itertools
+import json
+import os
+import random
+import sqlite3
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from proxy import database, ids, thread
+from tests.bench import accounting, figures, machine, phases, relays, wire
+from tests.bench.client import Load
+
+_TURNS = 10  # a question and an answer each
+_SESSIONS_A_USER = 50
+_HEAVY = "heavy"  # one user with a tenth of all sessions
+_BEGAN = 1_700_000_000  # Unix seconds of the first session
+_SESSIONS_A_BATCH = 2_000
+_SAMPLES = 400
+_TEXT = (
+    "river bridge engine paper window garden signal copper winter market planet thread silver mirror forest number "
+    "harbour candle button ladder pocket saddle velvet meadow anchor basket cotton dragon empire fabric guitar hammer"
+)
+_WORDS = _TEXT.split()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stored:
+    """A session that is there to be asked for."""
+
+    session_id: str
+    user_id: str
+    messages: tuple[dict[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Asked:
+    """One request of a probe."""
+
+    path: str
+    body: dict[str, object] | None = None
+
+
+def main() -> None:
+    options = _options()
+    machine.prepare(cores=2)
+    results = {}
+    for messages in (options.small, options.messages):
+        results[messages] = _at(messages, options)
+    small, large = results[options.small], results[options.messages]
+    head = ("", f"{options.small:,} messages", f"{options.messages:,}", "ratio")
+    print("{:<34} {:>20} {:>20} {:>7}".format(*head))
+    for name, value in small.items():
+        ratio = large[name] / value if value else float("nan")
+        print(f"{name:<34} {figures.number(value):>20} {figures.number(large[name]):>20} {ratio:>7.2f}")
+
+
+def _at(messages: int, options: argparse.Namespace) -> dict[str, float]:
+    """Fill a database, serve it and measure; the database goes with its directory."""
+    stored: list[Stored] = []
+
+    def launch(place: relays.Place) -> relays.Launch:
+        began = time.monotonic()
+        stored.extend(fill(place.directory / "x.db", messages=messages))
+        size = (place.directory / "x.db").stat().st_size
+        print(f"filled {messages:,} messages, {size / 1e6:,.0f} MB, {time.monotonic() - began:.0f} s", file=sys.stderr)
+        return relays.stellarchat(place)
+
+    relay = relays.Relay("strict", "StellarChat, strict", launch)
+    commands = os.environ.get("PATH", "")
+    with (
+        relays.upstream() as upstream,
+        relays.running(relay, upstream_port=upstream.port, commands=commands, work=options.dir, start_s=120) as running,
+    ):
+        return dict(_measure(running, stored, seconds=options.seconds))
+
+
+def _measure(running: relays.Running, stored: list[Stored], *, seconds: float) -> Iterator[tuple[str, float]]:
+    assert running.pid is not None
+    cpu = accounting.cpu_seconds(running.pid)
+    load = Load(port=running.port, stream=False, connections=32, seconds=seconds, deadline_s=seconds + 60)
+    outcome = phases.perform(load, label=1)
+    if outcome.errors or not outcome.finished:
+        raise SystemExit(f"new chats: {outcome.errors}")
+    yield "new chats, CPU µs", (accounting.cpu_seconds(running.pid) - cpu) * 1e6 / outcome.finished
+    yield "new chats/s, 32 connections", outcome.finished / outcome.elapsed_s
+    for name, asked in _probes(stored).items():
+        cpu = accounting.cpu_seconds(running.pid)
+        times = _ask(running.port, asked)
+        yield f"{name}, ms p50", statistics.median(times)
+        yield f"{name}, ms p99", figures.quantile(times, 0.99)
+        yield f"{name}, CPU µs", (accounting.cpu_seconds(running.pid) - cpu) * 1e6 / len(times)
+
+
+def _probes(stored: list[Stored]) -> dict[str, list[Asked]]:
+    words = itertools.cycle(_WORDS)
+    users = [each.user_id for each in stored]
+    return {
+        "continued chat": [_continued(each) for each in stored],
+        "GET messages": [Asked(f"/v1/sessions/{each.session_id}/messages") for each in stored],
+        "GET sessions": [Asked(f"/v1/sessions?user_id={user}") for user in users],
+        "GET sessions, heavy user": [Asked(f"/v1/sessions?user_id={_HEAVY}") for _ in users],
+        "search": [Asked(f"/v1/search?q={quote(next(words))}&user_id={user}") for user in users],
+        "search, heavy user": [Asked(f"/v1/search?q={quote(next(words))}&user_id={_HEAVY}") for _ in users[:50]],
+    }
+
+
+def _continued(each: Stored) -> Asked:
+    """A resent history without an id, and one question more: it has to be found and goes below what is stored."""
+    messages = [*each.messages, {"role": "user", "content": f"And then? {random.random()}"}]
+    return Asked("/v1/chat/completions", {"model": wire.MODEL, "user": each.user_id, "messages": messages})
+
+
+def _ask(port: int, asked: Iterable[Asked]) -> list[float]:
+    """The milliseconds each request took, one after the other on one connection. Raises SystemExit where one fails."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    times = []
+    try:
+        for each in asked:
+            body = json.dumps(each.body) if each.body is not None else None
+            began = time.monotonic()
+            connection.request("GET" if body is None else "POST", each.path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            reply = response.read()
+            times.append((time.monotonic() - began) * 1e3)
+            if response.status != 200:
+                raise SystemExit(f"{each.path}: {response.status} {reply[:200].decode(errors='replace')}")
+    finally:
+        connection.close()
+    return times
+
+
+def fill(path: Path, *, messages: int) -> list[Stored]:
+    """Make a database with so many messages in sessions of twenty, and give out some of the sessions."""
+    sessions = max(1, messages // (2 * _TURNS))
+    sampled = set(random.Random(7).sample(range(sessions), min(_SAMPLES, sessions)))
+    stored = []
+    connection = database.connect(path)
+    try:
+        database.prepare(connection)
+        indexes = _without_indexes(connection)
+        for first in range(0, sessions, _SESSIONS_A_BATCH):
+            batch = _Batch()
+            for number in range(first, min(first + _SESSIONS_A_BATCH, sessions)):
+                if number in sampled:
+                    stored.append(batch.add(number, hashes=_true_hashes))
+                else:
+                    batch.add(number, hashes=_any_hashes)
+            batch.write(connection)
+        for statement in indexes:
+            connection.execute(statement)
+        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    finally:
+        connection.close()
+    return stored
+
+
+def _without_indexes(connection: sqlite3.Connection) -> list[str]:
+    """Take the indexes away and give out the statements that make them: sorted at the end they cost far less."""
+    found = connection.execute(
+        "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"
+    ).fetchall()
+    for name, _ in found:
+        connection.execute(f"DROP INDEX {name}")
+    for pragma in ("journal_mode = OFF", "synchronous = OFF", "foreign_keys = OFF", "cache_size = -500000"):
+        connection.execute(f"PRAGMA {pragma}").fetchall()
+    return [statement for _, statement in found]
+
+
+class _Batch:
+    """The rows of some sessions, as the program would have stored them."""
+
+    def __init__(self) -> None:
+        self.users: list[tuple[object, ...]] = []
+        self.sessions: list[tuple[object, ...]] = []
+        self.messages: list[tuple[object, ...]] = []
+        self.exchanges: list[tuple[object, ...]] = []
+
+    def add(self, number: int, *, hashes: "Hashes") -> Stored:
+        user_id = _HEAVY if number % 10 == 0 else f"user-{number // _SESSIONS_A_USER}"
+        session_id = ids.uuid7()
+        now = ids.timestamp(_BEGAN + number)
+        first_no = number * 2 * _TURNS + 1
+        said = [
+            {"role": "assistant" if depth % 2 else "user", "content": _text(number, depth)}
+            for depth in range(2 * _TURNS)
+        ]
+        for depth, (message, chain_hash) in enumerate(zip(said, hashes(user_id, said), strict=True)):
+            no = first_no + depth
+            # Unique and rising, as version 7 is, at a tenth of what a true one costs.
+            message_id, exchange_id = f"{session_id[:24]}{no:012x}", f"{session_id[:24]}{no | 1:012x}"
+            is_reply = depth % 2
+            if not is_reply:
+                self.exchanges.append((exchange_id, session_id, user_id, no, wire.MODEL, exchange_id, now))
+            place = (no, message_id, session_id, no - 1 if depth else None, depth, chain_hash, exchange_id)
+            what = (message["role"], message["content"], wire.MODEL if is_reply else None, 40 * is_reply, now)
+            self.messages.append((*place, *what))
+        self.users.append((user_id, now, now))
+        leaf_no = first_no + 2 * _TURNS - 1
+        self.sessions.append((session_id, user_id, said[0]["content"][:80], leaf_no, 2 * _TURNS, 40 * _TURNS, now, now))
+        return Stored(session_id, user_id, tuple(said))
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN")
+        connection.executemany(_INSERT_USER, self.users)
+        connection.executemany(_INSERT_SESSION, self.sessions)
+        connection.executemany(_INSERT_MESSAGE, self.messages)
+        connection.executemany(_INSERT_EXCHANGE, self.exchanges)
+        connection.execute("COMMIT")
+
+
+def _text(session: int, depth: int) -> str:
+    """Some 130 characters, of words that come back everywhere and of a number that does not."""
+    return f"{_TEXTS[(session * 7 + depth * 13) % len(_TEXTS)]} {session}.{depth}"
+
+
+_TEXTS = [" ".join(_WORDS[(start + i * i) % len(_WORDS)] for i in range(17)) for start in range(len(_WORDS))]
+
+Hashes = Callable[[str, Sequence[dict[str, str]]], Iterable[bytes]]
+
+
+def _true_hashes(user_id: str, messages: Sequence[dict[str, str]]) -> Iterable[bytes]:
+    return thread.chain(user_id, messages)
+
+
+def _any_hashes(user_id: str, messages: Sequence[dict[str, str]]) -> Iterable[bytes]:
+    """For sessions that nobody will continue: as scattered as true ones, and far cheaper."""
+    return (random.randbytes(16) for _ in messages)
+
+
+_INSERT_USER = """
+INSERT INTO users (user_id, created_at, last_active) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
+"""
+_INSERT_SESSION = """
+INSERT INTO sessions (session_id, user_id, title, leaf_no, message_count, tokens, created_at, updated_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_INSERT_MESSAGE = """
+INSERT INTO messages (message_no, message_id, session_id, parent_no, depth, chain_hash, exchange_id, role, content,
+                      model, tokens, created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_INSERT_EXCHANGE = """
+INSERT INTO exchanges (exchange_id, session_id, user_id, leaf_no, endpoint, model, status, http_status, finish_reason,
+                       prompt_tokens, completion_tokens, total_tokens, time_to_first_token_ms, duration_ms, parameters,
+                       request_id, created_at, completed_at)
+VALUES (?1, ?2, ?3, ?4, '/v1/chat/completions', ?5, 'completed', 200, 'stop', 60, 40, 100, 30, 900,
+        '{"temperature":0.7,"max_tokens":400}', ?6, ?7, ?7)
+"""
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.growth", description=__doc__)
+    parser.add_argument("--messages", type=int, default=10_000_000)
+    parser.add_argument("--small", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=5, help="how long new chats are recorded")
+    parser.add_argument("--dir", type=Path, help="where the databases go: 10 million messages take some 10 GB")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The benchmark itself: its statistics and tables on made-up figures, and a short run of the direct row."""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("the benchmark reads /proc", allow_module_level=True)
+
+from tests.bench import accounting, figures, phases, relays, wire
+from tests.bench.figures import Cell, Column, Measured
+
+CPU = Column("chunk_cpu_us", "CPU", "chunk")
+FIRST = Column("first_1_p50_ms", "first", "first_1", added=True)
+TITLES = {"direct": "direct", "nginx": "nginx", "mine": "mine"}
+
+
+def rounds_of(**by_relay: list[dict[str, float]]) -> list[dict[str, Measured]]:
+    count = max(len(values) for values in by_relay.values())
+    return [{key: Measured(dict(values[i])) for key, values in by_relay.items()} for i in range(count)]
+
+
+def test_a_cell_is_the_median_with_its_spread_and_its_ratio_to_nginx() -> None:
+    rounds = rounds_of(
+        nginx=[{"chunk_cpu_us": value} for value in (10.0, 8.0, 9.0)],
+        mine=[{"chunk_cpu_us": value} for value in (18.0, 27.0, 20.0)],
+    )
+    assert figures.summarize(rounds, CPU, "mine") == Cell(20.0, 18.0, 27.0, 20 / 9)
+
+
+def test_what_a_relay_adds_is_taken_from_the_same_round() -> None:
+    rounds = rounds_of(
+        direct=[{"first_1_p50_ms": 1.0}, {"first_1_p50_ms": 5.0}],
+        mine=[{"first_1_p50_ms": 2.0}, {"first_1_p50_ms": 8.0}],
+    )
+    assert figures.summarize(rounds, FIRST, "mine") == Cell(2.0, 1.0, 3.0)
+    assert figures.summarize(rounds, FIRST, "direct") == Cell(3.0, 1.0, 5.0)
+
+
+def test_a_yardstick_lost_in_noise_gives_no_ratio() -> None:
+    rounds = rounds_of(
+        direct=[{"first_1_p50_ms": 1.0}], nginx=[{"first_1_p50_ms": 0.9}], mine=[{"first_1_p50_ms": 2.0}]
+    )
+    cell = figures.summarize(rounds, FIRST, "mine")
+    assert cell is not None
+    assert cell.ratio is None
+
+
+def test_a_figure_that_no_round_has_is_no_cell() -> None:
+    assert figures.summarize(rounds_of(mine=[{}]), CPU, "mine") is None
+    assert figures.show(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    (
+        (Cell(16.71, 15.14, 17.94, 1.204), "16.7 (15.1–17.9) ×1.20"),
+        (Cell(52876, 52876, 52876), "52,876"),
+        (Cell(-0.25, -0.5, 0.5, None), "-0.25 (-0.50–0.50)"),
+    ),
+)
+def test_a_cell_is_shown_with_what_it_has(cell: Cell, shown: str) -> None:
+    assert figures.show(cell) == shown
+
+
+@pytest.mark.parametrize(("share", "value"), ((0.5, 50), (0.99, 99), (1.0, 100), (0.0, 1)))
+def test_a_quantile_is_one_of_the_values(share: float, value: int) -> None:
+    assert figures.quantile(list(range(100, 0, -1)), share) == value
+
+
+def test_the_slope_is_what_grows_with_each_request() -> None:
+    assert figures.slope([1, 2, 3], [5, 7, 9]) == pytest.approx(2)
+    assert figures.slope([1], [5]) == 0
+
+
+@pytest.mark.parametrize("markdown", (False, True))
+def test_the_report_has_a_line_for_each_relay_and_says_what_failed(markdown: bool) -> None:
+    rounds = rounds_of(direct=[{}], nginx=[{"chunk_cpu_us": 8.0, "json_rps": 12000.0}], mine=[{"chunk_cpu_us": 10.0}])
+    rounds[0]["mine"].errors["json"] = "3 × closed early"
+    text = figures.report(rounds, TITLES, markdown=markdown)
+    assert "10.0 ×1.25" in text
+    assert "error" in text
+    assert "mine: json: 3 × closed early" in text
+    assert text.count("\n| mine |" if markdown else "\nmine ") == len(figures.TABLES)
+
+
+def test_a_relay_that_is_not_installed_says_how_to_install_it(tmp_path: Path) -> None:
+    relay = next(relay for relay in relays.RELAYS if relay.key == "vllm-router")
+    with (
+        pytest.raises(relays.NotInstalledError, match="pip install vllm-router"),
+        relays.running(relay, upstream_port=1, commands=str(tmp_path), work=tmp_path, start_s=1),
+    ):
+        pass
+
+
+def test_a_stream_cut_short_is_found_out() -> None:
+    events = [(b"0" * 16).join(event) for event in wire.stream_events(5)]
+    whole = b"".join([wire.stream_head(), *events, wire.done()])
+    wire.check_stream(whole, tokens=5)
+    for end in range(len(whole)):
+        with pytest.raises(ValueError, match=r"."):
+            wire.check_stream(whole[:end], tokens=5)
+
+
+def test_a_whole_reply_cut_short_is_found_out() -> None:
+    whole = (b"0" * 16).join(wire.whole_reply())
+    wire.check_whole(whole)
+    for end in range(len(whole)):
+        with pytest.raises(ValueError, match=r"."):
+            wire.check_whole(whole[:end])
+
+
+def test_the_direct_row_can_be_measured() -> None:
+    plan = phases.Plan(
+        hold_streams=20, hold_tokens=5, chunk_streams=5, chunk_tokens=5, first_token_s=0.2, json_s=0.2, levels=(1, 20)
+    )
+    with relays.upstream() as upstream:
+        direct = relays.Running(upstream.port, None)
+        measured = phases.measure(plan, lambda: contextlib.nullcontext(direct), upstream)
+        pid = upstream.pid
+    assert measured.errors == {}
+    assert {"lag_p50_ms", "first_1_p50_ms", "first_20_p99_ms", "json_rps"} <= measured.figures.keys()
+    assert pid is not None
+    assert accounting.cpu_seconds(pid) == 0
