@@ -70,6 +70,11 @@ class ConnectionPool:
     def idle(self) -> int:
         return len(self._idle)
 
+    @property
+    def sockets(self) -> int:
+        """Not closed yet, or being opened."""
+        return len(self._sockets)
+
     async def request(
         self, method: bytes, target: bytes, headers: Headers, body: Body, *, timeouts: Timeouts | None = None
     ) -> Response:
@@ -180,14 +185,13 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(_finite(timeouts.connect_s)):
                 await self._open_socket(connection)
-        except TimeoutError as exc:
+        except BaseException as exc:  # cancelled, too: the slot must not be lost
             connection.close()
-            raise httpx.ConnectTimeout(f"No connection to {self._origin.host}:{self._origin.port} in time") from exc
-        except OSError as exc:
-            connection.close()
-            raise httpx.ConnectError(str(exc)) from exc
-        except BaseException:  # cancelled: the slot must not be lost
-            connection.close()
+            self._lost(connection)  # uvloop does not report the loss of a socket whose opening was cancelled
+            if isinstance(exc, TimeoutError):
+                raise httpx.ConnectTimeout(f"No connection to {self._origin.host} in time") from exc
+            if isinstance(exc, OSError):
+                raise httpx.ConnectError(str(exc)) from exc
             raise
         return connection
 
