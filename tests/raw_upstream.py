@@ -48,7 +48,7 @@ class Upstream:
 @contextlib.asynccontextmanager
 async def serving(script: Script, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Upstream]:
     upstream = Upstream(script)
-    server = await asyncio.start_server(upstream.connected, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(upstream.connected, "127.0.0.1", 0, ssl=tls, backlog=512)
     upstream.port = server.sockets[0].getsockname()[1]
     try:
         yield upstream
