@@ -27,6 +27,7 @@ UPLOAD_STOP_S = 1.0
 _VERSIONS = {"1.1": b"HTTP/1.1", "1.0": b"HTTP/1.0"}
 _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 _METHODS_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
+_CR, _LF = 13, 10
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -48,23 +49,24 @@ class Timeouts:
 def request_head(method: bytes, target: bytes, headers: Headers, body: Body) -> tuple[bytes, int | None]:
     """The head with its framing, and the body's length (None: chunked). Raises httpx.LocalProtocolError."""
     length = len(body) if isinstance(body, bytes) else None
-    lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
-    for name, value in headers:
-        if name == b"content-length":
-            length = _declared_length(value, length)
-        elif name != b"transfer-encoding":
-            lines.append(b"%b: %b\r\n" % (name, value))
+    lines = [b"%b %b HTTP/1.1" % (method, target)]
+    for header in headers:
+        if header[0] not in _FRAMING:
+            lines.append(b": ".join(header))
+        elif header[0] == b"content-length":
+            length = _declared_length(header[1], length)
     if length is None:
-        lines.append(b"transfer-encoding: chunked\r\n")
+        lines.append(b"transfer-encoding: chunked")
     elif length or method in _METHODS_WITH_BODY:
-        lines.append(b"content-length: %d\r\n" % length)
-    head = b"".join(lines)
+        lines.append(b"content-length: %d" % length)
+    head = b"\r\n".join(lines) + b"\r\n\r\n"
     # Counting is the cheap proof that no value brings a line of its own.
-    if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+    ends = len(lines) + 1
+    if head.count(_LF) != ends or head.count(_CR) != ends or 0 in head:
         raise httpx.LocalProtocolError("Illegal character in the request head")
     if lines[0].count(b" ") != 2:
         raise httpx.LocalProtocolError("Illegal space in the request line")
-    return head + b"\r\n", length
+    return head, length
 
 
 def _declared_length(value: bytes, known: int | None) -> int:

@@ -7,6 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import lru_cache
+from time import monotonic
 from typing import cast
 
 import httpx
@@ -70,6 +71,11 @@ class ConnectionPool:
     def idle(self) -> int:
         return len(self._idle)
 
+    @property
+    def sockets(self) -> int:
+        """Not closed yet, or being opened."""
+        return len(self._sockets)
+
     async def request(
         self, method: bytes, target: bytes, headers: Headers, body: Body, *, timeouts: Timeouts | None = None
     ) -> Response:
@@ -117,7 +123,7 @@ class ConnectionPool:
     def _take_idle(self) -> Connection | None:
         while self._idle:
             connection, since = self._idle.popitem()
-            if connection.usable and asyncio.get_running_loop().time() - since < self._limits.idle_s:
+            if connection.usable and monotonic() - since < self._limits.idle_s:
                 return connection
             connection.close()
         return None
@@ -180,14 +186,13 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(_finite(timeouts.connect_s)):
                 await self._open_socket(connection)
-        except TimeoutError as exc:
+        except BaseException as exc:  # cancelled, too: the slot must not be lost
             connection.close()
-            raise httpx.ConnectTimeout(f"No connection to {self._origin.host}:{self._origin.port} in time") from exc
-        except OSError as exc:
-            connection.close()
-            raise httpx.ConnectError(str(exc)) from exc
-        except BaseException:  # cancelled: the slot must not be lost
-            connection.close()
+            self._lost(connection)  # uvloop does not report the loss of a socket whose opening was cancelled
+            if isinstance(exc, TimeoutError):
+                raise httpx.ConnectTimeout(f"No connection to {self._origin.host} in time") from exc
+            if isinstance(exc, OSError):
+                raise httpx.ConnectError(str(exc)) from exc
             raise
         return connection
 
@@ -212,20 +217,21 @@ class ConnectionPool:
         if waiter is not None:
             waiter.set_result(connection)
             return
-        loop = asyncio.get_running_loop()
-        self._idle[connection] = loop.time()
+        self._idle[connection] = monotonic()
         if self._sweeper is None:
-            self._sweeper = loop.call_later(self._limits.idle_s, self._sweep)
+            self._sweep_in(self._limits.idle_s)
+
+    def _sweep_in(self, seconds: float) -> None:
+        self._sweeper = asyncio.get_running_loop().call_later(seconds, self._sweep)
 
     def _sweep(self) -> None:
         """Close what has been idle for too long; one timer for all."""
         self._sweeper = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        expired = monotonic() - self._limits.idle_s
         while self._idle:
             connection, since = next(iter(self._idle.items()))
-            if since + self._limits.idle_s > now:
-                self._sweeper = loop.call_at(since + self._limits.idle_s, self._sweep)
+            if since > expired:
+                self._sweep_in(since - expired)
                 return
             connection.close()
 
