@@ -2,9 +2,11 @@
 
 import os
 import time
-from datetime import UTC, datetime
 
+_RANDOM_BYTES = 8
 _last = 0  # 48 bits of milliseconds and 12 bits of counter of the newest identifier
+_second = 0  # the second whose timestamps begin with `_prefix`
+_prefix = ""
 
 
 def uuid7() -> str:
@@ -12,12 +14,15 @@ def uuid7() -> str:
     global _last
     _last = max(_last + 1, (time.time_ns() // 1_000_000) << 12)
     head = f"{_last:015x}"
-    tail = int.from_bytes(os.urandom(8)) & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
-    text = f"{tail:016x}"
-    return f"{head[:8]}-{head[8:12]}-7{head[12:]}-{text[:4]}-{text[4:]}"
+    tail = f"{int.from_bytes(os.urandom(_RANDOM_BYTES)) & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000:x}"
+    return f"{head[:8]}-{head[8:12]}-7{head[12:]}-{tail[:4]}-{tail[4:]}"
 
 
 def timestamp(seconds: float | None = None) -> str:
     """A point in time (Unix seconds, now by default) as `2026-11-22T09:58:54.123Z`."""
-    moment = datetime.fromtimestamp(time.time() if seconds is None else seconds, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    global _second, _prefix
+    second, fraction = divmod(time.time() if seconds is None else seconds, 1)
+    if second != _second:
+        _prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+        _second = int(second)
+    return f"{_prefix}{int(fraction * 1000):03d}Z"
