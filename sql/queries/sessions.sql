@@ -33,6 +33,16 @@ WHERE user_id = :user_id
 ORDER BY updated_at DESC, session_id DESC
 LIMIT :limit OFFSET :offset;
 
+-- name: list_session_ids
+-- The same list by ids alone, for one that is read while it changes.
+SELECT session_id
+FROM sessions
+WHERE user_id = :user_id
+  AND (:since IS NULL OR updated_at >= :since)
+  AND (:until IS NULL OR updated_at < :until)
+ORDER BY updated_at DESC, session_id DESC
+LIMIT :limit OFFSET :offset;
+
 -- name: count_sessions_between
 SELECT COUNT(*)
 FROM sessions
