@@ -237,10 +237,11 @@ def _store_messages(
     """Store the request's messages from `place` on, but for the first `matched` linked ones, which are above it.
 
     System messages stay out of the link: one that the session has is not stored again, a changed one goes where the
-    conversation stands. Which of them this request sent, and where, is its context: JSON text.
+    conversation stands. Which of them this request sent, and where, is its context: JSON text. One that stood before
+    all else stands there also when the request had left older turns out.
     """
-    context = []
-    to_come = sum(map(thread.is_linked, exchange.messages))
+    context: list[tuple[int | None, int]] = []
+    linked = to_come = sum(map(thread.is_linked, exchange.messages))
     for message in exchange.messages:
         if thread.is_linked(message):
             to_come -= 1
@@ -249,7 +250,7 @@ def _store_messages(
                 _store(connection, session_id, place, message, tally, exchange_id=exchange.exchange_id)
         else:
             number = _store_unlinked(connection, session_id, place, message, tally, exchange.exchange_id)
-            context.append([to_come, number])
+            context.append((None if to_come == linked else to_come, number))
     return jsontext.dumps(context) if context else None
 
 

@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass
 
+from proxy.attribution import user_header
+from proxy.errors import NotFoundError
+from proxy.headers import Headers
+from proxy.queries import DEFAULT_USER_ID
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -13,3 +18,18 @@ class Caller:
 
 
 ANYONE = Caller(None)
+
+
+def acting_user(caller: Caller, headers: Headers) -> str | None:
+    """Whose data a request by id may touch: the key's user's; any user's for an admin, or without keys, unless the
+    request names one."""
+    if caller.user_id is not None and not caller.is_admin:
+        return caller.user_id
+    return user_header(headers)
+
+
+def owner_of(caller: Caller, headers: Headers, *, named: str | None = None) -> str:
+    """The one user whose list is read, or whose session is made. Raises NotFoundError where it is another's."""
+    if caller.user_id is not None and not caller.is_admin and named not in (None, caller.user_id):
+        raise NotFoundError("No such user.")
+    return named or acting_user(caller, headers) or caller.user_id or DEFAULT_USER_ID

@@ -4,10 +4,11 @@ import logging
 from email.utils import formatdate
 from typing import Any
 
-import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+
+from proxy import jsontext
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class ConfigurationError(Exception):
 def json_response(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A JSON response of our own. It carries `Date`, since uvicorn's is off to let upstream's through."""
     extra = {"date": formatdate(usegmt=True), **(headers or {})}
-    return Response(orjson.dumps(content), status_code=status, headers=extra, media_type="application/json")
+    return Response(jsontext.dumps(content).encode(), status_code=status, headers=extra, media_type="application/json")
 
 
 async def api_error_response(_request: Request, exc: Exception) -> Response:

@@ -4,7 +4,7 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from proxy.database import SQL
 
@@ -60,6 +60,14 @@ class Node:
     depth: int
     role: str
     chain_hash: bytes
+
+
+class Step(NamedTuple):
+    """A message of a branch, without what it says."""
+
+    message_no: int
+    role: str
+    exchange_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +226,20 @@ def list_sessions(
     return [Session(*row) for row in _all(connection, "list_sessions", parameters)]
 
 
+def list_session_ids(
+    connection: sqlite3.Connection, *, user_id: str, page: Page, since: str | None = None, until: str | None = None
+) -> list[str]:
+    """The ids of one page of a user's sessions, newest activity first."""
+    parameters = {
+        "user_id": user_id,
+        "since": since,
+        "until": until,
+        "limit": page.limit,
+        "offset": page.offset,
+    }
+    return [row[0] for row in _all(connection, "list_session_ids", parameters)]
+
+
 def count_sessions_between(
     connection: sqlite3.Connection, *, user_id: str, since: str | None, until: str | None
 ) -> int:
@@ -301,6 +323,11 @@ def list_ancestors(connection: sqlite3.Connection, node_no: int, *, session_id: 
     return [Node(*row) for row in _all(connection, "list_ancestors", parameters)]
 
 
+def list_path(connection: sqlite3.Connection, leaf_no: int) -> list[Step]:
+    """A message and those above it, nearest first."""
+    return [Step(*row) for row in _all(connection, "list_path", {"message_no": leaf_no})]
+
+
 def newest_leaf_below(connection: sqlite3.Connection, message_no: int) -> int:
     """The end of the newest branch through a message."""
     row = _one(connection, "newest_leaf_below", {"message_no": message_no})
@@ -313,9 +340,10 @@ def newest_message_no(connection: sqlite3.Connection, session_id: str) -> int | 
     return number
 
 
-def get_message(connection: sqlite3.Connection, message_no: int) -> Message:
-    """The message, which is there."""
-    return Message(*_one(connection, "get_message", {"message_no": message_no}))
+def get_message(connection: sqlite3.Connection, message_no: int) -> Message | None:
+    """The message, if it is there."""
+    row = _one(connection, "get_message", {"message_no": message_no})
+    return None if row is None else Message(*row)
 
 
 def find_message_no(connection: sqlite3.Connection, message_id: str, *, session_id: str) -> int | None:

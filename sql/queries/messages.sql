@@ -91,6 +91,20 @@ SELECT message_no, :session_id, parent_no, depth, role, chain_hash
 FROM path
 LIMIT :limit;
 
+-- name: list_path
+-- A message and those above it, nearest first, without what they say.
+WITH RECURSIVE path (message_no, parent_no, role, exchange_id) AS (
+    SELECT message_no, parent_no, role, exchange_id
+    FROM messages
+    WHERE message_no = :message_no
+    UNION ALL
+    SELECT m.message_no, m.parent_no, m.role, m.exchange_id
+    FROM path
+    JOIN messages AS m ON m.message_no = path.parent_no
+)
+SELECT message_no, role, exchange_id
+FROM path;
+
 -- name: newest_leaf_below
 -- The end of the newest branch through a message.
 WITH RECURSIVE descent (message_no) AS (

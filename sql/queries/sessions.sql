@@ -5,12 +5,12 @@ VALUES (:session_id, :user_id, :external_id, :title, :metadata, :now, :now)
 ON CONFLICT DO NOTHING;
 
 -- name: find_session_id
--- A session by its own id or by the id its client made up; without a user, of the whole database, the newest first.
+-- A session by its own id or by the id its client made up, which comes second; without a user, of the whole database.
 SELECT session_id
 FROM sessions
 WHERE (session_id = :id AND (:user_id IS NULL OR user_id = :user_id))
    OR (external_id = :id AND user_id = COALESCE(:user_id, :default_user_id))
-ORDER BY session_id DESC
+ORDER BY CASE WHEN session_id = :id THEN 0 ELSE 1 END
 LIMIT 1;
 
 -- name: get_session
@@ -28,6 +28,16 @@ FROM sessions
 WHERE user_id = :user_id
   AND (:active_only = 0 OR is_active)
   AND (:after_updated_at IS NULL OR (updated_at, session_id) < (:after_updated_at, :after_session_id))
+  AND (:since IS NULL OR updated_at >= :since)
+  AND (:until IS NULL OR updated_at < :until)
+ORDER BY updated_at DESC, session_id DESC
+LIMIT :limit OFFSET :offset;
+
+-- name: list_session_ids
+-- The same list by ids alone, for one that is read while it changes.
+SELECT session_id
+FROM sessions
+WHERE user_id = :user_id
   AND (:since IS NULL OR updated_at >= :since)
   AND (:until IS NULL OR updated_at < :until)
 ORDER BY updated_at DESC, session_id DESC

@@ -55,7 +55,8 @@ CREATE TABLE messages (
     message_no   INTEGER PRIMARY KEY,                  -- order of storing; for links and the search index, never shown
     message_id   TEXT NOT NULL UNIQUE,                 -- UUIDv7
     session_id   TEXT NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE,
-    parent_no    INTEGER REFERENCES messages (message_no) ON DELETE CASCADE,
+    parent_no    INTEGER REFERENCES messages (message_no),
+                                                       -- no cascade: a long branch would recurse beyond SQLite's limit
     depth        INTEGER NOT NULL,                     -- messages above it
     chain_hash   BLOB NOT NULL,                        -- thread.py: this message and all above it, of this user
     exchange_id  TEXT,                                 -- the exchange that stored it; none when posted by hand
@@ -84,7 +85,8 @@ CREATE TABLE exchanges (
     session_id            TEXT NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE,
     user_id               TEXT NOT NULL,               -- the session's; for lists by user
     leaf_no               INTEGER,                     -- last message of the request, parent of the replies
-    context               TEXT,                        -- JSON [[linked messages after it, message_no], ...]: the system messages as sent
+    context               TEXT,                        -- JSON [[linked messages after it, message_no], ...]: the system
+                                                       -- messages as sent; null for those before all linked ones
     endpoint              TEXT NOT NULL,
     model                 TEXT,
     status                TEXT NOT NULL CHECK (status IN ('in_progress', 'completed', 'incomplete', 'failed')),

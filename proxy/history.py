@@ -1,0 +1,198 @@
+"""Reads what was recorded: a session's branches page by page, its exchanges, a user's sessions.
+
+A branch is walked by the numbers of its messages; only what is shown is loaded.
+"""
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from proxy import jsontext, queries
+from proxy.errors import InvalidRequestError, NotFoundError
+from proxy.presentation import JSON, exchange_json, message_json, openai_message, session_json, user_json
+from proxy.queries import ExchangeRow, Message, Page, Session, Step
+from proxy.thread import UNLINKED_ROLES
+
+Order = Literal["asc", "desc"]
+Show = Callable[[Message, dict[str, str]], JSON]
+
+# A piece of a streamed branch ends when it has grown to this.
+_PIECE_BYTES = 2**20
+
+
+def find_session(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> Session:
+    """The session with this id, its own or its client's. Raises NotFoundError; another user's is not there either."""
+    session_id = queries.find_session_id(connection, id_=id_, user_id=user_id)
+    session = None if session_id is None else queries.get_session(connection, session_id, user_id=user_id)
+    if session is None:
+        raise NotFoundError("No such session.")
+    return session
+
+
+def get_session(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
+    """The session as the routes show it."""
+    return session_json(find_session(connection, id_, user_id=user_id))
+
+
+def list_sessions(connection: sqlite3.Connection, *, user_id: str, page: Page, active_only: bool) -> JSON:
+    """One page of a user's sessions, newest activity first."""
+    if page.after is not None:
+        page = _after_session(connection, page, user_id=user_id)
+    rows = queries.list_sessions(connection, user_id=user_id, page=page, active_only=active_only)
+    user = queries.get_user(connection, user_id)
+    total = 0 if user is None else user.active_session_count if active_only else user.session_count
+    return {"sessions": [session_json(row) for row in rows], "total": total}
+
+
+def _after_session(connection: sqlite3.Connection, page: Page, *, user_id: str) -> Page:
+    session_id = queries.find_session_id(connection, id_=page.after or "", user_id=user_id)
+    if session_id is None:
+        raise InvalidRequestError("There is no such session to list after.", param="after")
+    return Page(limit=page.limit, offset=page.offset, after=session_id)
+
+
+def list_exchanges(connection: sqlite3.Connection, id_: str, *, user_id: str | None, page: Page) -> JSON:
+    """One page of a session's exchanges, oldest first."""
+    session = find_session(connection, id_, user_id=user_id)
+    if page.after is not None:
+        before = queries.get_exchange(connection, page.after)
+        if before is None or before.session_id != session.session_id:
+            raise InvalidRequestError("There is no such exchange in this session.", param="after")
+    rows = queries.list_exchanges(connection, session_id=session.session_id, page=page)
+    total = queries.count_exchanges(connection, session.session_id)
+    return {"exchanges": [exchange_json(row) for row in rows], "total": total}
+
+
+def list_messages(
+    connection: sqlite3.Connection,
+    id_: str,
+    *,
+    user_id: str | None,
+    page: Page,
+    order: Order = "asc",
+    through: str | None = None,
+) -> JSON:
+    """One page of a branch, with what is known of each message."""
+    session = find_session(connection, id_, user_id=user_id)
+    numbers = [step.message_no for step in get_branch(connection, session, through=through)]
+    return _messages_page(connection, session, numbers, page=page, order=order, show=message_json)
+
+
+def list_openai_messages(
+    connection: sqlite3.Connection,
+    id_: str,
+    *,
+    user_id: str | None,
+    page: Page,
+    order: Order = "asc",
+    through: str | None = None,
+) -> JSON:
+    """One page of a branch as OpenAI messages, ready to be sent."""
+    session = find_session(connection, id_, user_id=user_id)
+    numbers = as_sent(connection, get_branch(connection, session, through=through))
+    return _messages_page(connection, session, numbers, page=page, order=order, show=openai_message)
+
+
+def get_branch(connection: sqlite3.Connection, session: Session, *, through: str | None = None) -> list[Step]:
+    """The newest branch of a session, or the newest one through a message, from the root to the leaf."""
+    leaf_no = session.leaf_no
+    if through is not None:
+        message_no = queries.find_message_no(connection, through, session_id=session.session_id)
+        if message_no is None:
+            raise InvalidRequestError("There is no such message in this session.", param="branch")
+        leaf_no = queries.newest_leaf_below(connection, message_no)
+    if leaf_no is None:
+        return []
+    return queries.list_path(connection, leaf_no)[::-1]
+
+
+def as_sent(connection: sqlite3.Connection, branch: Sequence[Step]) -> list[int]:
+    """The numbers of a branch's messages in the order of its last request, with the system messages that one had."""
+    position, exchange = _last_exchange(connection, branch)
+    if exchange is None:
+        return [step.message_no for step in branch]
+    end = 1 + next((i for i, step in enumerate(branch) if step.message_no == exchange.leaf_no), position)
+    numbers = [step.message_no for step in branch[:end] if step.role not in UNLINKED_ROLES]
+    context = jsontext.loads(exchange.context) if exchange.context else []
+    for placed, (to_come, message_no) in enumerate(context):
+        # Those placed before this one stand before it; null is the very beginning.
+        index = placed if to_come is None else max(len(numbers) - to_come, placed)
+        numbers.insert(index, message_no)
+    return numbers + [step.message_no for step in branch[end:]]
+
+
+def _last_exchange(connection: sqlite3.Connection, branch: Sequence[Step]) -> tuple[int, ExchangeRow | None]:
+    """The exchange that a branch stands at, and where its last message is."""
+    for position in range(len(branch) - 1, -1, -1):
+        exchange_id = branch[position].exchange_id
+        exchange = None if exchange_id is None else queries.get_exchange(connection, exchange_id)
+        if exchange is not None:
+            return position, exchange
+    return 0, None
+
+
+def _messages_page(
+    connection: sqlite3.Connection, session: Session, numbers: list[int], *, page: Page, order: Order, show: Show
+) -> JSON:
+    ordered = numbers[::-1] if order == "desc" else numbers
+    start = page.offset
+    if page.after is not None:
+        start += _position_after(connection, session, ordered, page.after)
+    shown = [get_message(connection, number, show=show) for number in ordered[start : start + page.limit]]
+    return {"messages": shown, "total": len(numbers), "session_info": session_json(session)}
+
+
+def _position_after(connection: sqlite3.Connection, session: Session, ordered: list[int], message_id: str) -> int:
+    message_no = queries.find_message_no(connection, message_id, session_id=session.session_id)
+    if message_no is None or message_no not in ordered:
+        raise InvalidRequestError("There is no such message on this branch.", param="after")
+    return ordered.index(message_no) + 1
+
+
+def get_message(connection: sqlite3.Connection, message_no: int, *, show: Show = message_json) -> JSON:
+    """A message that is there."""
+    row = queries.get_message(connection, message_no)
+    assert row is not None
+    return show(row, _blobs(connection, row))
+
+
+def _blobs(connection: sqlite3.Connection, row: Message) -> dict[str, str]:
+    return queries.list_message_blobs(connection, row.message_no) if row.content_form == "json" else {}
+
+
+# --- whole branches and histories, piece by piece
+
+
+def open_branch(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> tuple[JSON, list[int]]:
+    """A session and the numbers of its newest branch, to be read with `read_piece`."""
+    session = find_session(connection, id_, user_id=user_id)
+    return session_json(session), [step.message_no for step in get_branch(connection, session)]
+
+
+def read_piece(
+    connection: sqlite3.Connection, numbers: Sequence[int], *, start: int, change: Callable[[JSON], JSON] = dict
+) -> tuple[list[str], int]:
+    """JSON texts of the next messages, about a megabyte of them, and where to go on. What was deleted is left out."""
+    texts: list[str] = []
+    size, position = 0, start
+    while position < len(numbers) and size < _PIECE_BYTES:
+        row = queries.get_message(connection, numbers[position])
+        if row is not None:
+            texts.append(jsontext.dumps(change(message_json(row, _blobs(connection, row)))))
+            size += len(texts[-1])
+        position += 1
+    return texts, position
+
+
+def open_history(
+    connection: sqlite3.Connection, *, user_id: str, page: Page, since: str | None, until: str | None
+) -> tuple[JSON, list[str], int]:
+    """A user, the ids of one page of its sessions, newest activity first, and how many there are."""
+    user = queries.get_user(connection, user_id)
+    if user is None:
+        raise NotFoundError("No such user.")
+    session_ids = queries.list_session_ids(connection, user_id=user_id, page=page, since=since, until=until)
+    total = user.session_count
+    if since is not None or until is not None:
+        total = queries.count_sessions_between(connection, user_id=user_id, since=since, until=until)
+    return user_json(user), session_ids, total

@@ -1,0 +1,94 @@
+"""How users, sessions, messages and exchanges look in JSON. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from proxy import jsontext
+from proxy.message import to_openai
+from proxy.queries import ExchangeRow, Message, Session, User
+
+JSON = dict[str, Any]
+
+_JSON_COLUMNS = ("parameters", "metadata", "error")
+_INTERNAL_COLUMNS = frozenset({"leaf_no", "context", "completion", "worker_id"})
+
+
+def user_json(user: User) -> JSON:
+    """A user as the history shows it."""
+    return {
+        "user_id": user.user_id,
+        "username": user.username,
+        "created_at": user.created_at,
+        "last_active": user.last_active,
+    }
+
+
+def session_json(session: Session) -> JSON:
+    """A session as `/v1/sessions` shows it."""
+    return {
+        "session_id": session.session_id,
+        "user_id": session.user_id,
+        "external_id": session.external_id,
+        "title": session.title,
+        "is_active": bool(session.is_active),
+        "metadata": _parsed(session.metadata) or {},
+        "message_count": session.message_count,
+        "tokens": session.tokens,
+        "created_at": session.created_at,
+        "updated_at": session.updated_at,
+    }
+
+
+def openai_message(row: Message, blobs: Mapping[str, str]) -> JSON:
+    """The message as OpenAI has it, to be sent back as it is: keys that say nothing are left out."""
+    message = _as_sent(row, blobs)
+    return {key: value for key, value in message.items() if value is not None or key == "content"}
+
+
+def message_json(row: Message, blobs: Mapping[str, str]) -> JSON:
+    """A message as `/v1/sessions` shows it: what is known of it, and its other OpenAI keys where it has them."""
+    others = _as_sent(row, blobs)
+    choice = _parsed(row.choice) or {}
+    others.update((key, choice.get(key)) for key in ("finish_reason", "logprobs") if choice.get(key) is not None)
+    content = others.pop("content", None)
+    own: JSON = {
+        "message_id": row.message_id,
+        "session_id": row.session_id,
+        "parent_id": row.parent_id,
+        "exchange_id": row.exchange_id,
+        "role": row.role,
+        "content": content,
+        "model": row.model,
+        "tokens": row.tokens,
+        "metadata": _parsed(row.metadata) or {},
+        "status": row.status,
+        "siblings": row.siblings,
+        "created_at": row.created_at,
+    }
+    return own | {key: value for key, value in others.items() if value is not None and key not in own}
+
+
+def exchange_json(row: ExchangeRow) -> JSON:
+    """An exchange as `/v1/sessions` shows it."""
+    columns = {name: getattr(row, name) for name in ExchangeRow.__slots__ if name not in _INTERNAL_COLUMNS}
+    return columns | {name: _parsed(columns[name]) for name in _JSON_COLUMNS}
+
+
+def plain_session(session: JSON) -> JSON:
+    """A session as `/api/sessions` shows it."""
+    names = ("title", "created_at", "updated_at", "is_active", "user_id", "metadata", "message_count", "tokens")
+    return {"id": session["session_id"]} | {name: session[name] for name in names}
+
+
+def plain_message(message: JSON) -> JSON:
+    """A message as `/api/sessions` shows it, with its other OpenAI keys."""
+    left_out = ("message_id", "parent_id", "exchange_id", "siblings", "status", "model")
+    return {"id": message["message_id"]} | {key: value for key, value in message.items() if key not in left_out}
+
+
+def _as_sent(row: Message, blobs: Mapping[str, str]) -> JSON:
+    return to_openai(role=row.role, content=row.content, content_form=row.content_form, extra=row.extra, blobs=blobs)
+
+
+def _parsed(text: str | None) -> Any:
+    return None if text is None else jsontext.loads(text)

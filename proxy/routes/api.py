@@ -1,0 +1,86 @@
+"""`/api/sessions`: the same sessions for clients that count pages, with ids under `id`."""
+
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from proxy import history, sessions
+from proxy.errors import InvalidRequestError, json_response
+from proxy.presentation import JSON, plain_message, plain_session
+from proxy.routes import parameters, streamed
+from proxy.routes.parameters import named_user, numbered_page_of, reach_of, services_of, session_id_of
+from proxy.routes.resource import Resource
+from proxy.services import State
+
+
+async def create_session(request: Request[State]) -> Response:
+    """Make a session."""
+    given = parameters.change(await parameters.read_optional_object(request))
+    work = partial(sessions.create_session, user_id=named_user(request), external_id=None, given=given)
+    return json_response(plain_session(await services_of(request).write(work)), status=201)
+
+
+async def list_sessions(request: Request[State]) -> Response:
+    """One page of the caller's sessions."""
+    number, page = numbered_page_of(request)
+    active_only = parameters.flag(request, "active_only")
+    work = partial(history.list_sessions, user_id=named_user(request), page=page, active_only=active_only)
+    found = await services_of(request).read(work)
+    items = [plain_session(session) for session in found["sessions"]]
+    return json_response(_items(items, number=number, size=page.limit, total=found["total"]))
+
+
+async def get_session(request: Request[State]) -> Response:
+    """One session with its messages."""
+    services = services_of(request)
+    work = partial(history.open_branch, id_=session_id_of(request), user_id=reach_of(request))
+    session, numbers = await services.read(work)
+    return streamed.json_response(streamed.branch(services, plain_session(session), numbers, change=plain_message))
+
+
+async def update_session(request: Request[State]) -> Response:
+    """Change the title."""
+    change = parameters.change(await parameters.read_object(request))
+    if change == sessions.Change():
+        raise InvalidRequestError("title is a non-empty string.", param="title")
+    work = partial(sessions.update_session, id_=session_id_of(request), user_id=reach_of(request), change=change)
+    return json_response(plain_session(await services_of(request).write(work)))
+
+
+async def delete_session(request: Request[State]) -> Response:
+    """Delete a session and all that is its."""
+    work = partial(sessions.delete_session, id_=session_id_of(request), user_id=reach_of(request))
+    await services_of(request).write(work)
+    return json_response({"success": True})
+
+
+async def append_message(request: Request[State]) -> Response:
+    """Store a message by hand."""
+    new = parameters.new_message(await parameters.read_object(request))
+    work = partial(sessions.append_message, id_=session_id_of(request), user_id=reach_of(request), new=new)
+    return json_response(plain_message(await services_of(request).write(work)), status=201)
+
+
+async def list_messages(request: Request[State]) -> Response:
+    """One page of the newest branch."""
+    number, page = numbered_page_of(request)
+    work = partial(history.list_messages, id_=session_id_of(request), user_id=reach_of(request), page=page)
+    found = await services_of(request).read(work)
+    items = [plain_message(message) for message in found["messages"]]
+    return json_response(_items(items, number=number, size=page.limit, total=found["total"]))
+
+
+def _items(items: list[JSON], *, number: int, size: int, total: int) -> JSON:
+    return {"items": items, "page": number, "size": size, "total": total}
+
+
+routes = [
+    Route("/api/sessions", Resource(GET=list_sessions, POST=create_session)),
+    Route("/api/sessions/{session_id:path}/messages", Resource(GET=list_messages, POST=append_message)),
+    Route(
+        "/api/sessions/{session_id:path}",
+        Resource(GET=get_session, PUT=update_session, PATCH=update_session, DELETE=delete_session),
+    ),
+]

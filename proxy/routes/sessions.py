@@ -1,0 +1,120 @@
+"""`/v1/sessions` and `/v1/users/{user_id}/history`: what was recorded, and what is kept by hand."""
+
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from proxy import history, sessions
+from proxy.errors import json_response
+from proxy.queries import Page
+from proxy.routes import parameters, streamed
+from proxy.routes.parameters import named_user, reach_of, services_of, session_id_of
+from proxy.routes.resource import Resource
+from proxy.services import State
+
+
+async def create_session(request: Request[State]) -> Response:
+    """Make a session."""
+    given = await parameters.read_object(request)
+    work = partial(
+        sessions.create_session,
+        user_id=named_user(request, parameters.text(given, "user_id")),
+        external_id=parameters.external_id(given),
+        given=parameters.change(given),
+    )
+    return json_response(await services_of(request).write(work), status=201)
+
+
+async def list_sessions(request: Request[State]) -> Response:
+    """One page of a user's sessions."""
+    work = partial(
+        history.list_sessions,
+        user_id=named_user(request, parameters.text(request.query_params, "user_id")),
+        page=parameters.page_of(request),
+        active_only=parameters.flag(request, "active_only"),
+    )
+    return json_response(await services_of(request).read(work))
+
+
+async def get_session(request: Request[State]) -> Response:
+    """One session."""
+    work = partial(history.get_session, id_=session_id_of(request), user_id=reach_of(request))
+    return json_response(await services_of(request).read(work))
+
+
+async def update_session(request: Request[State]) -> Response:
+    """Change what is given."""
+    change = parameters.change(await parameters.read_object(request))
+    work = partial(sessions.update_session, id_=session_id_of(request), user_id=reach_of(request), change=change)
+    return json_response(await services_of(request).write(work))
+
+
+async def delete_session(request: Request[State]) -> Response:
+    """Delete a session and all that is its."""
+    work = partial(sessions.delete_session, id_=session_id_of(request), user_id=reach_of(request))
+    return json_response({"session_id": await services_of(request).write(work), "deleted": True})
+
+
+async def append_message(request: Request[State]) -> Response:
+    """Store a message by hand."""
+    new = parameters.new_message(await parameters.read_object(request))
+    work = partial(sessions.append_message, id_=session_id_of(request), user_id=reach_of(request), new=new)
+    return json_response(await services_of(request).write(work), status=201)
+
+
+async def list_messages(request: Request[State]) -> Response:
+    """One page of a branch."""
+    read = history.list_openai_messages if parameters.wants_openai_messages(request) else history.list_messages
+    work = partial(
+        read,
+        id_=session_id_of(request),
+        user_id=reach_of(request),
+        page=parameters.page_of(request),
+        order=parameters.order_of(request),
+        through=parameters.text(request.query_params, "branch"),
+    )
+    return json_response(await services_of(request).read(work))
+
+
+async def list_exchanges(request: Request[State]) -> Response:
+    """One page of a session's exchanges."""
+    work = partial(
+        history.list_exchanges,
+        id_=session_id_of(request),
+        user_id=reach_of(request),
+        page=parameters.page_of(request),
+    )
+    return json_response(await services_of(request).read(work))
+
+
+async def get_history(request: Request[State]) -> Response:
+    """A user's sessions with what was said in them: one page, or as lines all of them."""
+    services = services_of(request)
+    is_lines = streamed.LINES in request.headers.get("accept", "")
+    user_id = named_user(request, parameters.text(request.path_params, "user_id"))
+    work = partial(
+        history.open_history,
+        user_id=user_id,
+        page=Page(limit=-1) if is_lines else parameters.page_of(request),
+        since=parameters.moment(request, "since"),
+        until=parameters.moment(request, "until"),
+    )
+    user, session_ids, total = await services.read(work)
+    if is_lines:
+        return streamed.lines_response(streamed.history_lines(services, session_ids, user_id=user_id))
+    return streamed.json_response(streamed.history(services, user, session_ids, total=total))
+
+
+# Ids that clients make up may hold slashes, so the longer paths come first.
+routes = [
+    Route("/v1/sessions", Resource(GET=list_sessions, POST=create_session)),
+    Route("/v1/sessions/{session_id:path}/messages", Resource(GET=list_messages, POST=append_message)),
+    Route("/v1/sessions/{session_id:path}/exchanges", Resource(GET=list_exchanges)),
+    Route(
+        "/v1/sessions/{session_id:path}",
+        Resource(GET=get_session, PATCH=update_session, PUT=update_session, DELETE=delete_session),
+    ),
+    Route("/v1/users/{user_id:path}/history", Resource(GET=get_history)),
+]

@@ -1,0 +1,73 @@
+"""Responses that hold whole branches: written piece by piece, so that memory stays bounded however long they are."""
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from email.utils import formatdate
+from functools import partial
+
+from starlette.responses import Response, StreamingResponse
+
+from proxy import history as recorded
+from proxy import jsontext
+from proxy.errors import NotFoundError
+from proxy.presentation import JSON
+from proxy.services import Services
+
+LINES = "application/x-ndjson"
+
+
+def json_response(content: AsyncIterator[str]) -> Response:
+    """A JSON response of pieces of text."""
+    return StreamingResponse(content, media_type="application/json", headers={"date": formatdate(usegmt=True)})
+
+
+def lines_response(content: AsyncIterator[str]) -> Response:
+    """A response of one JSON text a line."""
+    return StreamingResponse(content, media_type=LINES, headers={"date": formatdate(usegmt=True)})
+
+
+async def history(services: Services, user: JSON, session_ids: Iterable[str], *, total: int) -> AsyncIterator[str]:
+    """`{user, sessions: [{..., messages: [...]}], total}`."""
+    yield f'{{"user":{jsontext.dumps(user)},"sessions":['
+    comma = ""
+    async for piece, is_start in _sessions(services, session_ids, user_id=user["user_id"]):
+        yield comma + piece if is_start else piece
+        comma = ","
+    yield f'],"total":{total}}}'
+
+
+async def history_lines(services: Services, session_ids: Iterable[str], *, user_id: str) -> AsyncIterator[str]:
+    """A session with its messages a line."""
+    newline = ""
+    async for piece, is_start in _sessions(services, session_ids, user_id=user_id):
+        yield newline + piece if is_start else piece
+        newline = "\n"
+    yield newline
+
+
+async def branch(
+    services: Services, session: JSON, numbers: list[int], *, change: Callable[[JSON], JSON]
+) -> AsyncIterator[str]:
+    """`{...session, messages: [...]}`. A reader is kept only while a piece is read."""
+    yield jsontext.dumps(session)[:-1] + ',"messages":['
+    position, comma = 0, ""
+    while position < len(numbers):
+        texts, position = await services.read(
+            partial(recorded.read_piece, numbers=numbers, start=position, change=change)
+        )
+        if texts:
+            yield comma + ",".join(texts)
+            comma = ","
+    yield "]}"
+
+
+async def _sessions(services: Services, session_ids: Iterable[str], *, user_id: str) -> AsyncIterator[tuple[str, bool]]:
+    """The texts of sessions in pieces, and whether one begins with this piece."""
+    for session_id in session_ids:
+        try:
+            session, numbers = await services.read(partial(recorded.open_branch, id_=session_id, user_id=user_id))
+        except NotFoundError:
+            continue  # deleted since the list was read
+        is_start = True
+        async for piece in branch(services, session, numbers, change=dict):
+            yield piece, is_start
+            is_start = False

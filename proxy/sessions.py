@@ -1,0 +1,87 @@
+"""Sessions as callers make, change, fill and delete them. Everything here runs inside the writer's transaction."""
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+from proxy import archive, queries
+from proxy.errors import APIError
+from proxy.history import find_session, get_message
+from proxy.ids import timestamp, uuid7
+from proxy.message import DEFAULT_TITLE
+from proxy.presentation import JSON, session_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What to set on a session; None stays as it is. `metadata` is JSON text."""
+
+    title: str | None = None
+    is_active: bool | None = None
+    metadata: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewMessage:
+    """A message posted by hand: OpenAI's, and what is known about it. `metadata` is JSON text."""
+
+    message: dict[str, Any]
+    model: str | None = None
+    tokens: int = 0
+    metadata: str | None = None
+
+
+def create_session(connection: sqlite3.Connection, *, user_id: str, external_id: str | None, given: Change) -> JSON:
+    """Make a session of the user. Raises APIError 409 where the user has one with this id."""
+    now = timestamp()
+    if external_id is not None and queries.find_session_id(connection, id_=external_id, user_id=user_id) is not None:
+        raise APIError(
+            "There is a session with this id already.",
+            status=409,
+            type_="invalid_request_error",
+            param="session_id",
+            code="session_exists",
+        )
+    queries.upsert_user(connection, user_id=user_id, now=now)
+    session_id = uuid7()
+    queries.insert_session(
+        connection,
+        session_id=session_id,
+        user_id=user_id,
+        external_id=external_id,
+        title=given.title or DEFAULT_TITLE,
+        metadata=given.metadata,
+        now=now,
+    )
+    return session_json(find_session(connection, session_id, user_id=user_id))
+
+
+def update_session(connection: sqlite3.Connection, id_: str, *, user_id: str | None, change: Change) -> JSON:
+    """Change a session and show it. Raises NotFoundError."""
+    session_id = find_session(connection, id_, user_id=user_id).session_id
+    if change != Change():
+        queries.update_session(
+            connection,
+            session_id=session_id,
+            title=change.title,
+            is_active=change.is_active,
+            metadata=change.metadata,
+            now=timestamp(),
+        )
+    return session_json(find_session(connection, session_id, user_id=user_id))
+
+
+def delete_session(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> str:
+    """Delete a session and all that is its; its own id. Raises NotFoundError."""
+    session_id = find_session(connection, id_, user_id=user_id).session_id
+    queries.delete_session(connection, session_id)
+    return session_id
+
+
+def append_message(connection: sqlite3.Connection, id_: str, *, user_id: str | None, new: NewMessage) -> JSON:
+    """Store a message at the end of a session's main branch and show it. Raises NotFoundError."""
+    session = find_session(connection, id_, user_id=user_id)
+    number = archive.append_message(
+        connection, session, new.message, model=new.model, tokens=new.tokens, metadata=new.metadata
+    )
+    return get_message(connection, number)

@@ -1,0 +1,128 @@
+"""Chats stored straight through the archive, as the recorder does it, for tests of what is stored and read back."""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from proxy import archive, database, history, queries
+from proxy.completion import Completion
+from proxy.database import transaction
+from proxy.exchange import Exchange, Outcome, SessionRef
+from proxy.ids import timestamp, uuid7
+from proxy.queries import Page
+
+Message = dict[str, Any]
+ALL = Page(limit=1000)
+
+
+def user(content: Any) -> Message:
+    """A user's message."""
+    return {"role": "user", "content": content}
+
+
+def said(content: Any, **others: Any) -> Message:
+    """A reply."""
+    return {"role": "assistant", "content": content, **others}
+
+
+def system(content: str) -> Message:
+    """A system message."""
+    return {"role": "system", "content": content}
+
+
+def body_of(*replies: Message, tokens: int = 3) -> bytes:
+    """A whole reply of upstream, a choice a message."""
+    choices = [{"index": i, "message": reply, "finish_reason": "stop"} for i, reply in enumerate(replies)]
+    return json.dumps({"id": "c", "choices": choices, "usage": {"completion_tokens": tokens}}).encode()
+
+
+class Chats:
+    """An open database that chats are stored in."""
+
+    def __init__(self, path: Path) -> None:
+        self.connection: sqlite3.Connection = database.connect(path)
+        database.prepare(self.connection)
+
+    def store(
+        self, messages: Sequence[Message], *replies: Message, session: str | None = None, user_id: str = "u"
+    ) -> str:
+        """Store a chat where the route would: in the named session, the one it continues, or a new one; its id."""
+        return self.finish(self.begin(messages, session=session, user_id=user_id), *replies)
+
+    def begin(self, messages: Sequence[Message], *, session: str | None = None, user_id: str = "u") -> Exchange:
+        """A chat whose session is known and whose reply is still coming."""
+        found = self.stitched(messages, user_id=user_id) if session is None else self.named(session, user_id=user_id)
+        external_id = session if found is None else None
+        return Exchange(
+            user_id=user_id,
+            session=SessionRef(found or uuid7(), "test", external_id),
+            endpoint="/v1/chat/completions",
+            request_id="r",
+            request={"model": "m", "messages": list(messages)},
+        )
+
+    def finish(self, exchange: Exchange, *replies: Message) -> str:
+        """Store it with its reply, or as refused where there is none; its session's id."""
+        reply = Completion.from_body(body_of(*replies)) if replies else None
+        outcome = Outcome(status="completed" if replies else "failed", http_status=200, reply=reply)
+        with transaction(self.connection):
+            archive.finish(self.connection, exchange, outcome, is_begun=False)
+        row = queries.get_exchange(self.connection, exchange.exchange_id)
+        assert row is not None
+        return row.session_id
+
+    def stitched(self, messages: Sequence[Message], *, user_id: str = "u") -> str | None:
+        """The session that these messages continue."""
+        return archive.find_stitched(self.connection, user_id=user_id, messages=messages)
+
+    def named(self, id_: str, *, user_id: str = "u") -> str | None:
+        """The session of a client's id."""
+        return queries.find_session_id(self.connection, id_=id_, user_id=user_id)
+
+    def make(self, *contents: str, user_id: str = "u") -> str:
+        """A session of messages posted by hand; its id."""
+        session_id = uuid7()
+        with transaction(self.connection):
+            now = timestamp()
+            queries.upsert_user(self.connection, user_id=user_id, now=now)
+            queries.insert_session(
+                self.connection,
+                session_id=session_id,
+                user_id=user_id,
+                external_id=None,
+                title="t",
+                metadata=None,
+                now=now,
+            )
+            for content in contents:
+                self.post(session_id, user(content))
+        return session_id
+
+    def post(self, session_id: str, message: Message) -> None:
+        """Store a message by hand."""
+        session = queries.get_session(self.connection, session_id)
+        assert session is not None
+        archive.append_message(self.connection, session, message)
+
+    def count(self, table: str) -> int:
+        """How many rows a table has."""
+        number: int = self.connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+        return number
+
+    def shown(self, session_id: str, **options: Any) -> list[Message]:
+        """A branch as the routes show it."""
+        page = history.list_messages(self.connection, session_id, user_id=None, page=ALL, **options)
+        messages: list[Message] = page["messages"]
+        return messages
+
+    def ready(self, session_id: str, **options: Any) -> list[Message]:
+        """A branch as OpenAI messages."""
+        page = history.list_openai_messages(self.connection, session_id, user_id=None, page=ALL, **options)
+        messages: list[Message] = page["messages"]
+        return messages
+
+    def texts(self, session_id: str, **options: Any) -> list[Any]:
+        """What is said on a branch."""
+        return [message["content"] for message in self.shown(session_id, **options)]

@@ -1,0 +1,140 @@
+"""Branches and pages as they are read, without the routes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy import history, jsontext, queries
+from proxy.database import transaction
+from proxy.errors import InvalidRequestError, NotFoundError
+from proxy.queries import Page
+from tests.chats import ALL, Chats, said, system, user
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Iterator[Chats]:
+    opened = Chats(tmp_path / "test.db")
+    yield opened
+    opened.connection.close()
+
+
+def test_page_of_a_long_branch_loads_only_its_own_messages(chats: Chats, monkeypatch: pytest.MonkeyPatch) -> None:
+    session_id = chats.make(*(str(number) for number in range(3000)))
+    loaded: list[int] = []
+    get_message = queries.get_message
+
+    def counting(connection: object, message_no: int) -> queries.Message | None:
+        loaded.append(message_no)
+        return get_message(chats.connection, message_no)
+
+    monkeypatch.setattr(queries, "get_message", counting)
+    page = history.list_messages(chats.connection, session_id, user_id=None, page=Page(limit=3, offset=2000))
+    assert [message["content"] for message in page["messages"]] == ["2000", "2001", "2002"]
+    assert page["total"] == 3000
+    assert len(loaded) == 3
+
+
+def test_session_of_thousands_of_turns_can_be_deleted(chats: Chats) -> None:
+    """A cascade from parent to child would recurse beyond SQLite's limit of 1,000."""
+    session_id = chats.make(*(str(number) for number in range(3000)))
+    with transaction(chats.connection):
+        queries.delete_session(chats.connection, session_id)
+    assert chats.count("messages") == 0
+
+
+def test_user_with_a_session_of_thousands_of_turns_can_be_deleted(chats: Chats) -> None:
+    chats.make(*(str(number) for number in range(3000)))
+    with transaction(chats.connection):
+        assert queries.delete_user(chats.connection, "u")
+    assert (chats.count("messages"), chats.count("sessions")) == (0, 0)
+
+
+def test_branch_of_an_empty_session_is_empty(chats: Chats) -> None:
+    session_id = chats.make()
+    assert chats.shown(session_id) == []
+    assert chats.ready(session_id) == []
+
+
+def test_branch_through_a_message_of_another_session_is_refused(chats: Chats) -> None:
+    one, other = chats.make("a"), chats.make("b")
+    with pytest.raises(InvalidRequestError):
+        chats.shown(one, through=chats.shown(other)[0]["message_id"])
+
+
+def test_page_after_a_message_of_another_branch_is_refused(chats: Chats) -> None:
+    chats.store([user("q")], said("one"), session="s")
+    session_id = chats.store([user("q")], said("two"), session="s")
+    numbers = [row[0] for row in chats.connection.execute("SELECT message_id FROM messages WHERE content = 'one'")]
+    with pytest.raises(InvalidRequestError):
+        history.list_messages(chats.connection, session_id, user_id=None, page=Page(limit=5, after=numbers[0]))
+
+
+def test_messages_ready_to_send_are_paged_too(chats: Chats) -> None:
+    request = [system("x"), user("a"), said("b"), user("c")]
+    session_id = chats.store(request, said("d"))
+    whole = [*request, said("d")]
+    for offset in range(6):
+        page = history.list_openai_messages(
+            chats.connection, session_id, user_id=None, page=Page(limit=2, offset=offset)
+        )
+        assert page["messages"] == whole[offset : offset + 2]
+        assert page["total"] == 5
+    back = history.list_openai_messages(chats.connection, session_id, user_id=None, page=ALL, order="desc")
+    assert back["messages"] == whole[::-1]
+
+
+def test_older_branch_is_ready_with_its_own_system_message(chats: Chats) -> None:
+    old = [system("old"), user("a")]
+    session_id = chats.store(old, said("b"), session="s")
+    first = chats.shown(session_id)[-1]["message_id"]
+    new = [system("new"), user("a"), said("b")]
+    chats.store([*new, user("c")], said("d"), session="s")
+    other = [system("other"), user("a"), said("b"), user("e")]
+    chats.store(other, said("f"), session="s")
+    assert chats.ready(session_id) == [*other, said("f")]
+    third = next(row[0] for row in chats.connection.execute("SELECT message_id FROM messages WHERE content = 'd'"))
+    assert chats.ready(session_id, through=third) == [*new, user("c"), said("d")]
+    assert chats.ready(session_id, through=first) == [*other, said("f")]
+
+
+def test_session_by_hand_is_ready_as_it_was_posted(chats: Chats) -> None:
+    session_id = chats.make()
+    for message in (system("x"), user("a"), system("y")):
+        chats.post(session_id, message)
+    assert chats.ready(session_id) == [system("x"), user("a"), system("y")]
+
+
+def test_piece_ends_when_it_is_large_and_goes_on_where_it_ended(chats: Chats) -> None:
+    session_id = chats.make(*("x" * 400_000 for _ in range(7)))
+    _, numbers = history.open_branch(chats.connection, session_id, user_id=None)
+    position, pieces = 0, []
+    while position < len(numbers):
+        texts, position = history.read_piece(chats.connection, numbers, start=position)
+        pieces.append(len(texts))
+    assert pieces == [3, 3, 1]
+
+
+def test_piece_leaves_out_what_was_deleted_meanwhile(chats: Chats) -> None:
+    session_id = chats.make("a", "b")
+    _, numbers = history.open_branch(chats.connection, session_id, user_id=None)
+    with transaction(chats.connection):
+        queries.delete_session(chats.connection, session_id)
+    assert history.read_piece(chats.connection, numbers, start=0) == ([], 2)
+
+
+def test_text_of_a_piece_is_json(chats: Chats) -> None:
+    session_id = chats.make()
+    chats.post(session_id, user([{"type": "text", "text": "\ud800"}]) | {"seed": 2**80})
+    _, numbers = history.open_branch(chats.connection, session_id, user_id=None)
+    texts, _ = history.read_piece(chats.connection, numbers, start=0)
+    message = jsontext.loads(texts[0])
+    assert (message["content"][0]["text"], message["seed"]) == ("\ud800", 2**80)
+
+
+def test_session_of_another_user_is_not_found(chats: Chats) -> None:
+    session_id = chats.make("a")
+    for user_id in ("u", None):
+        assert history.find_session(chats.connection, session_id, user_id=user_id).session_id == session_id
+    with pytest.raises(NotFoundError):
+        history.find_session(chats.connection, session_id, user_id="other")

@@ -1,0 +1,61 @@
+"""The named queries: each compiles, and each has a function that uses it."""
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy import database, queries
+from proxy.queries import QUERIES
+
+SOURCES = [path.read_text(encoding="utf-8") for path in sorted(Path(queries.__file__).parent.rglob("*.py"))]
+QUERY_FILES = sorted((database.SQL / "queries").glob("*.sql"))
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    opened = database.connect(tmp_path / "test.db")
+    database.prepare(opened)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("name", tuple(QUERIES))
+def test_query_compiles(connection: sqlite3.Connection, name: str) -> None:
+    parameters = dict.fromkeys(re.findall(r":([a-z]\w*)", QUERIES[name]))
+    assert connection.execute("EXPLAIN " + QUERIES[name], parameters).fetchall()
+
+
+@pytest.mark.parametrize("name", tuple(QUERIES))
+def test_query_is_used(name: str) -> None:
+    assert any(f'"{name}"' in source for source in SOURCES)
+
+
+def test_query_names_are_unique() -> None:
+    names = [
+        name for file in QUERY_FILES for name in re.findall(r"^-- name: *(\w+)", file.read_text(), flags=re.MULTILINE)
+    ]
+    assert len(names) == len(set(names)) == len(QUERIES) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    (
+        ("list_sessions", "idx_sessions_user_id (user_id=?"),
+        ("list_session_ids", "idx_sessions_user_id (user_id=?"),
+        ("count_sessions_between", "idx_sessions_user_id (user_id=?"),
+        ("find_session_id", "idx_sessions_external_id (user_id=? AND external_id=?"),
+        ("list_exchanges", "idx_exchanges_session_id (session_id=?"),
+        ("get_message", "idx_messages_session_id (session_id=? AND parent_no=?"),
+        ("list_path", "INTEGER PRIMARY KEY (rowid=?"),
+        ("newest_leaf_below", "idx_messages_parent_no (parent_no=?"),
+    ),
+)
+def test_query_reads_no_more_than_it_shows(connection: sqlite3.Connection, name: str, index: str) -> None:
+    parameters = dict.fromkeys(re.findall(r":([a-z]\w*)", QUERIES[name]))
+    plan = [row[3] for row in connection.execute("EXPLAIN QUERY PLAN " + QUERIES[name], parameters)]
+    assert any(index in line for line in plan), plan
+    sorts = [line for line in plan if "TEMP B-TREE" in line]
+    assert not sorts or name == "find_session_id", plan  # which sorts two rows at most
