@@ -73,7 +73,7 @@ async def pooling(
 
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the condition is the code's own state, which sets no event
+        while not condition():
             await asyncio.sleep(0.001)
 
 
