@@ -10,6 +10,7 @@ if sys.platform != "linux":
     pytest.skip("the benchmark reads /proc", allow_module_level=True)
 
 from tests.bench import accounting, figures, phases, relays, wire
+from tests.bench.client import Connection, Load, Run
 from tests.bench.figures import Cell, Column, Measured
 
 CPU = Column("chunk_cpu_us", "CPU", "chunk")
@@ -110,6 +111,19 @@ def test_a_whole_reply_cut_short_is_found_out() -> None:
     for end in range(len(whole)):
         with pytest.raises(ValueError, match=r"."):
             wire.check_whole(whole[:end])
+
+
+@pytest.mark.parametrize("length", (1, 3, 6, 1000))
+def test_a_head_that_ends_in_a_zero_is_no_end_of_the_reply(length: int) -> None:
+    run = Run(Load(port=1, stream=False, connections=1, seconds=1, deadline_s=1, requests=0))
+    connection = Connection(run)
+    head, _, body = (b"0" * 16).join(wire.whole_reply()).partition(b"\r\n\r\n")
+    reply = head + b"\r\nX-Request-Id: a0\r\n\r\n"
+    for start in range(0, len(reply), length):
+        connection.data_received(reply[start : start + length])
+        assert run.outcome.finished == 0
+    connection.data_received(body)
+    assert run.outcome.finished == 1
 
 
 def test_the_direct_row_can_be_measured() -> None:

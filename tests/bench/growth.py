@@ -32,6 +32,10 @@ _TEXT = (
 _WORDS = _TEXT.split()
 
 
+class ProbeError(Exception):
+    """A request was not answered with 200: the probe has no figure."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stored:
     """A session that is there to be asked for."""
@@ -59,6 +63,8 @@ def main() -> None:
     head = ("", f"{options.small:,} messages", f"{options.messages:,}", "ratio")
     print("{:<34} {:>20} {:>20} {:>7}".format(*head))
     for name, value in small.items():
+        if name not in large:
+            continue
         ratio = large[name] / value if value else float("nan")
         print(f"{name:<34} {figures.number(value):>20} {figures.number(large[name]):>20} {ratio:>7.2f}")
 
@@ -94,7 +100,11 @@ def _measure(running: relays.Running, stored: list[Stored], *, seconds: float) -
     yield "new chats/s, 32 connections", outcome.finished / outcome.elapsed_s
     for name, asked in _probes(stored).items():
         cpu = accounting.cpu_seconds(running.pid)
-        times = _ask(running.port, asked)
+        try:
+            times = _ask(running.port, asked)
+        except ProbeError as exc:
+            print(f"{name}: {exc}", file=sys.stderr)
+            continue
         yield f"{name}, ms p50", statistics.median(times)
         yield f"{name}, ms p99", figures.quantile(times, 0.99)
         yield f"{name}, CPU µs", (accounting.cpu_seconds(running.pid) - cpu) * 1e6 / len(times)
@@ -120,7 +130,7 @@ def _continued(each: Stored) -> Asked:
 
 
 def _ask(port: int, asked: Iterable[Asked]) -> list[float]:
-    """The milliseconds each request took, one after the other on one connection. Raises SystemExit where one fails."""
+    """The milliseconds each request took, one after the other on one connection. Raises ProbeError where one fails."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     times = []
     try:
@@ -132,7 +142,7 @@ def _ask(port: int, asked: Iterable[Asked]) -> list[float]:
             reply = response.read()
             times.append((time.monotonic() - began) * 1e3)
             if response.status != 200:
-                raise SystemExit(f"{each.path}: {response.status} {reply[:200].decode(errors='replace')}")
+                raise ProbeError(f"{each.path}: {response.status} {reply[:200].decode(errors='replace')}")
     finally:
         connection.close()
     return times
