@@ -19,7 +19,7 @@ LAYERS = (
     ("recorder",),
     ("journal", "writer"),
     ("archive", "presentation"),
-    ("tree",),
+    ("tree", "exchange_row"),
     ("queries", "upstream", "exchange", "spill", "demo"),
     ("completion", "thread", "message", "transport"),
     ("database", "logs", "connection", "body"),

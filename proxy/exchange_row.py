@@ -1,0 +1,97 @@
+"""The row of an exchange: as its request begins it, and as its outcome ends it. Pure."""
+
+from dataclasses import replace
+from typing import Any
+
+from proxy import jsontext
+from proxy.completion import Completion
+from proxy.exchange import Exchange, Outcome
+from proxy.queries import ExchangeRow
+
+_LARGEST_INTEGER = 2**63 - 1
+
+
+def request_row(exchange: Exchange, *, session_id: str, leaf_no: int | None, context: str | None) -> ExchangeRow:
+    """The row of an exchange in progress."""
+    kept_apart = {"messages", "metadata"} if exchange.messages else {"metadata"}
+    parameters = {key: value for key, value in exchange.request.items() if key not in kept_apart}
+    metadata = exchange.request.get("metadata")
+    model = exchange.request.get("model")
+    return ExchangeRow(
+        exchange_id=exchange.exchange_id,
+        session_id=session_id,
+        user_id=exchange.user_id,
+        leaf_no=leaf_no,
+        context=context,
+        endpoint=exchange.endpoint,
+        model=_storable(model),
+        status="in_progress",
+        http_status=None,
+        finish_reason=None,
+        prompt_tokens=None,
+        completion_tokens=None,
+        total_tokens=None,
+        reasoning_tokens=None,
+        cached_tokens=None,
+        time_to_first_token_ms=None,
+        duration_ms=None,
+        parameters=jsontext.dumps(parameters),
+        metadata=None if metadata is None else jsontext.dumps(metadata),
+        request_id=exchange.request_id,
+        completion_id=None,
+        completion=None,
+        error=None,
+        worker_id=None,
+        created_at=exchange.created_at,
+        completed_at=None,
+    )
+
+
+def ended_row(row: ExchangeRow, outcome: Outcome) -> ExchangeRow:
+    """The same row with its outcome."""
+    reply = outcome.reply
+    usage = _dict(reply.usage if reply else None)
+    choices = reply.choices if reply else []
+    return replace(
+        row,
+        status=outcome.status,
+        model=_storable(reply.model if reply else None) or row.model,
+        http_status=outcome.http_status,
+        finish_reason=_storable(choices[0].finish_reason) if choices else None,
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+        total_tokens=_count(usage.get("total_tokens")),
+        reasoning_tokens=_count(_dict(usage.get("completion_tokens_details")).get("reasoning_tokens")),
+        cached_tokens=_count(_dict(usage.get("prompt_tokens_details")).get("cached_tokens")),
+        time_to_first_token_ms=outcome.time_to_first_token_ms,
+        duration_ms=outcome.duration_ms,
+        completion_id=_storable(reply.id if reply else None),
+        completion=_envelope(reply),
+        error=None if outcome.error is None else jsontext.dumps(outcome.error),
+        worker_id=None,
+        completed_at=outcome.completed_at,
+    )
+
+
+def _envelope(reply: Completion | None) -> str | None:
+    """The reply's own keys as JSON text, but for those that have a column; the usage stays, as it may hold more."""
+    if reply is None or not reply.envelope:
+        return None
+    envelope = {key: value for key, value in reply.envelope.items() if key != "id"}
+    if reply.usage is not None:
+        envelope["usage"] = reply.usage
+    return jsontext.dumps(envelope)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int | None:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_INTEGER
+    return value if is_count else None
+
+
+def _storable(value: Any) -> str | None:
+    """A text column's value; what is not text that SQLite can hold is left out here and kept in the JSON."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
