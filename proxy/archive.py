@@ -6,57 +6,63 @@ that race from the same point cannot store a message twice.
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 from proxy import jsontext, queries, thread, tree
 from proxy.completion import Choice, Completion
 from proxy.exchange import Exchange, Outcome
-from proxy.exchange_row import ended_row, request_row
+from proxy.exchange_row import IN_PROGRESS, Columns, outcome_columns, request_columns
 from proxy.ids import timestamp
 from proxy.message import title_of
-from proxy.queries import ExchangeRow, Session
+from proxy.queries import Session
 from proxy.sse import Decoder
 
 
 def begin(connection: sqlite3.Connection, exchange: Exchange, *, worker_id: str) -> None:
     """Store the request of an exchange whose reply is still coming."""
-    if queries.get_exchange(connection, exchange.exchange_id) is not None:
-        return  # replayed
-    tally = tree.Tally()
-    row, _ = _store_request(connection, exchange, tally)
-    queries.insert_exchange(connection, replace(row, worker_id=worker_id))
-    _touch(connection, row.session_id, tally)
+    stored = _store_request(connection, exchange)
+    queries.insert_exchange(connection, {**stored.columns, **IN_PROGRESS, "worker_id": worker_id})
+    _count(connection, stored)
 
 
 def append_fragment(connection: sqlite3.Connection, *, exchange_id: str, sequence: int, data: bytes) -> None:
     """Store what a reply in progress has streamed since the last time."""
+    queries.insert_fragment(connection, exchange_id=exchange_id, sequence=sequence, data=data)
+
+
+def finish(connection: sqlite3.Connection, exchange: Exchange, outcome: Outcome) -> None:
+    """Store an exchange that was not begun and has ended."""
+    stored = _store_request(connection, exchange)
+    columns = {**stored.columns, **outcome_columns(outcome, model=stored.columns["model"])}
+    queries.insert_exchange(connection, columns)
+    _store_reply(connection, columns, stored.place, outcome, stored.tally)
+    _count(connection, stored)
+
+
+def finish_begun(connection: sqlite3.Connection, exchange_id: str, outcome: Outcome) -> None:
+    """Store the end of an exchange in progress, once. One that is gone was deleted with its session."""
     row = queries.get_exchange(connection, exchange_id)
-    if row is not None and row.status == "in_progress":
-        queries.insert_fragment(connection, exchange_id=exchange_id, sequence=sequence, data=data)
-
-
-def finish(connection: sqlite3.Connection, exchange: Exchange, outcome: Outcome, *, is_begun: bool) -> None:
-    """Store an exchange that has ended, once. One that was begun and is gone since was deleted with its session."""
-    row = queries.get_exchange(connection, exchange.exchange_id)
+    if row is None or row.status != "in_progress":
+        return
+    columns = outcome_columns(outcome, model=row.model)
+    queries.finish_exchange(connection, exchange_id=exchange_id, outcome=columns)
+    if row.leaf_no is None:
+        place = tree.Place(None, 0, thread.root_hash(row.user_id))
+    else:
+        place = tree.below(connection, row.session_id, row.leaf_no)
     tally = tree.Tally()
-    if row is None and not is_begun:
-        row, place = _store_request(connection, exchange, tally)
-        ended = ended_row(row, outcome)
-        queries.insert_exchange(connection, ended)
-        _store_reply(connection, ended, place, outcome, tally)
-        _touch(connection, row.session_id, tally)
-    elif row is not None and row.status == "in_progress":
-        _finish_row(connection, row, outcome)
+    told = {**columns, "exchange_id": exchange_id, "session_id": row.session_id}
+    _store_reply(connection, told, place, outcome, tally)
+    queries.delete_fragments(connection, exchange_id)
+    _touch(connection, row.session_id, tally)
 
 
 def recover(connection: sqlite3.Connection, worker_id: str) -> int:
     """End the exchanges of a process that is gone as `incomplete`, with what they had streamed. How many there were."""
     exchange_ids = queries.list_exchanges_in_progress(connection, worker_id)
     for exchange_id in exchange_ids:
-        row = queries.get_exchange(connection, exchange_id)
-        assert row is not None
-        _finish_row(connection, row, _interrupted(connection, exchange_id))
+        finish_begun(connection, exchange_id, _interrupted(connection, exchange_id))
     return len(exchange_ids)
 
 
@@ -105,26 +111,35 @@ def find_stitched(connection: sqlite3.Connection, *, user_id: str, messages: Seq
     return node.session_id
 
 
-def _store_request(
-    connection: sqlite3.Connection, exchange: Exchange, tally: tree.Tally
-) -> tuple[ExchangeRow, tree.Place]:
-    now = timestamp()
+@dataclass(slots=True)
+class _Stored:
+    """A request whose messages are stored, and whose exchange is not yet."""
+
+    columns: Columns
+    place: tree.Place
+    tally: tree.Tally
+    is_new_session: bool
+
+
+def _store_request(connection: sqlite3.Connection, exchange: Exchange) -> _Stored:
+    tally = tree.Tally()
     ref = exchange.session
     messages = exchange.messages
-    queries.upsert_user(connection, user_id=exchange.user_id, now=now)
+    queries.upsert_user(connection, user_id=exchange.user_id, now=tally.now)
     session_id, is_new = _make_session(
         connection,
         user_id=exchange.user_id,
         external_id=ref.external_id,
         session_id=ref.session_id,
         title=title_of(messages),
-        now=now,
+        now=tally.now,
     )
     place, matched = tree.Place(None, 0, thread.root_hash(exchange.user_id)), 0
     if not is_new:
         place, matched = tree.find_place(connection, session_id, exchange.user_id, messages)
     context = tree.store_messages(connection, session_id, exchange, place, matched, tally)
-    return request_row(exchange, session_id=session_id, leaf_no=place.parent_no, context=context), place
+    columns = request_columns(exchange, session_id=session_id, leaf_no=place.parent_no, context=context)
+    return _Stored(columns, place, tally, is_new)
 
 
 def _make_session(
@@ -147,24 +162,26 @@ def _make_session(
 
 
 def _store_reply(
-    connection: sqlite3.Connection, row: ExchangeRow, place: tree.Place, outcome: Outcome, tally: tree.Tally
+    connection: sqlite3.Connection, columns: Columns, place: tree.Place, outcome: Outcome, tally: tree.Tally
 ) -> None:
     """Store each choice that says something as a child of the request's last message; the first is the newest leaf."""
     first_no = None
-    tokens = row.completion_tokens or 0
+    tokens = columns["completion_tokens"] or 0
     for choice in outcome.reply.choices if outcome.reply else ():
         if choice.finish_reason is None and not _says_something(choice):
             continue
         is_whole = outcome.status == "completed" or choice.finish_reason is not None
+        message = {**choice.message, "role": choice.message.get("role") or "assistant"}
         number = tree.insert(
             connection,
-            row.session_id,
+            columns["session_id"],
             place,
-            {**choice.message, "role": choice.message.get("role") or "assistant"},
+            message,
             tally,
-            exchange_id=row.exchange_id,
+            chain_hash=thread.chain_hash(place.above, message),
+            exchange_id=columns["exchange_id"],
             tokens=tokens,
-            model=row.model,
+            model=columns["model"],
             choice=jsontext.dumps({"index": choice.index, "finish_reason": choice.finish_reason, **choice.extra}),
             status="completed" if is_whole else "incomplete",
         )
@@ -175,19 +192,6 @@ def _store_reply(
 
 def _says_something(choice: Choice) -> bool:
     return any(value for key, value in choice.message.items() if key != "role")
-
-
-def _finish_row(connection: sqlite3.Connection, row: ExchangeRow, outcome: Outcome) -> None:
-    tally = tree.Tally()
-    ended = ended_row(row, outcome)
-    if row.leaf_no is None:
-        place = tree.Place(None, 0, thread.root_hash(row.user_id))
-    else:
-        place = tree.below(connection, row.session_id, row.leaf_no)
-    queries.finish_exchange(connection, ended)
-    _store_reply(connection, ended, place, outcome, tally)
-    queries.delete_fragments(connection, row.exchange_id)
-    _touch(connection, row.session_id, tally)
 
 
 def _interrupted(connection: sqlite3.Connection, exchange_id: str) -> Outcome:
@@ -205,6 +209,17 @@ def _interrupted(connection: sqlite3.Connection, exchange_id: str) -> Outcome:
     )
 
 
+def _count(connection: sqlite3.Connection, stored: _Stored) -> None:
+    """Bring the session's counts up to what was stored below it."""
+    tally, session_id = stored.tally, stored.columns["session_id"]
+    if stored.is_new_session:
+        queries.fill_session(
+            connection, session_id=session_id, messages=tally.messages, tokens=tally.tokens, leaf_no=tally.leaf_no
+        )
+    else:
+        _touch(connection, session_id, tally)
+
+
 def _touch(connection: sqlite3.Connection, session_id: str, tally: tree.Tally) -> None:
     queries.touch_session(
         connection,
@@ -212,5 +227,5 @@ def _touch(connection: sqlite3.Connection, session_id: str, tally: tree.Tally) -
         messages=tally.messages,
         tokens=tally.tokens,
         leaf_no=tally.leaf_no,
-        now=timestamp(),
+        now=tally.now,
     )

@@ -31,13 +31,11 @@ class Exchange:
     exchange_id: str = field(default_factory=uuid7)
     created_at: str = field(default_factory=timestamp)
 
-    @property
-    def messages(self) -> list[dict[str, Any]]:
-        """The request's messages; none where what was sent is not a list of messages."""
+    messages: list[dict[str, Any]] = field(init=False)  # none where what was sent is not a list of messages
+
+    def __post_init__(self) -> None:
         messages = self.request.get("messages")
-        if isinstance(messages, list) and all(map(is_message, messages)):
-            return messages
-        return []
+        self.messages = messages if isinstance(messages, list) and all(map(is_message, messages)) else []
 
 
 @dataclass(slots=True, kw_only=True)

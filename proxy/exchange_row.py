@@ -1,83 +1,84 @@
-"""The row of an exchange: as its request begins it, and as its outcome ends it. Pure."""
+"""The columns of an exchange: those its request sets, and those its outcome sets. Pure."""
 
-from dataclasses import replace
 from typing import Any
 
 from proxy import jsontext
 from proxy.completion import Completion
 from proxy.exchange import Exchange, Outcome
-from proxy.queries import ExchangeRow
+
+Columns = dict[str, Any]
 
 _LARGEST_INTEGER = 2**63 - 1
 
-
-def request_row(exchange: Exchange, *, session_id: str, leaf_no: int | None, context: str | None) -> ExchangeRow:
-    """The row of an exchange in progress."""
-    kept_apart = {"messages", "metadata"} if exchange.messages else {"metadata"}
-    parameters = {key: value for key, value in exchange.request.items() if key not in kept_apart}
-    metadata = exchange.request.get("metadata")
-    model = exchange.request.get("model")
-    return ExchangeRow(
-        exchange_id=exchange.exchange_id,
-        session_id=session_id,
-        user_id=exchange.user_id,
-        leaf_no=leaf_no,
-        context=context,
-        endpoint=exchange.endpoint,
-        model=_storable(model),
-        status="in_progress",
-        http_status=None,
-        finish_reason=None,
-        prompt_tokens=None,
-        completion_tokens=None,
-        total_tokens=None,
-        reasoning_tokens=None,
-        cached_tokens=None,
-        time_to_first_token_ms=None,
-        duration_ms=None,
-        parameters=jsontext.dumps(parameters),
-        metadata=None if metadata is None else jsontext.dumps(metadata),
-        request_id=exchange.request_id,
-        completion_id=None,
-        completion=None,
-        error=None,
-        worker_id=None,
-        created_at=exchange.created_at,
-        completed_at=None,
-    )
+IN_PROGRESS: Columns = {
+    "status": "in_progress",
+    "http_status": None,
+    "finish_reason": None,
+    "prompt_tokens": None,
+    "completion_tokens": None,
+    "total_tokens": None,
+    "reasoning_tokens": None,
+    "cached_tokens": None,
+    "time_to_first_token_ms": None,
+    "duration_ms": None,
+    "completion_id": None,
+    "completion": None,
+    "error": None,
+    "completed_at": None,
+}
 
 
-def ended_row(row: ExchangeRow, outcome: Outcome) -> ExchangeRow:
-    """The same row with its outcome."""
-    reply = outcome.reply
-    usage = _dict(reply.usage if reply else None)
-    choices = reply.choices if reply else []
-    return replace(
-        row,
-        status=outcome.status,
-        model=_storable(reply.model if reply else None) or row.model,
-        http_status=outcome.http_status,
-        finish_reason=_storable(choices[0].finish_reason) if choices else None,
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
-        total_tokens=_count(usage.get("total_tokens")),
-        reasoning_tokens=_count(_dict(usage.get("completion_tokens_details")).get("reasoning_tokens")),
-        cached_tokens=_count(_dict(usage.get("prompt_tokens_details")).get("cached_tokens")),
-        time_to_first_token_ms=outcome.time_to_first_token_ms,
-        duration_ms=outcome.duration_ms,
-        completion_id=_storable(reply.id if reply else None),
-        completion=_envelope(reply),
-        error=None if outcome.error is None else jsontext.dumps(outcome.error),
-        worker_id=None,
-        completed_at=outcome.completed_at,
-    )
+def request_columns(exchange: Exchange, *, session_id: str, leaf_no: int | None, context: str | None) -> Columns:
+    """What is known when the request is stored."""
+    request = exchange.request
+    kept_apart = ("messages", "metadata") if exchange.messages else ("metadata",)
+    metadata = request.get("metadata")
+    return {
+        "exchange_id": exchange.exchange_id,
+        "session_id": session_id,
+        "user_id": exchange.user_id,
+        "leaf_no": leaf_no,
+        "context": context,
+        "endpoint": exchange.endpoint,
+        "model": _storable(request.get("model")),
+        "parameters": jsontext.dumps({key: value for key, value in request.items() if key not in kept_apart}),
+        "metadata": None if metadata is None else jsontext.dumps(metadata),
+        "request_id": exchange.request_id,
+        "worker_id": None,
+        "created_at": exchange.created_at,
+    }
 
 
-def _envelope(reply: Completion | None) -> str | None:
+def outcome_columns(outcome: Outcome, *, model: str | None) -> Columns:
+    """What is known when the reply has ended; `model` is the request's, for a reply that names none."""
+    reply = outcome.reply or Completion()
+    usage = _dict(reply.usage)
+    choices = reply.choices
+    return {
+        "status": outcome.status,
+        "model": _storable(reply.model) or model,
+        "http_status": outcome.http_status,
+        "finish_reason": _storable(choices[0].finish_reason) if choices else None,
+        "prompt_tokens": _count(usage.get("prompt_tokens")),
+        "completion_tokens": _count(usage.get("completion_tokens")),
+        "total_tokens": _count(usage.get("total_tokens")),
+        "reasoning_tokens": _count(_dict(usage.get("completion_tokens_details")).get("reasoning_tokens")),
+        "cached_tokens": _count(_dict(usage.get("prompt_tokens_details")).get("cached_tokens")),
+        "time_to_first_token_ms": outcome.time_to_first_token_ms,
+        "duration_ms": outcome.duration_ms,
+        "completion_id": _storable(reply.id),
+        "completion": _envelope(reply),
+        "error": None if outcome.error is None else jsontext.dumps(outcome.error),
+        "completed_at": outcome.completed_at,
+    }
+
+
+def _envelope(reply: Completion) -> str | None:
     """The reply's own keys as JSON text, but for those that have a column; the usage stays, as it may hold more."""
-    if reply is None or not reply.envelope:
+    envelope = reply.envelope
+    if not envelope:
         return None
-    envelope = {key: value for key, value in reply.envelope.items() if key != "id"}
+    envelope.pop("id", None)
     if reply.usage is not None:
         envelope["usage"] = reply.usage
     return jsontext.dumps(envelope)

@@ -4,7 +4,7 @@ import sqlite3
 from base64 import b64decode, b64encode
 from typing import Any
 
-from proxy import archive, jsontext
+from proxy import archive, jsontext, queries
 from proxy.completion import Completion
 from proxy.exchange import Exchange, Outcome, SessionRef
 
@@ -20,26 +20,30 @@ def fragment_line(*, exchange_id: str, sequence: int, data: bytes) -> bytes:
 
 
 def finish_line(exchange: Exchange, outcome: Outcome, *, is_begun: bool) -> bytes:
-    """Stands for `archive.finish`."""
+    """Stands for `archive.finish`, or `archive.finish_begun`."""
     return _line(kind="finish", exchange=_exchange(exchange), outcome=_outcome(outcome), is_begun=is_begun)
 
 
 def replay(connection: sqlite3.Connection, line: bytes) -> None:
     """Do what a line stands for; nothing where it is done already."""
     entry = jsontext.loads(line)
-    if entry["kind"] == "begin":
-        archive.begin(connection, _to_exchange(entry["exchange"]), worker_id=entry["worker_id"])
-    elif entry["kind"] == "fragment":
+    if entry["kind"] == "fragment":
         archive.append_fragment(
             connection,
             exchange_id=entry["exchange_id"],
             sequence=entry["sequence"],
             data=b64decode(entry["data"]),
         )
-    else:
-        archive.finish(
-            connection, _to_exchange(entry["exchange"]), _to_outcome(entry["outcome"]), is_begun=entry["is_begun"]
-        )
+        return
+    exchange = _to_exchange(entry["exchange"])
+    is_stored = queries.get_exchange(connection, exchange.exchange_id) is not None
+    if entry["kind"] == "begin":
+        if not is_stored:
+            archive.begin(connection, exchange, worker_id=entry["worker_id"])
+    elif entry["is_begun"]:
+        archive.finish_begun(connection, exchange.exchange_id, _to_outcome(entry["outcome"]))
+    elif not is_stored:
+        archive.finish(connection, exchange, _to_outcome(entry["outcome"]))
 
 
 def _line(**entry: Any) -> bytes:

@@ -277,6 +277,14 @@ def touch_session(
     _changes(connection, "touch_session", parameters)
 
 
+def fill_session(
+    connection: sqlite3.Connection, *, session_id: str, messages: int, tokens: int, leaf_no: int | None
+) -> None:
+    """The same for a session that was made in this transaction."""
+    parameters = {"session_id": session_id, "messages": messages, "tokens": tokens, "leaf_no": leaf_no}
+    _changes(connection, "fill_session", parameters)
+
+
 def delete_session(connection: sqlite3.Connection, session_id: str) -> bool:
     """Delete the session, its messages and exchanges; whether it was there."""
     return _changes(connection, "delete_session", {"session_id": session_id}) > 0
@@ -285,9 +293,9 @@ def delete_session(connection: sqlite3.Connection, session_id: str) -> bool:
 # --- messages
 
 
-def insert_message(connection: sqlite3.Connection, parameters: dict[str, Any]) -> int:
+def insert_message(connection: sqlite3.Connection, columns: dict[str, Any]) -> int:
     """Store a message given by all its columns; its number."""
-    number: int = _one(connection, "insert_message", parameters)[0]
+    number: int = _one(connection, "insert_message", columns)[0]
     return number
 
 
@@ -328,10 +336,10 @@ def list_path(connection: sqlite3.Connection, leaf_no: int) -> list[Step]:
     return [Step(*row) for row in _all(connection, "list_path", {"message_no": leaf_no})]
 
 
-def newest_leaf_below(connection: sqlite3.Connection, message_no: int) -> int:
+def newest_leaf_below(connection: sqlite3.Connection, message_no: int, *, session_id: str) -> int:
     """The end of the newest branch through a message."""
-    row = _one(connection, "newest_leaf_below", {"message_no": message_no})
-    return message_no if row is None else int(row[0])
+    row = _one(connection, "newest_leaf_below", {"message_no": message_no, "session_id": session_id})
+    return int(row[0])
 
 
 def newest_message_no(connection: sqlite3.Connection, session_id: str) -> int | None:
@@ -366,14 +374,14 @@ def insert_blob(connection: sqlite3.Connection, *, message_no: int, digest: str,
 # --- exchanges
 
 
-def insert_exchange(connection: sqlite3.Connection, row: ExchangeRow) -> bool:
-    """Store an exchange; false where it is there already."""
-    return _changes(connection, "insert_exchange", _columns(row)) > 0
+def insert_exchange(connection: sqlite3.Connection, columns: dict[str, Any]) -> None:
+    """Store an exchange given by all its columns."""
+    _changes(connection, "insert_exchange", columns)
 
 
-def finish_exchange(connection: sqlite3.Connection, row: ExchangeRow) -> bool:
-    """Store the outcome of an exchange in progress; false where there is none (ended before, or deleted)."""
-    return _changes(connection, "finish_exchange", _columns(row)) > 0
+def finish_exchange(connection: sqlite3.Connection, *, exchange_id: str, outcome: dict[str, Any]) -> None:
+    """Store the outcome of an exchange in progress, given by all the columns that its end sets."""
+    _changes(connection, "finish_exchange", {"exchange_id": exchange_id, **outcome})
 
 
 def get_exchange(connection: sqlite3.Connection, exchange_id: str) -> ExchangeRow | None:
@@ -418,7 +426,3 @@ def iterate_fragments(connection: sqlite3.Connection, exchange_id: str) -> Itera
 def delete_fragments(connection: sqlite3.Connection, exchange_id: str) -> None:
     """Forget the pieces of a reply that is stored."""
     _changes(connection, "delete_fragments", {"exchange_id": exchange_id})
-
-
-def _columns(row: ExchangeRow) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in ExchangeRow.__slots__}

@@ -5,6 +5,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,12 @@ class Recorder:
         if not self._live:
             self._is_empty.set()
         exchange, is_begun = live.exchange, live.is_begun
+        if is_begun:
+            work = partial(archive.finish_begun, exchange_id=exchange.exchange_id, outcome=outcome)
+        else:
+            work = partial(archive.finish, exchange=exchange, outcome=outcome)
         return self._submit(
-            lambda connection: archive.finish(connection, exchange, outcome, is_begun=is_begun),
+            work,
             spilled=lambda: journal.finish_line(exchange, outcome, is_begun=is_begun),
             size=live.size + size,
         )

@@ -1,7 +1,7 @@
 """The tree of a session's messages: where a request goes on in it, and the storing of what is not there yet."""
 
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from proxy import jsontext, queries, thread
@@ -25,8 +25,9 @@ class Place:
 
 @dataclass(slots=True)
 class Tally:
-    """What one transaction stored below a session."""
+    """What one transaction stores below a session, and when."""
 
+    now: str = field(default_factory=timestamp)
     messages: int = 0
     tokens: int = 0
     leaf_no: int | None = None
@@ -147,9 +148,11 @@ def store(
     **columns: Any,
 ) -> int:
     """Store a message at a place, and move the place below it; its number."""
-    number = insert(connection, session_id, place, message, tally, **columns)
-    if thread.is_linked(message):
-        place.above = thread.chain_hash(place.above, message)
+    is_linked = thread.is_linked(message)
+    chain_hash = thread.chain_hash(place.above, message) if is_linked else thread.own_hash(message)
+    number = insert(connection, session_id, place, message, tally, chain_hash=chain_hash, **columns)
+    if is_linked:
+        place.above = chain_hash
     place.parent_no, place.depth = number, place.depth + 1
     return number
 
@@ -161,6 +164,7 @@ def insert(
     message: dict[str, Any],
     tally: Tally,
     *,
+    chain_hash: bytes,
     exchange_id: str | None = None,
     tokens: int = 0,
     model: str | None = None,
@@ -170,7 +174,6 @@ def insert(
 ) -> int:
     """Store a message at a place that stays where it is; its number."""
     columns = to_columns(message)
-    is_linked = thread.is_linked(message)
     number = queries.insert_message(
         connection,
         {
@@ -178,7 +181,7 @@ def insert(
             "session_id": session_id,
             "parent_no": place.parent_no,
             "depth": place.depth,
-            "chain_hash": thread.chain_hash(place.above, message) if is_linked else thread.own_hash(message),
+            "chain_hash": chain_hash,
             "exchange_id": exchange_id,
             "role": columns.role,
             "content": columns.content,
@@ -189,7 +192,7 @@ def insert(
             "tokens": tokens,
             "status": status,
             "metadata": metadata,
-            "created_at": timestamp(),
+            "created_at": tally.now,
         },
     )
     _store_blobs(connection, number, columns)

@@ -68,7 +68,7 @@ class Chats:
         reply = Completion.from_body(body_of(*replies)) if replies else None
         outcome = Outcome(status="completed" if replies else "failed", http_status=200, reply=reply)
         with transaction(self.connection):
-            archive.finish(self.connection, exchange, outcome, is_begun=False)
+            archive.finish(self.connection, exchange, outcome)
         row = queries.get_exchange(self.connection, exchange.exchange_id)
         assert row is not None
         return row.session_id

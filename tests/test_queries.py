@@ -50,7 +50,7 @@ def test_query_names_are_unique() -> None:
         ("list_exchanges", "idx_exchanges_session_id (session_id=?"),
         ("get_message", "idx_messages_session_id (session_id=? AND parent_no=?"),
         ("list_path", "INTEGER PRIMARY KEY (rowid=?"),
-        ("newest_leaf_below", "idx_messages_parent_no (parent_no=?"),
+        ("newest_leaf_below", "idx_messages_session_id (session_id=? AND parent_no=?"),
     ),
 )
 def test_query_reads_no_more_than_it_shows(connection: sqlite3.Connection, name: str, index: str) -> None:

@@ -1,5 +1,4 @@
 -- name: insert_exchange
--- Nothing happens where it is there already: a spilled write may be replayed.
 INSERT INTO exchanges (exchange_id, session_id, user_id, leaf_no, context, endpoint, model, status, http_status,
                        finish_reason, prompt_tokens, completion_tokens, total_tokens, reasoning_tokens, cached_tokens,
                        time_to_first_token_ms, duration_ms, parameters, metadata, request_id, completion_id, completion,
@@ -7,8 +6,7 @@ INSERT INTO exchanges (exchange_id, session_id, user_id, leaf_no, context, endpo
 VALUES (:exchange_id, :session_id, :user_id, :leaf_no, :context, :endpoint, :model, :status, :http_status,
         :finish_reason, :prompt_tokens, :completion_tokens, :total_tokens, :reasoning_tokens, :cached_tokens,
         :time_to_first_token_ms, :duration_ms, :parameters, :metadata, :request_id, :completion_id, :completion,
-        :error, :worker_id, :created_at, :completed_at)
-ON CONFLICT DO NOTHING;
+        :error, :worker_id, :created_at, :completed_at);
 
 -- name: finish_exchange
 -- Its outcome, once: an exchange that has ended is never touched again.
@@ -71,8 +69,12 @@ WHERE status = 'in_progress'
   AND worker_id = :worker_id;
 
 -- name: insert_fragment
+-- Nothing happens where the exchange has ended, or was deleted, or the piece is there already: it may be replayed.
 INSERT INTO exchange_fragments (exchange_id, sequence, data)
-VALUES (:exchange_id, :sequence, :data)
+SELECT exchange_id, :sequence, :data
+FROM exchanges
+WHERE exchange_id = :exchange_id
+  AND status = 'in_progress'
 ON CONFLICT DO NOTHING;
 
 -- name: list_fragments

@@ -24,7 +24,11 @@ FROM (
                SELECT candidate.message_no
                FROM (
                    SELECT m.message_no,
-                          EXISTS (SELECT 1 FROM messages AS c WHERE c.parent_no = m.message_no) AS goes_on
+                          EXISTS (
+                              SELECT 1
+                              FROM messages AS c
+                              WHERE c.session_id = m.session_id AND c.parent_no = m.message_no
+                          ) AS goes_on
                    FROM messages AS m
                    WHERE m.chain_hash = probe.hash
                    ORDER BY m.session_id DESC, m.message_no DESC
@@ -110,14 +114,16 @@ FROM path;
 WITH RECURSIVE descent (message_no) AS (
     SELECT CAST(:message_no AS INTEGER)
     UNION ALL
-    SELECT (SELECT MAX(m.message_no) FROM messages AS m WHERE m.parent_no = descent.message_no)
+    SELECT (
+               SELECT MAX(m.message_no)
+               FROM messages AS m
+               WHERE m.session_id = :session_id AND m.parent_no = descent.message_no
+           )
     FROM descent
     WHERE descent.message_no IS NOT NULL
 )
-SELECT message_no
-FROM descent
-WHERE message_no IS NOT NULL
-  AND NOT EXISTS (SELECT 1 FROM messages AS m WHERE m.parent_no = descent.message_no);
+SELECT MAX(message_no)
+FROM descent;
 
 -- name: newest_message_no
 SELECT MAX(message_no)

@@ -68,6 +68,14 @@ SET message_count = message_count + :messages,
     updated_at = :now
 WHERE session_id = :session_id;
 
+-- name: fill_session
+-- The same for a session made in this transaction, whose time is right: no index changes.
+UPDATE sessions
+SET message_count = :messages,
+    tokens = :tokens,
+    leaf_no = :leaf_no
+WHERE session_id = :session_id;
+
 -- name: delete_session
 DELETE FROM sessions
 WHERE session_id = :session_id;

@@ -55,8 +55,9 @@ CREATE TABLE messages (
     message_no   INTEGER PRIMARY KEY,                  -- order of storing; for links and the search index, never shown
     message_id   TEXT NOT NULL UNIQUE,                 -- UUIDv7
     session_id   TEXT NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE,
-    parent_no    INTEGER REFERENCES messages (message_no),
-                                                       -- no cascade: a long branch would recurse beyond SQLite's limit
+    parent_no    INTEGER,                              -- the message above it, of the same session. No foreign key: a
+                                                       -- cascade down a long branch goes beyond SQLite's depth limit,
+                                                       -- and the index it wants would be paid for by every message
     depth        INTEGER NOT NULL,                     -- messages above it
     chain_hash   BLOB NOT NULL,                        -- thread.py: this message and all above it, of this user
     exchange_id  TEXT,                                 -- the exchange that stored it; none when posted by hand
@@ -77,7 +78,6 @@ CREATE INDEX idx_messages_created_at ON messages (created_at);
 CREATE INDEX idx_messages_role ON messages (role);
 CREATE INDEX idx_messages_session_created ON messages (session_id, created_at);
 CREATE INDEX idx_messages_chain_hash ON messages (chain_hash, session_id);
-CREATE INDEX idx_messages_parent_no ON messages (parent_no);
 
 -- One request and its reply.
 CREATE TABLE exchanges (
