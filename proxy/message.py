@@ -13,6 +13,8 @@ DEFAULT_TITLE = "New Conversation"
 # Strings from this length on, inside content parts that are not text, are kept apart: images, audio, files.
 _BLOB_LENGTH = 2048
 _BLOB_REFERENCE = "blob:sha256:"
+# Below this nothing is kept apart: nobody puts an image there, and Python's stack has an end.
+_BLOB_DEPTH_MAX = 16
 
 
 @dataclass(slots=True)
@@ -101,27 +103,32 @@ def _replaced(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _without_blobs(value: Any, blobs: dict[str, str], *, in_text: bool = False) -> Any:
+def _without_blobs(value: Any, blobs: dict[str, str], *, depth: int = 0, in_text: bool = False) -> Any:
     if isinstance(value, str):
         if in_text or len(value) < _BLOB_LENGTH or not _encodes(value):
             return value
         digest = sha256(value.encode()).hexdigest()
         blobs[digest] = value
         return _BLOB_REFERENCE + digest
+    if depth == _BLOB_DEPTH_MAX:
+        return value
+    deeper = depth + 1
     if isinstance(value, list):
-        return [_without_blobs(item, blobs, in_text=in_text or isinstance(item, str)) for item in value]
+        return [_without_blobs(item, blobs, depth=deeper, in_text=in_text or isinstance(item, str)) for item in value]
     if isinstance(value, dict):
-        return {key: _without_blobs(item, blobs, in_text=key == "text") for key, item in value.items()}
+        return {key: _without_blobs(item, blobs, depth=deeper, in_text=key == "text") for key, item in value.items()}
     return value
 
 
-def _with_blobs(value: Any, blobs: Mapping[str, str]) -> Any:
+def _with_blobs(value: Any, blobs: Mapping[str, str], *, depth: int = 0) -> Any:
     if not blobs:
         return value
     if isinstance(value, str):
         return blobs.get(value.removeprefix(_BLOB_REFERENCE), value) if value.startswith(_BLOB_REFERENCE) else value
+    if depth == _BLOB_DEPTH_MAX:
+        return value
     if isinstance(value, list):
-        return [_with_blobs(item, blobs) for item in value]
+        return [_with_blobs(item, blobs, depth=depth + 1) for item in value]
     if isinstance(value, dict):
-        return {key: _with_blobs(item, blobs) for key, item in value.items()}
+        return {key: _with_blobs(item, blobs, depth=depth + 1) for key, item in value.items()}
     return value

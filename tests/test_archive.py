@@ -215,3 +215,13 @@ def test_replayed_exchange_is_stored_once(chats: Chats) -> None:
     session_id = chats.finish(exchange, said("a"))
     assert chats.texts(session_id) == ["q", "a"]
     assert chats.count("messages") == 2
+
+
+def test_deeply_nested_content_is_stored(chats: Chats) -> None:
+    nested: list[object] = []
+    for _ in range(700):
+        nested = [nested]
+    content = [{"type": "odd", "deep": nested}, *picture()]
+    session_id = chats.store([user(content)], said("a"))
+    assert chats.ready(session_id)[0] == user(content)
+    assert chats.count("blobs") == 1

@@ -206,25 +206,25 @@ async def test_message_is_stored_with_all_that_was_sent(client: httpx.AsyncClien
     assert (session["message_count"], session["tokens"]) == (1, 7)
 
 
-@pytest.mark.parametrize(
-    "content",
-    (
-        "",
-        "héllo 世界",
-        "a\0b",
-        "\ud800 alone",
-        [{"type": "text", "text": "x"}],
-        [{"type": "text", "text": "\udfff"}],
-        [],
-    ),
+CONTENTS: tuple[Any, ...] = (
+    "",
+    "héllo 世界",
+    "a\0b",
+    "\ud800 alone",
+    [{"type": "text", "text": "x"}],
+    [{"type": "text", "text": "\udfff"}],
+    [],
 )
-async def test_content_comes_back_as_it_was_sent(client: httpx.AsyncClient, content: Any) -> None:
-    session_id = (await make(client))["session_id"]
-    raw = json.dumps({"role": "user", "content": content}).encode()
-    stored = await client.post(f"/v1/sessions/{session_id}/messages", content=raw)
-    assert json.loads(stored.content)["content"] == content
-    listed = json.loads((await client.get(f"/v1/sessions/{session_id}/messages")).content)
-    assert listed["messages"][0]["content"] == content
+
+
+async def test_content_comes_back_as_it_was_sent(client: httpx.AsyncClient) -> None:
+    for content in CONTENTS:
+        session_id = (await make(client))["session_id"]
+        raw = json.dumps({"role": "user", "content": content}).encode()
+        stored = await client.post(f"/v1/sessions/{session_id}/messages", content=raw)
+        assert json.loads(stored.content)["content"] == content
+        listed = json.loads((await client.get(f"/v1/sessions/{session_id}/messages")).content)
+        assert listed["messages"][0]["content"] == content
 
 
 async def test_image_comes_back_whole(client: httpx.AsyncClient) -> None:
@@ -309,13 +309,13 @@ async def test_history_can_be_cut_to_a_time_span(client: httpx.AsyncClient) -> N
 
 
 async def test_history_is_streamed_a_session_a_line(client: httpx.AsyncClient) -> None:
-    for number in range(60):
+    for number in range(12):
         session = await make(client, user_id="u")
         await say(client, session["session_id"], str(number))
     response = await client.get("/v1/users/u/history", headers={"Accept": "application/x-ndjson"})
     assert response.headers["content-type"].startswith("application/x-ndjson")
     lines = [json.loads(line) for line in response.text.splitlines()]
-    assert [line["messages"][0]["content"] for line in lines] == [str(number) for number in range(59, -1, -1)]
+    assert [line["messages"][0]["content"] for line in lines] == [str(number) for number in range(11, -1, -1)]
     assert lines == (await client.get("/v1/users/u/history", params={"limit": 1000})).json()["sessions"]
 
 
@@ -358,20 +358,20 @@ async def test_counted_session_is_read_changed_and_deleted(client: httpx.AsyncCl
     assert_error(await client.get(path), 404)
 
 
-@pytest.mark.parametrize(
-    ("query", "param"),
-    (
-        *((f"limit={value}", "limit") for value in ("0", "1001", "-1", "a", "1_0", "٣", "", "9" * 30)),
-        *((f"offset={value}", "offset") for value in ("-1", "1.5", "9" * 18)),
-        ("after=nothing", "after"),
-        ("after=%00", "after"),
-        ("active_only=perhaps", "active_only"),
-        ("user_id=%00", "user_id"),
-        ("user_id=", "user_id"),
-    ),
+BAD_QUERIES: tuple[tuple[Any, str], ...] = (
+    *((f"limit={value}", "limit") for value in ("0", "1001", "-1", "a", "1_0", "٣", "", "9" * 30)),
+    *((f"offset={value}", "offset") for value in ("-1", "1.5", "9" * 18)),
+    ("after=nothing", "after"),
+    ("after=%00", "after"),
+    ("active_only=perhaps", "active_only"),
+    ("user_id=%00", "user_id"),
+    ("user_id=", "user_id"),
 )
-async def test_bad_value_of_the_session_list_is_named(client: httpx.AsyncClient, query: str, param: str) -> None:
-    assert_error(await client.get(f"/v1/sessions?{query}"), 400, param=param)
+
+
+async def test_bad_value_of_the_session_list_is_named(client: httpx.AsyncClient) -> None:
+    for query, param in BAD_QUERIES:
+        assert_error(await client.get(f"/v1/sessions?{query}"), 400, param=param)
 
 
 async def test_bad_value_of_any_other_query_is_named(client: httpx.AsyncClient) -> None:
@@ -390,57 +390,60 @@ async def test_bad_value_of_any_other_query_is_named(client: httpx.AsyncClient) 
         assert_error(await client.get(f"/api/sessions?{query}"), 400, param=param)
 
 
-@pytest.mark.parametrize(
-    ("body", "param"),
-    (
-        ({"title": ""}, "title"),
-        ({"title": "x" * 501}, "title"),
-        ({"title": 1}, "title"),
-        ({"title": "a\0"}, "title"),
-        ({"title": "\ud800"}, "title"),
-        ({"metadata": []}, "metadata"),
-        ({"metadata": {"k": "x" * 65536}}, "metadata"),
-        ({"user_id": 1}, "user_id"),
-        ({"session_id": "two words"}, "session_id"),
-        ({"session_id": ""}, "session_id"),
-        ({"session_id": "x" * 129}, "session_id"),
-    ),
+BAD_SESSIONS: tuple[tuple[Any, str], ...] = (
+    ({"title": ""}, "title"),
+    ({"title": "x" * 501}, "title"),
+    ({"title": 1}, "title"),
+    ({"title": "a\0"}, "title"),
+    ({"title": "\ud800"}, "title"),
+    ({"metadata": []}, "metadata"),
+    ({"metadata": {"k": "x" * 65536}}, "metadata"),
+    ({"user_id": 1}, "user_id"),
+    ({"session_id": "two words"}, "session_id"),
+    ({"session_id": ""}, "session_id"),
+    ({"session_id": "x" * 129}, "session_id"),
 )
-async def test_bad_value_of_a_new_session_is_named(client: httpx.AsyncClient, body: Any, param: str) -> None:
-    assert_error(await client.post("/v1/sessions", content=json.dumps(body)), 400, param=param)
 
 
-@pytest.mark.parametrize(
-    ("body", "param"),
-    (
-        ({"content": "x"}, "role"),
-        ({"role": "king", "content": "x"}, "role"),
-        ({"role": ["user"], "content": "x"}, "role"),
-        ({"role": "user"}, "content"),
-        ({"role": "assistant", "tool_calls": []}, "content"),
-        ({"role": "assistant", "tool_calls": "f"}, "tool_calls"),
-        ({"role": "user", "content": 1}, "content"),
-        ({"role": "user", "content": ["x"]}, "content"),
-        ({"role": "user", "content": "x", "tokens": -1}, "tokens"),
-        ({"role": "user", "content": "x", "tokens": 2**64}, "tokens"),
-        ({"role": "user", "content": "x", "tokens": True}, "tokens"),
-        ({"role": "user", "content": "x", "model": 1}, "model"),
-        ({"role": "user", "content": "x", "metadata": "m"}, "metadata"),
-    ),
+async def test_bad_value_of_a_new_session_is_named(client: httpx.AsyncClient) -> None:
+    for body, param in BAD_SESSIONS:
+        assert_error(await client.post("/v1/sessions", content=json.dumps(body)), 400, param=param)
+
+
+BAD_MESSAGES: tuple[tuple[Any, str], ...] = (
+    ({"content": "x"}, "role"),
+    ({"role": "king", "content": "x"}, "role"),
+    ({"role": ["user"], "content": "x"}, "role"),
+    ({"role": "user"}, "content"),
+    ({"role": "assistant", "tool_calls": []}, "content"),
+    ({"role": "assistant", "tool_calls": "f"}, "tool_calls"),
+    ({"role": "user", "content": 1}, "content"),
+    ({"role": "user", "content": ["x"]}, "content"),
+    ({"role": "user", "content": "x", "tokens": -1}, "tokens"),
+    ({"role": "user", "content": "x", "tokens": 2**64}, "tokens"),
+    ({"role": "user", "content": "x", "tokens": True}, "tokens"),
+    ({"role": "user", "content": "x", "model": 1}, "model"),
+    ({"role": "user", "content": "x", "metadata": "m"}, "metadata"),
 )
-async def test_bad_value_of_a_new_message_is_named(client: httpx.AsyncClient, body: Any, param: str) -> None:
-    session_id = (await make(client))["session_id"]
-    for facade in ("v1", "api"):
-        response = await client.post(f"/{facade}/sessions/{session_id}/messages", json=body)
-        assert_error(response, 400, param=param)
 
 
-@pytest.mark.parametrize("body", (b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"a":' * 300 + b"1" + b"}" * 300))
-async def test_body_that_is_no_object_is_refused(client: httpx.AsyncClient, body: bytes) -> None:
-    path = f"/v1/sessions/{(await make(client))['session_id']}"
-    assert_error(await client.post("/v1/sessions", content=body), 400)
-    assert_error(await client.patch(path, content=body), 400)
-    assert_error(await client.post(f"{path}/messages", content=body), 400)
+async def test_bad_value_of_a_new_message_is_named(client: httpx.AsyncClient) -> None:
+    for body, param in BAD_MESSAGES:
+        session_id = (await make(client))["session_id"]
+        for facade in ("v1", "api"):
+            response = await client.post(f"/{facade}/sessions/{session_id}/messages", json=body)
+            assert_error(response, 400, param=param)
+
+
+NO_OBJECTS: tuple[bytes, ...] = (b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"a":' * 300 + b"1" + b"}" * 300)
+
+
+async def test_body_that_is_no_object_is_refused(client: httpx.AsyncClient) -> None:
+    for body in NO_OBJECTS:
+        path = f"/v1/sessions/{(await make(client))['session_id']}"
+        assert_error(await client.post("/v1/sessions", content=body), 400)
+        assert_error(await client.patch(path, content=body), 400)
+        assert_error(await client.post(f"{path}/messages", content=body), 400)
 
 
 async def test_method_that_is_not_there_says_which_are(client: httpx.AsyncClient) -> None:
