@@ -611,6 +611,11 @@ WHOLE_BODIES = {
     "lone surrogates": (
         respond(b'{"id":"\\ud800","choices":[{"index":0,"message":{"role":"assistant","content":"\\udfff"}}]}'),
     ),
+    "roles that are no strings": (
+        respond(
+            b'{"choices":[{"message":{"role":["a"],"content":"x"}},{"index":1,"message":{"role":{},"content":"y"}}]}'
+        ),
+    ),
     "HTML": (respond(b"<html>no</html>", status=b"502 Bad Gateway", headers=b"Content-Type: text/html\r\n"),),
     "a string as error": (respond(b'{"error":"Unauthorized"}', status=b"401 Unauthorized"),),
     "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b'{"choices"', b":[", b"]}"),),
@@ -685,6 +690,7 @@ EVENTS: dict[str, tuple[bytes, ...]] = {
         b'data: {"choices":"x"}\n\n',
         b'data: {"choices":[null,1,{"delta":5},{"index":"z","delta":{"content":{"a":1}}}]}\n\n',
         b'data: {"choices":[{"index":0,"delta":{"tool_calls":[7,{"index":-1},{"index":{}}]}}]}\n\n',
+        b'data: {"choices":[{"index":2,"delta":{"role":["a"],"content":"x"},"finish_reason":"stop"}]}\n\n',
         b"data: [1]\n\ndata: 5\n\ndata: null\n\n",
         b'data: {"choices":[{"index":1e400,"delta":{"content":"\\ud800"}}],"usage":"none"}\n\n',
         *PLAIN_EVENTS,
