@@ -291,7 +291,6 @@ def test_a_bad_message_is_a_400_that_says_why(
         ("PUT", "/v1/sessions/known/messages"),
         ("DELETE", "/v1/users/default_user/history"),
         ("PATCH", "/api/sessions"),
-        ("POST", "/health"),
     ),
 )
 def test_a_method_a_route_lacks_is_a_405_that_lists_those_it_has(
