@@ -616,6 +616,12 @@ WHOLE_BODIES = {
             b'{"choices":[{"message":{"role":["a"],"content":"x"}},{"index":1,"message":{"role":{},"content":"y"}}]}'
         ),
     ),
+    "lone surrogates in every name": (
+        respond(
+            b'{"id":"\\ud800","model":"\\ud800","choices":[{"finish_reason":"\\ud800",'
+            b'"message":{"role":"\\ud800","content":"x"}}]}'
+        ),
+    ),
     "HTML": (respond(b"<html>no</html>", status=b"502 Bad Gateway", headers=b"Content-Type: text/html\r\n"),),
     "a string as error": (respond(b'{"error":"Unauthorized"}', status=b"401 Unauthorized"),),
     "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b'{"choices"', b":[", b"]}"),),
