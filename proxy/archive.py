@@ -14,7 +14,7 @@ from proxy.completion import Choice, Completion
 from proxy.exchange import Exchange, Outcome
 from proxy.exchange_row import IN_PROGRESS, Columns, outcome_columns, request_columns
 from proxy.ids import timestamp
-from proxy.message import title_of
+from proxy.message import is_message, title_of
 from proxy.queries import Session
 from proxy.sse import Decoder
 
@@ -171,7 +171,7 @@ def _store_reply(
         if choice.finish_reason is None and not _says_something(choice):
             continue
         is_whole = outcome.status == "completed" or choice.finish_reason is not None
-        message = {**choice.message, "role": choice.message.get("role") or "assistant"}
+        message = choice.message if is_message(choice.message) else {**choice.message, "role": "assistant"}
         number = tree.insert(
             connection,
             columns["session_id"],

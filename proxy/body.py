@@ -43,7 +43,7 @@ def without_session_id(body: bytes, request: dict[str, Any]) -> bytes:
 
 def with_usage(body: bytes, request: dict[str, Any]) -> bytes:
     """The body with `stream_options.include_usage`, and without the usage in every chunk, which goes with it."""
-    if "stream_options" not in request and (head := body.rstrip())[-1:] == b"}":
+    if "stream_options" not in request and b"\0" not in body and (head := body.rstrip())[-1:] == b"}":
         return head[:-1] + b',"stream_options":{"include_usage":true}}'
     options = {**(request.get("stream_options") or {}), "include_usage": True}
     options.pop("continuous_usage_stats", None)

@@ -1,6 +1,7 @@
 """JSON as upstream reads it: orjson where it is exact, the standard library where orjson refuses or would round."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -9,6 +10,9 @@ import orjson
 # times faster than a regular expression, and this runs on every body.
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER = b"0" * 19
+
+# What is nested deeper is not kept: nothing that people say is, and Python's own limit is not far.
+_DEEPEST = 800
 
 
 def loads(text: bytes | str) -> Any:
@@ -26,8 +30,27 @@ def loads(text: bytes | str) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """The compact JSON text of a value. Always encodable as UTF-8: what is not is escaped."""
+    """The compact JSON text of a value. Always encodable as UTF-8: what is not is escaped.
+
+    A value nested beyond 800 levels is `null`.
+    """
     try:
         return orjson.dumps(value).decode()
-    except TypeError:  # big integers, lone surrogates, keys of other types
-        return json.dumps(value, separators=(",", ":"))
+    except TypeError:  # big integers, lone surrogates, deep nesting
+        return json.dumps(value, separators=(",", ":")) if _is_shallow(value) else "null"
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether `json`, which recurses, can write the value here and read it back anywhere else."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [item for each in level for item in _items(each)]
+        if not level:
+            return True
+    return False
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()

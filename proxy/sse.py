@@ -38,6 +38,11 @@ class Decoder:
         """The bytes of the unfinished event (a copy)."""
         return bytes(self._buffer)
 
+    @property
+    def pending(self) -> int:
+        """How many bytes the unfinished event has."""
+        return len(self._buffer)
+
     def feed(self, chunk: bytes) -> list[Event]:
         if self._buffer:
             if b"\n\n" not in chunk:

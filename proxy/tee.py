@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 # A caller who leaves within the first moments is noticed after them: most replies end before, and need no watch.
 _WATCH_AFTER_SECONDS = 0.05
 
+# What is held of one stream at most: an event until it is whole, and what follows [DONE].
+_EVENT_BYTES = 32 * 2**20
+
 CALLER_LEFT = {"message": "The caller left before the reply had ended.", "type": "caller_disconnected"}
 STOPPED = {"message": "The proxy was stopped before the reply had ended.", "type": "interrupted"}
 
@@ -178,7 +181,7 @@ class Recording:
 class Tee:
     """A stream's bytes: what goes out now, and what is held until its end is on disk."""
 
-    __slots__ = ("_decoder", "_held", "_hides_usage", "_holds_end", "_recording")
+    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds_end", "_recording")
 
     def __init__(self, recording: Recording, *, hides_usage: bool) -> None:
         self._decoder = Decoder()
@@ -186,9 +189,12 @@ class Tee:
         self._hides_usage = hides_usage
         self._holds_end = recording.is_strict
         self._held = bytearray()
+        self._gave_up = False
 
     def feed(self, data: bytes) -> bytes:
         """Record a piece of the stream; the bytes of its whole events that the caller gets at once."""
+        if self._gave_up:
+            return data
         recording = self._recording
         recording.live.pending.append(data)
         out = []
@@ -205,11 +211,20 @@ class Tee:
                 self._held += event.raw
             else:
                 out.append(event.raw)
+        if self._decoder.pending > _EVENT_BYTES or len(self._held) > _EVENT_BYTES:
+            out.append(self._give_up())
         return out[0] if len(out) == 1 else b"".join(out)
 
     def rest(self) -> bytes:
         """What is left when upstream has ended: the held end, and an event that was not finished."""
-        return bytes(self._held) + self._decoder.rest
+        return b"" if self._gave_up else bytes(self._held) + self._decoder.rest
+
+    def _give_up(self) -> bytes:
+        """This is no event stream, or does not stop after its end: from here on it passes as it is, unrecorded."""
+        logger.warning("a stream has an event of more than %d bytes: its rest is not recorded", _EVENT_BYTES)
+        rest = self.rest()
+        self._gave_up = True
+        return rest
 
 
 async def send_streamed(

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from proxy import queries
+from proxy import journal, queries
 from proxy.database import transaction
+from proxy.exchange import Outcome
 from tests.chats import Chats, said, system, user
 
 IMAGE = "data:image/png;base64," + "A" * 5000
@@ -211,10 +212,12 @@ def test_history_is_found_by_the_index_of_hashes(chats: Chats, name: str) -> Non
 
 def test_replayed_exchange_is_stored_once(chats: Chats) -> None:
     exchange = chats.begin([user("q")])
-    chats.finish(exchange, said("a"))
     session_id = chats.finish(exchange, said("a"))
+    line = journal.finish_line(exchange, Outcome(status="completed"), is_begun=False)
+    with transaction(chats.connection):
+        journal.replay(chats.connection, line)
     assert chats.texts(session_id) == ["q", "a"]
-    assert chats.count("messages") == 2
+    assert chats.count("exchanges") == 1
 
 
 def test_deeply_nested_content_is_stored(chats: Chats) -> None:

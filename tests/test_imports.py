@@ -20,7 +20,7 @@ LAYERS = (
     ("journal", "writer"),
     ("archive", "presentation"),
     ("tree", "exchange_row"),
-    ("queries", "upstream", "exchange", "spill", "demo"),
+    ("queries", "upstream", "exchange", "spill", "demo", "protocol"),
     ("completion", "thread", "message", "transport"),
     ("database", "logs", "connection", "body"),
     ("settings", "headers"),
