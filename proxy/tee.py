@@ -75,6 +75,7 @@ def _check_length(length: int, limit_bytes: int) -> None:
             status=413,
             type_="invalid_request_error",
             code="request_too_large",
+            headers={"Connection": "close"},
         )
 
 

@@ -130,10 +130,11 @@ class ServerProcess:
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self.output.append(line.rstrip())
-            if "is ready: http" in line:
-                self.url = line.split("is ready: ")[1].split("/v1")[0]
+        with process.stdout:
+            for line in process.stdout:
+                self.output.append(line.rstrip())
+                if "is ready: http" in line:
+                    self.url = line.split("is ready: ")[1].split("/v1")[0]
 
 
 @contextmanager
