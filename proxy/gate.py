@@ -16,8 +16,8 @@ from proxy import queries
 from proxy.attribution import user_header
 from proxy.auth import ANYONE, Caller
 from proxy.database import Database
-from proxy.errors import APIError, NotFoundError, json_response
-from proxy.headers import Headers
+from proxy.errors import APIError, NotFoundError, json_response, too_large
+from proxy.headers import Headers, value_of
 from proxy.ids import timestamp
 from proxy.keys import Holder, KeyRing, bad_key
 from proxy.limits import Usage, check_tokens, over, start_of_day, take_request
@@ -82,6 +82,7 @@ class Gate:
     async def admit(self, scope: Scope) -> Visit:
         """Let a request in, and count it until it leaves. Raises APIError."""
         headers: Headers = scope["headers"]
+        self._check_length(headers)
         visit = await self._identify(scope["path"], headers)
         usage = self._anyone if visit.holder is None else visit.holder.usage
         self._check_concurrency(usage, has_key=visit.holder is not None)
@@ -141,6 +142,12 @@ class Gate:
             raise bad_key("Incorrect API key provided.")
         holder.check(time.time())
         return holder
+
+    def _check_length(self, headers: Headers) -> None:
+        """Raises APIError 413 for a body that says it is too long; one that does not is measured as it comes."""
+        length = value_of(headers, b"content-length")
+        if length is not None and int(length) > self._settings.body_limit_bytes:
+            raise too_large(self._settings.body_limit_bytes)
 
     def _check_concurrency(self, usage: Usage, *, has_key: bool) -> None:
         settings = self._settings

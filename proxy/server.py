@@ -15,6 +15,7 @@ from uvicorn.supervisors import Multiprocess
 from proxy import logs, settings
 from proxy.app import create_app
 from proxy.errors import ConfigurationError
+from proxy.inbound import LimitedProtocol
 from proxy.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def serve(loaded: Settings, listener: socket.socket, *, announce: Callable[[], N
     config = uvicorn.Config(
         "proxy.server:application",
         factory=True,
-        http="auto",
+        http=LimitedProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

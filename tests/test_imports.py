@@ -12,6 +12,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("server", "commands"),
+    ("inbound",),
     ("app",),
     ("routes",),
     ("services",),
