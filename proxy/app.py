@@ -7,10 +7,13 @@ from dataclasses import replace
 import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from proxy.database import Database
 from proxy.demo import serve_demo
 from proxy.errors import APIError, api_error_response, http_error_response, unexpected_error_response
+from proxy.gate import Gate, GateMiddleware
 from proxy.recorder import Recorder
 from proxy.routes import route_table
 from proxy.services import Services, State
@@ -28,11 +31,15 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
             if settings.demo:
                 running = replace(settings, upstream_url=await stack.enter_async_context(serve_demo()))
             services = await stack.enter_async_context(open_services(running, transport=transport))
-            yield {"services": services}
+            gate = Gate(running, services.database, write=services.write)
+            stack.push_async_callback(gate.close)
+            await gate.open()
+            yield {"services": services, "gate": gate}
 
     app = Starlette(
         routes=route_table(),
         lifespan=lifespan,
+        middleware=[*_cors(settings), Middleware(GateMiddleware)],
         exception_handlers={
             APIError: api_error_response,
             HTTPException: http_error_response,
@@ -42,6 +49,21 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
     # A redirect would be an answer that upstream did not give.
     app.router.redirect_slashes = False
     return app
+
+
+def _cors(settings: Settings) -> list[Middleware]:
+    """For pages of other origins. It stands before the gate: a browser asks for leave without a key."""
+    if not settings.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "X-Session-Id", "X-Session-Source", "Retry-After"],
+        )
+    ]
 
 
 @asynccontextmanager

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 import click
 
-from proxy import logs, settings
+from proxy import logs, queries, settings
+from proxy.commands.keys import keys
 from proxy.database import Database
 from proxy.errors import ConfigurationError
 from proxy.settings import Settings
@@ -54,7 +55,10 @@ def serve(*, host: str | None, port: str | None, upstream: str | None, workers: 
 
 def main() -> None:
     """The console script."""
-    cli()
+    _run(cli)
+
+
+cli.add_command(keys)
 
 
 def _run(command: Callable[[], None]) -> None:
@@ -81,10 +85,18 @@ def _serve(options: Mapping[str, str]) -> None:
 
 
 async def _migrate(loaded: Settings) -> None:
-    """Find out before the first worker starts whether the database can be used."""
+    """Find out before the first worker starts whether the database can be used, and who may come in."""
     database = Database(loaded.database_path)
-    await database.open(readers=0)
-    await database.close()
+    await database.open(readers=1)
+    try:
+        has_key = loaded.admin_key is not None or await database.read(queries.key_exists)
+    finally:
+        await database.close()
+    if not (has_key or loaded.is_loopback or loaded.auth == "off"):
+        raise ConfigurationError(
+            f"STELLARCHAT_HOST={loaded.host} lets others in and there is no API key: "
+            "make one with `stellarchat keys create --user ID`, or set STELLARCHAT_AUTH=off"
+        )
 
 
 def _ready_line(loaded: Settings, address: tuple[Any, ...]) -> str:

@@ -53,6 +53,16 @@ class NotFoundError(APIError):
         super().__init__(message, status=404, type_="not_found_error", code="not_found")
 
 
+def too_large(limit_bytes: int) -> APIError:
+    """413: the request body is over the limit."""
+    return APIError(
+        f"The request body is larger than {limit_bytes} bytes.",
+        status=413,
+        type_="invalid_request_error",
+        code="request_too_large",
+    )
+
+
 class UnavailableError(APIError):
     """503: the database cannot be written just now."""
 

@@ -1,10 +1,11 @@
 """HTTP towards callers: uvicorn on httptools, and on h11 for the two things that httptools gets wrong."""
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from proxy.inbound import LimitedProtocol
 
 
-class Protocol(HttpToolsProtocol):
+class Protocol(LimitedProtocol):
     """Gives a connection to h11 if it begins with HTTP/1.0 or asks for an upgrade.
 
     httptools drops the body of a request with `Upgrade`, which Java's HTTP client sends with its first one (h2c); and
@@ -23,6 +24,7 @@ class Protocol(HttpToolsProtocol):
 
     def _give_to_h11(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        self.stop_timers()
         self.connections.discard(self)
         protocol = H11Protocol(self.config, self.server_state, self.app_state, self.loop)
         protocol.connection_made(self.transport)

@@ -124,6 +124,24 @@ class ExchangeRow:
     completed_at: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A row of `api_keys`; the key itself is not kept."""
+
+    key_id: str
+    user_id: str
+    name: str | None
+    key_hash: bytes
+    hint: str
+    is_admin: bool
+    requests_per_minute: int | None
+    tokens_per_day: int | None
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """Which part of a list: `after` is the id of the last item of the page before."""
@@ -162,6 +180,55 @@ def get_user(connection: sqlite3.Connection, user_id: str) -> User | None:
 def delete_user(connection: sqlite3.Connection, user_id: str) -> bool:
     """Delete the user and all that is its; whether there was one."""
     return _changes(connection, "delete_user", {"user_id": user_id}) > 0
+
+
+def delete_some_of_user(connection: sqlite3.Connection, user_id: str, *, limit: int) -> int:
+    """Delete some of what is a user's, what depends on others first; how much was found."""
+    parameters = {"user_id": user_id, "limit": limit}
+    for name in ("delete_messages_of_user", "delete_exchanges_of_user", "delete_empty_sessions_of_user"):
+        if deleted := _changes(connection, name, parameters):
+            return deleted
+    return 0
+
+
+# --- keys
+
+
+def insert_key(connection: sqlite3.Connection, key: ApiKey) -> None:
+    """Store a new key."""
+    _changes(connection, "insert_key", {name: getattr(key, name) for name in ApiKey.__slots__})
+
+
+def find_key(connection: sqlite3.Connection, key_hash: bytes) -> ApiKey | None:
+    """The key with this hash, also one that is revoked or has expired."""
+    row = _one(connection, "find_key", {"key_hash": key_hash})
+    return None if row is None else ApiKey(*row)
+
+
+def list_keys(connection: sqlite3.Connection, *, user_id: str | None = None) -> list[ApiKey]:
+    """Every key, or a user's, oldest first."""
+    return [ApiKey(*row) for row in _all(connection, "list_keys", {"user_id": user_id})]
+
+
+def key_exists(connection: sqlite3.Connection) -> bool:
+    """Whether there is any key, revoked ones included."""
+    return bool(_one(connection, "key_exists", {})[0])
+
+
+def revoke_key(connection: sqlite3.Connection, key: str, *, now: str) -> list[str]:
+    """Revoke the keys with this id, or these first characters; the ids of those that were not revoked yet."""
+    return [row[0] for row in _all(connection, "revoke_key", {"key": key, "now": now})]
+
+
+def touch_key(connection: sqlite3.Connection, key_id: str, *, used_at: str) -> None:
+    """The key was used then."""
+    _changes(connection, "touch_key", {"key_id": key_id, "used_at": used_at})
+
+
+def sum_tokens(connection: sqlite3.Connection, *, user_id: str, since_id: str) -> int:
+    """Tokens of a user's recorded chats from an identifier on."""
+    total: int = _one(connection, "sum_tokens", {"user_id": user_id, "since_id": since_id})[0]
+    return total
 
 
 # --- sessions

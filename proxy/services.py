@@ -7,6 +7,7 @@ from typing import TypedDict, TypeVar
 
 from proxy.database import Database
 from proxy.errors import UnavailableError
+from proxy.gate import Gate
 from proxy.recorder import Recorder
 from proxy.settings import Settings
 from proxy.upstream import Upstream
@@ -46,3 +47,4 @@ class State(TypedDict):
     """The lifespan state of the application."""
 
     services: Services
+    gate: Gate

@@ -174,6 +174,30 @@ class Settings:
     body_limit_bytes: int = _setting(
         "STELLARCHAT_BODY_LIMIT_BYTES", 64 * 2**20, _integer(1024, 2**32), "largest request body; above: 413"
     )
+    head_limit_bytes: int = _setting(
+        "STELLARCHAT_HEAD_LIMIT_BYTES",
+        64 * 2**10,
+        _integer(1024, 2**20),
+        "largest request line and headers; above: 431",
+    )
+    caller_timeout_seconds: float = _setting(
+        "STELLARCHAT_CALLER_TIMEOUT_SECONDS",
+        60.0,
+        _seconds,
+        "a caller is cut off who needs longer for a request's headers, or takes nothing of its reply for so long",
+    )
+    concurrency_limit: int = _setting(
+        "STELLARCHAT_CONCURRENCY_LIMIT",
+        4096,
+        _integer(1, 1_000_000),
+        "requests at a time, in each worker process; above: 429",
+    )
+    key_concurrency_limit: int = _setting(
+        "STELLARCHAT_KEY_CONCURRENCY_LIMIT", 1024, _integer(1, 1_000_000), "and of one key"
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        "STELLARCHAT_CORS_ORIGINS", (), _names, "origins whose pages may call from a browser, or *; none by default"
+    )
     connect_timeout_seconds: float = _setting(
         "STELLARCHAT_CONNECT_TIMEOUT_SECONDS", 5.0, _seconds, "wait for a connection to upstream"
     )

@@ -14,7 +14,7 @@ import orjson
 from starlette.types import Message, Receive, Send
 
 from proxy.completion import Completion, has_token, is_terminator, is_usage_only
-from proxy.errors import APIError
+from proxy.errors import APIError, too_large
 from proxy.exchange import Exchange, Outcome, Status
 from proxy.headers import Headers
 from proxy.recorder import Recorder
@@ -73,12 +73,7 @@ async def _pieces(message: Message, receive: Receive) -> AsyncIterator[bytes]:
 
 def _check_length(length: int, limit_bytes: int) -> None:
     if length > limit_bytes:
-        raise APIError(
-            f"The request body is larger than {limit_bytes} bytes.",
-            status=413,
-            type_="invalid_request_error",
-            code="request_too_large",
-        )
+        raise too_large(limit_bytes)
 
 
 class Watch:

@@ -18,6 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from proxy.app import create_app
+from proxy.inbound import LimitedProtocol
 from proxy.settings import Settings
 
 REPOSITORY = Path(__file__).parent.parent
@@ -36,12 +37,13 @@ def settings_for(folder: Path, *, upstream_url: str = "http://127.0.0.1:9", **ch
 
 
 @asynccontextmanager
-async def running(app: ASGIApp, *, grace_seconds: int = 2) -> AsyncIterator[str]:
+async def running(app: ASGIApp, *, grace_seconds: int = 2, http: Any = "auto") -> AsyncIterator[str]:
     """The application's base URL while the block lasts."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app,
         lifespan="on",
+        http=http,
         ws="none",
         log_config=None,
         access_log=False,
@@ -66,7 +68,7 @@ async def running(app: ASGIApp, *, grace_seconds: int = 2) -> AsyncIterator[str]
 @asynccontextmanager
 async def running_proxy(settings: Settings) -> AsyncIterator[str]:
     """The proxy's base URL while the block lasts."""
-    async with running(create_app(settings)) as url:
+    async with running(create_app(settings), http=LimitedProtocol) as url:
         yield url
 
 

@@ -2,7 +2,7 @@
 
 from starlette.routing import BaseRoute, Route
 
-from proxy.routes import api, health, sessions
+from proxy.routes import api, health, sessions, users
 from proxy.routes.chat import ChatCompletions
 from proxy.routes.relay import Relay
 
@@ -14,5 +14,6 @@ def route_table() -> list[BaseRoute]:
         *health.routes,
         *sessions.routes,
         *api.routes,
+        *users.routes,
         Route("/{path:path}", Relay()),
     ]

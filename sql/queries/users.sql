@@ -15,3 +15,39 @@ WHERE user_id = :user_id;
 -- Sessions, messages, exchanges and keys go with it (ON DELETE CASCADE).
 DELETE FROM users
 WHERE user_id = :user_id;
+
+-- name: delete_messages_of_user
+-- Some of a user's messages, newest first: what answers a message goes with it or before it.
+DELETE FROM messages
+WHERE message_no IN (
+    SELECT m.message_no
+    FROM messages AS m
+    WHERE m.session_id = (
+        SELECT s.session_id
+        FROM sessions AS s
+        WHERE s.user_id = :user_id
+          AND EXISTS (SELECT 1 FROM messages AS o WHERE o.session_id = s.session_id)
+        LIMIT 1
+    )
+    ORDER BY m.message_no DESC
+    LIMIT :limit
+);
+
+-- name: delete_exchanges_of_user
+DELETE FROM exchanges
+WHERE exchange_id IN (
+    SELECT exchange_id
+    FROM exchanges
+    WHERE user_id = :user_id
+    LIMIT :limit
+);
+
+-- name: delete_empty_sessions_of_user
+DELETE FROM sessions
+WHERE session_id IN (
+    SELECT s.session_id
+    FROM sessions AS s
+    WHERE s.user_id = :user_id
+      AND NOT EXISTS (SELECT 1 FROM messages AS m WHERE m.session_id = s.session_id)
+    LIMIT :limit
+);

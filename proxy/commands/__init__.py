@@ -1,0 +1,1 @@
+"""The subcommands of `stellarchat` other than `serve`, a module for each subject."""

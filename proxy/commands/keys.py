@@ -1,0 +1,120 @@
+"""`stellarchat keys`: make, list and revoke API keys. They take effect in a running server within seconds."""
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from proxy import database, queries, settings
+from proxy.database import transaction
+from proxy.errors import ConfigurationError
+from proxy.ids import timestamp
+from proxy.keys import Grant, create_key
+from proxy.queries import ApiKey
+
+_COUNT = click.IntRange(min=1, max=2**53)
+_COLUMNS = ("KEY ID", "KEY", "USER", "NAME", "ADMIN", "STATE", "CREATED", "LAST USED", "EXPIRES")
+
+
+def _expiry(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    """A time from now (`90d`, `12h`) or a date, as a timestamp."""
+    if value is None:
+        return None
+    now = datetime.now(UTC)
+    try:
+        moment = _moment(value, now)
+    except (ValueError, OverflowError):
+        raise click.BadParameter("expected a time from now such as 90d or 12h, or a date such as 2027-01-31") from None
+    if moment <= now:
+        raise click.BadParameter("this is in the past")
+    return timestamp(moment.timestamp())
+
+
+def _moment(value: str, now: datetime) -> datetime:
+    if match := re.fullmatch(r"([0-9]{1,6})([dh])", value):
+        number = int(match[1])
+        return now + (timedelta(days=number) if match[2] == "d" else timedelta(hours=number))
+    moment = datetime.fromisoformat(value)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@click.group()
+def keys() -> None:
+    """API keys: who may come in. Only their SHA-256 is stored."""
+
+
+@keys.command()
+@click.option("--user", "user_id", required=True, help="The user whose data the key reads and writes.")
+@click.option("--admin", "is_admin", is_flag=True, help="It may act for any user, and control the engine.")
+@click.option("--name", help="What it is for, to tell keys apart.")
+@click.option("--expires", "expires_at", callback=_expiry, help="90d, 12h, or a date. Default: never.")
+@click.option("--requests-per-minute", type=_COUNT, help="Quota, in each worker process. Default: none.")
+@click.option("--tokens-per-day", type=_COUNT, help="Quota on the user's recorded chats. Default: none.")
+def create(**given: Any) -> None:
+    """Make a key and print it, this once."""
+    grant = Grant(**given)
+    if not grant.user_id.strip():
+        raise click.BadParameter("it is empty", param_hint="'--user'")
+    with _database() as connection, transaction(connection):
+        secret, row = create_key(connection, grant)
+    click.echo(secret)
+    click.echo(f"Key {row.key_id} of user {row.user_id}. It is not shown again: keep it now.", err=True)
+
+
+@keys.command("list")
+@click.option("--user", "user_id", help="Only the keys of this user.")
+def list_(*, user_id: str | None) -> None:
+    """List all keys by their first characters."""
+    with _database() as connection:
+        rows = [_COLUMNS, *(_row(key) for key in queries.list_keys(connection, user_id=user_id))]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@keys.command()
+@click.argument("key")
+def revoke(*, key: str) -> None:
+    """Revoke a key, given by its id or by its first characters as `list` shows them."""
+    with _database() as connection, transaction(connection):
+        revoked = queries.revoke_key(connection, key, now=timestamp())
+        if len(revoked) > 1:  # leaves the transaction, and so none of them is
+            raise click.ClickException(f"{len(revoked)} keys begin like this; name one by its id.")
+    if not revoked:
+        raise click.ClickException("There is no such key, or it is revoked already.")
+    click.echo(f"Revoked {revoked[0]}.")
+
+
+def _row(key: ApiKey) -> tuple[str, ...]:
+    state = "revoked" if key.revoked_at else "expired" if key.expires_at and key.expires_at <= timestamp() else "valid"
+    return (
+        key.key_id,
+        key.hint + "…",
+        _printable(key.user_id),
+        _printable(key.name or "-"),
+        "yes" if key.is_admin else "-",
+        state,
+        key.created_at,
+        key.last_used_at or "never",
+        key.expires_at or "never",
+    )
+
+
+def _printable(text: str) -> str:
+    """User ids come from callers: none may speak to the terminal."""
+    return text if text.isprintable() else ascii(text)
+
+
+@contextmanager
+def _database() -> Iterator[sqlite3.Connection]:
+    path = settings.load().database_path
+    try:
+        with closing(database.connect(path)) as connection:
+            database.prepare(connection)
+            yield connection
+    except sqlite3.Error as exc:
+        raise ConfigurationError(f"cannot use the database {path}: {exc}") from exc

@@ -1,0 +1,287 @@
+"""The door of the application: who is calling, whether they may come in, and how many at a time.
+
+Requests pass here before any route is looked for. `/health` and `/ready` are open to all.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proxy import queries
+from proxy.attribution import user_header
+from proxy.auth import ANYONE, Caller
+from proxy.database import Database
+from proxy.errors import APIError, NotFoundError, json_response, too_large
+from proxy.headers import Headers, value_of
+from proxy.ids import timestamp
+from proxy.keys import Holder, KeyRing, bad_key
+from proxy.limits import Usage, check_tokens, over, start_of_day, take_request
+from proxy.settings import Settings
+
+logger = logging.getLogger(__name__)
+audit = logging.getLogger("stellarchat.audit")
+
+_OPEN = frozenset({"/health", "/ready"})
+_METRICS = "/metrics"
+_CHAT = "/v1/chat/completions"
+
+_REFRESH_SECONDS = 2.0
+_TOUCH_SECONDS = 60.0
+_TOKENS_SECONDS = 5.0
+
+Write = Callable[[Callable[[sqlite3.Connection], None]], Awaitable[None]]
+
+_STRANGER = Caller(None, has_key=True)
+
+
+@dataclass(slots=True)
+class Visit:
+    """A request that was let in."""
+
+    caller: Caller
+    holder: Holder | None = None
+    told: Headers | None = None  # what is left of the key's quotas
+    is_audited: bool = False
+
+
+class Gate:
+    """One process's keys and counts."""
+
+    def __init__(self, settings: Settings, database: Database, *, write: Write) -> None:
+        self._settings = settings
+        self._database = database
+        self._write = write
+        self.keys = KeyRing(database, admin_key=settings.admin_key)
+        # Once keys are required they stay so: deleting the last one must not open the door to everyone.
+        self.requires_key = settings.auth == "required" or (
+            settings.auth == "auto" and (settings.admin_key is not None or not settings.is_loopback)
+        )
+        self._anyone = Usage()
+        self._running = 0
+        self._touched_at = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Find out whether there are keys, and look again every few seconds."""
+        await self._look_for_keys()
+        self._task = asyncio.create_task(self._run(), name="gate")
+
+    async def close(self) -> None:
+        """Stop looking, and save when the keys were used."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._refresh()
+        await self._touch()
+
+    async def admit(self, scope: Scope) -> Visit:
+        """Let a request in, and count it until it leaves. Raises APIError."""
+        headers: Headers = scope["headers"]
+        self._check_length(headers)
+        visit = await self._identify(scope["path"], headers)
+        usage = self._anyone if visit.holder is None else visit.holder.usage
+        self._check_concurrency(usage, has_key=visit.holder is not None)
+        if visit.holder is not None:
+            await self._check_quotas(visit, visit.holder)
+            visit.is_audited = visit.caller.is_admin and (
+                scope["path"] != _CHAT or scope["method"] != "POST" or user_header(headers) is not None
+            )
+        self._running += 1
+        usage.running += 1
+        scope["state"]["caller"] = visit.caller
+        return visit
+
+    def leave(self, visit: Visit) -> None:
+        """The request is over."""
+        self._running -= 1
+        (self._anyone if visit.holder is None else visit.holder.usage).running -= 1
+
+    async def _identify(self, path: str, headers: Headers) -> Visit:
+        secret = self._presented(headers)
+        is_ours = secret is not None and (self.requires_key or self.keys.is_ours(secret))
+        holder = await self.keys.find(secret) if secret is not None and is_ours else None
+        if holder is not None and not self.requires_key and self._settings.auth == "auto":
+            self.requires_key = True
+        if path == _METRICS and self._settings.is_loopback:
+            return Visit(ANYONE)
+        if self.requires_key:
+            visit = Visit(self._checked(holder, has_secret=secret is not None).caller, holder)
+        else:
+            visit = Visit(*_without_duty(holder)) if is_ours else Visit(ANYONE)
+        if path == _METRICS and not visit.caller.is_admin and self.requires_key:
+            raise NotFoundError(f"There is no route {path}.")
+        return visit
+
+    def _presented(self, headers: Headers) -> bytes | None:
+        """The key of a request: `Authorization: Bearer`, or `x-api-key`. Where both are there, the one of our form."""
+        first = None
+        for name, value in headers:
+            if name == b"authorization":
+                if value[:7].lower() != b"bearer ":
+                    continue
+                value = value[7:]
+            elif name != b"x-api-key":
+                continue
+            if first is not None:
+                return next((each for each in (first, value.strip()) if self.keys.is_ours(each)), first)
+            first = value.strip()
+        return first
+
+    def _checked(self, holder: Holder | None, *, has_secret: bool) -> Holder:
+        if not has_secret:
+            raise bad_key(
+                "You didn't provide an API key. Send it as `Authorization: Bearer <key>` or `x-api-key: <key>`.",
+                code=None,
+            )
+        if holder is None:
+            raise bad_key("Incorrect API key provided.")
+        holder.check(time.time())
+        return holder
+
+    def _check_length(self, headers: Headers) -> None:
+        """Raises APIError 413 for a body that says it is too long; one that does not is measured as it comes."""
+        length = value_of(headers, b"content-length")
+        if length is not None and int(length) > self._settings.body_limit_bytes:
+            raise too_large(self._settings.body_limit_bytes)
+
+    def _check_concurrency(self, usage: Usage, *, has_key: bool) -> None:
+        settings = self._settings
+        if self._running >= settings.concurrency_limit:
+            raise over("requests", "The server has too many requests at a time; try again.", wait_seconds=1)
+        if has_key and usage.running >= settings.key_concurrency_limit:
+            limit = settings.key_concurrency_limit
+            raise over("requests", f"Rate limit reached: {limit} requests at a time.", wait_seconds=1)
+
+    async def _check_quotas(self, visit: Visit, holder: Holder) -> None:
+        row = holder.row
+        if row.tokens_per_day is not None:
+            await self._count_tokens(holder)
+            visit.told = check_tokens(holder.usage, per_day=row.tokens_per_day, unix_time=time.time())
+        if row.requests_per_minute is not None:
+            told = take_request(holder.usage, per_minute=row.requests_per_minute, now=time.monotonic())
+            visit.told = told + (visit.told or [])
+
+    async def _count_tokens(self, holder: Holder) -> None:
+        usage, now = holder.usage, time.monotonic()
+        if now - usage.tokens_at < _TOKENS_SECONDS:
+            return
+        usage.tokens_at = now
+        user_id, since_id = holder.row.user_id, start_of_day(time.time())
+        try:
+            usage.tokens = await self._database.read(
+                lambda connection: queries.sum_tokens(connection, user_id=user_id, since_id=since_id)
+            )
+        except sqlite3.Error as exc:
+            logger.error("a key's tokens could not be counted: %s", exc)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_REFRESH_SECONDS)
+            await self._refresh()
+            if time.monotonic() - self._touched_at >= _TOUCH_SECONDS:
+                await self._touch()
+
+    async def _refresh(self) -> None:
+        try:
+            await self._look_for_keys()
+            await self.keys.refresh()
+        except Exception as exc:  # noqa: BLE001 - it must live: without it no key is ever revoked
+            # Nobody can revoke a key while the database is gone; those who are in stay in.
+            logger.error("the API keys could not be looked at: %s", exc)
+
+    async def _look_for_keys(self) -> None:
+        if self._settings.auth == "auto" and not self.requires_key:
+            self.requires_key = await self._database.read(queries.key_exists)
+
+    async def _touch(self) -> None:
+        """Save when keys were last used: one write for all of them."""
+        self._touched_at = time.monotonic()
+        used_at = self.keys.used_at
+        if not used_at:
+            return
+        self.keys.used_at = {}
+
+        def touch(connection: sqlite3.Connection) -> None:
+            for key_id, used in used_at.items():
+                queries.touch_key(connection, key_id, used_at=timestamp(used))
+
+        try:
+            await self._write(touch)
+        except APIError as exc:
+            logger.warning("when keys were last used was not saved: %s", exc)
+
+
+class GateMiddleware:
+    """Lets requests through the gate of the lifespan state; what it refuses reaches no route."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request, or refuse it."""
+        if scope["type"] != "http" or scope["path"] in _OPEN:
+            await self._app(scope, receive, send)
+            return
+        gate: Gate = scope["state"]["gate"]
+        try:
+            visit = await gate.admit(scope)
+        except APIError as exc:
+            await json_response(exc.as_json(), status=exc.status, headers=exc.headers)(scope, receive, send)
+            return
+        if visit.told is not None:
+            send = _telling(send, visit.told)
+        try:
+            if visit.is_audited:
+                await self._audited(scope, receive, send, visit)
+            else:
+                await self._app(scope, receive, send)
+        finally:
+            gate.leave(visit)
+
+    async def _audited(self, scope: Scope, receive: Receive, send: Send, visit: Visit) -> None:
+        """Answer an admin's request, and log what was asked, for whom, and whether it was done."""
+        status = 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            assert visit.holder is not None
+            audit.info(
+                "admin key %s: %s %s for %s: %s",
+                visit.holder.row.key_id,
+                scope["method"],
+                ascii(scope["path"])[1:-1],
+                ascii(user_header(scope["headers"]) or "itself"),
+                status or "no answer",
+            )
+
+
+def _without_duty(holder: Holder | None) -> tuple[Caller, Holder | None]:
+    """Where no key is asked for, an admin's still makes an admin; any key of ours stays here."""
+    if holder is None or not holder.caller.is_admin:
+        return _STRANGER, None
+    try:
+        holder.check(time.time())
+    except APIError:
+        return _STRANGER, None
+    return holder.caller, holder
+
+
+def _telling(send: Send, told: Headers) -> Send:
+    async def telling(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *told]}
+        await send(message)
+
+    return telling

@@ -1,0 +1,223 @@
+"""The server's side of HTTP: uvicorn's protocol with limits on what a caller may send, and how slowly.
+
+uvicorn itself waits for ever for the end of a request's head and for a caller to take its reply, and bounds neither the
+size of a head nor what it reads of a body that nobody wants.
+"""
+
+import asyncio
+from typing import Any
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from proxy.errors import APIError
+from proxy.settings import Settings
+
+# What a caller may still send of a body after the reply to it: enough for most to come to its end, and be reused.
+_UNWANTED_LIMIT_BYTES = 4 * 2**20
+_UNWANTED_SECONDS = 5.0
+# A body that comes slower than this, over one time limit, is not awaited any longer.
+_BODY_BYTES_A_SECOND = 100
+_PIPELINE_LIMIT = 256
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection of a caller. Its limits are those of the settings in the lifespan state."""
+
+    def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        settings: Settings = app_state["services"].settings
+        self._head_limit = settings.head_limit_bytes
+        self._patience = settings.caller_timeout_seconds
+        self._is_in_head = False
+        self._head_bytes = 0  # of a head that came in more than one piece
+        self._piece_bytes = 0
+        self._body_bytes = 0
+        self._unwanted_bytes = 0
+        self._refusal: APIError | None = None
+        self._working: RequestResponseCycle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._body_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A caller has come: it has to say something."""
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(self._patience, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The caller has gone; uvicorn tells the last request of a pipeline, and not the one in work."""
+        self.stop_timers()
+        working = self._working
+        if working is not None and working is not self.cycle and not working.response_complete:
+            working.disconnected = True
+            working.message_event.set()
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+
+    def stop_timers(self) -> None:
+        """Nothing more is expected of this connection here."""
+        for timer in (self._head_timer, self._body_timer, self._send_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse the next piece."""
+        if self.transport.is_closing():
+            return
+        self._piece_bytes = len(data)
+        super().data_received(data)
+        if self._is_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._head_limit:
+                self._refuse(self._head_is_too_large())
+                return
+        if self._body_timer is None and self.cycle is not None and self.cycle.more_body:
+            self._await_body()
+        # No request in work, and no body awaited: then a head is.
+        if self._head_timer is None and (self._is_in_head or self.cycle is None or self.cycle.response_complete):
+            self._head_timer = self.loop.call_later(self._patience, self._head_is_late)
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request has come."""
+        self._is_in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._is_in_head = False
+        if self._head_bytes + self._piece_bytes > self._head_limit and self._size_of_head() > self._head_limit:
+            self._refusal = self._head_is_too_large()
+        elif len(self.pipeline) >= _PIPELINE_LIMIT:
+            self._refusal = APIError("Too many requests are waiting on this connection.", status=429, type_="requests")
+        if self._refusal is not None:
+            raise ValueError(self._refusal.message)  # stops the parser; send_400_response comes next
+        self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body; of one that nobody wants any more not too much is read."""
+        if self.cycle.response_complete:
+            self._unwanted_bytes += len(body)
+            if self._unwanted_bytes > _UNWANTED_LIMIT_BYTES:
+                self.transport.abort()
+            return
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The whole request is there."""
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
+        self._body_bytes = self._unwanted_bytes = 0
+        self.cycle.more_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The reply is written; what it answered may not have come to its end."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            if self.transport.get_write_buffer_size():
+                self._await_taking()
+        elif self.cycle.more_body and self.cycle.response_complete:
+            self._unset_keepalive_if_required()
+            if self._body_timer is not None:
+                self._body_timer.cancel()
+            self._body_timer = self.loop.call_later(_UNWANTED_SECONDS, self.transport.abort)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing more has come; what was written should have been taken by now."""
+        super().timeout_keep_alive_handler()
+        if self.transport.get_write_buffer_size():
+            self._await_taking()
+
+    def pause_writing(self) -> None:
+        """The caller is slower than its reply."""
+        super().pause_writing()
+        self._await_taking()
+
+    def resume_writing(self) -> None:
+        """It has taken most of it."""
+        super().resume_writing()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request, as every other error is told."""
+        self._refuse(self._refusal or APIError(msg, status=400, type_="invalid_request_error", code="bad_http"))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """The request is answered as if it had not asked for another protocol; what follows it is not HTTP to the
+        parser, so that the connection ends with the answer."""
+        self.cycle.keep_alive = False
+        if self.cycle.response_complete:
+            self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._working = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _refuse(self, error: APIError) -> None:
+        """Answer outside the application, unless that would be read as the answer to another request; then close."""
+        if self.transport.is_closing():
+            return
+        working = self._working
+        if working is None or working.response_complete:
+            body = orjson.dumps(error.as_json())
+            head = STATUS_LINE[error.status] + b"content-type: application/json\r\nconnection: close\r\n"
+            self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self._await_taking()
+
+    def _size_of_head(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _head_is_too_large(self) -> APIError:
+        return APIError(
+            f"The request's headers are larger than {self._head_limit} bytes.",
+            status=431,
+            type_="invalid_request_error",
+            code="headers_too_large",
+        )
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self._working is not None and not self._working.response_complete:
+            # A request is in work: the next one has time, but not for ever.
+            self._head_timer = self.loop.call_later(self._patience, self._head_is_late)
+        elif self._is_in_head:
+            self._refuse(APIError("The request did not come to its end.", status=408, type_="invalid_request_error"))
+        else:
+            self.transport.close()
+
+    def _await_body(self) -> None:
+        self._body_bytes = 0
+        self._body_timer = self.loop.call_later(self._patience, self._look_at_body, self.flow.read_paused)
+
+    def _look_at_body(self, was_paused: bool) -> None:  # noqa: FBT001 - called by the timer
+        """Whether the body still comes; where it waits for us, that is not the caller's fault."""
+        is_slow = self._body_bytes < _BODY_BYTES_A_SECOND * self._patience
+        if is_slow and not (was_paused or self.flow.read_paused or self.cycle.waiting_for_100_continue):
+            self.transport.abort()
+        else:
+            self._await_body()
+
+    def _await_taking(self) -> None:
+        if self._send_timer is None:
+            left = self.transport.get_write_buffer_size()
+            self._send_timer = self.loop.call_later(self._patience, self._look_at_reply, left)
+
+    def _look_at_reply(self, left_before: int) -> None:
+        """Whether the caller has taken anything of what waits for it."""
+        self._send_timer = None
+        left = self.transport.get_write_buffer_size()
+        if left >= left_before:
+            self.transport.abort()
+        elif left:
+            self._await_taking()

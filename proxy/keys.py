@@ -1,0 +1,220 @@
+"""API keys: making them, and finding the one a caller presents without asking the database for each request."""
+
+import asyncio
+import hmac
+import logging
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha256
+
+from proxy import queries
+from proxy.auth import Caller
+from proxy.database import Database
+from proxy.errors import APIError, UnavailableError
+from proxy.ids import timestamp, uuid7
+from proxy.limits import Usage
+from proxy.queries import DEFAULT_USER_ID, ApiKey
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "sk-stellar-"
+_RANDOM_BYTES = 32
+_HINT_LENGTH = len(PREFIX) + 4
+
+# Strangers' keys: how many are remembered, how long, and how many are looked up at a time.
+_UNKNOWN_LIMIT = 4096
+_UNKNOWN_SECONDS = 2.0
+_LOOKUP_LIMIT = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What a new key is for."""
+
+    user_id: str
+    name: str | None = None
+    is_admin: bool = False
+    requests_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    expires_at: str | None = None
+
+
+def create_key(connection: sqlite3.Connection, grant: Grant) -> tuple[str, ApiKey]:
+    """Make a key and store its hash; the caller owns the transaction. The key itself is nowhere but in the result."""
+    secret = PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
+    now = timestamp()
+    row = ApiKey(
+        key_id=uuid7(),
+        user_id=grant.user_id,
+        name=grant.name,
+        key_hash=hash_of(secret.encode()),
+        hint=secret[:_HINT_LENGTH],
+        is_admin=grant.is_admin,
+        requests_per_minute=grant.requests_per_minute,
+        tokens_per_day=grant.tokens_per_day,
+        created_at=now,
+        expires_at=grant.expires_at,
+        revoked_at=None,
+        last_used_at=None,
+    )
+    queries.upsert_user(connection, user_id=grant.user_id, now=now)
+    queries.insert_key(connection, row)
+    return secret, row
+
+
+def hash_of(secret: bytes) -> bytes:
+    """What is stored of a key. It has 256 random bits, so that a fast hash is enough."""
+    return sha256(secret).digest()
+
+
+@dataclass(slots=True)
+class Holder:
+    """A key that was presented and found."""
+
+    row: ApiKey
+    caller: Caller
+    usage: Usage
+    expires: float | None = field(init=False)
+    used: float = 0.0  # Unix time of the last request; 0: none since it was last looked at
+
+    def __post_init__(self) -> None:
+        self.expires = None if self.row.expires_at is None else datetime.fromisoformat(self.row.expires_at).timestamp()
+
+    def check(self, now: float) -> None:
+        """Raises APIError 401 where the key no longer lets anyone in."""
+        if self.row.revoked_at is not None:
+            raise bad_key("This API key has been revoked.")
+        if self.expires is not None and now >= self.expires:
+            raise bad_key("This API key has expired.")
+
+
+def bad_key(message: str, *, code: str | None = "invalid_api_key") -> APIError:
+    """401, as OpenAI says it."""
+    return APIError(
+        message, status=401, type_="invalid_request_error", code=code, headers={"WWW-Authenticate": "Bearer"}
+    )
+
+
+class KeyRing:
+    """The keys in use, by hash. `refresh`, every few seconds, is when a change to a key takes effect."""
+
+    def __init__(self, database: Database, *, admin_key: str | None) -> None:
+        self._database = database
+        self._held: dict[bytes, Holder] = {}
+        self._unknown: dict[bytes, float] = {}
+        self._pending: dict[bytes, asyncio.Task[Holder | None]] = {}
+        self._usages: dict[str, Usage] = {}
+        self._admin = None if admin_key is None else _given_admin(admin_key)
+        self.used_at: dict[str, float] = {}  # by key, Unix time; not in the database yet
+
+    def is_ours(self, secret: bytes) -> bool:
+        """Whether it looks like a key of this server, known or not."""
+        return secret.startswith(PREFIX.encode()) or self._is_admin(hash_of(secret))
+
+    async def find(self, secret: bytes) -> Holder | None:
+        """The key, if there is one, revoked or not. Waits for the database only where it has not been seen lately.
+
+        Raises UnavailableError, or APIError where too many unknown keys come at a time.
+        """
+        key_hash = hash_of(secret)
+        holder = self._held.get(key_hash)
+        if holder is None:
+            if self._is_admin(key_hash):
+                return self._admin
+            holder = await self._look_up(key_hash)
+        if holder is None or not hmac.compare_digest(holder.row.key_hash, key_hash):
+            return None
+        holder.used = time.time()
+        return holder
+
+    def forget_user(self, user_id: str) -> None:
+        """The user was deleted: its keys are looked up anew."""
+        for key_hash in [key_hash for key_hash, holder in self._held.items() if holder.row.user_id == user_id]:
+            del self._held[key_hash]
+
+    async def refresh(self) -> None:
+        """Look again at the keys that were used since the last time, and let go of the others."""
+        used = [key_hash for key_hash, holder in self._held.items() if holder.used]
+        for holder in self._held.values():
+            if holder.used:
+                self.used_at[holder.row.key_id] = holder.used
+                holder.used = 0.0
+        rows = await self._database.read(_finding(used)) if used else []
+        before, self._held = self._held, {row.key_hash: self._holder(row) for row in rows}
+        for key_hash, holder in self._held.items():
+            holder.used = before[key_hash].used if key_hash in before else 0.0  # used while the database was asked
+        now = time.monotonic()
+        self._unknown = {key_hash: until for key_hash, until in self._unknown.items() if until > now}
+        held = {holder.row.key_id for holder in self._held.values()}
+        self._usages = {
+            key_id: usage for key_id, usage in self._usages.items() if key_id in held or not usage.is_idle()
+        }
+
+    def _is_admin(self, key_hash: bytes) -> bool:
+        return self._admin is not None and hmac.compare_digest(self._admin.row.key_hash, key_hash)
+
+    async def _look_up(self, key_hash: bytes) -> Holder | None:
+        if self._unknown.get(key_hash, 0.0) > time.monotonic():
+            return None
+        task = self._pending.get(key_hash)
+        if task is None:
+            if len(self._pending) >= _LOOKUP_LIMIT:
+                raise APIError(
+                    "Too many keys are being looked up; try again.",
+                    status=429,
+                    type_="requests",
+                    code="rate_limit_exceeded",
+                    headers={"Retry-After": "1"},
+                )
+            task = self._pending[key_hash] = asyncio.create_task(self._read(key_hash), name="key")
+            task.add_done_callback(lambda _: self._pending.pop(key_hash, None))
+        return await asyncio.shield(task)  # others may wait for it too
+
+    async def _read(self, key_hash: bytes) -> Holder | None:
+        try:
+            row = await self._database.read(lambda connection: queries.find_key(connection, key_hash))
+        except sqlite3.Error as exc:
+            logger.error("an API key could not be looked up: %s", exc)
+            raise UnavailableError("The database cannot be read just now; try again.") from exc
+        if row is None:
+            if len(self._unknown) >= _UNKNOWN_LIMIT:
+                del self._unknown[next(iter(self._unknown))]
+            self._unknown[key_hash] = time.monotonic() + _UNKNOWN_SECONDS
+            return None
+        holder = self._held[key_hash] = self._holder(row)
+        return holder
+
+    def _holder(self, row: ApiKey) -> Holder:
+        usage = self._usages.setdefault(row.key_id, Usage())
+        return Holder(row, Caller(row.user_id, is_admin=bool(row.is_admin), has_key=True), usage)
+
+
+def _finding(hashes: list[bytes]) -> Callable[[sqlite3.Connection], list[ApiKey]]:
+    def find(connection: sqlite3.Connection) -> list[ApiKey]:
+        found = (queries.find_key(connection, key_hash) for key_hash in hashes)
+        return [row for row in found if row is not None]
+
+    return find
+
+
+def _given_admin(secret: str) -> Holder:
+    """The admin key of the settings, which is in no table."""
+    row = ApiKey(
+        key_id="STELLARCHAT_ADMIN_KEY",
+        user_id=DEFAULT_USER_ID,
+        name=None,
+        key_hash=hash_of(secret.encode()),
+        hint="",
+        is_admin=True,
+        requests_per_minute=None,
+        tokens_per_day=None,
+        created_at=timestamp(),
+        expires_at=None,
+        revoked_at=None,
+        last_used_at=None,
+    )
+    return Holder(row, Caller(DEFAULT_USER_ID, is_admin=True, has_key=True), Usage())

@@ -1,0 +1,34 @@
+"""`DELETE /v1/users/{user_id}`: everything of a user goes."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from proxy import queries
+from proxy.errors import NotFoundError, json_response
+from proxy.routes.parameters import named_user, services_of
+from proxy.routes.resource import Resource
+from proxy.services import Services, State
+
+# Few enough that chats which wait for the same writer do not notice.
+_BATCH = 200
+
+
+async def delete_user(request: Request[State]) -> Response:
+    """Delete the user's sessions, messages, exchanges and keys, some at a time, then the user."""
+    user_id = named_user(request, request.path_params["user_id"])
+    await _delete(services_of(request), user_id)
+    request.state["gate"].keys.forget_user(user_id)
+    return json_response({"user_id": user_id, "deleted": True})
+
+
+async def _delete(services: Services, user_id: str) -> None:
+    if await services.read(lambda connection: queries.get_user(connection, user_id)) is None:
+        raise NotFoundError("No such user.")
+    while await services.write(lambda connection: queries.delete_some_of_user(connection, user_id, limit=_BATCH)):
+        pass
+    # What a chat has stored in between goes with the row.
+    await services.write(lambda connection: queries.delete_user(connection, user_id))
+
+
+routes = [Route("/v1/users/{user_id:path}", Resource(DELETE=delete_user))]
