@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from proxy import logs, settings
+from proxy.commands import COMMANDS
 from proxy.database import Database
 from proxy.errors import ConfigurationError
 from proxy.settings import Settings
@@ -50,6 +51,10 @@ def serve(*, host: str | None, port: str | None, upstream: str | None, workers: 
         "STELLARCHAT_DEMO": "on" if demo else None,
     }
     _run(lambda: _serve({name: value for name, value in options.items() if value is not None}))
+
+
+for each_command in COMMANDS:
+    cli.add_command(each_command)
 
 
 def main() -> None:

@@ -1,0 +1,11 @@
+"""The commands that keep the history: one module a group, each added to `stellarchat`."""
+
+import click
+
+from proxy.commands import backup, check
+
+COMMANDS: tuple[click.Command, ...] = (
+    backup.backup_command,
+    backup.restore_command,
+    check.check_command,
+)
