@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ class ServerProcess:
             **environment,
         }
         self._process: subprocess.Popen[str] | None = None
+        self._reading: threading.Thread | None = None
         self.output: list[str] = []
         self.url = ""
 
@@ -108,7 +109,8 @@ class ServerProcess:
             start_new_session=True,
         )
         self.url = ""
-        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        self._reading = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        self._reading.start()
         deadline = time.monotonic() + seconds
         while not self.url:
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -118,8 +120,11 @@ class ServerProcess:
     def kill(self) -> None:
         """`kill -9`, the workers included."""
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(10)
+        assert self._reading is not None
+        self._reading.join(10)
 
     def stop(self, *, seconds: float = 60) -> int:
         """SIGTERM, and wait for the drain; the exit code."""
@@ -130,10 +135,11 @@ class ServerProcess:
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self.output.append(line.rstrip())
-            if "is ready: http" in line:
-                self.url = line.split("is ready: ")[1].split("/v1")[0]
+        with process.stdout:
+            for line in process.stdout:
+                self.output.append(line.rstrip())
+                if "is ready: http" in line:
+                    self.url = line.split("is ready: ")[1].split("/v1")[0]
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 import click
 
-from proxy.commands import backup, check
+from proxy.commands import backup, check, export
 
 COMMANDS: tuple[click.Command, ...] = (
     backup.backup_command,
     backup.restore_command,
     check.check_command,
+    export.export_command,
+    export.import_command,
 )
