@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from proxy import logs, queries, settings
-from proxy.commands.keys import keys
+from proxy.commands import COMMANDS
 from proxy.database import Database
 from proxy.errors import ConfigurationError
 from proxy.settings import Settings
@@ -53,12 +53,13 @@ def serve(*, host: str | None, port: str | None, upstream: str | None, workers: 
     _run(lambda: _serve({name: value for name, value in options.items() if value is not None}))
 
 
+for each_command in COMMANDS:
+    cli.add_command(each_command)
+
+
 def main() -> None:
     """The console script."""
     _run(cli)
-
-
-cli.add_command(keys)
 
 
 def _run(command: Callable[[], None]) -> None:

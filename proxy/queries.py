@@ -441,9 +441,9 @@ def insert_blob(connection: sqlite3.Connection, *, message_no: int, digest: str,
 # --- exchanges
 
 
-def insert_exchange(connection: sqlite3.Connection, columns: dict[str, Any]) -> None:
-    """Store an exchange given by all its columns."""
-    _changes(connection, "insert_exchange", columns)
+def insert_exchange(connection: sqlite3.Connection, columns: dict[str, Any]) -> bool:
+    """Store an exchange given by all its columns; false where it is there already."""
+    return _changes(connection, "insert_exchange", columns) > 0
 
 
 def finish_exchange(connection: sqlite3.Connection, *, exchange_id: str, outcome: dict[str, Any]) -> None:
