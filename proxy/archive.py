@@ -15,8 +15,11 @@ from proxy.exchange import Exchange, Outcome
 from proxy.exchange_row import IN_PROGRESS, Columns, outcome_columns, request_columns
 from proxy.ids import timestamp
 from proxy.message import is_message, title_of
-from proxy.queries import Session
+from proxy.queries import Place, Session
 from proxy.sse import Decoder
+
+# How many of the newest conversations that began alike are looked at.
+_ALIKE = 64
 
 
 def begin(connection: sqlite3.Connection, exchange: Exchange, *, worker_id: str) -> None:
@@ -96,19 +99,17 @@ def append_message(
     return number
 
 
-def find_stitched(connection: sqlite3.Connection, *, user_id: str, messages: Sequence[dict[str, Any]]) -> str | None:
-    """The session that these messages continue: the longest stored prefix that holds a reply."""
+def list_stitched(connection: sqlite3.Connection, *, user_id: str, messages: Sequence[dict[str, Any]]) -> list[Place]:
+    """The places that these messages continue, the best first: the longest stored prefix that holds a reply.
+
+    Where several conversations began alike, one that nothing follows yet comes first, so that they stay apart.
+    """
     linked = [message for message in messages if thread.is_linked(message)]
     replies = [index for index, message in enumerate(linked) if message["role"] == "assistant"]
     if not replies:
-        return None
+        return []
     hashes = thread.chain(user_id, linked)[replies[0] :]
-    hit = queries.find_prefix(connection, reversed(hashes))
-    if hit is None:
-        return None
-    node = queries.get_node(connection, hit[1])
-    assert node is not None
-    return node.session_id
+    return sorted(queries.list_prefix(connection, reversed(hashes), limit=_ALIKE), key=lambda place: place.goes_on)
 
 
 @dataclass(slots=True)
@@ -171,7 +172,7 @@ def _store_reply(
         if choice.finish_reason is None and not _says_something(choice):
             continue
         is_whole = outcome.status == "completed" or choice.finish_reason is not None
-        message = choice.message if is_message(choice.message) else {**choice.message, "role": "assistant"}
+        message = _message(choice)
         number = tree.insert(
             connection,
             columns["session_id"],
@@ -182,7 +183,7 @@ def _store_reply(
             exchange_id=columns["exchange_id"],
             tokens=tokens,
             model=columns["model"],
-            choice=jsontext.dumps({"index": choice.index, "finish_reason": choice.finish_reason, **choice.extra}),
+            choice=_choice_json(choice),
             status="completed" if is_whole else "incomplete",
         )
         first_no = first_no or number
@@ -192,6 +193,17 @@ def _store_reply(
 
 def _says_something(choice: Choice) -> bool:
     return any(value for key, value in choice.message.items() if key != "role")
+
+
+def _message(choice: Choice) -> dict[str, Any]:
+    """The message of a choice. vLLM sends an empty list of tool calls with each; OpenAI takes none of these back."""
+    message = {key: value for key, value in choice.message.items() if value != [] or key != "tool_calls"}
+    return message if is_message(message) else message | {"role": "assistant"}
+
+
+def _choice_json(choice: Choice) -> str:
+    said = {"index": choice.index, "finish_reason": choice.finish_reason, **choice.extra}
+    return jsontext.dumps({key: value for key, value in said.items() if value is not None})
 
 
 def _interrupted(connection: sqlite3.Connection, exchange_id: str) -> Outcome:

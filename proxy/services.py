@@ -1,19 +1,43 @@
 """What the handlers share: opened at start, closed at the end, reached through the request's state."""
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict, TypeVar
 
 from proxy.database import Database
 from proxy.errors import UnavailableError
 from proxy.gate import Gate
+from proxy.queries import Place
 from proxy.recorder import Recorder
 from proxy.settings import Settings
 from proxy.upstream import Upstream
 from proxy.writer import QueueFullError
 
 T = TypeVar("T")
+
+
+# How many of the places that chats went on from are remembered.
+_CONTINUED = 1024
+
+
+class Continued:
+    """Where this process's newest chats went on from: two that race are not given the same place where there are more.
+
+    What a chat continues has nothing below it in the tables before that chat is stored.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, None] = {}
+
+    def choose(self, places: Sequence[Place]) -> Place:
+        """The first place that nothing goes on from, else the first of all."""
+        open_ = (place for place in places if not place.goes_on and place.message_no not in self._numbers)
+        chosen = next(open_, places[0])
+        self._numbers[chosen.message_no] = None
+        if len(self._numbers) > _CONTINUED:
+            del self._numbers[next(iter(self._numbers))]
+        return chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +49,7 @@ class Services:
     recorder: Recorder
     upstream: Upstream
     vendor_headers: tuple[bytes, ...] = field(init=False)
+    continued: Continued = field(default_factory=Continued, init=False)
 
     def __post_init__(self) -> None:
         names = tuple(name.lower().encode() for name in self.settings.session_headers)

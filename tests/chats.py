@@ -75,7 +75,8 @@ class Chats:
 
     def stitched(self, messages: Sequence[Message], *, user_id: str = "u") -> str | None:
         """The session that these messages continue."""
-        return archive.find_stitched(self.connection, user_id=user_id, messages=messages)
+        places = archive.list_stitched(self.connection, user_id=user_id, messages=messages)
+        return places[0].session_id if places else None
 
     def named(self, id_: str, *, user_id: str = "u") -> str | None:
         """The session of a client's id."""

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
@@ -32,6 +32,8 @@ from proxy.tee import (
     send_whole,
 )
 from proxy.upstream import Response
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -195,12 +197,16 @@ class _Recorded:
 
     async def _find_stitched(self) -> None:
         exchange = self._exchange
-        session_id = await self._look_up(
-            partial(archive.find_stitched, user_id=exchange.user_id, messages=exchange.messages)
+        places = await self._look_up(
+            partial(archive.list_stitched, user_id=exchange.user_id, messages=exchange.messages)
         )
-        self._place(exchange.session if session_id is None else SessionRef(session_id, "stitched"))
+        if places:
+            place = self._services.continued.choose(places)
+            self._place(SessionRef(place.session_id, "stitched"))
+        else:
+            self._place(exchange.session)
 
-    async def _look_up(self, query: Callable[[sqlite3.Connection], str | None]) -> str | None:
+    async def _look_up(self, query: Callable[[sqlite3.Connection], T]) -> T | None:
         try:
             return await self._services.read(query)
         except sqlite3.Error as exc:
