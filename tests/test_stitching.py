@@ -1,102 +1,21 @@
 """One conversation, stored once: through the real server, with clients that send no id, or one that means little."""
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy import thread
 from tests.chats import Message, said, system, user
-from tests.fake_upstream import (
-    DONE,
-    Call,
-    FakeUpstream,
-    Wire,
-    chat_chunk,
-    chat_completion,
-    event,
-    fake_upstream,
-    sse,
-    whole_json,
-)
-from tests.serving import running_proxy, settings_for
+from tests.world import World, open_world
 
-CHAT = "/v1/chat/completions"
 IMAGE = "data:image/png;base64," + "A" * 5000
-
-
-async def as_told(call: Call, wire: Wire) -> None:
-    """A model that says what the request's `told` holds, or repeats the last message."""
-    request = call.json()
-    told = request.get("told") or [said(f"you said {request['messages'][-1]['content']}")]
-    if request.get("stream"):
-        chunks = [event(chat_chunk(call.number, message, index=index)) for index, message in enumerate(told)]
-        ends = [event(chat_chunk(call.number, {}, index=index, finish_reason="stop")) for index in range(len(told))]
-        await sse([*chunks, *ends, DONE])(call, wire)
-    else:
-        await whole_json(chat_completion(call.number, told))(call, wire)
-
-
-@dataclass
-class World:
-    """The proxy in front of a model that says what it is told, and the file it writes."""
-
-    client: httpx.AsyncClient
-    database: Path
-
-    async def chat(
-        self, messages: Sequence[Message], *told: Message, user_id: str = "u", session: str | None = None, **fields: Any
-    ) -> httpx.Response:
-        """One request, whose reply is `told`."""
-        headers = {"X-User-Id": user_id} | ({"X-Session-Id": session} if session else {})
-        body = {"model": "m", "messages": list(messages), "told": list(told), **fields}
-        response = await self.client.post(CHAT, json=body, headers=headers)
-        assert response.status_code == 200, response.text
-        return response
-
-    async def sources(self, *chats: Sequence[Message], **options: Any) -> list[tuple[str, str]]:
-        """Session and source of chats sent one after the other, each answered with `said("ok")`."""
-        answers = [await self.chat(messages, said("ok"), **options) for messages in chats]
-        return [(answer.headers["x-session-id"], answer.headers["x-session-source"]) for answer in answers]
-
-    async def read(self, session_id: str, user_id: str = "u", **options: Any) -> list[Message]:
-        """A branch as OpenAI messages, or as the session routes show it with `format=None`."""
-        parameters = {"limit": 1000, "format": "openai", **options}
-        response = await self.client.get(
-            f"/v1/sessions/{session_id}/messages",
-            params={name: value for name, value in parameters.items() if value is not None},
-            headers={"X-User-Id": user_id},
-        )
-        assert response.status_code == 200, response.text
-        messages: list[Message] = response.json()["messages"]
-        return messages
-
-    def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """What another program finds in the file."""
-        with closing(sqlite3.connect(self.database)) as connection:
-            return connection.execute(sql, parameters).fetchall()
-
-    def count(self, table: str) -> int:
-        """How many rows a table has."""
-        count: int = self.rows(f"SELECT COUNT(*) FROM {table}")[0][0]
-        return count
-
-
-async def open_world(stack: AsyncExitStack, folder: Path, **changes: Any) -> World:
-    """A world that lasts as long as the stack."""
-    upstream: FakeUpstream = await stack.enter_async_context(fake_upstream())
-    upstream.on(CHAT, as_told)
-    url = await stack.enter_async_context(running_proxy(settings_for(folder, upstream_url=upstream.url, **changes)))
-    client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=10))
-    return World(client, folder / "stellarchat.db")
 
 
 @pytest.fixture
@@ -160,9 +79,9 @@ TURNS = st.builds(
 ROUNDS = st.lists(st.lists(TURNS, min_size=1, max_size=4, unique_by=lambda turn: turn.client), max_size=8)
 
 
-def comparable(messages: Sequence[Message]) -> list[bytes]:
+def comparable(messages: Sequence[Message]) -> list[str]:
     """Messages without what clients rewrite."""
-    return [thread.canonical(message) for message in messages]
+    return [thread.canonical(message).decode() for message in messages]
 
 
 async def play(world: World, number: int, rounds: Sequence[Sequence[Turn]]) -> None:
@@ -183,7 +102,7 @@ async def play(world: World, number: int, rounds: Sequence[Sequence[Turn]]) -> N
     leaves = world.rows(LEAVES, user_id)
     for request_id, session_id, message_id in leaves:
         read = await world.read(session_id, user_id, branch=message_id)
-        assert comparable(read) == comparable(exchanges[request_id]), (read, exchanges[request_id])
+        assert comparable(read) == comparable(exchanges[request_id])
 
 
 LEAVES = """
@@ -198,7 +117,7 @@ def test_every_leaf_reads_back_what_its_client_sent_and_received(tmp_path: Path)
     played = 0
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
-        world = runner.run(open_world(stack, tmp_path, durability="relaxed"))
+        world = runner.run(open_world(stack, tmp_path))
 
         @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
         @given(ROUNDS)
