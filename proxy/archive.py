@@ -5,7 +5,6 @@ that race from the same point cannot store a message twice.
 """
 
 import sqlite3
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,17 +98,22 @@ def append_message(
     return number
 
 
-def list_stitched(connection: sqlite3.Connection, *, user_id: str, messages: Sequence[dict[str, Any]]) -> list[Place]:
-    """The places that these messages continue, the best first: the longest stored prefix that holds a reply.
+def list_stitched(connection: sqlite3.Connection, exchange: Exchange) -> list[Place]:
+    """The places that a request continues, the best first: the longest stored prefix that holds a reply.
 
     Where several conversations began alike, one that nothing follows yet comes first, so that they stay apart.
     """
-    linked = [message for message in messages if thread.is_linked(message)]
-    replies = [index for index, message in enumerate(linked) if message["role"] == "assistant"]
-    if not replies:
+    roles = [message["role"] for message in exchange.linked]
+    if "assistant" not in roles:
         return []
-    hashes = thread.chain(user_id, linked)[replies[0] :]
-    return sorted(queries.list_prefix(connection, reversed(hashes), limit=_ALIKE), key=lambda place: place.goes_on)
+    hashes = reversed(exchange.chain[roles.index("assistant") :])
+    return sorted(queries.list_prefix(connection, hashes, limit=_ALIKE), key=lambda place: place.goes_on)
+
+
+def find_named(connection: sqlite3.Connection, exchange: Exchange) -> str | None:
+    """The session that the request's id names."""
+    exchange.chain  # noqa: B018 - made here, while upstream works, rather than in the writer
+    return queries.find_session_id(connection, id_=exchange.session.external_id or "", user_id=exchange.user_id)
 
 
 @dataclass(slots=True)
@@ -137,7 +141,7 @@ def _store_request(connection: sqlite3.Connection, exchange: Exchange) -> _Store
     )
     place, matched = tree.Place(None, 0, thread.root_hash(exchange.user_id)), 0
     if not is_new:
-        place, matched = tree.find_place(connection, session_id, exchange.user_id, messages)
+        place, matched = tree.find_place(connection, session_id, exchange)
     context = tree.store_messages(connection, session_id, exchange, place, matched, tally)
     columns = request_columns(exchange, session_id=session_id, leaf_no=place.parent_no, context=context)
     return _Stored(columns, place, tally, is_new)

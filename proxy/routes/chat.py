@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from proxy import archive, body, headers, queries, thread
+from proxy import archive, body, headers, thread
 from proxy.attribution import session_of, user_header, user_of
 from proxy.auth import ANYONE, Caller
 from proxy.errors import APIError, UnavailableError
@@ -171,9 +171,7 @@ class _Recorded:
         await committed(self._recording, self._recording.end(status, error=error))
 
     async def _find_named(self, asked: SessionRef) -> None:
-        assert asked.external_id is not None
-        known = partial(queries.find_session_id, id_=asked.external_id, user_id=self._exchange.user_id)
-        session_id = await self._look_up(known)
+        session_id = await self._look_up(partial(archive.find_named, exchange=self._exchange))
         if session_id is None:
             self._place(await self._claim(asked))
         else:
@@ -197,9 +195,7 @@ class _Recorded:
 
     async def _find_stitched(self) -> None:
         exchange = self._exchange
-        places = await self._look_up(
-            partial(archive.list_stitched, user_id=exchange.user_id, messages=exchange.messages)
-        )
+        places = await self._look_up(partial(archive.list_stitched, exchange=exchange))
         if places:
             place = self._services.continued.choose(places)
             self._place(SessionRef(place.session_id, "stitched"))
