@@ -2,7 +2,7 @@
 
 from starlette.routing import BaseRoute, Route
 
-from proxy.routes import api, health, sessions, users
+from proxy.routes import api, completions, health, sessions, users
 from proxy.routes.chat import ChatCompletions
 from proxy.routes.relay import Relay
 
@@ -15,5 +15,6 @@ def route_table() -> list[BaseRoute]:
         *sessions.routes,
         *api.routes,
         *users.routes,
+        *completions.routes,
         Route("/{path:path}", Relay()),
     ]
