@@ -121,7 +121,7 @@ def store_many(folder: Path, count: int, *, user_id: str = "default_user", **req
             body = chat_completion(number, [{"role": "assistant", "content": f"answer {number}"}])
             reply = Completion.from_body(json.dumps(body).encode())
             outcome = Outcome(status="completed", http_status=200, reply=reply)
-            archive.finish(connection, exchange, outcome, is_begun=False)
+            archive.finish(connection, exchange, outcome)
     connection.close()
     return session_id
 
@@ -429,7 +429,7 @@ def test_reply_that_a_chat_in_progress_ends_with_is_not_deleted(tmp_path: Path) 
     reply = Completion.from_body(json.dumps(chat_completion(2, [{"role": "assistant", "content": "whole"}])).encode())
     with database.transaction(chats.connection):
         outcome = Outcome(status="completed", http_status=200, reply=reply)
-        archive.finish(chats.connection, going_on, outcome, is_begun=True)
+        archive.finish_begun(chats.connection, going_on.exchange_id, outcome)
     assert chats.texts(session_id) == ["hello", "half", "whole"]
     chats.connection.close()
     assert is_counted_right(tmp_path)

@@ -3,19 +3,17 @@
 from starlette.types import Receive, Scope, Send
 
 from proxy.routes.relay import Relay
-from proxy.routes.resource import Handler, Resource
+from proxy.routes.resource import Resource
 from proxy.services import Services
 
 
-class Readback:
-    """An ASGI endpoint of a handler a method."""
-
-    def __init__(self, **handlers: Handler) -> None:
-        self._own = Resource(**handlers)
-        self._upstream = Relay()
+class Readback(Resource):
+    """A resource that a setting gives back to upstream, every method of it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, or let upstream do it."""
         services: Services = scope["state"]["services"]
-        answer = self._own if services.settings.readback else self._upstream
-        await answer(scope, receive, send)
+        if services.settings.readback:
+            await super().__call__(scope, receive, send)
+        else:
+            await Relay()(scope, receive, send)
