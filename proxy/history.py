@@ -112,13 +112,18 @@ def as_sent(connection: sqlite3.Connection, branch: Sequence[Step]) -> list[int]
     if exchange is None:
         return [step.message_no for step in branch]
     end = 1 + next((i for i, step in enumerate(branch) if step.message_no == exchange.leaf_no), position)
-    numbers = [step.message_no for step in branch[:end] if step.role not in UNLINKED_ROLES]
+    return as_requested(branch[:end], exchange) + [step.message_no for step in branch[end:]]
+
+
+def as_requested(path: Sequence[Step], exchange: ExchangeRow) -> list[int]:
+    """The numbers of the messages above an exchange's replies, with the system messages where its request had them."""
+    numbers = [step.message_no for step in path if step.role not in UNLINKED_ROLES]
     context = jsontext.loads(exchange.context) if exchange.context else []
     for placed, (to_come, message_no) in enumerate(context):
         # Those placed before this one stand before it; null is the very beginning.
         index = placed if to_come is None else max(len(numbers) - to_come, placed)
         numbers.insert(index, message_no)
-    return numbers + [step.message_no for step in branch[end:]]
+    return numbers
 
 
 def _last_exchange(connection: sqlite3.Connection, branch: Sequence[Step]) -> tuple[int, ExchangeRow | None]:

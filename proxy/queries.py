@@ -150,6 +150,15 @@ class ApiKey:
     last_used_at: str | None
 
 
+class Candidate(NamedTuple):
+    """An exchange by what a list of completions is filtered by; `metadata` is JSON text."""
+
+    exchange_id: str
+    status: str
+    model: str | None
+    metadata: str | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """Which part of a list: `after` is the id of the last item of the page before."""
@@ -360,6 +369,14 @@ def fill_session(
     _changes(connection, "fill_session", parameters)
 
 
+def shrink_session(
+    connection: sqlite3.Connection, *, session_id: str, messages: int, tokens: int, leaf_no: int | None
+) -> None:
+    """Count messages that were deleted; `leaf_no` is the newest of those that are left."""
+    parameters = {"session_id": session_id, "messages": messages, "tokens": tokens, "leaf_no": leaf_no}
+    _changes(connection, "shrink_session", parameters)
+
+
 def delete_session(connection: sqlite3.Connection, session_id: str) -> bool:
     """Delete the session, its messages and exchanges; whether it was there."""
     return _changes(connection, "delete_session", {"session_id": session_id}) > 0
@@ -434,6 +451,18 @@ def find_message_no(connection: sqlite3.Connection, message_id: str, *, session_
     return None if row is None else row[0]
 
 
+def list_replies(connection: sqlite3.Connection, row: ExchangeRow) -> list[int]:
+    """The numbers of an exchange's replies, in the order of their choices."""
+    parameters = {"session_id": row.session_id, "leaf_no": row.leaf_no, "exchange_id": row.exchange_id}
+    return [found[0] for found in _all(connection, "list_replies", parameters)]
+
+
+def delete_message_at_end(connection: sqlite3.Connection, message_no: int, *, session_id: str) -> int | None:
+    """Delete a message that nothing follows: its tokens, or None where it stays."""
+    row = _one(connection, "delete_message_at_end", {"message_no": message_no, "session_id": session_id})
+    return None if row is None else int(row[0])
+
+
 def list_message_blobs(connection: sqlite3.Connection, message_no: int) -> dict[str, str]:
     """The large parts of a message by digest."""
     return dict(_all(connection, "list_message_blobs", {"message_no": message_no}))
@@ -474,6 +503,42 @@ def count_exchanges(connection: sqlite3.Connection, session_id: str) -> int:
     """How many exchanges a session has."""
     count: int = _one(connection, "count_exchanges", {"session_id": session_id})[0]
     return count
+
+
+def find_stored_exchange(connection: sqlite3.Connection, completion_id: str, *, user_id: str | None) -> str | None:
+    """The newest ended exchange with upstream's id; of any user where `user_id` is None."""
+    parameters = {"completion_id": completion_id, "user_id": user_id}
+    name = "find_stored_exchange" if user_id is not None else "find_stored_exchange_of_anyone"
+    row = _one(connection, name, parameters)
+    return None if row is None else row[0]
+
+
+def scan_exchanges_of_user(
+    connection: sqlite3.Connection, user_id: str, *, after: str, limit: int, newest_first: bool
+) -> list[Candidate]:
+    """The next exchanges of a user after one."""
+    parameters = {"user_id": user_id, "after": after, "limit": limit}
+    name = "scan_exchanges_of_user_newest_first" if newest_first else "scan_exchanges_of_user"
+    return [Candidate(*row) for row in _all(connection, name, parameters)]
+
+
+def scan_exchanges_of_session(
+    connection: sqlite3.Connection, session_id: str, *, after: str, limit: int, newest_first: bool
+) -> list[Candidate]:
+    """The next exchanges of a session after one."""
+    parameters = {"session_id": session_id, "after": after, "limit": limit}
+    name = "scan_exchanges_of_session_newest_first" if newest_first else "scan_exchanges_of_session"
+    return [Candidate(*row) for row in _all(connection, name, parameters)]
+
+
+def update_exchange_metadata(connection: sqlite3.Connection, *, exchange_id: str, metadata: str | None) -> None:
+    """Set the metadata of an exchange."""
+    _changes(connection, "update_exchange_metadata", {"exchange_id": exchange_id, "metadata": metadata})
+
+
+def delete_exchange(connection: sqlite3.Connection, exchange_id: str) -> None:
+    """Delete an exchange; its messages stay."""
+    _changes(connection, "delete_exchange", {"exchange_id": exchange_id})
 
 
 def list_workers_in_progress(connection: sqlite3.Connection) -> list[str]:

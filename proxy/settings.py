@@ -165,6 +165,12 @@ class Settings:
         "STELLARCHAT_STITCHING", True, _switch, "find the session of a resent history without an id (on, off)"
     )
     recording: bool = _setting("STELLARCHAT_RECORDING", True, _switch, "off: relay only, save nothing")
+    readback: bool = _setting(
+        "STELLARCHAT_READBACK",
+        True,
+        _switch,
+        "answer OpenAI's stored completions and conversations from the history; off: upstream does",
+    )
     session_headers: tuple[str, ...] = _setting(
         "STELLARCHAT_SESSION_HEADERS", SESSION_HEADERS, _names, "request headers that may carry a session id"
     )

@@ -36,7 +36,7 @@ class Row:
 
     method: str
     path: str  # as in the route table
-    target: str = ""  # {session} and {user} are ann's; by default the path itself
+    target: str = ""  # {session}, {completion} and {user} are ann's; by default the path itself
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     status: int = 200  # for ann
@@ -63,6 +63,7 @@ def mine(method: str, path: str, **more: Any) -> Row:
     return Row(method, path, **{"other": more.get("status", 200), "admin": more.get("status", 200), **more})
 
 
+STORED = CHAT + "/chatcmpl-{id:path}"
 SESSION, API = "/v1/sessions/{session_id:path}", "/api/sessions/{session_id:path}"
 USER = "/v1/users/{user_id:path}"
 MESSAGE = {"role": "user", "content": "posted by hand"}
@@ -94,6 +95,12 @@ ROWS = (
     own("DELETE", API),
     own("GET", API + "/messages"),
     own("POST", API + "/messages", body=MESSAGE, status=201, admin=201),
+    mine("GET", CHAT),
+    Row("GET", CHAT, CHAT + "?after={completion}", other=400, admin=400),
+    Row("GET", STORED, CHAT + "/{completion}"),
+    Row("POST", STORED, CHAT + "/{completion}", body={"metadata": {"topic": "changed"}}),
+    Row("DELETE", STORED, CHAT + "/{completion}"),
+    Row("GET", STORED + "/messages", CHAT + "/{completion}/messages"),
     # What is relayed: upstream's own routes are for all who have a key, those that control the engine for admins.
     mine("GET", "/{path:path}", target="/v1/models"),
     mine("POST", "/{path:path}", target="/v1/embeddings", body={"input": "x"}),
@@ -151,9 +158,11 @@ class House:
     upstream: FakeUpstream
     keys: dict[str, dict[str, str]]
     session_id: str = ""  # ann's
+    completion_id: str = ""  # ann's
 
     async def ask(self, row: Row, caller: str, *, session: str, **more: str) -> httpx.Response:
         target = row.asked.replace("{session}", session).replace("{user}", "ann")
+        target = target.replace("{completion}", self.completion_id)
         headers = {name: value.replace("{session}", session) for name, value in row.headers.items()}
         request = self.http.build_request(
             row.method, "/", json=row.body, headers={**headers, **self.keys[caller], **more}
@@ -207,6 +216,8 @@ async def house(folder: Path) -> AsyncIterator[House]:
         async with running_proxy(configuration) as url, httpx.AsyncClient(base_url=url, timeout=20) as http:
             made = House(folder, http, upstream, keys)
             made.session_id = await made.say("ann")
+            [stored] = (await http.get(CHAT, headers=keys["ann"])).json()["data"]
+            made.completion_id = stored["id"]
             await made.say("bob")
             upstream.calls.clear()
             yield made
@@ -362,7 +373,8 @@ async def test_injected_sql_never_finds_more_than_one_s_own(tmp_path: Path) -> N
 async def _attack(made: House, row: Row, text: str, name: str) -> None:
     """Put the text wherever the route takes one; nothing of ann's comes back, and nothing breaks."""
     safe = quote(text, safe="")
-    target = row.asked.replace("{session}", safe).replace("{user}", safe) + f"?{name}={safe}"
+    target = row.asked.replace("{session}", safe).replace("{user}", safe).replace("{completion}", "chatcmpl-" + safe)
+    target += f"{'&' if '?' in target else '?'}{name}={safe}"
     body = row.body
     if isinstance(body, dict):
         body = {**body, "user_id": text, "session_id": text, "title": text, "metadata": {"session_id": text}}

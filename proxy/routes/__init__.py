@@ -2,7 +2,7 @@
 
 from starlette.routing import BaseRoute, Route
 
-from proxy.routes import api, export, health, sessions, users
+from proxy.routes import api, completions, export, health, sessions, users
 from proxy.routes.chat import ChatCompletions
 from proxy.routes.relay import Relay
 
@@ -16,5 +16,6 @@ def route_table() -> list[BaseRoute]:
         *sessions.routes,
         *api.routes,
         *users.routes,
+        *completions.routes,
         Route("/{path:path}", Relay()),
     ]

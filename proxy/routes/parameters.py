@@ -21,10 +21,15 @@ from proxy.tee import DepartedError, read_body
 ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 
 _LIMIT_MAX = 1000
+_OPENAI_LIMIT_MAX = 100
 _OFFSET_MAX = 2**53
 _TITLE_LENGTH_MAX = 500
 _TOKENS_MAX = 2**31
 _METADATA_BYTES_MAX = 64 * 1024
+# What OpenAI's metadata may hold.
+_PAIRS_MAX = 16
+_PAIR_KEY_LENGTH_MAX = 64
+_PAIR_VALUE_LENGTH_MAX = 512
 _NESTING_MAX = 200  # what json can write again, with room for what a response puts around it
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 # The keys of a message that say what we know of it; they are not part of what is said.
@@ -96,9 +101,16 @@ def numbered_page_of(request: Request[State]) -> tuple[int, Page]:
     return number, Page(limit=size, offset=(number - 1) * size)
 
 
-def order_of(request: Request[State]) -> Order:
+def openai_page_of(request: Request[State]) -> Page:
+    """`limit` and `after` as OpenAI's lists have them."""
+    query = request.query_params
+    limit = _integer(query, "limit", default=20, least=1, most=_OPENAI_LIMIT_MAX)
+    return Page(limit=limit, after=text(query, "after"))
+
+
+def order_of(request: Request[State], *, default: Order = "asc") -> Order:
     """`order`."""
-    order = request.query_params.get("order", "asc")
+    order = request.query_params.get("order", default)
     if order not in ("asc", "desc"):
         raise InvalidRequestError("order is asc or desc.", param="order")
     return "desc" if order == "desc" else "asc"
@@ -248,6 +260,31 @@ def _metadata(values: Values) -> str | None:
     if len(written.encode()) > _METADATA_BYTES_MAX:
         raise InvalidRequestError(f"metadata is at most {_METADATA_BYTES_MAX} bytes of JSON.", param="metadata")
     return written
+
+
+def pairs(values: Values) -> dict[str, str]:
+    """OpenAI's `metadata`: a few strings by name. Null and left out are none."""
+    value = values.get("metadata")
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or len(value) > _PAIRS_MAX:
+        raise InvalidRequestError(f"metadata is an object of at most {_PAIRS_MAX} pairs.", param="metadata")
+    for key, text_ in value.items():
+        if not isinstance(text_, str) or len(text_) > _PAIR_VALUE_LENGTH_MAX or len(key) > _PAIR_KEY_LENGTH_MAX:
+            raise InvalidRequestError(
+                f"metadata has keys of at most {_PAIR_KEY_LENGTH_MAX} characters and strings of at most "
+                f"{_PAIR_VALUE_LENGTH_MAX} as values.",
+                param="metadata",
+            )
+    return value
+
+
+def only(values: Values, *names: str) -> Values:
+    """The body, which may hold nothing but these."""
+    for name in values:
+        if name not in names:
+            raise InvalidRequestError(f"{name} cannot be given here.", param=name)
+    return values
 
 
 def _encodes(value: str) -> bool:

@@ -87,3 +87,67 @@ ORDER BY sequence;
 -- name: delete_fragments
 DELETE FROM exchange_fragments
 WHERE exchange_id = :exchange_id;
+
+-- name: find_stored_exchange
+-- The exchange of a user that upstream's id names: the newest, since a client may use a request id again.
+SELECT exchange_id
+FROM exchanges
+WHERE user_id = :user_id
+  AND completion_id = :completion_id
+  AND status IN ('completed', 'incomplete')
+ORDER BY created_at DESC, exchange_id DESC
+LIMIT 1;
+
+-- name: find_stored_exchange_of_anyone
+-- The same where no key and no header says whose: one probe of the index a user.
+SELECT e.exchange_id
+FROM users AS u
+CROSS JOIN exchanges AS e
+WHERE e.user_id = u.user_id
+  AND e.completion_id = :completion_id
+  AND e.status IN ('completed', 'incomplete')
+ORDER BY e.created_at DESC, e.exchange_id DESC
+LIMIT 1;
+
+-- name: scan_exchanges_of_user
+-- The next exchanges of a user after one, oldest first, by what a list of completions is filtered by.
+SELECT exchange_id, status, model, metadata
+FROM exchanges
+WHERE user_id = :user_id
+  AND exchange_id > :after
+ORDER BY exchange_id
+LIMIT :limit;
+
+-- name: scan_exchanges_of_user_newest_first
+SELECT exchange_id, status, model, metadata
+FROM exchanges
+WHERE user_id = :user_id
+  AND exchange_id < :after
+ORDER BY exchange_id DESC
+LIMIT :limit;
+
+-- name: scan_exchanges_of_session
+-- The same within a session.
+SELECT exchange_id, status, model, metadata
+FROM exchanges
+WHERE session_id = :session_id
+  AND exchange_id > :after
+ORDER BY exchange_id
+LIMIT :limit;
+
+-- name: scan_exchanges_of_session_newest_first
+SELECT exchange_id, status, model, metadata
+FROM exchanges
+WHERE session_id = :session_id
+  AND exchange_id < :after
+ORDER BY exchange_id DESC
+LIMIT :limit;
+
+-- name: update_exchange_metadata
+UPDATE exchanges
+SET metadata = :metadata
+WHERE exchange_id = :exchange_id;
+
+-- name: delete_exchange
+DELETE FROM exchanges
+WHERE exchange_id = :exchange_id;

@@ -175,3 +175,21 @@ ON CONFLICT DO NOTHING;
 INSERT INTO message_blobs (message_no, digest)
 VALUES (:message_no, :digest)
 ON CONFLICT DO NOTHING;
+
+-- name: list_replies
+-- The replies of an exchange in the order of their choices: children of its request's last message.
+SELECT message_no
+FROM messages
+WHERE session_id = :session_id
+  AND parent_no IS NOT DISTINCT FROM :leaf_no
+  AND exchange_id = :exchange_id
+  AND choice IS NOT NULL
+ORDER BY message_no;
+
+-- name: delete_message_at_end
+-- Delete a message that no other follows, and that no request ends with.
+DELETE FROM messages
+WHERE message_no = :message_no
+  AND NOT EXISTS (SELECT 1 FROM messages AS c WHERE c.parent_no = :message_no)
+  AND NOT EXISTS (SELECT 1 FROM exchanges AS e WHERE e.session_id = :session_id AND e.leaf_no = :message_no)
+RETURNING tokens;

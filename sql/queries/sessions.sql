@@ -79,3 +79,11 @@ WHERE session_id = :session_id;
 -- name: delete_session
 DELETE FROM sessions
 WHERE session_id = :session_id;
+
+-- name: shrink_session
+-- Messages below it were deleted: its counts and its newest leaf follow; that is no activity.
+UPDATE sessions
+SET message_count = message_count - :messages,
+    tokens = tokens - :tokens,
+    leaf_no = :leaf_no
+WHERE session_id = :session_id;

@@ -1,0 +1,114 @@
+"""`/v1/chat/completions`, read back: OpenAI's stored chat completions, over what was recorded."""
+
+import sqlite3
+from dataclasses import replace
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from proxy import history, stored
+from proxy.attribution import checked_id
+from proxy.errors import InvalidRequestError, NotFoundError, json_response
+from proxy.routes import parameters
+from proxy.routes.parameters import named_user, openai_page_of, order_of, reach_of, services_of
+from proxy.routes.readback import Readback
+from proxy.services import State
+from proxy.stored import Filter
+
+
+async def list_completions(request: Request[State]) -> Response:
+    """One page of the caller's completions."""
+    services = services_of(request)
+    page, wanted = openai_page_of(request), _filter_of(request)
+    found: list[str] = []
+    cursor: str | None = None
+    opened = await services.read(partial(_open, wanted=wanted, after=page.after))
+    if opened is not None:
+        wanted, cursor = opened
+    while cursor is not None and len(found) <= page.limit:
+        work = partial(stored.scan, wanted=wanted, after=cursor, limit=page.limit + 1)
+        fitting, cursor = await services.read(work)
+        found += fitting
+    data = await services.read(partial(stored.get_completions, exchange_ids=found[: page.limit]))
+    return json_response(stored.page_json(data, has_more=len(found) > page.limit))
+
+
+async def get_completion(request: Request[State]) -> Response:
+    """One completion."""
+    work = partial(stored.get_completion, id_=_id_of(request), user_id=reach_of(request))
+    return json_response(await services_of(request).read(work))
+
+
+async def update_completion(request: Request[State]) -> Response:
+    """Set the metadata."""
+    given = parameters.only(await parameters.read_object(request), "metadata")
+    if "metadata" not in given:
+        raise InvalidRequestError("metadata is what can be set.", param="metadata")
+    work = partial(
+        stored.update_metadata, id_=_id_of(request), user_id=reach_of(request), metadata=parameters.pairs(given)
+    )
+    return json_response(await services_of(request).write(work))
+
+
+async def delete_completion(request: Request[State]) -> Response:
+    """Delete a completion."""
+    work = partial(stored.delete_completion, id_=_id_of(request), user_id=reach_of(request))
+    return json_response(await services_of(request).write(work))
+
+
+async def list_messages(request: Request[State]) -> Response:
+    """One page of the messages that a completion answers."""
+    work = partial(
+        stored.list_messages,
+        id_=_id_of(request),
+        user_id=reach_of(request),
+        page=openai_page_of(request),
+        order=order_of(request),
+    )
+    return json_response(await services_of(request).read(work))
+
+
+def _id_of(request: Request[State]) -> str:
+    return stored.ID_PREFIX + str(request.path_params["id"])
+
+
+def _filter_of(request: Request[State]) -> Filter:
+    query = request.query_params
+    metadata = {
+        name.removeprefix("metadata[")[:-1]: value
+        for name, value in query.multi_items()
+        if name.startswith("metadata[") and name.endswith("]")
+    }
+    session_id = metadata.pop("session_id", None)
+    return Filter(
+        user_id=named_user(request),
+        session_id=session_id,
+        model=parameters.text(query, "model"),
+        metadata=metadata,
+        order=order_of(request),
+    )
+
+
+def _open(connection: sqlite3.Connection, *, wanted: Filter, after: str | None) -> tuple[Filter, str] | None:
+    """The filter with the session's own id, and where the list begins; None where there is no such session."""
+    if wanted.session_id is not None:
+        try:
+            id_ = checked_id(wanted.session_id, param="metadata.session_id")
+            session = history.find_session(connection, id_, user_id=wanted.user_id)
+        except (InvalidRequestError, NotFoundError):
+            return None
+        wanted = replace(wanted, session_id=session.session_id)
+    return wanted, stored.start_of(connection, wanted, after)
+
+
+# What does not begin like a completion's id is upstream's: vLLM has routes below, such as /render.
+routes = [
+    Route("/v1/chat/completions", Readback(GET=list_completions), methods=["GET"]),
+    Route("/v1/chat/completions/chatcmpl-{id:path}/messages", Readback(GET=list_messages)),
+    Route(
+        "/v1/chat/completions/chatcmpl-{id:path}",
+        Readback(GET=get_completion, POST=update_completion, DELETE=delete_completion),
+    ),
+]

@@ -1,0 +1,258 @@
+"""Exchanges as OpenAI's stored chat completions: found by upstream's id, filtered, shown, changed and deleted.
+
+An id is upstream's where it is one of the user's own. A client may send a request id again, and vLLM makes the
+completion's id of it: then the newest exchange has it, and the others go by their own.
+"""
+
+import re
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from proxy import history, jsontext, queries
+from proxy.errors import InvalidRequestError, NotFoundError
+from proxy.history import Order
+from proxy.message import readable, to_openai
+from proxy.presentation import JSON, openai_message
+from proxy.queries import Candidate, ExchangeRow, Message, Page
+from proxy.removal import remove_exchange
+
+ID_PREFIX = "chatcmpl-"
+
+_SHOWN = frozenset({"completed", "incomplete"})
+# How many exchanges are looked at in one read, so that a filter that fits few holds no reader for long.
+_STEP = 500
+_FIRST, _LAST = "", "~"  # before and after every id
+# Parameters of a request that mean something else in a completion.
+_NOT_PARAMETERS = frozenset(
+    {"id", "object", "created", "choices", "usage", "system_fingerprint", "moderation", "status", "messages"}
+)
+# What OpenAI shows of a request's parameters also where it had none.
+_PARAMETERS: JSON = {
+    "tools": None,
+    "tool_choice": None,
+    "response_format": None,
+    "seed": None,
+    "temperature": None,
+    "top_p": None,
+    "presence_penalty": None,
+    "frequency_penalty": None,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which completions of a user are listed. All of `metadata` must match."""
+
+    user_id: str
+    session_id: str | None = None
+    model: str | None = None
+    metadata: Mapping[str, str]
+    order: Order = "asc"
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether exchanges are to be looked at that are not shown."""
+        return self.model is not None or bool(self.metadata)
+
+
+# --- reading
+
+
+def find_exchange(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> ExchangeRow:
+    """The exchange with this id, upstream's or its own. Raises NotFoundError; another user's is not there either."""
+    exchange_id = queries.find_stored_exchange(connection, id_, user_id=user_id)
+    row = queries.get_exchange(connection, exchange_id or id_.removeprefix(ID_PREFIX))
+    if row is None or row.status not in _SHOWN or user_id not in (None, row.user_id):
+        raise NotFoundError("No such chat completion.")
+    return row
+
+
+def get_completion(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
+    """The completion as upstream sent it, with its request's parameters and metadata."""
+    return _completion(connection, find_exchange(connection, id_, user_id=user_id))
+
+
+def start_of(connection: sqlite3.Connection, wanted: Filter, after: str | None) -> str:
+    """Where a list begins. Raises InvalidRequestError."""
+    if after is None:
+        return _FIRST if wanted.order == "asc" else _LAST
+    try:
+        return find_exchange(connection, after, user_id=wanted.user_id).exchange_id
+    except NotFoundError as exc:
+        raise InvalidRequestError("There is no such chat completion to list after.", param="after") from exc
+
+
+def scan(connection: sqlite3.Connection, wanted: Filter, *, after: str, limit: int) -> tuple[list[str], str | None]:
+    """The exchanges that fit among the next ones, and where to go on, if there are more to look at."""
+    step = _STEP if wanted.is_narrow else limit
+    newest_first = wanted.order == "desc"
+    if wanted.session_id is None:
+        found = queries.scan_exchanges_of_user(
+            connection, wanted.user_id, after=after, limit=step, newest_first=newest_first
+        )
+    else:
+        found = queries.scan_exchanges_of_session(
+            connection, wanted.session_id, after=after, limit=step, newest_first=newest_first
+        )
+    fitting = [candidate.exchange_id for candidate in found if _fits(candidate, wanted)]
+    return fitting, found[-1].exchange_id if len(found) == step else None
+
+
+def get_completions(connection: sqlite3.Connection, exchange_ids: Sequence[str]) -> list[JSON]:
+    """These exchanges as completions; what was deleted is left out."""
+    rows = [queries.get_exchange(connection, exchange_id) for exchange_id in exchange_ids]
+    return [_completion(connection, row) for row in rows if row is not None]
+
+
+def list_messages(connection: sqlite3.Connection, id_: str, *, user_id: str | None, page: Page, order: Order) -> JSON:
+    """One page of the messages of a completion's request."""
+    row = find_exchange(connection, id_, user_id=user_id)
+    path = [] if row.leaf_no is None else queries.list_path(connection, row.leaf_no)[::-1]
+    numbers = history.as_requested(path, row)
+    prefix = _public_id(connection, row) + "-"
+    positions = list(range(len(numbers)) if order == "asc" else reversed(range(len(numbers))))
+    if page.after is not None:
+        positions = positions[_index_after(positions, page.after, id_) :]
+    shown = [
+        history.get_message(connection, numbers[position], show=_store_message) | {"id": f"{prefix}{position}"}
+        for position in positions[: page.limit]
+    ]
+    return page_json(shown, has_more=len(positions) > page.limit)
+
+
+def page_json(data: Sequence[JSON], *, has_more: bool) -> JSON:
+    """A list as OpenAI has it."""
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": has_more,
+    }
+
+
+def pairs_of(metadata: str | None) -> dict[str, str]:
+    """Metadata as OpenAI has it: strings. What is none is given as JSON text."""
+    value = jsontext.loads(metadata) if metadata else None
+    if not isinstance(value, dict):
+        return {}
+    return {key: each if isinstance(each, str) else jsontext.dumps(each) for key, each in value.items()}
+
+
+def unix_seconds(timestamp: str) -> int:
+    """A stored point in time as OpenAI has it."""
+    return int(datetime.fromisoformat(timestamp).timestamp())
+
+
+# --- writing
+
+
+def update_metadata(
+    connection: sqlite3.Connection, id_: str, *, user_id: str | None, metadata: Mapping[str, str]
+) -> JSON:
+    """Set the metadata of a completion and show it. Its session, which is shown there, stays."""
+    row = find_exchange(connection, id_, user_id=user_id)
+    kept = dict(metadata)
+    session_id = kept.pop("session_id", None)
+    if session_id is not None and session_id != row.session_id:
+        raise InvalidRequestError("A chat completion stays in its session.", param="metadata.session_id")
+    queries.update_exchange_metadata(connection, exchange_id=row.exchange_id, metadata=jsontext.dumps(kept))
+    return _completion(connection, find_exchange(connection, ID_PREFIX + row.exchange_id, user_id=user_id))
+
+
+def delete_completion(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
+    """Delete the exchange and its replies. The request's messages are the session's, and go with that."""
+    row = find_exchange(connection, id_, user_id=user_id)
+    remove_exchange(connection, row)
+    return {"object": "chat.completion.deleted", "id": id_, "deleted": True}
+
+
+# --- how they look
+
+
+def _fits(candidate: Candidate, wanted: Filter) -> bool:
+    if candidate.status not in _SHOWN or wanted.model not in (None, candidate.model):
+        return False
+    if not wanted.metadata:
+        return True
+    pairs = pairs_of(candidate.metadata)
+    return all(pairs.get(key) == value for key, value in wanted.metadata.items())
+
+
+def _public_id(connection: sqlite3.Connection, row: ExchangeRow) -> str:
+    given = row.completion_id
+    if given is not None and given.startswith(ID_PREFIX):
+        newest = queries.find_stored_exchange(connection, given, user_id=row.user_id)
+        if newest == row.exchange_id:
+            return given
+    return ID_PREFIX + row.exchange_id
+
+
+def _completion(connection: sqlite3.Connection, row: ExchangeRow) -> JSON:
+    sent = jsontext.loads(row.completion) if row.completion else {}
+    parameters = jsontext.loads(row.parameters)
+    shown = {key: value for key, value in parameters.items() if key not in _NOT_PARAMETERS}
+    created = sent.get("created")
+    own: JSON = {
+        "id": _public_id(connection, row),
+        "object": "chat.completion",
+        "created": created if isinstance(created, int) else unix_seconds(row.created_at),
+        "model": row.model or "",
+        "choices": _choices(connection, row),
+        "usage": sent.get("usage") or _usage(row),
+        "request_id": row.request_id,
+        "metadata": pairs_of(row.metadata) | {"session_id": row.session_id},
+        "status": row.status,
+    }
+    return _PARAMETERS | {"input_user": parameters.get("user")} | shown | sent | own
+
+
+def _usage(row: ExchangeRow) -> JSON | None:
+    """The usage as its columns say it, where they say all of it; null where the reply gave none."""
+    usage = {
+        "prompt_tokens": row.prompt_tokens,
+        "completion_tokens": row.completion_tokens,
+        "total_tokens": row.total_tokens,
+    }
+    return {key: value for key, value in usage.items() if value is not None} or None
+
+
+def _choices(connection: sqlite3.Connection, row: ExchangeRow) -> list[JSON]:
+    numbers = queries.list_replies(connection, row)
+    choices = [history.get_message(connection, number, show=_choice) for number in numbers]
+    if choices:
+        return choices
+    # Cut before it had said anything.
+    message = {"role": "assistant", "content": None}
+    return [{"index": 0, "message": message, "logprobs": None, "finish_reason": None}]
+
+
+def _choice(row: Message, blobs: dict[str, str]) -> JSON:
+    choice: JSON = {"index": 0, "message": _message(row, blobs), "logprobs": None, "finish_reason": None}
+    return choice | (jsontext.loads(row.choice) if row.choice else {})
+
+
+def _store_message(row: Message, blobs: dict[str, str]) -> JSON:
+    message = openai_message(row, blobs)
+    content = message.get("content")
+    parts = content if isinstance(content, list) else None
+    text = None if content is None else readable(content)
+    return message | {"content": text, "content_parts": parts}
+
+
+def _message(row: Message, blobs: Mapping[str, str]) -> JSON:
+    message: dict[str, Any] = to_openai(
+        role=row.role, content=row.content, content_form=row.content_form, extra=row.extra, blobs=blobs
+    )
+    return message
+
+
+def _index_after(positions: Sequence[int], after: str, id_: str) -> int:
+    """Where a page begins. The number counts: the completion before it may go by another id since."""
+    number = after.rpartition("-")[2]
+    if not re.fullmatch("[0-9]{1,9}", number) or int(number) not in positions:
+        raise InvalidRequestError(f"{id_} has no such message.", param="after")
+    return positions.index(int(number)) + 1
