@@ -83,7 +83,7 @@ class Recorder:
     async def start(self) -> None:
         """Store what processes that are gone have left behind, then take exchanges."""
         await self._recover()
-        self.writer.start()
+        await self.writer.start()
         self._ticking = asyncio.create_task(self._tick(), name="recorder")
 
     def open(self, exchange: Exchange, *, size: int) -> Live:
@@ -126,7 +126,6 @@ class Recorder:
         while True:
             await asyncio.sleep(self._settings.flush_interval_seconds)
             self._write_down()
-            self.writer.release_overdue()
 
     def _write_down(self) -> None:
         """Queue what has come since the last time: one transaction takes it all."""

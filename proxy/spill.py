@@ -126,11 +126,12 @@ class Abandoned:
         self._file = _open(path)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_at(self._file, path):
-                raise BlockingIOError
         except BaseException:
             os.close(self._file)
             raise
+        if not _is_at(self._file, path):
+            os.close(self._file)
+            raise BlockingIOError
 
     def batches(self) -> Iterator[list[bytes]]:
         """Its lines in order, but for a last one that was not finished."""

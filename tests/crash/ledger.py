@@ -24,10 +24,6 @@ class Chat:
     ended_at: float | None = None  # when the caller saw the end, or the connection break
     held_seconds: float = 0.0  # from upstream's end to the caller's
 
-    def sent_before(self, moment: float) -> str:
-        """What upstream had sent by then."""
-        return "".join(text for at, text in self.pieces if at <= moment)
-
 
 @dataclass(slots=True)
 class Verdict:
@@ -181,7 +177,7 @@ def _judge_cut(
     behind_seconds: float,
 ) -> None:
     verdict.incomplete += 1
-    sent = chat.sent_before(cut_at + 3600)
+    sent = "".join(piece for _, piece in chat.pieces)
     if status != "incomplete" or (stored.replies and stored.replies[0][1] not in ("incomplete", "completed")):
         verdict.wrong += 1
         verdict.notes.append(f"{chat.name}: {status}, {stored.exchanges[0][2]}")
@@ -194,7 +190,7 @@ def _judge_cut(
     length = 0
     for at, piece in chat.pieces:
         length += len(piece)
-        if length > len(text):
+        if length > len(text) and cut_at:
             lag = cut_at - at
             verdict.worst_lag_seconds = max(verdict.worst_lag_seconds, lag)
             if lag > behind_seconds:
