@@ -122,6 +122,8 @@ def prepare(connection: sqlite3.Connection) -> None:
             "run the newer StellarChat that wrote it"
         )
     for number, script in sorted(migrations.items()):
+        if _user_version(connection) >= number:
+            continue  # no lock is needed to see that: another program may hold it for long
         with transaction(connection):
             # Read under the lock: another worker may have been first.
             if _user_version(connection) < number:
