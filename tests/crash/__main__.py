@@ -5,42 +5,70 @@ import asyncio
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
-from tests.crash.ledger import Verdict
 from tests.crash.rounds import Trial
+from tests.crash.trouble import Trouble, full_disk, lock, no_growth, small_disk
 from tests.fake_upstream import fake_upstream
 
 
-async def kill_rounds(
-    folder: Path, *, seed: int, kills: int, chats: int, workers: int, behind_seconds: float
-) -> tuple[int, Verdict]:
-    """The trial: how many kills, and what the database says after them."""
+async def kill_rounds(trial: Trial, *, kills: int) -> None:
+    """Kills at random moments: while chatting, of single workers, while starting."""
+    while trial.kills < kills:
+        if trial.kills % 8 == 7:
+            await trial.kill_while_starting()
+        elif trial.workers > 1 and trial.dice.random() < 0.5:
+            await trial.kill_one_worker()
+        else:
+            await trial.kill_while_chatting()
+        if trial.kills % 10 == 0:
+            print(figures(trial), flush=True)
+
+
+async def trouble_rounds(trial: Trial, trouble: Trouble, *, kills: int, seconds: float) -> None:
+    """Each kind of trouble once lived through, then kills within it."""
+    await trial.chat_through(trouble, seconds=seconds, kills=False)
+    print(figures(trial), flush=True)
+    while trial.kills < kills:
+        await trial.chat_through(trouble, seconds=seconds / 2, kills=True)
+    await trial.chat_through(trouble, seconds=seconds, kills=False)
+
+
+async def run(folder: Path, given: argparse.Namespace, *, has_small_disk: bool) -> Trial:
+    """The trial that the options ask for."""
     async with fake_upstream() as upstream:
-        trial = Trial(folder, upstream, seed=seed, chats=chats, workers=workers, behind_seconds=behind_seconds)
+        trial = Trial(
+            folder,
+            upstream,
+            seed=given.seed,
+            chats=given.chats,
+            workers=given.workers,
+            behind_seconds=given.behind,
+        )
         await trial.start()
         try:
-            while trial.kills < kills:
-                if trial.kills % 8 == 7:
-                    await trial.kill_while_starting()
-                elif workers > 1 and trial.dice.random() < 0.5:
-                    await trial.kill_one_worker()
-                else:
-                    await trial.kill_while_chatting()
-                if trial.kills % 10 == 0:
-                    print(figures(trial.kills, trial.verdict), flush=True)
+            if given.locked:
+                await trouble_rounds(trial, lock(trial.database), kills=given.kills, seconds=given.seconds)
+            elif given.disk_full:
+                trouble = full_disk(folder) if has_small_disk else no_growth(trial.database, lambda: trial.pids)
+                await trouble_rounds(trial, trouble, kills=given.kills, seconds=given.seconds)
+            else:
+                await kill_rounds(trial, kills=given.kills)
             await trial.finish()
         finally:
             trial.server.kill()
-    return trial.kills, trial.verdict
+    return trial
 
 
-def figures(kills: int, verdict: Verdict) -> str:
+def figures(trial: Trial) -> str:
     """One line."""
+    verdict = trial.verdict
     return (
-        f"kills {kills} · chats {verdict.chats} · acknowledged {verdict.acknowledged} · lost {verdict.lost} · "
+        f"kills {trial.kills} · chats {verdict.chats} · acknowledged {verdict.acknowledged} · lost {verdict.lost} · "
         f"doubled {verdict.doubled} · wrong {verdict.wrong} · incomplete {verdict.incomplete} · "
-        f"worst lag {verdict.worst_lag_seconds:.2f} s · longest hold {verdict.longest_hold_seconds:.2f} s"
+        f"worst lag {verdict.worst_lag_seconds:.2f} s · longest hold {verdict.longest_hold_seconds:.2f} s · "
+        f"not ready {trial.not_ready}"
     )
 
 
@@ -51,23 +79,18 @@ def main() -> None:
     parser.add_argument("--chats", type=int, default=50)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--behind", type=float, default=1.0, help="seconds a cut reply may be behind")
+    parser.add_argument("--locked", action="store_true", help="another program holds the write lock for a while")
+    parser.add_argument("--disk-full", action="store_true", help="the disk is full for a while")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long the trouble lasts")
     given = parser.parse_args()
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        kills, verdict = asyncio.run(
-            kill_rounds(
-                Path(folder),
-                seed=given.seed,
-                kills=given.kills,
-                chats=given.chats,
-                workers=given.workers,
-                behind_seconds=given.behind,
-            )
-        )
-    for note in verdict.notes[:40]:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        has_small_disk = given.disk_full and stack.enter_context(small_disk(Path(name), size_bytes=128 * 2**20))
+        trial = asyncio.run(run(Path(name), given, has_small_disk=has_small_disk))
+    for note in trial.verdict.notes[:40]:
         print("  ", note)
-    print(f"{figures(kills, verdict)} · {time.monotonic() - started:.0f} s")
-    sys.exit(not verdict.is_good)
+    print(f"{figures(trial)} · {time.monotonic() - started:.0f} s")
+    sys.exit(not trial.verdict.is_good)
 
 
 if __name__ == "__main__":

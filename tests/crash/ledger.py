@@ -59,17 +59,20 @@ class Verdict:
 
 @dataclass(slots=True)
 class _Stored:
-    user_no: int
+    sessions: set[str] = field(default_factory=set)
     exchanges: list[tuple[str, str, str | None]] = field(default_factory=list)  # id, status, error
     replies: list[tuple[str, str]] = field(default_factory=list)  # content, status
 
 
-def judge(database: Path, chats: list[Chat], *, cut_at: float, behind_seconds: float) -> Verdict:
-    """Hold the database against the ledger; `cut_at` is when the process was killed."""
+def judge(database: Path, chats: list[Chat], *, cut_at: float, behind_seconds: float, in_trouble: bool) -> Verdict:
+    """Hold the database against the ledger; `cut_at` is when the process was killed.
+
+    In trouble, a history that is resent without an id while its session waits on the spill file begins a new session.
+    """
     verdict = Verdict(chats=len(chats))
     connection = sqlite3.connect(database, timeout=20)
     try:
-        stored = _stored(connection, [chat.name for chat in chats], verdict)
+        stored = _stored(connection, [chat.name for chat in chats], verdict, in_trouble=in_trouble)
         _judge_file(connection, verdict)
     finally:
         connection.close()
@@ -91,18 +94,22 @@ def wait_until_settled(database: Path, *, seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
-def _stored(connection: sqlite3.Connection, names: list[str], verdict: Verdict) -> dict[str, _Stored]:
+def _stored(
+    connection: sqlite3.Connection, names: list[str], verdict: Verdict, *, in_trouble: bool
+) -> dict[str, _Stored]:
     connection.execute("CREATE TEMP TABLE names (name TEXT PRIMARY KEY)")
     connection.executemany("INSERT INTO names VALUES (?)", [(name,) for name in names])
     found: dict[str, _Stored] = {}
     by_number: dict[int, _Stored] = {}
-    for number, name in connection.execute(
-        "SELECT message_no, content FROM messages JOIN names ON content = name WHERE role = 'user'"
+    for number, name, session_id in connection.execute(
+        "SELECT message_no, content, session_id FROM messages JOIN names ON content = name WHERE role = 'user'"
     ):
-        if name in found:
+        known = found.setdefault(name, _Stored())
+        if session_id in known.sessions or (known.sessions and not in_trouble):
             verdict.doubled += 1
             verdict.notes.append(f"{name}: its message is stored twice")
-        found[name] = by_number[number] = _Stored(number)
+        known.sessions.add(session_id)
+        by_number[number] = known
     for number, *exchange in connection.execute(
         """SELECT leaf_no, exchanges.exchange_id, exchanges.status, error FROM exchanges
            JOIN messages ON message_no = leaf_no JOIN names ON content = name"""
@@ -110,8 +117,9 @@ def _stored(connection: sqlite3.Connection, names: list[str], verdict: Verdict) 
         by_number[number].exchanges.append(tuple(exchange))
     for number, *reply in connection.execute(
         """SELECT reply.parent_no, reply.content, reply.status FROM messages AS said
-           JOIN names ON said.content = name JOIN messages AS reply ON reply.parent_no = said.message_no
-           WHERE said.role = 'user' AND reply.role = 'assistant'"""
+           JOIN names ON said.content = name JOIN exchanges ON leaf_no = said.message_no
+           JOIN messages AS reply ON reply.parent_no = leaf_no AND reply.exchange_id = exchanges.exchange_id
+           WHERE reply.role = 'assistant'"""
     ):
         by_number[number].replies.append(tuple(reply))
     return found

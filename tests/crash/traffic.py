@@ -23,8 +23,6 @@ from tests.fake_upstream import (
     head_bytes,
 )
 
-CONNECTION_LOST = (OSError, asyncio.IncompleteReadError)
-
 
 class Script:
     """What upstream says in each chat, made of the seed and the chat's name."""
@@ -103,6 +101,18 @@ async def talk(port: int, chat: Chat, *, cut_after: int | None = None) -> None:
         chat.ended_at = time.monotonic()
         take_reply(chat, bytes(received))
         writer.transport.abort()
+
+
+async def status_of(port: int, path: str) -> int:
+    """The status of a GET."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\n\r\n".encode())
+        line = await reader.readline()
+        writer.close()
+        return int(line.split()[1])
+    except (OSError, IndexError):
+        return 0
 
 
 def request_bytes(chat: Chat) -> bytes:
