@@ -45,6 +45,7 @@ async def run(folder: Path, given: argparse.Namespace, *, has_small_disk: bool) 
             chats=given.chats,
             workers=given.workers,
             behind_seconds=given.behind,
+            STELLARCHAT_SPILL_RESERVE_BYTES=str(given.reserve * 2**20),
         )
         await trial.start()
         try:
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--locked", action="store_true", help="another program holds the write lock for a while")
     parser.add_argument("--disk-full", action="store_true", help="the disk is full for a while")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long the trouble lasts")
+    parser.add_argument("--reserve", type=int, default=16, help="MiB held ready for the spill file")
     given = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
