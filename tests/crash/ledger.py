@@ -193,6 +193,9 @@ def _judge_cut(
         verdict.wrong += 1
         verdict.notes.append(f"{chat.name}: not a prefix of what upstream sent")
         return
+    if not text.startswith(chat.seen) and not cut_at:
+        verdict.lost += 1
+        verdict.notes.append(f"{chat.name}: its caller saw more than is stored")
     if not chat.is_streamed:
         return
     length = 0

@@ -89,7 +89,7 @@ async def talk(port: int, chat: Chat, *, cut_after: int | None = None) -> None:
         writer.write(request_bytes(chat))
         await writer.drain()
         chat.sent_at = time.monotonic()
-        while data := await reader.read(65536):
+        while data := await reader.read(65536 if cut_after is None else cut_after - len(received)):
             received += data
             if cut_after is not None and len(received) >= cut_after:
                 break
