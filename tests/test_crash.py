@@ -18,26 +18,25 @@ BEHIND_SECONDS = 30.0
 
 async def trial(folder: Path, *, workers: int, kind: str) -> Verdict:
     async with fake_upstream() as upstream:
-        trial = Trial(folder, upstream, seed=1, chats=15, workers=workers, behind_seconds=BEHIND_SECONDS)
+        trial = Trial(folder, upstream, seed=1, chats=15, workers=workers, behind_seconds=BEHIND_SECONDS, longest=40)
         await trial.start()
         try:
             if kind == "kill":
                 await trial.kill_while_chatting()
                 await trial.kill_while_starting()
-                await (trial.kill_one_worker if workers > 1 else trial.kill_while_chatting)()
+            elif kind == "kill a worker":
+                await trial.kill_one_worker()
             elif kind == "lock":
-                await trial.chat_through(lock(trial.database), seconds=4, kills=False)
-                await trial.chat_through(lock(trial.database), seconds=2, kills=True)
+                await trial.chat_through(lock(trial.database), seconds=1.5, kills=True)
             else:
-                trouble = no_growth(trial.database, lambda: trial.pids)
-                await trial.chat_through(trouble, seconds=4, kills=False)
+                await trial.chat_through(no_growth(trial.database, lambda: trial.pids), seconds=2, kills=False)
             await trial.finish()
         finally:
             trial.server.kill()
     return trial.verdict
 
 
-@pytest.mark.parametrize(("workers", "kind"), ((1, "kill"), (2, "kill"), (1, "lock"), (1, "full")))
+@pytest.mark.parametrize(("workers", "kind"), ((1, "kill"), (2, "kill a worker"), (1, "lock"), (1, "full")))
 async def test_nothing_acknowledged_is_lost(tmp_path: Path, workers: int, kind: str) -> None:
     verdict = await trial(tmp_path, workers=workers, kind=kind)
     assert verdict.is_good, verdict.notes

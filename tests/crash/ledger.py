@@ -21,6 +21,7 @@ class Chat:
     status: int | None = None
     session_id: str | None = None
     is_acknowledged: bool = False  # the caller saw the end
+    was_cut: bool = False  # its caller left on purpose
     ended_at: float | None = None  # when the caller saw the end, or the connection break
     held_seconds: float = 0.0  # from upstream's end to the caller's
 
@@ -193,7 +194,7 @@ def _judge_cut(
         verdict.wrong += 1
         verdict.notes.append(f"{chat.name}: not a prefix of what upstream sent")
         return
-    if not text.startswith(chat.seen) and not cut_at:
+    if chat.was_cut and not text.startswith(chat.seen):
         verdict.lost += 1
         verdict.notes.append(f"{chat.name}: its caller saw more than is stored")
     if not chat.is_streamed:

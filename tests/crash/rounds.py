@@ -26,9 +26,10 @@ class Trial:
         chats: int,
         workers: int,
         behind_seconds: float,
+        longest: int = 150,
         **environment: str,
     ) -> None:
-        self.script = Script(seed)
+        self.script = Script(seed, longest=longest)
         upstream.on("/v1/chat/completions", self.script.behaviour())
         self.dice = random.Random(seed)
         self.folder = folder

@@ -27,14 +27,15 @@ from tests.fake_upstream import (
 class Script:
     """What upstream says in each chat, made of the seed and the chat's name."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, longest: int = 150) -> None:
         self.seed = seed
+        self.longest = longest
         self.chats: dict[str, Chat] = {}
 
     def words(self, chat: Chat) -> list[tuple[float, str]]:
         """The reply's words, and the pause before each."""
         dice = random.Random(f"{self.seed} {chat.name}")
-        count = dice.choice((3, 10, 40, 150))
+        count = dice.choice((3, 10, 40, self.longest))
         first = dice.choice((0.0, 0.0, 0.02, 1.5))
         pause = dice.choice((0.002, 0.01, 0.03))
         return [(first if number == 0 else pause, f"{chat.name}:{number} ") for number in range(count)]
@@ -81,6 +82,7 @@ class Script:
 async def talk(port: int, chat: Chat, *, cut_after: int | None = None) -> None:
     """Send the chat and read its reply to the end, to where the connection breaks, or to a byte of the body."""
     received = bytearray()
+    chat.was_cut = cut_after is not None
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
