@@ -63,7 +63,7 @@ def test_a_replayed_finish_stores_what_the_finish_would_have(
 ) -> None:
     exchange = exchange_of()
     with transaction(connection):
-        archive.finish(connection, exchange, outcome, is_begun=False)
+        archive.finish(connection, exchange, outcome)
     other = connect(tmp_path / "other.db")
     prepare(other)
     with transaction(other):
@@ -88,6 +88,15 @@ def test_lines_replayed_twice_store_once(connection: sqlite3.Connection) -> None
     assert connection.execute("SELECT role, content FROM messages").fetchall() == [("user", "hi"), ("assistant", "yo")]
     assert connection.execute("SELECT status FROM exchanges").fetchall() == [("completed",)]
     assert connection.execute("SELECT * FROM exchange_fragments").fetchall() == []
+
+
+def test_a_finish_that_was_not_begun_replayed_twice_stores_once(connection: sqlite3.Connection) -> None:
+    line = journal.finish_line(exchange_of(), OUTCOMES[0], is_begun=False)
+    for _ in range(2):
+        with transaction(connection):
+            journal.replay(connection, line)
+    assert connection.execute("SELECT role, content FROM messages").fetchall() == [("user", "hi"), ("assistant", "yo")]
+    assert connection.execute("SELECT message_count FROM sessions").fetchall() == [(2,)]
 
 
 def test_a_fragment_comes_back_byte_for_byte(connection: sqlite3.Connection) -> None:
