@@ -99,6 +99,23 @@ def test_a_finish_that_was_not_begun_replayed_twice_stores_once(connection: sqli
     assert connection.execute("SELECT message_count FROM sessions").fetchall() == [(2,)]
 
 
+def test_a_reply_that_is_stored_after_the_request_that_resends_it_is_stored_once(
+    connection: sqlite3.Connection,
+) -> None:
+    """Two workers spill, and the one with the later turn brings its lines back first."""
+    first = exchange_of()
+    history = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    second = exchange_of(messages=[*history, {"role": "user", "content": "more"}])
+    for exchange in (second, first):
+        with transaction(connection):
+            journal.replay(connection, journal.finish_line(exchange, OUTCOMES[0], is_begun=False))
+    contents = "SELECT content FROM messages ORDER BY message_no"
+    assert connection.execute(contents).fetchall() == [("hi",), ("yo",), ("more",), ("yo",)]
+    owner = "SELECT exchange_id, choice IS NOT NULL FROM messages WHERE content = 'yo' AND depth = 1"
+    assert connection.execute(owner).fetchall() == [(first.exchange_id, 1)]
+    assert connection.execute("SELECT message_count, leaf_no FROM sessions").fetchall() == [(4, 4)]
+
+
 def test_a_fragment_comes_back_byte_for_byte(connection: sqlite3.Connection) -> None:
     exchange = exchange_of()
     with transaction(connection):
