@@ -38,7 +38,8 @@ def finish(connection: sqlite3.Connection, exchange: Exchange, outcome: Outcome)
     stored = _store_request(connection, exchange)
     columns = {**stored.columns, **outcome_columns(outcome, model=stored.columns["model"])}
     queries.insert_exchange(connection, columns)
-    _store_reply(connection, columns, stored.place, outcome, stored.tally)
+    may_be_there = not stored.tally.messages  # the request itself was
+    _store_reply(connection, columns, stored.place, outcome, stored.tally, may_be_there=may_be_there)
     _count(connection, stored)
 
 
@@ -55,7 +56,7 @@ def finish_begun(connection: sqlite3.Connection, exchange_id: str, outcome: Outc
         place = tree.below(connection, row.session_id, row.leaf_no)
     tally = tree.Tally()
     told = {**columns, "exchange_id": exchange_id, "session_id": row.session_id}
-    _store_reply(connection, told, place, outcome, tally)
+    _store_reply(connection, told, place, outcome, tally, may_be_there=True)
     queries.delete_fragments(connection, exchange_id)
     _touch(connection, row.session_id, tally)
 
@@ -167,9 +168,18 @@ def _make_session(
 
 
 def _store_reply(
-    connection: sqlite3.Connection, columns: Columns, place: tree.Place, outcome: Outcome, tally: tree.Tally
+    connection: sqlite3.Connection,
+    columns: Columns,
+    place: tree.Place,
+    outcome: Outcome,
+    tally: tree.Tally,
+    *,
+    may_be_there: bool,
 ) -> None:
-    """Store each choice that says something as a child of the request's last message; the first is the newest leaf."""
+    """Store each choice that says something as a child of the request's last message; the first is the newest leaf.
+
+    `may_be_there`: a later request may have been stored first, with this reply in its history.
+    """
     first_no = None
     tokens = columns["completion_tokens"] or 0
     for choice in outcome.reply.choices if outcome.reply else ():
@@ -177,21 +187,19 @@ def _store_reply(
             continue
         is_whole = outcome.status == "completed" or choice.finish_reason is not None
         message = _message(choice)
-        number = tree.insert(
-            connection,
-            columns["session_id"],
-            place,
-            message,
-            tally,
-            chain_hash=thread.chain_hash(place.above, message),
-            exchange_id=columns["exchange_id"],
-            tokens=tokens,
-            model=columns["model"],
-            choice=_choice_json(choice),
-            status="completed" if is_whole else "incomplete",
-        )
-        first_no = first_no or number
+        told = {
+            "chain_hash": thread.chain_hash(place.above, message),
+            "exchange_id": columns["exchange_id"],
+            "tokens": tokens,
+            "model": columns["model"],
+            "choice": _choice_json(choice),
+            "status": "completed" if is_whole else "incomplete",
+        }
         tokens = 0  # usage is of all choices together
+        if may_be_there and tree.adopt(connection, columns["session_id"], message, tally, **told):
+            continue
+        number = tree.insert(connection, columns["session_id"], place, message, tally, **told)
+        first_no = first_no or number
     tally.leaf_no = first_no or tally.leaf_no
 
 

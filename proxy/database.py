@@ -102,9 +102,10 @@ def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, cached_statements=256)
     try:
         _refuse_foreign(connection, path)
-        # Only a file without tables takes this; the space that prune frees goes back with it.
-        # https://sqlite.org/pragma.html#pragma_auto_vacuum
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        if not connection.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0]:
+            # Only a file without tables takes this; the space that prune frees goes back with it. It waits for locks.
+            # https://sqlite.org/pragma.html#pragma_auto_vacuum
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         for statement in _statements((SQL / "sqlite" / "connect.sql").read_text(encoding="utf-8")):
             connection.execute(statement).fetchall()
     except BaseException:
@@ -122,6 +123,8 @@ def prepare(connection: sqlite3.Connection) -> None:
             "run the newer StellarChat that wrote it"
         )
     for number, script in sorted(migrations.items()):
+        if _user_version(connection) >= number:
+            continue  # no lock is needed to see that: another program may hold it for long
         with transaction(connection):
             # Read under the lock: another worker may have been first.
             if _user_version(connection) < number:

@@ -468,6 +468,12 @@ def list_message_blobs(connection: sqlite3.Connection, message_no: int) -> dict[
     return dict(_all(connection, "list_message_blobs", {"message_no": message_no}))
 
 
+def adopt_reply(connection: sqlite3.Connection, columns: dict[str, Any]) -> int | None:
+    """Make the copy of a reply that a later request brought along the reply itself; its number, where there is one."""
+    row = _one(connection, "adopt_reply", columns)
+    return None if row is None else int(row[0])
+
+
 def insert_blob(connection: sqlite3.Connection, *, message_no: int, digest: str, data: str) -> None:
     """Store a large part of a message, once a database."""
     _changes(connection, "insert_blob", {"digest": digest, "data": data})

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from proxy.ids import uuid7
 from proxy.queries import list_workers_in_progress
 from proxy.settings import Settings
 from proxy.spill import Abandoned, Spill, spill_path, worker_ids
-from proxy.writer import QueueFullError, Writer, replay_lines
+from proxy.writer import QueueFullError, Writer, is_trouble, replay_lines
 
 logger = logging.getLogger(__name__)
 
 # After the grace time uvicorn cancels what is open; this is for the cancelled to say how they ended.
 _LAST_WORDS_SECONDS = 5.0
+_RECOVERY_SECONDS = 1.0
 
 
 class Live:
@@ -36,7 +36,7 @@ class Live:
         self.is_begun = False  # its request is stored, or on the way
         self.pending: list[bytes] = []  # streamed, and not written down yet
         self.sequence = 0
-        self.size = size  # bytes of the request
+        self.size = size  # bytes of the request, and of the reply so far
 
     def place(self, session: SessionRef) -> None:
         """The session it belongs to has been found."""
@@ -57,6 +57,7 @@ class Recorder:
         self._database = database
         self._live: set[Live] = set()
         self._ticking: asyncio.Task[None] | None = None
+        self._recovering: asyncio.Task[None] | None = None
         self._is_empty = asyncio.Event()
         self._is_empty.set()
         self.lost = 0  # exchanges that found no place in the queue
@@ -82,8 +83,13 @@ class Recorder:
 
     async def start(self) -> None:
         """Store what processes that are gone have left behind, then take exchanges."""
-        await self._recover()
-        self.writer.start()
+        try:
+            await self._recover()
+        except sqlite3.Error as exc:
+            if not is_trouble(exc):
+                raise
+            self._recovering = asyncio.create_task(self._recover_later(exc), name="recovery")
+        await self.writer.start()
         self._ticking = asyncio.create_task(self._tick(), name="recorder")
 
     def open(self, exchange: Exchange, *, size: int) -> Live:
@@ -93,7 +99,7 @@ class Recorder:
         self._is_empty.clear()
         return live
 
-    def finish(self, live: Live, outcome: Outcome, *, size: int = 0) -> asyncio.Future[Any] | None:
+    def finish(self, live: Live, outcome: Outcome) -> asyncio.Future[Any] | None:
         """Store the exchange with its outcome; the future says when it is on disk. None if the queue is full."""
         self._live.discard(live)
         if not self._live:
@@ -103,11 +109,16 @@ class Recorder:
             work = partial(archive.finish_begun, exchange_id=exchange.exchange_id, outcome=outcome)
         else:
             work = partial(archive.finish, exchange=exchange, outcome=outcome)
-        return self._submit(
-            work,
-            spilled=lambda: journal.finish_line(exchange, outcome, is_begun=is_begun),
-            size=live.size + size,
-        )
+        try:
+            return self.writer.submit(
+                work,
+                spilled=lambda: journal.finish_line(exchange, outcome, is_begun=is_begun),
+                size=live.size + sum(map(len, live.pending)),
+            )
+        except QueueFullError:
+            self.lost += 1
+            logger.error("the write queue is full: an exchange is not saved")
+            return None
 
     async def drain(self) -> None:
         """Wait for the open exchanges to be finished, write everything, and let go of the files."""
@@ -116,58 +127,66 @@ class Recorder:
                 await self._is_empty.wait()
         except TimeoutError:
             logger.error("%d exchanges did not end; the next start saves what they had streamed", len(self._live))
-        if self._ticking is not None:
-            self._ticking.cancel()
-            await asyncio.wait([self._ticking])
+        for task in (self._ticking, self._recovering):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         await self.writer.close()
         self._spill.close()
 
     async def _tick(self) -> None:
+        interval = self._settings.flush_interval_seconds
+        due = time.monotonic()
         while True:
-            await asyncio.sleep(self._settings.flush_interval_seconds)
+            due = max(due + interval, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
             self._write_down()
-            self.writer.release_overdue()
 
     def _write_down(self) -> None:
-        """Queue what has come since the last time: one transaction takes it all."""
-        youngest = time.monotonic() - self._settings.flush_interval_seconds / 2
+        """Queue what has come since the last time: one transaction takes it all. What finds no room waits."""
+        youngest = time.monotonic() - self._settings.flush_interval_seconds / 4
         for live in self._live:
             if live.is_placed and live.opened_at <= youngest:
-                if not live.is_begun:
+                if not live.is_begun and self.writer.has_room(live.size):
                     self._begin(live)
-                if live.pending:
+                if live.is_begun and live.pending:
                     self._append(live)
 
     def _begin(self, live: Live) -> None:
         exchange, worker_id = live.exchange, self.worker_id
-        live.is_begun = True
-        self._submit(
+        self.writer.submit(
             lambda connection: archive.begin(connection, exchange, worker_id=worker_id),
             spilled=lambda: journal.begin_line(exchange, worker_id=worker_id),
             size=live.size,
         )
+        live.is_begun = True
 
     def _append(self, live: Live) -> None:
-        data, live.pending = b"".join(live.pending), []
+        data = b"".join(live.pending)
+        if not self.writer.has_room(len(data)):
+            live.pending = [data]
+            return
         exchange_id, sequence = live.exchange.exchange_id, live.sequence
-        live.sequence += 1
-        self._submit(
+        self.writer.submit(
             lambda connection: archive.append_fragment(
                 connection, exchange_id=exchange_id, sequence=sequence, data=data
             ),
             spilled=lambda: journal.fragment_line(exchange_id=exchange_id, sequence=sequence, data=data),
             size=len(data),
         )
+        live.pending = []
+        live.sequence += 1
+        live.size += len(data)
 
-    def _submit(
-        self, work: Callable[[sqlite3.Connection], None], *, spilled: Callable[[], bytes], size: int
-    ) -> asyncio.Future[Any] | None:
-        try:
-            return self.writer.submit(work, spilled=spilled, size=size)
-        except QueueFullError:
-            self.lost += 1
-            logger.error("the write queue is full: an exchange is not saved")
-            return None
+    async def _recover_later(self, exc: BaseException) -> None:
+        """Recover when the database can be written; chats do not wait for it."""
+        while True:
+            logger.error("what processes that are gone have left cannot be stored yet: %s", exc)
+            await asyncio.sleep(_RECOVERY_SECONDS)
+            try:
+                return await self._recover()
+            except sqlite3.Error as error:
+                exc = error
 
     async def _recover(self) -> None:
         """End what processes that are gone have left: first their spill, which is newer than what is in the tables."""

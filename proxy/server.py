@@ -1,9 +1,11 @@
 """Runs the application under uvicorn: one process, or several on one socket."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -29,6 +31,8 @@ def application() -> Starlette:
     """The application of the environment's settings: what each worker process loads."""
     loaded = settings.load()
     logs.configure(loaded)
+    if loaded.workers > 1:
+        threading.Thread(target=_leave_with_supervisor, daemon=True, name="supervisor").start()
     return create_app(loaded)
 
 
@@ -70,6 +74,14 @@ def serve(loaded: Settings, listener: socket.socket, *, announce: Callable[[], N
         _Server(config, announce).run(sockets=[listener])
     else:
         _Workers(config, listener, announce).run()
+
+
+def _leave_with_supervisor() -> None:
+    """Drain when the supervisor is gone: nobody else would ever stop this worker, and it keeps the port."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Server(uvicorn.Server):
@@ -116,3 +128,5 @@ class _Workers(Multiprocess):
                 process.process.kill()
             os._exit(1)
         self.should_exit.set()
+        for listener in self.sockets:
+            listener.close()  # while it is open here, callers wait in its backlog

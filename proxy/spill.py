@@ -23,8 +23,7 @@ class Spill:
         self.count = 0  # lines in the file
         self._end = 0
         self._reserve_bytes = reserve_bytes
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file = _own(path)
         self._reserve()
 
     def append(self, lines: list[bytes]) -> None:
@@ -45,10 +44,16 @@ class Spill:
         return read_batches(self._file, self._end)
 
     def clear(self) -> None:
-        """Forget the lines: they are in the database."""
-        os.ftruncate(self._file, 0)
+        """Forget the lines: they are in the database. The reserved space stays reserved, as zero bytes."""
+        used = min(self._end, self._reserve_bytes)
         self._end = self.count = 0
-        self._reserve()
+        try:
+            os.ftruncate(self._file, self._reserve_bytes)
+            for offset in range(0, used, _BATCH_BYTES):
+                os.pwrite(self._file, bytes(min(_BATCH_BYTES, used - offset)), offset)
+            os.fsync(self._file)
+        except OSError as exc:  # lines that stay are replayed by the next start, which changes nothing
+            logger.warning("the spill file %s cannot be emptied: %s", self.path, exc.strerror)
 
     def close(self) -> None:
         """Give the lock up; an empty file goes, one with lines stays for the next start."""
@@ -66,6 +71,39 @@ class Spill:
             logger.warning("no space could be reserved for the spill file %s: %s", self.path, exc.strerror)
 
 
+def _own(path: Path) -> int:
+    """The file, made and locked. Another process that starts may find it before it is locked, and remove it."""
+    while True:
+        file = _open(path)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if _is_at(file, path):
+            _sync_folder(path.parent)
+            return file
+        os.close(file)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _sync_folder(folder: Path) -> None:
+    """A power cut must not take the file's name from it."""
+    file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    except OSError as exc:
+        logger.debug("the folder %s cannot be synced: %s", folder, exc.strerror)
+    finally:
+        os.close(file)
+
+
 def spill_path(database_path: Path, worker_id: str) -> Path:
     """Where a process spills."""
     return database_path.with_name(f"{database_path.name}-spill-{worker_id}")
@@ -78,16 +116,22 @@ def worker_ids(database_path: Path) -> list[str]:
 
 
 class Abandoned:
-    """The spill file of a process that is gone, taken over. Raises BlockingIOError if the process lives."""
+    """The spill file of a process that is gone, taken over.
+
+    Raises BlockingIOError if the process lives, or another one is just taking it over.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = _open(path)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
             os.close(self._file)
             raise
+        if not _is_at(self._file, path):
+            os.close(self._file)
+            raise BlockingIOError
 
     def batches(self) -> Iterator[list[bytes]]:
         """Its lines in order, but for a last one that was not finished."""

@@ -76,13 +76,31 @@ def _check_length(length: int, limit_bytes: int) -> None:
         raise too_large(limit_bytes)
 
 
+class Orphans:
+    """The replies that are read to their end though their caller has left: how many, and how many there may be."""
+
+    def __init__(self, *, limit: int = 0) -> None:
+        self.limit = limit
+        self.count = 0
+
+    def take(self) -> bool:
+        """Whether there is room for one more, which then counts."""
+        if self.count >= self.limit:
+            return False
+        self.count += 1
+        return True
+
+
 class Watch:
     """Notices that the caller leaves while its request is worked on, and cancels the work, or lets it finish."""
 
-    def __init__(self, receive: Receive, *, finishes: bool = False, after: asyncio.Event | None = None) -> None:
-        """`after`: somebody else still receives the request's body until then."""
+    def __init__(self, receive: Receive, *, orphans: Orphans | None = None, after: asyncio.Event | None = None) -> None:
+        """With `orphans` the work finishes where they have room. `after`: somebody else still receives the request's
+        body until then."""
         self.has_left = False
-        self.finishes = finishes
+        self.has_cancelled = False
+        self._orphans = orphans
+        self._is_orphan = False
         self._after = after
         self._receive = receive
         task = asyncio.current_task()
@@ -96,6 +114,8 @@ class Watch:
         self._start.cancel()
         if self._watching is not None:
             self._watching.cancel()
+        if self._is_orphan and self._orphans is not None:
+            self._orphans.count -= 1
 
     def _begin(self) -> None:
         self._watching = asyncio.create_task(self._notice(), name="watch")
@@ -106,7 +126,9 @@ class Watch:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.has_left = True
-        if not self.finishes:
+        self._is_orphan = self._orphans is not None and self._orphans.take()
+        if not self._is_orphan:
+            self.has_cancelled = True
             self._work.cancel()
 
 
@@ -121,6 +143,7 @@ class Recording:
         self.live = recorder.open(exchange, size=size)
         self.reply = Completion()
         self.http_status: int | None = None
+        self.saved: asyncio.Future[Any] | None = None
 
     @property
     def is_strict(self) -> bool:
@@ -135,6 +158,7 @@ class Recording:
 
     def take_whole(self, body: bytes) -> None:
         """Take a reply that is not a stream."""
+        self.live.size += len(body)
         self.reply = Completion.from_body(body)
 
     def end_streamed(self) -> asyncio.Future[Any] | None:
@@ -164,7 +188,8 @@ class Recording:
             time_to_first_token_ms=self._since_start(self._first_token),
             duration_ms=self._since_start(time.monotonic()),
         )
-        return self._recorder.finish(self.live, outcome)
+        self.saved = self._recorder.finish(self.live, outcome)
+        return self.saved
 
     def _reason(self) -> Any:
         return self.reply.error or self.reply.to_json_dict() or {"message": "Upstream's reply was not JSON."}
@@ -176,13 +201,14 @@ class Recording:
 class Tee:
     """A stream's bytes: what goes out now, and what is held until its end is on disk."""
 
-    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds_end", "_recording")
+    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds", "_recording", "has_ended")
 
     def __init__(self, recording: Recording, *, hides_usage: bool) -> None:
+        self.has_ended = False  # `[DONE]` has come: nothing is recorded after it
         self._decoder = Decoder()
         self._recording = recording
         self._hides_usage = hides_usage
-        self._holds_end = recording.is_strict
+        self._holds = recording.is_strict
         self._held = bytearray()
         self._gave_up = False
 
@@ -191,18 +217,18 @@ class Tee:
         if self._gave_up:
             return data
         recording = self._recording
-        recording.live.pending.append(data)
+        if not self.has_ended:
+            recording.live.pending.append(data)
         out = []
         for event in self._decoder.feed(data):
             content = event.data
-            if content:
+            if content and not self.has_ended:
                 recording.take(content)
-                if self._hides_usage and is_usage_only(content):
+                if is_terminator(content):
+                    self.has_ended = True
+                elif self._hides_usage and is_usage_only(content):
                     continue
-                if self._holds_end and is_terminator(content):
-                    self._held += event.raw
-                    continue
-            if self._held:
+            if self.has_ended and self._holds:
                 self._held += event.raw
             else:
                 out.append(event.raw)
@@ -210,9 +236,14 @@ class Tee:
             out.append(self._give_up())
         return out[0] if len(out) == 1 else b"".join(out)
 
+    def release(self) -> bytes:
+        """What was held; nothing is from now on."""
+        held, self._held, self._holds = bytes(self._held), bytearray(), False
+        return held
+
     def rest(self) -> bytes:
         """What is left when upstream has ended: the held end, and an event that was not finished."""
-        return b"" if self._gave_up else bytes(self._held) + self._decoder.rest
+        return b"" if self._gave_up else self.release() + self._decoder.rest
 
     def _give_up(self) -> bytes:
         """This is no event stream, or does not stop after its end: from here on it passes as it is, unrecorded."""
@@ -233,11 +264,21 @@ async def send_streamed(
             out = tee.feed(data)
             if out and not watch.has_left:
                 await send({"type": "http.response.body", "body": out, "more_body": True})
+            if tee.has_ended and recording.saved is None:
+                await _send_end(send, recording, tee, watch)
     except Failure as exc:
         await _send_cut(send, recording, failure(exc), rest=tee.rest(), headers=headers)
         return
     await committed(recording, recording.end_streamed())
     await send({"type": "http.response.body", "body": tee.rest(), "more_body": False})
+
+
+async def _send_end(send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
+    """Send `[DONE]` when the exchange is on disk, whether or not upstream ends its response after it."""
+    await committed(recording, recording.end_streamed())
+    held = tee.release()
+    if held and not watch.has_left:
+        await send({"type": "http.response.body", "body": held, "more_body": True})
 
 
 async def send_whole(response: Response, send: Send, recording: Recording, *, headers: Headers) -> None:

@@ -202,6 +202,35 @@ def insert(
     return number
 
 
+def adopt(
+    connection: sqlite3.Connection,
+    session_id: str,
+    message: dict[str, Any],
+    tally: Tally,
+    *,
+    tokens: int,
+    **told: Any,
+) -> bool:
+    """Whether a later request has stored this reply as part of its history; that copy is the reply now."""
+    columns = to_columns(message)
+    number = queries.adopt_reply(
+        connection,
+        {
+            "session_id": session_id,
+            "content": columns.content,
+            "content_form": columns.content_form,
+            "extra": columns.extra,
+            "tokens": tokens,
+            **told,
+        },
+    )
+    if number is None:
+        return False
+    _store_blobs(connection, number, columns)
+    tally.tokens += tokens
+    return True
+
+
 def _store_blobs(connection: sqlite3.Connection, message_no: int, columns: Columns) -> None:
     for digest, data in columns.blobs.items():
         queries.insert_blob(connection, message_no=message_no, digest=digest, data=data)

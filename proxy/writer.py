@@ -23,7 +23,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _BATCH_LIMIT = 1000
+# How long the writer waits for another program's lock before it spills; short, so that what streams stays on disk.
+_PATIENCE_MS = 300
+# A lock held longer than this is trouble: until then the spill alone bridges it.
+_LOCK_SECONDS = 2.0
 _RETRY_SECONDS = 0.5
+_GATHER_SECONDS = 0.02
 
 # Errors of the file, the disk or other programs, which pass; all else is wrong with one write and would not.
 # https://sqlite.org/rescode.html#primary_result_code_list
@@ -81,7 +86,12 @@ class Writer:
         self._commit_timeout_seconds = commit_timeout_seconds
         self._wanted = asyncio.Event()
         self._is_closing = False
+        self._is_closed = False
         self._task: asyncio.Task[None] | None = None
+        self._overdue: asyncio.TimerHandle | None = None
+        self._refused_since: float | None = None
+        self._retry_at = 0.0
+        self._spill_fails = False
         self.trouble: str | None = None  # why the database refuses, while it does
         self.unsaved = 0  # writes given up, or not on disk when their end was sent
         self.commits = 0
@@ -102,8 +112,10 @@ class Writer:
         """How long the oldest queued write has waited."""
         return time.monotonic() - self._queue[0].queued_at if self._queue else 0.0
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin writing."""
+        patience_ms = min(_PATIENCE_MS, round(self._commit_timeout_seconds * 500))
+        await self._database.write(lambda connection: connection.execute(f"PRAGMA busy_timeout = {patience_ms}"))
         self._task = asyncio.create_task(self._run(), name="writer")
 
     def submit(
@@ -115,13 +127,20 @@ class Writer:
     ) -> asyncio.Future[T]:
         """Queue a change. Raises QueueFullError; the future raises what `work` raises, or
         UnavailableError if the database refuses. For a write that can be spilled it says whether it is on disk."""
-        if len(self._queue) >= self._queue_limit or self._queued_bytes + size > self._queue_limit_bytes:
+        if not self.has_room(size):
             raise QueueFullError
         write = Write(work, asyncio.get_running_loop().create_future(), size, spilled)
         self._queue.append(write)
         self._queued_bytes += size
         self._wanted.set()
+        if self._overdue is None:
+            self._release_after(self._commit_timeout_seconds)
         return write.done
+
+    def has_room(self, size: int) -> bool:
+        """Whether the queue takes one more write of this size."""
+        is_full = len(self._queue) >= self._queue_limit or self._queued_bytes + size > self._queue_limit_bytes
+        return not (is_full or self._is_closed)
 
     async def settled(self) -> None:
         """Wait until what is queued now is on disk, but not longer than a chat would."""
@@ -134,27 +153,54 @@ class Writer:
         self._wanted.set()
         if self._task is not None:
             await self._task
-
-    def release_overdue(self) -> None:
-        """Let go the chats whose write has waited too long; the write itself goes on being tried."""
-        now = time.monotonic()
-        for write in self._queue:
-            if now - write.queued_at < self._commit_timeout_seconds:
-                break
-            self._give_up(write)
+        self._is_closed = True
+        if self._overdue is not None:
+            self._overdue.cancel()
 
     async def _run(self) -> None:
-        while not (self._is_closing and not self._queue):
-            if not self._queue and not self._spill.count:
-                self._wanted.clear()
-                await self._wanted.wait()
-            elif await self._drained_spill():
-                await self._write_batch()
-            else:
-                await self._spill_queue()
-                if self._is_closing:
-                    return
+        while self._queue or not self._is_closing:
+            try:
+                await self._turn()
+            except Exception:  # the writer must live: without it every chat would wait at its end
+                logger.exception("the writer failed; it goes on")
                 await asyncio.sleep(_RETRY_SECONDS)
+        if self._spill.count:
+            await self._drained_spill()
+
+    async def _turn(self) -> None:
+        if not self._queue and not self._spill.count and self._refused_since is None:
+            await self._wait_for_writes(None)
+        elif await self._drained_spill():
+            await self._write_batch()
+        else:
+            await self._spill_queue()
+            await self._wait_for_writes(max(0.0, self._retry_at - time.monotonic()))
+
+    async def _wait_for_writes(self, seconds: float | None) -> None:
+        self._wanted.clear()
+        if self._is_closing:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wanted.wait()
+        except TimeoutError:
+            return
+        if seconds is not None:
+            await asyncio.sleep(_GATHER_SECONDS)  # more at once, with one sync of the spill file
+
+    def _release_after(self, seconds: float) -> None:
+        self._overdue = asyncio.get_running_loop().call_later(seconds, self._release_overdue)
+
+    def _release_overdue(self) -> None:
+        """Let go the chats whose write has waited too long; the write itself goes on being tried."""
+        self._overdue = None
+        now = time.monotonic()
+        for write in self._queue:
+            left = write.queued_at + self._commit_timeout_seconds - now
+            if left > 0 and not write.done.done():
+                self._release_after(max(left, _GATHER_SECONDS))
+                return
+            self._give_up(write)
 
     async def _write_batch(self) -> None:
         batch = self._next_batch()
@@ -164,8 +210,9 @@ class Writer:
         try:
             results = await self._database.write(lambda connection: _apply(connection, batch))
         except sqlite3.Error as exc:
-            self._is_in_trouble(exc)
+            self._refuse(exc)
             return
+        self._accept()
         self.commits += 1
         self.commit_seconds += time.monotonic() - started
         self._take_off(len(batch))
@@ -193,56 +240,92 @@ class Writer:
 
     async def _drained_spill(self) -> bool:
         """Bring back what was spilled. False while the database still refuses."""
-        if self.trouble is not None and not await self._is_back():
-            return False
-        if not self._spill.count:
+        if self._refused_since is None and not self._spill.count:
             return True
+        if time.monotonic() < self._retry_at and not self._is_closing:
+            return False
         try:
+            await self._database.write(_probe)
             for lines in self._spill.batches():
                 await self._database.write(partial(replay_lines, lines=lines, replay=self._replay))
         except sqlite3.Error as exc:
-            self._is_in_trouble(exc)
+            self._refuse(exc)
             return False
-        logger.warning("%d spilled writes are in the database now", self._spill.count)
-        self._spill.clear()
+        if self._spill.count:
+            logger.warning("%d spilled writes are in the database now", self._spill.count)
+            await asyncio.to_thread(self._spill.clear)
+        if not self._queue:
+            self._accept()
         return True
 
-    async def _is_back(self) -> bool:
-        try:
-            await self._database.write(_probe)
-        except sqlite3.Error as exc:
-            self._is_in_trouble(exc)
-            return False
-        logger.warning("the database can be written again")
-        self.trouble = None
-        return True
+    def _accept(self) -> None:
+        """The database has taken a write."""
+        if self.trouble is not None:
+            logger.warning("the database can be written again")
+        self.trouble = self._refused_since = None
 
-    def _is_in_trouble(self, exc: sqlite3.Error) -> None:
+    def _refuse(self, exc: sqlite3.Error) -> None:
+        """The database has not taken a write; another program's lock is trouble only when it lasts."""
+        now = time.monotonic()
+        self._retry_at = now + _RETRY_SECONDS
+        self._refused_since = self._refused_since or now
+        if _is_lock(exc) and now - self._refused_since < _LOCK_SECONDS:
+            return
         if self.trouble is None:
             logger.error("the database cannot be written (%s); chats go on, what they say is spilled", exc)
         self.trouble = str(exc)
 
     async def _spill_queue(self) -> None:
-        """Put what must not be lost beside the database; refuse the rest, whose callers can try again."""
+        """Put what must not be lost beside the database."""
         batch = self._next_batch()
-        lines = [write.spilled() for write in batch if write.spilled is not None]
-        try:
-            await asyncio.to_thread(self._spill.append, lines)
-        except OSError as exc:
-            logger.error("the spill file cannot be written either (%s): %d writes wait in memory", exc, len(batch))
-            self.release_overdue()
-            if self._is_closing:
-                self._abandon()
-            return
-        self._take_off(len(batch))
-        for write in batch:
-            if write.done.done():
+        while batch:
+            lines = [self._line(write) for write in batch]
+            try:
+                await asyncio.to_thread(self._spill.append, [line for line in lines if line])
+            except OSError as exc:
+                if len(batch) == 1:
+                    self._cannot_spill(exc)
+                    return
+                batch = batch[: len(batch) // 2]  # perhaps there is room for some
                 continue
-            if write.spilled is None:
-                write.done.set_exception(UnavailableError())
-            else:
-                write.done.set_result(True)
-        logger.warning("%d writes wait on the spill file", self._spill.count)
+            self._spill_fails = False
+            kept = self._take_spilled(batch, lines)
+            batch = [] if kept else self._next_batch()
+
+    def _line(self, write: Write[Any]) -> bytes:
+        """What stands for a write on the spill file; nothing for one that cannot be spilled."""
+        if write.spilled is None:
+            return b""
+        try:
+            return write.spilled()
+        except Exception as exc:  # noqa: BLE001 - one write must not stop the others
+            self._settle(write, exc)
+            return b""
+
+    def _take_spilled(self, batch: list[Write[Any]], lines: list[bytes]) -> int:
+        """Take what is on the spill file off the queue. The rest is refused, whose callers can try again, or waits:
+        how many."""
+        waits = self.trouble is None and not self._is_closing
+        self._take_off(len(batch))
+        kept = []
+        for write, line in zip(batch, lines, strict=True):
+            if write.spilled is None and waits and not write.done.done():
+                kept.append(write)
+            elif not write.done.done():
+                if line:
+                    write.done.set_result(True)
+                else:
+                    write.done.set_exception(UnavailableError())
+        self._queue.extendleft(reversed(kept))
+        self._queued_bytes += sum(write.size for write in kept)
+        return len(kept)
+
+    def _cannot_spill(self, exc: OSError) -> None:
+        if not self._spill_fails:
+            logger.error("the spill file cannot be written either (%s): writes wait in memory", exc.strerror)
+        self._spill_fails = True
+        if self._is_closing:
+            self._abandon()
 
     def _give_up(self, write: Write[Any]) -> None:
         if write.done.done():
@@ -309,13 +392,12 @@ def is_trouble(exc: BaseException) -> bool:
     return isinstance(exc, sqlite3.Error) and getattr(exc, "sqlite_errorcode", -1) & 0xFF in _TROUBLE
 
 
+def _is_lock(exc: sqlite3.Error) -> bool:
+    return getattr(exc, "sqlite_errorcode", -1) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 def _probe(connection: sqlite3.Connection) -> None:
-    """Write a page without changing it: an empty transaction would not notice a full disk. Does not wait for locks."""
-    patience = connection.execute("PRAGMA busy_timeout").fetchone()[0]
-    connection.execute("PRAGMA busy_timeout = 50")
-    try:
-        with transaction(connection):
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            connection.execute(f"PRAGMA user_version = {version}")
-    finally:
-        connection.execute(f"PRAGMA busy_timeout = {patience}")
+    """Write a page without changing it: an empty transaction would not notice a full disk."""
+    with transaction(connection):
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        connection.execute(f"PRAGMA user_version = {version}")

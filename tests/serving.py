@@ -99,8 +99,8 @@ class ServerProcess:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, *options: str, seconds: float = 30) -> None:
-        """Start, and wait for the ready line."""
+    def spawn(self, *options: str) -> "subprocess.Popen[str]":
+        """Start, and do not wait."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "proxy", "serve", *options],
             cwd=self.folder,
@@ -113,9 +113,14 @@ class ServerProcess:
         self.url = ""
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
+        return self._process
+
+    def start(self, *options: str, seconds: float = 30) -> None:
+        """Start, and wait for the ready line."""
+        process = self.spawn(*options)
         deadline = time.monotonic() + seconds
         while not self.url:
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("the server did not start:\n" + "\n".join(self.output[-30:]))
             time.sleep(0.01)
 
@@ -133,6 +138,11 @@ class ServerProcess:
         assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
+        return self.wait(seconds=seconds)
+
+    def wait(self, *, seconds: float = 60) -> int:
+        """Wait for the end; the exit code."""
+        assert self._process is not None
         return self._process.wait(seconds)
 
     def _read(self, process: subprocess.Popen[str]) -> None:

@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-import sqlite3
-from collections.abc import Callable
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
@@ -24,6 +23,7 @@ from proxy.tee import (
     CALLER_LEFT,
     STOPPED,
     DepartedError,
+    Orphans,
     Recording,
     Watch,
     committed,
@@ -33,9 +33,10 @@ from proxy.tee import (
 )
 from proxy.upstream import Response
 
-T = TypeVar("T")
-
 logger = logging.getLogger(__name__)
+
+# The headers wait for the claim of a new session; while the database is locked they do not wait longer.
+_CLAIM_SECONDS = 0.3
 
 
 @dataclass(slots=True)
@@ -52,6 +53,9 @@ class Chat:
 class ChatCompletions:
     """An ASGI endpoint: this is the hot path, so no request object is made."""
 
+    def __init__(self) -> None:
+        self._orphans = Orphans()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Relay the chat, and record it however it ends."""
         services: Services = scope["state"]["services"]
@@ -65,7 +69,7 @@ class ChatCompletions:
         if exchange is None:
             await open_unrecorded(services, scope, receive, send, body=chat.body)
         else:
-            await _Recorded(services, chat, exchange).run(receive, send)
+            await _Recorded(services, chat, exchange, self._orphans).run(receive, send)
 
 
 def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, Any]) -> Exchange | None:
@@ -102,8 +106,10 @@ def user_for(caller: Caller, given: Headers, request: dict[str, Any]) -> str:
 class _Recorded:
     """One chat that is recorded, from its request to its end."""
 
-    def __init__(self, services: Services, chat: Chat, exchange: Exchange) -> None:
+    def __init__(self, services: Services, chat: Chat, exchange: Exchange, orphans: Orphans) -> None:
         self._services = services
+        orphans.limit = services.settings.orphan_limit
+        self._orphans = orphans if services.settings.on_disconnect == "finish" else None
         self._chat = chat
         self._exchange = exchange
         self._recording = Recording(services.recorder, exchange, size=len(chat.body))
@@ -111,7 +117,7 @@ class _Recorded:
 
     async def run(self, receive: Receive, send: Send) -> None:
         """Relay it, and end the recording on every way out."""
-        watch = Watch(receive, finishes=self._services.settings.on_disconnect == "finish")
+        watch = Watch(receive, orphans=self._orphans)
         try:
             # Upstream works already while the session is looked for.
             self._begin_search()
@@ -120,8 +126,8 @@ class _Recorded:
             await self._end("failed", exc.as_json()["error"])
             raise
         except asyncio.CancelledError:
-            await self._end("incomplete", CALLER_LEFT if watch.has_left else STOPPED)
-            if not watch.has_left:
+            await self._end("incomplete", CALLER_LEFT if watch.has_cancelled else STOPPED)
+            if not watch.has_cancelled:
                 raise
         except BaseException:
             await self._end("incomplete", STOPPED)
@@ -155,60 +161,65 @@ class _Recorded:
     def _begin_search(self) -> None:
         exchange = self._exchange
         if exchange.session.external_id is not None:
-            self._search = asyncio.create_task(self._find_named(exchange.session))
+            self._search = asyncio.create_task(self._find(self._find_named(exchange.session)))
         elif self._services.settings.stitching and thread.has_reply(exchange.messages):
-            self._search = asyncio.create_task(self._find_stitched())
+            self._search = asyncio.create_task(self._find(self._find_stitched()))
         else:
             self._recording.live.is_placed = True
 
     async def _found(self) -> None:
         """Wait until the session is known."""
         if self._search is not None:
-            await asyncio.shield(self._search)
+            await asyncio.wait([self._search])
 
     async def _end(self, status: Status, error: Any) -> None:
-        await self._found()
-        await committed(self._recording, self._recording.end(status, error=error))
-
-    async def _find_named(self, asked: SessionRef) -> None:
-        session_id = await self._look_up(partial(archive.find_named, exchange=self._exchange))
-        if session_id is None:
-            self._place(await self._claim(asked))
+        """End the recording, also where this is cancelled, and wait until it is on disk."""
+        if self._search is None or self._search.done():
+            self._recording.end(status, error=error)
         else:
-            self._place(SessionRef(session_id, asked.source))
+            self._search.add_done_callback(lambda _: self._recording.end(status, error=error))
+            await self._found()
+        await committed(self._recording, self._recording.saved)
+
+    async def _find(self, search: Coroutine[Any, Any, SessionRef]) -> None:
+        """Place the chat. One whose session is not found in time goes on; its messages find their place when stored."""
+        session = self._exchange.session
+        try:
+            async with asyncio.timeout(self._services.settings.commit_timeout_seconds):
+                session = await search
+        except Exception as exc:  # noqa: BLE001 - nothing that goes wrong with the recording may end a chat
+            logger.warning("the session of a chat could not be looked up: %r", exc)
+        self._recording.live.place(session)
+
+    async def _find_named(self, asked: SessionRef) -> SessionRef:
+        assert asked.external_id is not None
+        # No write needs to be waited for: a session that is being made is found by the claim, which queues behind it.
+        session_id = await self._services.database.read(partial(archive.find_named, exchange=self._exchange))
+        return await self._claim(asked) if session_id is None else SessionRef(session_id, asked.source)
 
     async def _claim(self, asked: SessionRef) -> SessionRef:
         """Make the session now, so that its id holds also where another worker makes it at this moment."""
         try:
-            session_id = await self._services.write(
-                partial(
-                    archive.claim_session,
-                    user_id=self._exchange.user_id,
-                    external_id=asked.external_id or "",
-                    session_id=asked.session_id,
-                    title=title_of(self._exchange.messages),
+            async with asyncio.timeout(_CLAIM_SECONDS):
+                session_id = await self._services.write(
+                    partial(
+                        archive.claim_session,
+                        user_id=self._exchange.user_id,
+                        external_id=asked.external_id or "",
+                        session_id=asked.session_id,
+                        title=title_of(self._exchange.messages),
+                    )
                 )
-            )
-        except UnavailableError:
+        except (TimeoutError, UnavailableError):
             return asked
         return SessionRef(session_id, asked.source)
 
-    async def _find_stitched(self) -> None:
+    async def _find_stitched(self) -> SessionRef:
         exchange = self._exchange
-        places = await self._look_up(partial(archive.list_stitched, exchange=exchange))
-        if places:
-            place = self._services.continued.choose(places)
-            self._place(SessionRef(place.session_id, "stitched"))
-        else:
-            self._place(exchange.session)
-
-    async def _look_up(self, query: Callable[[sqlite3.Connection], T]) -> T | None:
-        try:
-            return await self._services.read(query)
-        except sqlite3.Error as exc:
-            # A chat goes on without the database; its messages find their place when they are stored.
-            logger.warning("the session of a chat could not be looked up: %s", exc)
-            return None
-
-    def _place(self, session: SessionRef) -> None:
-        self._recording.live.place(session)
+        query = partial(archive.list_stitched, exchange=exchange)
+        # In strict mode a reply that was seen is on disk.
+        read = self._services.database.read if self._recording.is_strict else self._services.read
+        places = await read(query)
+        return (
+            SessionRef(self._services.continued.choose(places).session_id, "stitched") if places else exchange.session
+        )

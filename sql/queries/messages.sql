@@ -5,6 +5,28 @@ VALUES (:message_id, :session_id, :parent_no, :depth, :chain_hash, :exchange_id,
         :extra, :choice, :model, :tokens, :status, :metadata, :created_at)
 RETURNING message_no;
 
+-- name: adopt_reply
+-- A reply that a later request has brought along before it was stored itself: the copy becomes the reply.
+UPDATE messages
+SET exchange_id = :exchange_id,
+    content = :content,
+    content_form = :content_form,
+    extra = :extra,
+    choice = :choice,
+    model = :model,
+    tokens = :tokens,
+    status = :status
+WHERE message_no = (
+    SELECT MIN(message_no)
+    FROM messages
+    WHERE chain_hash = :chain_hash
+      AND session_id = :session_id
+      AND role = 'assistant'
+      AND choice IS NULL
+      AND exchange_id <> :exchange_id
+)
+RETURNING message_no;
+
 -- name: list_prefix
 -- Where the longest of the given prefixes of a conversation is stored, newest session first, and whether anything
 -- follows there: one probe of the index a prefix, longest first, stopping at the first that is there (a recursive query

@@ -1,0 +1,388 @@
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from proxy import ids
+from proxy.completion import Completion
+from proxy.database import Database, connect
+from proxy.exchange import Exchange, Outcome, SessionRef
+from proxy.recorder import Live, Recorder
+from proxy.settings import Settings
+from proxy.spill import worker_ids
+from tests.fake_upstream import DONE, FakeUpstream, chat_chunk, event, fake_upstream, garbage, sse, until
+from tests.serving import running_proxy, settings_for
+
+CHAT = "/v1/chat/completions"
+HELLO = [event(chat_chunk(1, {"role": "assistant", "content": ""})), event(chat_chunk(1, {"content": "Hel"}))]
+WORLD = [event(chat_chunk(1, {"content": "lo"})), event(chat_chunk(1, {}, finish_reason="stop")), DONE]
+
+
+class Caller:
+    """A caller on a socket of its own."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self.received = b""
+
+    async def read_until(self, text: bytes) -> None:
+        async with asyncio.timeout(20):
+            while text not in self.received:
+                data = await self.reader.read(65536)
+                assert data, self.received
+                self.received += data
+
+    def leave(self) -> None:
+        self.writer.transport.abort()
+
+
+@asynccontextmanager
+async def asking(url: str, text: str = "hi", *, headers: str = "", **fields: Any) -> AsyncIterator[Caller]:
+    """A chat that has been sent."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    body = orjson.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": text}], **fields})
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: proxy\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    try:
+        yield Caller(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    async with fake_upstream() as fake:
+        yield fake
+
+
+def rows(folder: Path, sql: str) -> list[tuple[Any, ...]]:
+    connection = sqlite3.connect(folder / "stellarchat.db")
+    try:
+        return connection.execute(sql).fetchall()
+    finally:
+        connection.close()
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def replies(folder: Path) -> list[tuple[Any, ...]]:
+    return rows(folder, "SELECT content, status FROM messages WHERE role = 'assistant' ORDER BY message_no")
+
+
+def statuses(folder: Path) -> list[str]:
+    return [status for (status,) in rows(folder, "SELECT status FROM exchanges ORDER BY exchange_id")]
+
+
+def spilled(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.glob("*-spill-*"))
+
+
+def lock(folder: Path) -> sqlite3.Connection:
+    connection = connect(folder / "stellarchat.db")
+    connection.execute("BEGIN IMMEDIATE")
+    return connection
+
+
+# A recorder by itself
+
+
+@asynccontextmanager
+async def recording(settings: Settings) -> AsyncIterator[Recorder]:
+    database = Database(settings.database_path)
+    await database.open()
+    recorder = Recorder(database, settings)
+    await recorder.start()
+    try:
+        yield recorder
+    finally:
+        await recorder.drain()
+        await database.close()
+
+
+async def die(recorder: Recorder) -> None:
+    """What is left of a killed process: nothing but its files, unlocked."""
+    for task in (recorder._ticking, recorder.writer._task):
+        assert task is not None
+        task.cancel()
+        await asyncio.wait([task])
+    recorder.writer._task = recorder._ticking = None
+    recorder._is_empty.set()
+    os.close(recorder._spill._file)
+    recorder._spill.close = lambda: None  # type: ignore[method-assign]
+
+
+def exchange_of(text: str) -> Exchange:
+    return Exchange(
+        user_id="u",
+        session=SessionRef(ids.uuid7(), "new"),
+        endpoint=CHAT,
+        request_id="r",
+        request={"model": "m", "messages": [{"role": "user", "content": text}]},
+    )
+
+
+def open_live(recorder: Recorder, text: str = "hi") -> Live:
+    live = recorder.open(exchange_of(text), size=10)
+    live.is_placed = True
+    return live
+
+
+async def test_what_a_killed_process_had_written_down_is_incomplete_at_the_next_start(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, flush_interval_seconds=0.05)
+    async with recording(settings) as killed:
+        live = open_live(killed)
+        live.feed(HELLO[0] + HELLO[1][:30])
+        await eventually(lambda: rows(tmp_path, "SELECT 1 FROM exchange_fragments"))
+        live.feed(HELLO[1][30:] + WORLD[0][:20])
+        await eventually(lambda: len(rows(tmp_path, "SELECT 1 FROM exchange_fragments")) == 2)
+        await die(killed)
+        async with recording(settings):
+            assert replies(tmp_path) == [("Hel", "incomplete")]
+            assert statuses(tmp_path) == ["incomplete"]
+            assert rows(tmp_path, "SELECT * FROM exchange_fragments") == []
+            assert len(worker_ids(settings.database_path)) == 1
+
+
+async def test_what_a_living_process_streams_is_not_touched_by_another_that_starts(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, flush_interval_seconds=0.05)
+    async with recording(settings) as living:
+        live = open_live(living)
+        live.feed(HELLO[0])
+        await eventually(lambda: rows(tmp_path, "SELECT 1 FROM exchange_fragments"))
+        async with recording(settings):
+            assert statuses(tmp_path) == ["in_progress"]
+        assert statuses(tmp_path) == ["in_progress"]
+        await living.finish(live, Outcome(status="completed"))  # type: ignore[misc]
+        assert statuses(tmp_path) == ["completed"]
+
+
+async def test_what_a_killed_process_had_spilled_is_stored_once_and_in_order(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, flush_interval_seconds=0.05)
+    async with recording(settings) as killed:
+        holder = lock(tmp_path)
+        ended, streaming = open_live(killed, "ended"), open_live(killed, "streaming")
+        streaming.feed(b"".join(HELLO))
+        await eventually(lambda: killed._spill.count >= 3)
+        reply = Completion.from_body(b'{"choices":[{"message":{"role":"assistant","content":"whole"}}]}')
+        saved = killed.finish(ended, Outcome(status="completed", reply=reply))
+        assert saved is not None
+        assert await saved is True
+        await die(killed)
+        holder.close()
+        for _ in range(2):  # the second start finds nothing to do
+            async with recording(settings):
+                assert sorted(replies(tmp_path)) == [("Hel", "incomplete"), ("whole", "completed")]
+                assert sorted(statuses(tmp_path)) == ["completed", "incomplete"]
+
+
+async def test_a_start_while_the_database_is_locked_serves_and_recovers_later(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, flush_interval_seconds=0.05)
+    async with recording(settings) as killed:
+        live = open_live(killed)
+        live.feed(b"".join(HELLO))
+        await eventually(lambda: rows(tmp_path, "SELECT 1 FROM exchange_fragments"))
+        await die(killed)
+        holder = lock(tmp_path)
+        async with recording(settings) as recorder:
+            assert statuses(tmp_path) == ["in_progress"]
+            saved = recorder.finish(open_live(recorder, "new"), Outcome(status="failed"))
+            assert saved is not None
+            assert await saved is True
+            holder.close()
+            await eventually(lambda: sorted(statuses(tmp_path)) == ["failed", "incomplete"])
+
+
+async def test_a_full_queue_leaves_no_gap_in_what_is_written_down(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, flush_interval_seconds=0.05, queue_limit=10)
+    async with recording(settings) as recorder:
+        lives = [open_live(recorder, str(number)) for number in range(40)]
+        for piece in [*HELLO, *WORLD]:
+            for live in lives:
+                live.feed(piece)
+            await asyncio.sleep(0.06)
+        await eventually(lambda: not any(live.pending for live in lives))
+        await eventually(lambda: not recorder.writer.waiting)
+        for live in lives:
+            fragments = rows(
+                tmp_path,
+                f"SELECT data FROM exchange_fragments WHERE exchange_id = '{live.exchange.exchange_id}' "
+                "ORDER BY sequence",
+            )
+            assert b"".join(data for (data,) in fragments) == b"".join([*HELLO, *WORLD])
+            while (saved := recorder.finish(live, Outcome(status="completed"))) is None:
+                await asyncio.sleep(0.01)
+            await saved
+    assert statuses(tmp_path) == ["completed"] * 40
+
+
+async def test_an_exchange_whose_beginning_found_no_room_is_stored_at_its_end(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, flush_interval_seconds=0.05, queue_limit_bytes=100)
+    async with recording(settings) as recorder:
+        live = recorder.open(exchange_of("hi"), size=200)
+        live.is_placed = True
+        live.opened_at -= 10
+        recorder._write_down()
+        assert not live.is_begun
+        live.size = 10
+        saved = recorder.finish(live, Outcome(status="completed"))
+        assert saved is not None
+        await saved
+    assert statuses(tmp_path) == ["completed"]
+
+
+async def test_identifiers_rise_though_the_clock_jumps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_for(tmp_path)
+    real = time.time_ns
+    async with recording(settings) as recorder:
+        for number, jump_s in enumerate((0, -3600, 86400, -86400)):
+            monkeypatch.setattr(time, "time_ns", lambda jump_s=jump_s: real() + jump_s * 10**9)
+            monkeypatch.setattr(time, "time", lambda jump_s=jump_s: real() / 10**9 + jump_s)
+            saved = recorder.finish(open_live(recorder, str(number)), Outcome(status="completed"))
+            assert saved is not None
+            await saved
+    contents = rows(tmp_path, "SELECT content FROM messages JOIN exchanges USING (exchange_id) ORDER BY exchange_id")
+    assert contents == [("0",), ("1",), ("2",), ("3",)]
+
+
+# Through the proxy
+
+
+async def test_a_reply_is_written_down_while_it_streams(tmp_path: Path, upstream: FakeUpstream) -> None:
+    gate = asyncio.Event()
+    upstream.on(CHAT, until(gate, HELLO, WORLD))
+    settings = settings_for(tmp_path, upstream_url=upstream.url, flush_interval_seconds=0.05)
+    async with running_proxy(settings) as url, asking(url) as caller:
+        await eventually(lambda: rows(tmp_path, "SELECT 1 FROM exchange_fragments"))
+        assert statuses(tmp_path) == ["in_progress"]
+        gate.set()
+        await caller.read_until(b"[DONE]")
+        assert replies(tmp_path) == [("Hello", "completed")]
+        assert rows(tmp_path, "SELECT * FROM exchange_fragments") == []
+
+
+async def test_only_done_waits_while_the_database_is_locked_whatever_it_is_packed_with(
+    tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    upstream.on(CHAT, sse([b"".join([*HELLO, *WORLD])]))
+    settings = settings_for(tmp_path, upstream_url=upstream.url, spill_reserve_bytes=0)
+    async with running_proxy(settings) as url:
+        holder = lock(tmp_path)
+        async with asking(url) as caller:
+            await caller.read_until(b'"finish_reason":"stop"')
+            assert b"[DONE]" not in caller.received
+            await caller.read_until(b"[DONE]\n\n\r\n0\r\n\r\n")
+            assert rows(tmp_path, "SELECT * FROM exchanges") == []
+            assert b'"finish"' in spilled(tmp_path)  # on disk before the end went out
+        holder.close()
+        await eventually(lambda: replies(tmp_path) == [("Hello", "completed")])
+
+
+async def test_done_does_not_wait_for_upstreams_last_chunk(tmp_path: Path, upstream: FakeUpstream) -> None:
+    gate = asyncio.Event()
+    upstream.on(CHAT, until(gate, [*HELLO, *WORLD], []))
+    async with running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url, asking(url) as caller:
+        await caller.read_until(b"[DONE]")
+        assert replies(tmp_path) == [("Hello", "completed")]
+        gate.set()
+        await caller.read_until(b"\r\n0\r\n\r\n")
+
+
+async def test_a_new_session_streams_though_the_database_is_locked(tmp_path: Path, upstream: FakeUpstream) -> None:
+    gate = asyncio.Event()
+    upstream.on(CHAT, until(gate, HELLO, WORLD))
+    async with running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url:
+        holder = lock(tmp_path)
+        async with asking(url, headers="X-Session-Id: mine\r\n") as caller:
+            await caller.read_until(b"Hel")
+            gate.set()
+            await caller.read_until(b"[DONE]")
+        holder.close()
+        await eventually(lambda: replies(tmp_path) == [("Hello", "completed")])
+    assert rows(tmp_path, "SELECT external_id FROM sessions") == [("mine",)]
+
+
+async def test_a_caller_who_leaves_is_saved_with_what_had_come_and_upstream_is_left(
+    tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    upstream.on(CHAT, until(asyncio.Event(), HELLO, WORLD))
+    async with running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url:
+        async with asking(url) as caller:
+            await caller.read_until(b"Hel")
+        await eventually(lambda: replies(tmp_path) == [("Hel", "incomplete")])
+        await upstream.until(lambda: upstream.calls[0].left)
+    assert "caller_disconnected" in rows(tmp_path, "SELECT error FROM exchanges")[0][0]
+
+
+async def test_a_caller_who_leaves_while_its_session_is_looked_for_is_saved(
+    tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    upstream.on(CHAT, garbage())
+    async with running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url:
+        holder = lock(tmp_path)
+        async with asking(url, headers="X-Session-Id: mine\r\n"):
+            await upstream.until(lambda: upstream.calls)
+            await asyncio.sleep(0.1)
+        holder.close()
+        await eventually(lambda: statuses(tmp_path) == ["failed"])
+
+
+async def test_an_upstream_that_dies_leaves_an_incomplete_reply_and_no_done(
+    tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    upstream.on(CHAT, sse([*HELLO, *WORLD], die_after=3, reset=True))
+    async with running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url, asking(url) as caller:
+        await caller.read_until(b'"code":"upstream_disconnected"')
+        assert await caller.reader.read() in (b"", b"\r\n")
+        assert b"[DONE]" not in caller.received
+        assert replies(tmp_path) == [("Hello", "incomplete")]
+
+
+async def test_garbage_is_a_502_and_a_failed_exchange(tmp_path: Path, upstream: FakeUpstream) -> None:
+    upstream.on(CHAT, garbage())
+    async with running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url, asking(url) as caller:
+        await caller.read_until(b"upstream_protocol_error")
+        assert caller.received.startswith(b"HTTP/1.1 502")
+        assert statuses(tmp_path) == ["failed"]
+
+
+async def test_a_reply_is_read_to_its_end_for_a_caller_who_left(tmp_path: Path, upstream: FakeUpstream) -> None:
+    gate = asyncio.Event()
+    upstream.on(CHAT, until(gate, HELLO, WORLD))
+    settings = settings_for(tmp_path, upstream_url=upstream.url, on_disconnect="finish")
+    async with running_proxy(settings) as url:
+        async with asking(url) as caller:
+            await caller.read_until(b"Hel")
+        await asyncio.sleep(0.2)  # long enough to be noticed; the test does not depend on it
+        gate.set()
+        await eventually(lambda: replies(tmp_path) == [("Hello", "completed")])
+
+
+async def test_no_more_replies_are_orphans_than_the_limit_allows(tmp_path: Path, upstream: FakeUpstream) -> None:
+    gate = asyncio.Event()
+    upstream.on(CHAT, until(gate, HELLO, WORLD))
+    settings = settings_for(tmp_path, upstream_url=upstream.url, on_disconnect="finish", orphan_limit=2)
+    async with running_proxy(settings) as url:
+        callers = [asking(url, str(number)) for number in range(5)]
+        opened = [await each.__aenter__() for each in callers]
+        for caller in opened:
+            await caller.read_until(b"Hel")
+        for each in callers:
+            await each.__aexit__(None, None, None)
+        await eventually(lambda: statuses(tmp_path).count("incomplete") == 3)
+        gate.set()
+        await eventually(lambda: statuses(tmp_path).count("completed") == 2)
+        async with asking(url, "again") as caller:  # there is room again
+            await caller.read_until(b"Hel")
+        await eventually(lambda: statuses(tmp_path).count("completed") == 3)
+    assert statuses(tmp_path).count("incomplete") == 3

@@ -1,0 +1,261 @@
+import asyncio
+import resource
+import signal
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.database import Database, connect
+from proxy.errors import UnavailableError
+from proxy.spill import Spill
+from proxy.writer import QueueFullError, Writer
+
+
+@asynccontextmanager
+async def writing(
+    folder: Path,
+    *,
+    queue_limit: int = 10_000,
+    queue_limit_bytes: int = 2**20,
+    commit_timeout_seconds: float = 5.0,
+    reserve_bytes: int = 65536,
+) -> AsyncIterator[Writer]:
+    """A writer on a table of names; a spilled line is a name."""
+    database = Database(folder / "x.db")
+    await database.open()
+    await database.write(lambda connection: connection.execute("CREATE TABLE IF NOT EXISTS names (name UNIQUE)"))
+    spill = Spill(folder / "spill", reserve_bytes=reserve_bytes)
+    writer = Writer(
+        database,
+        spill,
+        replay=lambda connection, line: insert(line.decode())(connection),
+        queue_limit=queue_limit,
+        queue_limit_bytes=queue_limit_bytes,
+        commit_timeout_seconds=commit_timeout_seconds,
+    )
+    await writer.start()
+    try:
+        yield writer
+    finally:
+        await writer.close()
+        spill.close()
+        await database.close()
+
+
+def insert(name: str) -> Callable[[sqlite3.Connection], None]:
+    def work(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO names VALUES (?)", (name,))
+
+    return work
+
+
+def record(writer: Writer, name: str, *, size: int = 1) -> asyncio.Future[Any]:
+    """A write that must not be lost."""
+    return writer.submit(insert(name), spilled=lambda: name.encode(), size=size)
+
+
+def names(folder: Path) -> list[str]:
+    connection = sqlite3.connect(folder / "x.db")
+    try:
+        return [name for (name,) in connection.execute("SELECT name FROM names ORDER BY rowid")]
+    finally:
+        connection.close()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Another program holds the write lock."""
+    connection = connect(folder / "x.db")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+@contextmanager
+def no_growth(*, limit: int) -> Iterator[None]:
+    """No file of this process grows beyond `limit` bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_what_gathers_while_a_commit_runs_is_one_transaction(tmp_path: Path) -> None:
+    async with writing(tmp_path) as writer:
+        await asyncio.gather(*(record(writer, str(number)) for number in range(500)))
+        assert writer.commits <= 2
+    assert names(tmp_path) == [str(number) for number in range(500)]
+
+
+async def test_a_write_that_is_done_is_seen_by_another_connection(tmp_path: Path) -> None:
+    async with writing(tmp_path) as writer:
+        for number in range(20):
+            await record(writer, str(number))
+            assert names(tmp_path)[-1] == str(number)
+
+
+async def test_one_write_that_cannot_be_done_does_not_take_the_others_with_it(tmp_path: Path) -> None:
+    async with writing(tmp_path) as writer:
+        await record(writer, "a")
+        good, bad, other = record(writer, "b"), writer.submit(insert("a")), record(writer, "c")
+        await asyncio.gather(good, other)
+        with pytest.raises(sqlite3.IntegrityError):
+            await bad
+        assert await record(writer, "a") is False  # nothing else can be done about it than to say so
+        assert writer.unsaved == 1
+    assert names(tmp_path) == ["a", "b", "c"]
+
+
+async def test_while_the_database_is_locked_writes_are_on_the_spill_file_and_come_back_in_order(tmp_path: Path) -> None:
+    async with writing(tmp_path) as writer:
+        with locked(tmp_path):
+            for number in range(10):
+                assert await record(writer, str(number)) is True
+            assert writer.waiting == 10
+            assert names(tmp_path) == []
+        last = record(writer, "last")
+        await until(lambda: not writer.waiting)
+        assert await last in (None, True)
+        assert writer.unsaved == 0
+    assert names(tmp_path) == [*map(str, range(10)), "last"]
+
+
+async def test_a_short_lock_is_no_trouble_and_refuses_nobody(tmp_path: Path) -> None:
+    async with writing(tmp_path) as writer:
+        with locked(tmp_path):
+            refusable = writer.submit(insert("a"))
+            assert await record(writer, "b") is True
+            assert writer.trouble is None
+            assert not refusable.done()
+        await refusable
+    assert sorted(names(tmp_path)) == ["a", "b"]
+
+
+async def test_a_long_lock_is_trouble_until_it_is_over_without_anyone_writing(tmp_path: Path) -> None:
+    async with writing(tmp_path) as writer:
+        with locked(tmp_path):
+            with pytest.raises(UnavailableError):
+                await writer.submit(insert("a"))
+            assert writer.trouble == "database is locked"
+        await until(lambda: writer.trouble is None)
+    assert names(tmp_path) == []
+
+
+async def test_a_full_disk_is_trouble_and_the_reserved_space_takes_the_writes(tmp_path: Path) -> None:
+    async with writing(tmp_path, reserve_bytes=2**20) as writer:
+        await record(writer, "before")
+        with no_growth(limit=(tmp_path / "x.db-wal").stat().st_size):
+            # Within the limit the spill file is all there is: every page of the log is new.
+            assert await record(writer, "during " + "x" * 4000) is True
+            assert writer.trouble is not None
+            assert writer.waiting == 1
+        await until(lambda: writer.trouble is None)
+    assert [name.split(" ")[0] for name in names(tmp_path)] == ["before", "during"]
+
+
+async def test_without_database_and_spill_the_end_goes_out_after_the_timeout_and_the_write_is_still_tried(
+    tmp_path: Path,
+) -> None:
+    async with writing(tmp_path, commit_timeout_seconds=0.2, reserve_bytes=0) as writer:
+        with locked(tmp_path), no_growth(limit=0):
+            assert await record(writer, "a") is False
+            assert writer.unsaved == 1
+            assert writer.waiting == 1
+        await until(lambda: not writer.waiting)
+    assert names(tmp_path) == ["a"]
+
+
+async def test_a_spill_with_room_for_some_takes_those(tmp_path: Path) -> None:
+    async with writing(tmp_path, commit_timeout_seconds=2, reserve_bytes=0) as writer:
+        with locked(tmp_path), no_growth(limit=2000):
+            saved = [record(writer, f"{number} " + "x" * 900) for number in range(4)]
+            assert await asyncio.gather(*saved) == [True, True, False, False]
+        await until(lambda: not writer.waiting)
+    assert [name[0] for name in names(tmp_path)] == ["0", "1", "2", "3"]
+
+
+async def test_a_write_that_cannot_be_spelled_out_does_not_stop_the_others(tmp_path: Path) -> None:
+    def broken() -> bytes:
+        raise ValueError("no line for this")
+
+    async with writing(tmp_path) as writer:
+        with locked(tmp_path):
+            lost: asyncio.Future[Any] = writer.submit(insert("a"), spilled=broken)
+            assert await lost is False
+            assert await record(writer, "b") is True
+        await until(lambda: not writer.waiting)
+        assert writer.unsaved == 1
+    assert names(tmp_path) == ["b"]
+
+
+async def test_a_full_queue_refuses_by_count_and_by_size(tmp_path: Path) -> None:
+    async with writing(tmp_path, queue_limit=2, queue_limit_bytes=100) as writer:
+        saved = [record(writer, "a", size=60)]
+        with pytest.raises(QueueFullError):
+            record(writer, "too large", size=60)
+        saved.append(record(writer, "b"))
+        with pytest.raises(QueueFullError):
+            record(writer, "too many")
+        await asyncio.gather(*saved)
+        assert writer.queued_bytes == 0
+    assert names(tmp_path) == ["a", "b"]
+
+
+async def test_closing_spills_all_that_the_database_does_not_take(tmp_path: Path) -> None:
+    count = 2500  # more than one batch
+    with locked_later(tmp_path) as lock:
+        async with writing(tmp_path, reserve_bytes=0) as writer:
+            lock()
+            saved = [record(writer, str(number)) for number in range(count)]
+            refused = writer.submit(insert("refused"))
+        assert await asyncio.gather(*saved) == [True] * count
+        with pytest.raises(UnavailableError):
+            await refused
+    assert (tmp_path / "spill").read_bytes().count(b"\n") == count
+
+
+async def test_closing_without_database_and_spill_says_what_is_lost_and_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with locked_later(tmp_path) as lock:
+        async with writing(tmp_path, reserve_bytes=0) as writer:
+            lock()
+            with no_growth(limit=0):
+                saved = record(writer, "a")
+                await writer.close()
+            assert await saved is False
+            with pytest.raises(QueueFullError):
+                record(writer, "too late")
+    assert "1 writes are lost" in caplog.text
+
+
+@contextmanager
+def locked_later(folder: Path) -> Iterator[Callable[[], None]]:
+    """What takes the write lock when it is called, and keeps it to the end of the block."""
+    held: list[sqlite3.Connection] = []
+
+    def lock() -> None:
+        held.append(connect(folder / "x.db"))
+        held[0].execute("BEGIN IMMEDIATE")
+
+    try:
+        yield lock
+    finally:
+        for connection in held:
+            connection.close()
