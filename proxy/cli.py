@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from proxy import logs, queries, settings
-from proxy.commands.keys import keys
+from proxy.commands import COMMANDS
 from proxy.database import Database
 from proxy.errors import ConfigurationError
 from proxy.settings import Settings
@@ -58,7 +58,8 @@ def main() -> None:
     _run(cli)
 
 
-cli.add_command(keys)
+for each_command in COMMANDS:
+    cli.add_command(each_command)
 
 
 def _run(command: Callable[[], None]) -> None:

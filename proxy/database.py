@@ -116,10 +116,9 @@ def connect(path: Path) -> sqlite3.Connection:
 def prepare(connection: sqlite3.Connection) -> None:
     """Apply the migrations the file does not have yet, each in one transaction. Refuses a file of a newer program."""
     migrations = _migrations()
-    newest = max(migrations)
-    if _user_version(connection) > newest:
+    if _user_version(connection) > newest_schema():
         raise ConfigurationError(
-            f"the database has schema {_user_version(connection)}, this program knows up to {newest}: "
+            f"the database has schema {_user_version(connection)}, this program knows up to {newest_schema()}: "
             "run the newer StellarChat that wrote it"
         )
     for number, script in sorted(migrations.items()):
@@ -127,6 +126,11 @@ def prepare(connection: sqlite3.Connection) -> None:
             # Read under the lock: another worker may have been first.
             if _user_version(connection) < number:
                 _migrate(connection, number=number, script=script)
+
+
+def newest_schema() -> int:
+    """The schema this program brings a database to."""
+    return max(_migrations())
 
 
 class transaction:  # noqa: N801 - reads as `with transaction(connection):`

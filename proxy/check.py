@@ -1,0 +1,107 @@
+"""Whether a database is whole: SQLite's own checks, and that what is counted and linked is so."""
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxy.database import APPLICATION_ID, newest_schema
+from proxy.queries import QUERIES
+from proxy.spill import Abandoned, spill_path, worker_ids
+
+# How many of a kind are named one by one.
+_NAMED = 5
+
+_LISTS = {
+    "list_miscounted_users": "users with a wrong count of sessions",
+    "list_miscounted_sessions": "sessions with wrong counts, or a newest message that is not theirs",
+    "list_misplaced_messages": "messages in the wrong place of their tree",
+    "list_misplaced_exchanges": "exchanges that do not belong to their session",
+    "list_stray_fragments": "replies that have ended and left pieces behind",
+    "list_stray_blobs": "images and files that no message has",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong, in one line, and what it is about."""
+
+    kind: str
+    message: str
+    count: int
+    examples: tuple[str, ...] = ()
+
+
+Step = Callable[[sqlite3.Connection], Iterator[Problem]]
+
+
+def steps(path: Path) -> list[tuple[str, Step]]:
+    """What is checked, each with its name, in order. Each step yields the problems it finds."""
+    return [
+        ("schema", find_foreign_schema),
+        ("file", find_damage),
+        ("links", find_broken_links),
+        *((name, _lister(name, message)) for name, message in _LISTS.items()),
+        ("unfinished", lambda connection: _find_orphans(connection, path)),
+    ]
+
+
+def find_foreign_schema(connection: sqlite3.Connection) -> Iterator[Problem]:
+    """Not a StellarChat database, or one of a newer program."""
+    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application_id != APPLICATION_ID:
+        yield Problem("schema", "this is not a StellarChat database", 1)
+    elif version > newest_schema():
+        yield Problem("schema", f"its schema {version} is newer than this program's {newest_schema()}", 1)
+
+
+def find_damage(connection: sqlite3.Connection) -> Iterator[Problem]:
+    """What SQLite finds wrong with the file. https://sqlite.org/pragma.html#pragma_integrity_check"""
+    try:
+        lines = [row[0] for row in connection.execute("PRAGMA integrity_check(20)")]
+    except sqlite3.DatabaseError as exc:
+        lines = [str(exc)]
+    if lines != ["ok"]:
+        yield _problem("file", "the file is damaged", lines)
+
+
+def find_broken_links(connection: sqlite3.Connection) -> Iterator[Problem]:
+    """Rows that refer to rows that are not there."""
+    rows = [f"{row[0]} {row[1]} → {row[2]}" for row in connection.execute("PRAGMA foreign_key_check")]
+    if rows:
+        yield _problem("links", "rows that refer to what is not there", rows)
+
+
+def living_workers(path: Path) -> set[str]:
+    """The processes that serve the database now: each holds the lock of its spill file."""
+    living = set()
+    for worker_id in worker_ids(path):
+        try:
+            Abandoned(spill_path(path, worker_id)).close(remove=False)
+        except BlockingIOError:
+            living.add(worker_id)
+    return living
+
+
+def _lister(name: str, message: str) -> Step:
+    def find(connection: sqlite3.Connection) -> Iterator[Problem]:
+        found = [row[0] for row in connection.execute(QUERIES[name])]
+        if found:
+            yield _problem(name.removeprefix("list_"), message, found)
+
+    return find
+
+
+def _find_orphans(connection: sqlite3.Connection, path: Path) -> Iterator[Problem]:
+    living = living_workers(path)
+    rows = connection.execute(QUERIES["list_exchanges_of_workers"]).fetchall()
+    orphans = [exchange_id for exchange_id, worker_id in rows if worker_id not in living]
+    if orphans:
+        yield _problem(
+            "unfinished", "exchanges in progress that no process works on: the next start ends them", orphans
+        )
+
+
+def _problem(kind: str, message: str, found: Sequence[str]) -> Problem:
+    return Problem(kind, message, len(found), tuple(found[:_NAMED]))

@@ -1,0 +1,52 @@
+"""`stellarchat check`."""
+
+import sqlite3
+import sys
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+import orjson
+
+from proxy import check
+from proxy.check import Problem
+from proxy.commands.console import database_path, says_errors, shown_progress
+from proxy.database import connect
+from proxy.errors import ConfigurationError
+
+
+@click.command("check")
+@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
+@says_errors
+def check_command(*, as_json: bool) -> None:
+    """Check the database, also while it is served. Exit code 1 when something is wrong."""
+    path = database_path()
+    problems = _find_problems(path)
+    if as_json:
+        content = {"database": str(path), "ok": not problems, "problems": [asdict(each) for each in problems]}
+        click.echo(orjson.dumps(content).decode())
+    elif problems:
+        for problem in problems:
+            click.echo(f"{problem.message} ({problem.count}): {', '.join(problem.examples)}".rstrip(": "))
+    else:
+        click.echo(f"{path}: nothing is wrong")
+    if problems:
+        sys.exit(1)
+
+
+def _find_problems(path: Path) -> list[Problem]:
+    problems: list[Problem] = []
+    steps = check.steps(path)
+    try:
+        with closing(connect(path)) as connection, shown_progress("check") as show:
+            connection.execute("BEGIN")  # one snapshot for all, however much is saved meanwhile
+            for done, (name, find) in enumerate(steps):
+                show(done, len(steps))
+                problems += find(connection)
+                if name in ("schema", "file") and problems:
+                    break  # what follows would only say the same in other words
+            show(len(steps), len(steps))
+    except sqlite3.Error as exc:
+        raise ConfigurationError(f"{path} cannot be read: {exc}") from exc
+    return problems

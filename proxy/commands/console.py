@@ -1,0 +1,52 @@
+"""What the commands share: how an error is said, and how progress is shown."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ParamSpec
+
+import click
+
+from proxy import settings
+from proxy.errors import ConfigurationError
+
+P = ParamSpec("P")
+
+
+def says_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """A ConfigurationError is one line on stderr, and exit code 2."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except ConfigurationError as exc:
+            click.echo(f"stellarchat: {exc}", err=True)
+            sys.exit(2)
+
+    return run
+
+
+def database_path() -> Path:
+    """The database of the environment's settings, which is there. Raises ConfigurationError."""
+    path = settings.load().database_path
+    if not path.is_file():
+        raise ConfigurationError(f"there is no database {path}; DATABASE_URL names another")
+    return path
+
+
+@contextmanager
+def shown_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that takes what is done and what there is in all: a bar on a terminal, nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    with click.progressbar(length=0, label=label, file=sys.stderr) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(done - bar.pos)
+
+        yield show

@@ -1,0 +1,118 @@
+"""A database with something of every kind in it, stored the way the recorder stores it."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from proxy import archive, jsontext
+from proxy.completion import Completion
+from proxy.database import connect, prepare, transaction
+from proxy.exchange import Exchange, Outcome, SessionRef, Status
+from proxy.ids import uuid7
+
+IMAGE = "data:image/png;base64," + "iVBORw0KGgo" * 400
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """The database, made and migrated where needed."""
+    with closing(connect(path)) as connection:
+        prepare(connection)
+        yield connection
+
+
+def exchange(messages: list[dict[str, Any]], *, user_id: str = "ann", session_id: str = "", **body: Any) -> Exchange:
+    """A chat request of a session, new where none is named."""
+    return Exchange(
+        user_id=user_id,
+        session=SessionRef(session_id or uuid7(), "new"),
+        endpoint="/v1/chat/completions",
+        request_id=uuid7(),
+        request={"model": "m", "messages": messages, **body},
+    )
+
+
+def outcome(*choices: dict[str, Any], status: Status = "completed", error: Any = None, **keys: Any) -> Outcome:
+    """A reply with these choices."""
+    reply = {"id": f"chatcmpl-{uuid7()}", "model": "m", "choices": list(choices), **keys}
+    whole = Completion.from_body(jsontext.dumps(reply).encode())
+    return Outcome(status=status, http_status=200, reply=whole, error=error, duration_ms=12, time_to_first_token_ms=3)
+
+
+def choice(content: Any, *, index: int = 0, finish_reason: str | None = "stop", **message: Any) -> dict[str, Any]:
+    """One choice of a reply."""
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": content, **message},
+        "finish_reason": finish_reason,
+    }
+
+
+def user(content: Any) -> dict[str, Any]:
+    """A message of the user's."""
+    return {"role": "user", "content": content}
+
+
+def assistant(content: Any, **message: Any) -> dict[str, Any]:
+    """A message of the model's."""
+    return {"role": "assistant", "content": content, **message}
+
+
+def chat(connection: sqlite3.Connection, asked: Exchange, replied: Outcome) -> str:
+    """Store a whole exchange; its session."""
+    with transaction(connection):
+        archive.finish(connection, asked, replied, is_begun=False)
+    return asked.session.session_id
+
+
+def say(connection: sqlite3.Connection, text: str, *, user_id: str = "ann", reply: str = "yes") -> str:
+    """Store a chat of one turn in a session of its own."""
+    return chat(connection, exchange([user(text)], user_id=user_id), outcome(choice(reply)))
+
+
+def fill(connection: sqlite3.Connection) -> None:
+    """Every kind of message, branches, images, errors and unfinished replies."""
+    system = {"role": "system", "content": "Be brief."}
+    first = user("Hello 世界 😀")
+    usage = {
+        "prompt_tokens": 5,
+        "completion_tokens": 7,
+        "total_tokens": 12,
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    }
+    session_id = chat(
+        connection,
+        exchange([system, first], temperature=0.5, metadata={"a": "b"}),
+        outcome(choice("Hi", reasoning="think"), usage=usage, system_fingerprint="f", created=1),
+    )
+    again = exchange([{"role": "developer", "content": "now"}, first], session_id=session_id)
+    chat(connection, again, outcome(choice("Hey", index=0), choice("Ho", index=1, finish_reason="length")))
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    turns = [system, first, assistant("Hi"), user([{"type": "text", "text": "look"}, _image()])]
+    chat(connection, exchange(turns, session_id=session_id), outcome(choice(None, tool_calls=[call])))
+    turns += [assistant(None, tool_calls=[call]), {"role": "tool", "tool_call_id": "c1", "content": "42"}]
+    chat(connection, exchange(turns, session_id=session_id), outcome(choice("done", finish_reason=None)))
+    cut = outcome(choice("half a", finish_reason=None), status="incomplete", error={"message": "left"})
+    chat(connection, exchange([user("cut")], user_id="bo"), cut)
+    failed = Outcome(status="failed", http_status=429, error={"message": "slow down", "code": 429})
+    chat(connection, exchange([user("fails"), {"role": "function", "name": "f", "content": "1"}]), failed)
+    chat(connection, exchange([user([_image()])], user_id="bo"), outcome(choice("a picture", finish_reason="stop")))
+    chat(connection, exchange([user("odd \ud800"), user({"not": "usual"})]), outcome(choice({"x": [1]})))
+    _claim_and_post(connection)
+
+
+def _claim_and_post(connection: sqlite3.Connection) -> None:
+    with transaction(connection):
+        archive.claim_session(
+            connection, user_id="bo", external_id="my-chat", session_id=uuid7(), title="By its own name"
+        )
+        open_exchange = exchange([user("and now")], user_id="bo")
+        archive.begin(connection, open_exchange, worker_id="gone")
+        data = b'data: {"choices":[{"index":0,"delta":{"content":"so f"}}]}\n\n'
+        archive.append_fragment(connection, exchange_id=open_exchange.exchange_id, sequence=0, data=data)
+
+
+def _image() -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": IMAGE, "detail": "low"}}

@@ -1,0 +1,101 @@
+"""`stellarchat check`: what it finds and what it leaves alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from proxy import archive, check
+from proxy.check import Problem
+from proxy.cli import cli
+from proxy.spill import Spill, spill_path
+from tests.stored import fill, opened, say
+
+
+def problems_of(path: Path) -> list[Problem]:
+    with opened(path) as connection:
+        return [problem for _, find in check.steps(path) for problem in find(connection)]
+
+
+def run(path: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(cli, list(arguments), env={"DATABASE_URL": f"sqlite:///{path}"})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        fill(connection)
+        archive.recover(connection, "gone")
+    return path
+
+
+def test_a_database_with_everything_in_it_is_whole(path: Path) -> None:
+    assert problems_of(path) == []
+    result = run(path, "check")
+    assert (result.exit_code, result.output) == (0, f"{path}: nothing is wrong\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    (
+        ("UPDATE users SET session_count = session_count + 1", "miscounted_users"),
+        ("UPDATE sessions SET message_count = 99", "miscounted_sessions"),
+        ("UPDATE sessions SET tokens = tokens + 1", "miscounted_sessions"),
+        ("UPDATE sessions SET leaf_no = 9999 WHERE leaf_no IS NOT NULL", "miscounted_sessions"),
+        ("UPDATE messages SET depth = 7", "misplaced_messages"),
+        ("UPDATE exchanges SET user_id = 'eve'", "misplaced_exchanges"),
+        ("UPDATE exchanges SET leaf_no = 9999", "misplaced_exchanges"),
+        ("INSERT INTO blobs VALUES ('x', 'y')", "stray_blobs"),
+        (
+            "INSERT INTO exchange_fragments SELECT exchange_id, 0, x'' FROM exchanges LIMIT 1",
+            "stray_fragments",
+        ),
+        ("PRAGMA foreign_keys = OFF; UPDATE messages SET session_id = 'none'", "links"),
+        ("UPDATE exchanges SET status = 'in_progress', worker_id = 'dead'", "unfinished"),
+        ("PRAGMA user_version = 9999", "schema"),
+        ("PRAGMA writable_schema = ON; UPDATE sqlite_schema SET rootpage = 3 WHERE name = 'blobs'", "file"),
+    ),
+)
+def test_what_is_wrong_is_found(path: Path, change: str, kind: str) -> None:
+    with opened(path) as connection:
+        for statement in change.split(";"):
+            connection.execute(statement)
+    result = run(path, "check", "--json")
+    report: dict[str, Any] = json.loads(result.output)
+    assert result.exit_code == 1
+    assert kind in {problem["kind"] for problem in report["problems"]}
+
+
+def test_what_a_living_process_streams_is_no_orphan(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        fill(connection)
+    assert [problem.kind for problem in problems_of(path)] == ["unfinished"]
+    spill = Spill(spill_path(path, "gone"), reserve_bytes=0)
+    try:
+        assert problems_of(path) == []
+    finally:
+        spill.close()
+
+
+def test_a_damaged_file_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        for number in range(200):
+            say(connection, f"message {number} " * 20)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    content = bytearray(path.read_bytes())
+    content[40 * 4096 : 60 * 4096] = b"\xff" * (20 * 4096)
+    path.write_bytes(content)
+    result = run(path, "check")
+    assert result.exit_code == 1
+    assert "the file is damaged" in result.output
+
+
+def test_no_database_is_one_line(tmp_path: Path) -> None:
+    result = run(tmp_path / "none.db", "check")
+    assert result.exit_code == 2
+    assert "there is no database" in result.output
