@@ -34,7 +34,7 @@ def backup(source: Path, target: Path, *, progress: Progress, overwrites: bool =
     with _replacing(target) as partial:
         with closing(connect(source)) as connection:
             connection.execute("BEGIN")
-            connection.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
+            connection.execute("PRAGMA user_version").fetchone()
             _copy(connection, partial, progress)
         _refuse_unusable(partial, name=str(target))
 

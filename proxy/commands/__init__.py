@@ -2,11 +2,13 @@
 
 import click
 
-from proxy.commands import backup, check, keys
+from proxy.commands import backup, check, export, keys
 
 COMMANDS: tuple[click.Command, ...] = (
     backup.backup_command,
     backup.restore_command,
     check.check_command,
+    export.export_command,
+    export.import_command,
     keys.keys,
 )

@@ -1,0 +1,83 @@
+"""`stellarchat export` and `import`."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
+from typing import BinaryIO
+
+import click
+import orjson
+
+from proxy import export, imports, queries, settings
+from proxy.commands.console import database_path, says_errors, shown_progress
+from proxy.database import connect, prepare
+from proxy.errors import ConfigurationError
+from proxy.export import FORMATS, Format, Scope
+from proxy.imports import Imported
+
+
+@click.command("export")
+@click.argument("file", type=click.File("wb", lazy=True), default="-")
+@click.option("--user", "user_id", help="Only this user's sessions.")
+@click.option("--session", "session_id", help="Only this session, by its own id or its client's.")
+@click.option("--format", "format_", type=click.Choice(FORMATS), default="jsonl", show_default=True)
+@click.option("--completed-only", is_flag=True, help="openai: only branches that end in a whole reply.")
+@says_errors
+def export_command(
+    *, file: BinaryIO, user_id: str | None, session_id: str | None, format_: Format, completed_only: bool
+) -> None:
+    """Write the history to FILE, or to the standard output, also while it is served."""
+    with closing(connect(database_path())) as connection:
+        connection.execute("BEGIN")  # one snapshot
+        if session_id is not None:
+            found = queries.find_session_id(connection, id_=session_id, user_id=user_id)
+            if found is None:
+                raise ConfigurationError(f"there is no session {session_id}")
+            session_id = found
+        scope = Scope(user_id=user_id, session_id=session_id, completed_only=completed_only)
+        total = export.count_sessions(connection, scope)
+        done = 0
+        with shown_progress("export") as show:
+            for text in export.export(connection, scope, format_=format_):
+                file.write(text.encode())
+                if text.startswith(_SESSION_STARTS):
+                    done += 1
+                    show(done, max(done, total))
+
+
+_SESSION_STARTS = ('{"kind":"session"', "# ", '{"messages"')
+
+
+@click.command("import")
+@click.argument("file", type=click.File("rb"), default="-")
+@click.option("--json", "as_json", is_flag=True, help="What was added, as one JSON object.")
+@says_errors
+def import_command(*, file: BinaryIO, as_json: bool) -> None:
+    """Add what a jsonl export in FILE, or on the standard input, holds and the database does not."""
+    with closing(connect(settings.load().database_path)) as connection, shown_progress("import") as show:
+        prepare(connection)
+        connection.execute("PRAGMA busy_timeout = 30000")
+        size = _size(file)
+
+        def progress(imported: Imported) -> None:
+            show(imported.read_bytes, max(size, imported.read_bytes))
+
+        imported = imports.load(connection, _lines(file), progress=progress)
+    added = asdict(imported)
+    del added["read_bytes"]
+    if as_json:
+        click.echo(orjson.dumps(added).decode())
+    else:
+        click.echo("added: " + ", ".join(f"{count:,} {kind}" for kind, count in added.items()))
+
+
+def _size(file: BinaryIO) -> int:
+    if not file.seekable():
+        return 0
+    size = file.seek(0, 2)
+    file.seek(0)
+    return size
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    yield from file

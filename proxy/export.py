@@ -1,0 +1,187 @@
+"""The history as text: `jsonl` to read it back without loss, `openai` to train with, `markdown` for people.
+
+A jsonl file begins with a header that names its version. Users and images follow, then session by session its messages,
+parents first, and its exchanges. Columns that hold JSON text are strings in it, byte for byte what is stored. Messages
+refer to each other by `message_id`: their numbers are another database's own affair. API keys are not exported.
+"""
+
+import sqlite3
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from proxy import history, jsontext, queries
+from proxy.message import readable
+from proxy.presentation import openai_message
+from proxy.queries import DEFAULT_USER_ID, QUERIES
+
+VERSION = 1
+
+Format = Literal["jsonl", "openai", "markdown"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+MEDIA_TYPES: dict[Format, str] = {
+    "jsonl": "application/x-ndjson",
+    "openai": "application/x-ndjson",
+    "markdown": "text/markdown; charset=utf-8",
+}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What is exported: all, one user's, or one session. `completed_only` is for the openai format."""
+
+    user_id: str | None = None
+    session_id: str | None = None
+    completed_only: bool = False
+
+
+def export(connection: sqlite3.Connection, scope: Scope, *, format_: Format) -> Iterator[str]:
+    """The export in pieces of text. The connection should be in a read transaction until the last."""
+    writers = {"jsonl": _jsonl, "openai": _openai, "markdown": _markdown}
+    return writers[format_](connection, scope)
+
+
+def count_sessions(connection: sqlite3.Connection, scope: Scope) -> int:
+    """How many sessions are exported."""
+    return sum(1 for _ in _rows(connection, "export_sessions", **_within(scope)))
+
+
+# --- jsonl
+
+
+def _jsonl(connection: sqlite3.Connection, scope: Scope) -> Iterator[str]:
+    yield _line("stellarchat", {"version": VERSION})
+    within = _within(scope)
+    for row in _rows(connection, "export_users", default_user_id=DEFAULT_USER_ID, **within):
+        yield _line("user", row)
+    for row in _rows(connection, "export_blobs", **within):
+        yield _line("blob", row)
+    for row in _rows(connection, "export_sessions", **within):
+        yield _line("session", row)
+        yield from _jsonl_session(connection, row["session_id"])
+
+
+def _jsonl_session(connection: sqlite3.Connection, session_id: str) -> Iterator[str]:
+    for row in _rows(connection, "export_messages", session_id=session_id):
+        message_no = row.pop("message_no")
+        if row["content_form"] == "json":
+            row["blobs"] = [each["digest"] for each in _rows(connection, "export_message_blobs", message_no=message_no)]
+        yield _line("message", row)
+    for row in _rows(connection, "export_exchanges", session_id=session_id):
+        row["context"] = _context_by_id(connection, row["context"])
+        if row["status"] == "in_progress":
+            fragments = queries.iterate_fragments(connection, row["exchange_id"])
+            row["fragments"] = [b64encode(data).decode() for data in fragments]
+        yield _line("exchange", row)
+
+
+def _context_by_id(connection: sqlite3.Connection, context: str | None) -> list[Any] | None:
+    if context is None:
+        return None
+    placed = []
+    for position, message_no in jsontext.loads(context):
+        row = connection.execute(QUERIES["find_message_id"], {"message_no": message_no}).fetchone()
+        if row is not None:
+            placed.append([position, row[0]])
+    return placed
+
+
+def _line(kind: str, row: Row) -> str:
+    return jsontext.dumps({"kind": kind, **row}) + "\n"
+
+
+# --- openai
+
+
+def _openai(connection: sqlite3.Connection, scope: Scope) -> Iterator[str]:
+    for session in _rows(connection, "export_sessions", **_within(scope)):
+        for _, numbers in _branches(connection, session["session_id"]):
+            messages = _messages(connection, numbers, completed_only=scope.completed_only)
+            if messages:
+                yield jsontext.dumps({"messages": messages}) + "\n"
+
+
+def _messages(connection: sqlite3.Connection, numbers: list[int], *, completed_only: bool) -> list[Row]:
+    """A branch's messages; none where a reply must be whole and is not, or the last is no reply."""
+    rows = [row for number in numbers if (row := queries.get_message(connection, number)) is not None]
+    if completed_only and (rows[-1].role != "assistant" or any(row.status != "completed" for row in rows)):
+        return []
+    return [history.get_message(connection, row.message_no, show=openai_message) for row in rows]
+
+
+def _branches(connection: sqlite3.Connection, session_id: str) -> Iterator[tuple[str, list[int]]]:
+    """Each branch of a session: the id of its end, and its messages' numbers as they were sent."""
+    session = queries.get_session(connection, session_id)
+    assert session is not None
+    for leaf in _rows(connection, "list_leaves", session_id=session_id):
+        if leaf["role"] in ("system", "developer") and leaf["message_no"] != session.leaf_no:
+            continue  # a system message that was replaced is no conversation
+        steps = queries.list_path(connection, leaf["message_no"])[::-1]
+        numbers = history.as_sent(connection, steps)
+        if numbers:
+            yield leaf["message_id"], numbers
+
+
+# --- markdown
+
+
+def _markdown(connection: sqlite3.Connection, scope: Scope) -> Iterator[str]:
+    for session in _rows(connection, "export_sessions", **_within(scope)):
+        yield _heading(session)
+        branches = list(_branches(connection, session["session_id"]))
+        # The branch that goes on comes first; the others show only where they differ from what has been shown.
+        branches.sort(key=lambda branch: branch[0] != session["leaf_id"])
+        shown: set[int] = set()
+        for position, (_, numbers) in enumerate(branches):
+            if position:
+                yield f"---\n\n*Another branch ({position + 1} of {len(branches)})*\n\n"
+            for number in numbers:
+                if number not in shown:
+                    yield _markdown_message(connection, number)
+            shown.update(numbers)
+
+
+def _heading(session: Row) -> str:
+    title = " ".join(session["title"].split())
+    return f"# {title}\n\nSession `{session['session_id']}` of `{session['user_id']}`, {session['created_at']}\n\n"
+
+
+def _markdown_message(connection: sqlite3.Connection, number: int) -> str:
+    row = queries.get_message(connection, number)
+    assert row is not None
+    message = history.get_message(connection, number, show=openai_message)
+    notes = [row.created_at, row.model, "" if row.status == "completed" else row.status]
+    head = f"## {row.role} ({', '.join(note for note in notes if note)})\n\n"
+    return head + "".join(part + "\n\n" for part in _markdown_parts(message))
+
+
+def _markdown_parts(message: Row) -> Iterator[str]:
+    reasoning = message.get("reasoning") or message.get("reasoning_content")
+    if isinstance(reasoning, str) and reasoning:
+        yield "\n".join("> " + line for line in reasoning.split("\n"))
+    content = message.get("content")
+    if text := readable(content):
+        yield text
+    for part in content if isinstance(content, list) else ():
+        if isinstance(part, dict) and not isinstance(part.get("text"), str):
+            yield f"*[{part.get('type', 'attachment')}]*"
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        yield f"```json\n{jsontext.dumps(call)}\n```"
+
+
+# --- rows
+
+
+def _within(scope: Scope) -> Row:
+    return {"user_id": scope.user_id, "session_id": scope.session_id}
+
+
+def _rows(connection: sqlite3.Connection, name: str, **parameters: Any) -> Iterator[Row]:
+    cursor = connection.execute(QUERIES[name], parameters)
+    names = [column[0] for column in cursor.description]
+    for row in cursor:
+        yield dict(zip(names, row, strict=True))

@@ -1,0 +1,158 @@
+"""Reads a jsonl export back: what is there already stays as it is, what is not is added."""
+
+import sqlite3
+from base64 import b64decode
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from proxy import jsontext, queries
+from proxy.database import transaction
+from proxy.errors import ConfigurationError
+from proxy.export import VERSION
+from proxy.queries import QUERIES, ExchangeRow
+
+# Chats wait for a transaction of an import, so each is small.
+_BATCH_LINES = 200
+_BATCH_BYTES = 4 * 2**20
+
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Imported:
+    """How many of each kind were added."""
+
+    users: int = 0
+    blobs: int = 0
+    sessions: int = 0
+    messages: int = 0
+    exchanges: int = 0
+    read_bytes: int = field(default=0, compare=False)
+
+
+def load(connection: sqlite3.Connection, lines: Iterable[bytes], *, progress: Callable[[Imported], None]) -> Imported:
+    """Add what an export holds; the connection is in no transaction. Raises ConfigurationError that names the line."""
+    reader = _Reader(connection)
+    for batch in _batches(lines):
+        with transaction(connection):
+            for number, line in batch:
+                reader.take(number, line)
+            reader.settle()
+        progress(reader.imported)
+    if not reader.has_header:
+        raise ConfigurationError("this is not an export of StellarChat: it is empty")
+    return reader.imported
+
+
+def _batches(lines: Iterable[bytes]) -> Iterator[list[tuple[int, bytes]]]:
+    batch: list[tuple[int, bytes]] = []
+    size = 0
+    for number, line in enumerate(lines, 1):
+        batch.append((number, line))
+        size += len(line)
+        if len(batch) >= _BATCH_LINES or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Reader:
+    """Takes line after line. What a session's messages add up to is stored when its lines, or the batch, end."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._session: Row | None = None
+        self._has_news = False
+        self.has_header = False
+        self.imported = Imported()
+
+    def take(self, number: int, line: bytes) -> None:
+        """Add what one line holds."""
+        self.imported.read_bytes += len(line)
+        if not line.strip():
+            return
+        try:
+            row = jsontext.loads(line)
+            self._take_row(row.pop("kind"), row)
+        except (ValueError, KeyError, TypeError, AttributeError, sqlite3.Error) as exc:
+            raise ConfigurationError(f"line {number} of the export cannot be read: {exc!r}") from exc
+
+    def settle(self) -> None:
+        """Count the session's messages, and say which is its newest."""
+        if self._session is not None and self._has_news:
+            self._run("settle_session", **_named(self._session, "session_id", "leaf_id", "updated_at"))
+        self._has_news = False
+
+    def _take_row(self, kind: str, row: Row) -> None:
+        if not self.has_header:
+            if kind != "stellarchat" or row["version"] != VERSION:
+                raise ValueError(f"it does not begin as an export of version {VERSION}")
+            self.has_header = True
+        elif kind == "user":
+            self.imported.users += self._take_user(row)
+        elif kind == "blob":
+            self.imported.blobs += self._run("import_blob", **row)
+        elif kind == "session":
+            self.settle()
+            self._session = row
+            self.imported.sessions += self._run("import_session", **_without(row, "leaf_id"))
+        elif kind == "message":
+            self._has_news |= self._take_message(row)
+        elif kind == "exchange":
+            self._take_exchange(row)
+        else:
+            raise ValueError(f"unknown kind {kind!r}")
+
+    def _take_user(self, row: Row) -> bool:
+        is_new = queries.get_user(self._connection, row["user_id"]) is None
+        self._run("import_user", **row)
+        return is_new
+
+    def _take_message(self, row: Row) -> bool:
+        if self._place(row["message_id"]) is not None:
+            return False
+        blobs, parent_id = row.pop("blobs", ()), row.pop("parent_id")
+        above = None if parent_id is None else self._place(parent_id)
+        if parent_id is not None and above is None:
+            raise ValueError(f"its parent {parent_id} is missing")
+        row["parent_no"] = above and above[0]
+        row["depth"] = above[1] + 1 if above else 0
+        row["chain_hash"] = bytes.fromhex(row["chain_hash"])
+        message_no = queries.insert_message(self._connection, row)
+        for digest in blobs:
+            self._run("insert_message_blob", message_no=message_no, digest=digest)
+        self.imported.messages += 1
+        return True
+
+    def _take_exchange(self, row: Row) -> None:
+        fragments, leaf_id, context = row.pop("fragments", ()), row.pop("leaf_id"), row["context"]
+        leaf = None if leaf_id is None else self._place(leaf_id)
+        row["leaf_no"] = leaf and leaf[0]
+        if context is not None:
+            places = [(position, self._place(message_id)) for position, message_id in context]
+            row["context"] = jsontext.dumps([[position, place[0]] for position, place in places if place])
+        if not queries.insert_exchange(self._connection, ExchangeRow(**row)):
+            return
+        for sequence, data in enumerate(fragments):
+            queries.insert_fragment(
+                self._connection, exchange_id=row["exchange_id"], sequence=sequence, data=b64decode(data)
+            )
+        self.imported.exchanges += 1
+
+    def _place(self, message_id: str) -> tuple[int, int] | None:
+        """Number and depth of a message."""
+        row = self._connection.execute(QUERIES["find_place"], {"message_id": message_id}).fetchone()
+        return None if row is None else (row[0], row[1])
+
+    def _run(self, name: str, **parameters: Any) -> int:
+        return self._connection.execute(QUERIES[name], parameters).rowcount
+
+
+def _named(row: Row, *names: str) -> Row:
+    return {name: row[name] for name in names}
+
+
+def _without(row: Row, *names: str) -> Row:
+    return {name: value for name, value in row.items() if name not in names}

@@ -1,0 +1,179 @@
+"""Export and import: nothing is lost on the way, and what is there already stays."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from proxy import export, imports
+from proxy.cli import cli
+from proxy.errors import ConfigurationError
+from proxy.export import Format, Scope
+from tests.serving import running_proxy, settings_for
+from tests.stored import chat, choice, exchange, fill, opened, outcome, say, user
+
+
+def exported(path: Path, *, format_: Format = "jsonl", scope: Scope | None = None) -> str:
+    with opened(path) as connection:
+        return "".join(export.export(connection, scope or Scope(), format_=format_))
+
+
+def loaded(path: Path, text: str) -> imports.Imported:
+    with opened(path) as connection:
+        return imports.load(connection, text.encode().splitlines(keepends=True), progress=lambda _: None)
+
+
+def run(path: Path, *arguments: str, input_: bytes = b"") -> Result:
+    return CliRunner().invoke(cli, list(arguments), env={"DATABASE_URL": f"sqlite:///{path}"}, input=input_)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        fill(connection)
+    return path
+
+
+def test_an_export_read_into_an_empty_database_is_exported_again_byte_for_byte(path: Path, tmp_path: Path) -> None:
+    text = exported(path)
+    other = tmp_path / "other.db"
+    imported = loaded(other, text)
+    assert exported(other) == text
+    assert imported.messages == text.count('"kind":"message"') > 15
+    kinds = {json.loads(line)["kind"] for line in text.splitlines()}
+    assert kinds == {"stellarchat", "user", "blob", "session", "message", "exchange"}
+    assert run(other, "check", "--json").output == run(path, "check", "--json").output.replace(str(path), str(other))
+
+
+def test_the_commands_do_the_same_by_file_and_by_pipe(path: Path, tmp_path: Path) -> None:
+    other, file = tmp_path / "other.db", tmp_path / "all.jsonl"
+    assert run(path, "export", str(file)).exit_code == 0
+    result = run(other, "import", "--json", input_=file.read_bytes())
+    assert json.loads(result.output)["sessions"] > 0
+    assert run(other, "export").stdout_bytes == file.read_bytes()
+    assert "added: 0 users" in run(other, "import", str(file)).output
+
+
+def test_an_import_that_was_cut_is_finished_by_the_next(path: Path, tmp_path: Path) -> None:
+    text = exported(path)
+    other = tmp_path / "other.db"
+    lines = text.splitlines(keepends=True)
+    for end in range(1, len(lines), 5):
+        loaded(other, "".join(lines[:end]))
+    loaded(other, text)
+    assert exported(other) == text
+
+
+def test_what_is_there_already_stays(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    text = exported(path)
+    loaded(other, text)
+    with opened(other) as connection:
+        say(connection, "more")
+        connection.execute("UPDATE sessions SET title = 'renamed here'")
+    more = exported(other)
+    imported = loaded(other, text)
+    assert (imported.users, imported.sessions, imported.messages, imported.exchanges) == (0, 0, 0, 0)
+    assert exported(other) == more
+
+
+def test_a_session_that_went_on_elsewhere_goes_on_here(tmp_path: Path) -> None:
+    path, other = tmp_path / "chat.db", tmp_path / "other.db"
+    with opened(path) as connection:
+        first = [user("one")]
+        session_id = chat(connection, exchange(first), outcome(choice("1")))
+        loaded(other, exported(path))
+        turns = [*first, {"role": "assistant", "content": "1"}, user("two")]
+        chat(connection, exchange(turns, session_id=session_id), outcome(choice("2")))
+    loaded(other, exported(path))
+    assert exported(other) == exported(path)
+
+
+def test_a_clients_id_that_is_taken_is_left_out(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    with opened(other) as connection:
+        fill(connection)
+    loaded(other, exported(path))
+    sessions = [json.loads(line) for line in exported(other).splitlines() if '"kind":"session"' in line]
+    assert len([each for each in sessions if each["external_id"] == "my-chat"]) == 1
+    assert len(sessions) == 2 * exported(path).count('"kind":"session"')
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    (
+        ("", "empty"),
+        ('{"messages":[]}\n', "line 1"),
+        ('{"kind":"stellarchat","version":99}\n', "version"),
+        ('{"kind":"stellarchat","version":1}\n{"kind":"user"}\n', "line 2"),
+        ('{"kind":"stellarchat","version":1}\n{"kind":"what"}\n', "unknown kind"),
+        ('{"kind":"stellarchat","version":1}\n[1]\n', "line 2"),
+        ("not json\n", "line 1"),
+    ),
+)
+def test_what_is_no_export_is_refused_with_its_line(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=reason):
+        loaded(tmp_path / "chat.db", text)
+
+
+def test_one_users_export_holds_nothing_of_another(path: Path, tmp_path: Path) -> None:
+    text = exported(path, scope=Scope(user_id="bo"))
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert {row["user_id"] for row in rows if "user_id" in row} == {"bo"}
+    other = tmp_path / "other.db"
+    loaded(other, text)
+    assert exported(other) == text
+
+
+def test_every_branch_is_a_line_of_openai_messages(path: Path) -> None:
+    lines = [json.loads(line)["messages"] for line in exported(path, format_="openai").splitlines()]
+    assert [{"role": "system", "content": "Be brief."}, user("Hello 世界 😀")] in [line[:2] for line in lines]
+    ends = [line[-1].get("content") for line in lines]
+    assert {"Hey", "Ho", "done", "half a", "a picture"} <= {end for end in ends if isinstance(end, str)}
+
+
+def test_completed_only_leaves_out_what_has_no_whole_reply(path: Path) -> None:
+    text = exported(path, format_="openai", scope=Scope(completed_only=True))
+    ends: list[dict[str, Any]] = [json.loads(line)["messages"][-1] for line in text.splitlines()]
+    assert all(end["role"] == "assistant" for end in ends)
+    assert "half a" not in [end.get("content") for end in ends]
+
+
+def test_markdown_shows_each_message_once(path: Path) -> None:
+    text = exported(path, format_="markdown")
+    assert text.count("# Hello 世界 😀\n\nSession") == 1
+    assert "> think" in text
+    assert "Another branch (" in text
+    assert text.count("\nHey\n") == text.count("\nHo\n") == 1
+    assert "*[image_url]*" in text
+
+
+def test_one_session_by_its_clients_id_or_none(path: Path) -> None:
+    result = run(path, "export", "--session", "my-chat", "--user", "bo", "--format", "markdown")
+    assert result.output.startswith("# By its own name\n")
+    assert run(path, "export", "--session", "none").exit_code == 2
+
+
+async def test_the_route_serves_one_session_in_each_format(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with opened(settings.database_path) as connection:
+        session_id = say(connection, "hello there")
+        say(connection, "not this one")
+    async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url) as client:
+        path = f"/v1/sessions/{session_id}/export"
+        whole = await client.get(path)
+        scope = Scope(session_id=session_id)
+        assert whole.text == exported(settings.database_path, scope=scope)
+        assert whole.headers["content-type"] == "application/x-ndjson"
+        for format_ in ("openai", "markdown"):
+            answer = await client.get(path, params={"format": format_})
+            assert "hello there" in answer.text
+            assert "not this" not in answer.text
+        assert (await client.get(path, params={"format": "pdf"})).status_code == 400
+        assert (await client.get("/v1/sessions/none/export")).status_code == 404
+        other = await client.get(path, headers={"X-User-Id": "eve"})
+        assert other.status_code == 404
