@@ -1,5 +1,6 @@
 """What the handlers share: opened at start, closed at the end, reached through the request's state."""
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ class Services:
     database: Database
     recorder: Recorder
     upstream: Upstream
+    # A search keeps a thread busy for as long as it reads.
+    searches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     vendor_headers: tuple[bytes, ...] = field(init=False)
 
     def __post_init__(self) -> None:
