@@ -18,6 +18,7 @@ from proxy.recorder import Recorder
 from proxy.routes import route_table
 from proxy.services import Services, State
 from proxy.settings import Settings
+from proxy.upkeep import Upkeep
 from proxy.upstream import Upstream
 
 
@@ -77,9 +78,12 @@ async def open_services(
         recorder = Recorder(database, settings)
         await recorder.start()
         upstream = Upstream(settings, transport)
+        upkeep = Upkeep(settings, recorder)
+        upkeep.start()
         try:
             yield Services(settings, database, recorder, upstream)
         finally:
+            await upkeep.stop()
             await recorder.drain()
             await upstream.close()
             if recorder.writer.trouble is None:

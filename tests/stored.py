@@ -63,7 +63,7 @@ def assistant(content: Any, **message: Any) -> dict[str, Any]:
 def chat(connection: sqlite3.Connection, asked: Exchange, replied: Outcome) -> str:
     """Store a whole exchange; its session."""
     with transaction(connection):
-        archive.finish(connection, asked, replied, is_begun=False)
+        archive.finish(connection, asked, replied)
     return asked.session.session_id
 
 

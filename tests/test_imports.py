@@ -11,26 +11,19 @@ from tests.serving import REPOSITORY
 LAYERS = (
     ("__main__",),
     ("cli",),
-<<<<<<< HEAD
-    ("server", "commands"),
-=======
     ("commands",),
     ("server",),
->>>>>>> fca5e07 (export, import: the history as jsonl without loss, for training, and for people)
     ("app",),
     ("routes",),
     ("protocol",),
     ("inbound",),
     ("services",),
-<<<<<<< HEAD
+    ("upkeep",),
     ("gate",),
     ("keys",),
-    ("tee", "auth", "attribution", "history", "sessions", "limits"),
-=======
     ("imports",),
     ("export", "search"),
-    ("tee", "auth", "attribution", "history", "sessions"),
->>>>>>> fca5e07 (export, import: the history as jsonl without loss, for training, and for people)
+    ("tee", "auth", "attribution", "history", "sessions", "limits"),
     ("recorder",),
     ("backup", "prune"),
     ("check",),

@@ -2,7 +2,7 @@
 
 import click
 
-from proxy.commands import backup, check, export, keys
+from proxy.commands import backup, check, export, keys, prune
 
 COMMANDS: tuple[click.Command, ...] = (
     backup.backup_command,
@@ -10,5 +10,6 @@ COMMANDS: tuple[click.Command, ...] = (
     check.check_command,
     export.export_command,
     export.import_command,
+    prune.prune_command,
     keys.keys,
 )
