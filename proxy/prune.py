@@ -45,7 +45,7 @@ def count_old(connection: sqlite3.Connection, *, before: str) -> Pruned:
 
 
 def prune_some(connection: sqlite3.Connection, *, before: str, rows: int = ROWS) -> Pruned:
-    """Delete some of the sessions without activity since a moment; nothing is left when it says so. In a transaction."""
+    """Delete some of the sessions without activity since a moment, in a transaction; nothing when none is left."""
     pruned = Pruned()
     for is_active in (True, False):
         parameters = {"before": before, "is_active": is_active, "limit": rows}

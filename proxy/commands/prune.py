@@ -20,18 +20,15 @@ _PAUSE_SECONDS = 0.02
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 
-class _Age(click.ParamType):
-    name = "age"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        match = re.fullmatch(r"(\d{1,5})([hdw])", value)
-        if match is None:
-            self.fail("expected an age such as 90d, 12w or 36h", param, ctx)
-        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+def _age(_ctx: click.Context, _param: click.Parameter, value: str) -> timedelta:
+    match = re.fullmatch(r"(\d{1,5})([hdw])", value)
+    if match is None:
+        raise click.BadParameter("expected an age such as 90d, 12w or 36h")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 @click.command("prune")
-@click.option("--older-than", "age", type=_Age(), required=True, help="Time without activity, such as 90d.")
+@click.option("--older-than", "age", callback=_age, required=True, help="Time without activity, such as 90d.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
 @says_errors
