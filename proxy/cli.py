@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from proxy import logs, queries, settings
+from proxy import logs, metrics, queries, settings
 from proxy.commands import COMMANDS
 from proxy.database import Database
 from proxy.errors import ConfigurationError
@@ -79,6 +79,7 @@ def _serve(options: Mapping[str, str]) -> None:
     os.environ.update(options)  # for the application, which each worker process makes of the environment
     logs.configure(loaded)
     asyncio.run(_migrate(loaded))
+    metrics.clear(loaded.database_path)
     listener = server.listen(loaded)
     server.serve(loaded, listener, announce=lambda: click.echo(_ready_line(loaded, listener.getsockname())))
 

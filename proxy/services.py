@@ -9,6 +9,7 @@ from typing import TypedDict, TypeVar
 from proxy.database import Database
 from proxy.errors import UnavailableError
 from proxy.gate import Gate
+from proxy.observer import Observer
 from proxy.recorder import Recorder
 from proxy.settings import Settings
 from proxy.upstream import Upstream
@@ -51,3 +52,4 @@ class State(TypedDict):
 
     services: Services
     gate: Gate
+    observer: Observer

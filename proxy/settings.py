@@ -91,6 +91,16 @@ def _seconds(value: str) -> float:
     return number
 
 
+def _share(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise ValueError("expected a share from 0 to 1")
+    return number
+
+
 def _duration(value: str) -> float:
     """Seconds of `30m`, `24h` or `7d`; `off` is 0."""
     if value == "off":
@@ -254,6 +264,12 @@ class Settings:
         "STELLARCHAT_DRAIN_GRACE_SECONDS", 30.0, _seconds, "time open replies get to end at shutdown"
     )
 
+    access_log_sample: float = _setting(
+        "STELLARCHAT_ACCESS_LOG_SAMPLE",
+        1.0,
+        _share,
+        "share of the requests that are logged, 0 to 1; failures always are",
+    )
     search_index: bool = _setting("STELLARCHAT_SEARCH_INDEX", True, _switch, "index what is said for search (on, off)")
     backup_every_seconds: float = _setting(
         "STELLARCHAT_BACKUP_EVERY", 0.0, _duration, "time between backups, such as 24h; off: none"
