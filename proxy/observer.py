@@ -1,7 +1,6 @@
 """Watches one worker: counts how its chats and requests end, logs a line of each, and measures its queues."""
 
 import asyncio
-import logging
 import random
 import time
 from pathlib import Path
@@ -10,14 +9,17 @@ from typing import Any
 from prometheus_client.core import GaugeMetricFamily
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proxy import headers
 from proxy.exchange import Exchange, Outcome
+from proxy.ids import timestamp
+from proxy.logs import file_of_requests
 from proxy.metrics import Metrics, folder_of
 from proxy.recorder import Recorder
 from proxy.settings import Settings
 
-access = logging.getLogger("stellarchat.access")
-
 _PUBLISH_SECONDS = 1.0
+_LOGGER = "stellarchat.access"
+_LINES_MAX = 100_000  # a second's; what is more is not logged
 _CHAT = "/v1/chat/completions"
 _CAUSES = {"caller_disconnected": "caller_left", "interrupted": "stopped"}
 
@@ -29,6 +31,8 @@ class Observer:
         self._database = settings.database_path
         self._recorder = recorder
         self._sample = settings.access_log_sample
+        self._log = file_of_requests()
+        self._lines: list[dict[str, Any]] = []
         self.metrics = Metrics(folder_of(settings.database_path, workers=settings.workers), recorder.worker_id)
         self._task: asyncio.Task[None] | None = None
 
@@ -44,6 +48,7 @@ class Observer:
             self._task.cancel()
             await asyncio.wait([self._task])
         self._publish()
+        self._write_lines()
         self.metrics.close()
 
     def chat_ended(self, exchange: Exchange, outcome: Outcome) -> None:
@@ -72,7 +77,9 @@ class Observer:
         self.metrics.add("stellarchat_requests", code)
         if self._is_logged(failed=status >= 500 or status == 0):
             fields = {"method": scope["method"], "path": scope["path"], "status": status}
-            access.info("request", extra={**fields, "duration_ms": round(seconds * 1000)})
+            request_id = headers.value_of(scope["headers"], b"x-request-id")
+            fields["request_id"] = None if request_id is None else headers.text_of(request_id)
+            self._log_line("request", {**fields, "duration_ms": round(seconds * 1000)})
 
     def text(self) -> bytes:
         """What Prometheus gets."""
@@ -85,14 +92,19 @@ class Observer:
         return self.metrics.text(gauges=[sizes])
 
     def _is_logged(self, *, failed: bool) -> bool:
-        return access.isEnabledFor(logging.INFO) and (
+        return self._log is not None and (
             failed or self._sample >= 1 or random.random() < self._sample  # noqa: S311 - a sample
         )
 
+    def _log_line(self, message: str, fields: dict[str, Any]) -> None:
+        """Keep a line for the next second's batch."""
+        if len(self._lines) < _LINES_MAX:
+            self._lines.append({"time": timestamp(), "level": "info", "logger": _LOGGER, "message": message, **fields})
+
     def _log_chat(self, exchange: Exchange, outcome: Outcome, model: Any) -> None:
-        access.info(
+        self._log_line(
             "chat",
-            extra={
+            {
                 "request_id": exchange.request_id,
                 "session_id": exchange.session.session_id,
                 "user_id": exchange.user_id,
@@ -104,10 +116,16 @@ class Observer:
             },
         )
 
+    def _write_lines(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines and self._log is not None:
+            self._log.write_lines(map(_loggable, lines))
+
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(_PUBLISH_SECONDS)
             self._publish()
+            await asyncio.to_thread(self._write_lines)
 
     def _publish(self) -> None:
         metrics, recorder, writer = self.metrics, self._recorder, self._recorder.writer
@@ -131,7 +149,7 @@ class ObserverMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request, and note how."""
+        """Answer the request, and note how. Never what is in it: not even the query of its path."""
         if scope["type"] != "http" or scope["path"] == _CHAT:
             await self._app(scope, receive, send)
             return
@@ -148,6 +166,14 @@ class ObserverMiddleware:
         finally:
             observer: Observer = scope["state"]["observer"]
             observer.request_ended(scope, status=status, seconds=time.monotonic() - started)
+
+
+def _loggable(line: dict[str, Any]) -> dict[str, Any]:
+    """Texts of callers may hold what no JSON can."""
+    return {
+        key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+        for key, value in line.items()
+    }
 
 
 def _cause(error: Any) -> str:

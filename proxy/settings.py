@@ -264,6 +264,12 @@ class Settings:
         "STELLARCHAT_DRAIN_GRACE_SECONDS", 30.0, _seconds, "time open replies get to end at shutdown"
     )
 
+    log_file_bytes: int = _setting(
+        "STELLARCHAT_LOG_FILE_BYTES",
+        20 * 2**20,
+        _integer(1024, 2**40),
+        "size at which a log file is put aside; 5 are kept",
+    )
     access_log_sample: float = _setting(
         "STELLARCHAT_ACCESS_LOG_SAMPLE",
         1.0,
