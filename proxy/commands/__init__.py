@@ -2,7 +2,7 @@
 
 import click
 
-from proxy.commands import backup, check, export, keys, prune
+from proxy.commands import backup, check, export, keys, prune, stats
 
 COMMANDS: tuple[click.Command, ...] = (
     backup.backup_command,
@@ -11,5 +11,6 @@ COMMANDS: tuple[click.Command, ...] = (
     export.export_command,
     export.import_command,
     prune.prune_command,
+    stats.stats_command,
     keys.keys,
 )
