@@ -5,7 +5,6 @@ that race from the same point cannot store a message twice.
 """
 
 import sqlite3
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,11 @@ from proxy.exchange import Exchange, Outcome
 from proxy.exchange_row import IN_PROGRESS, Columns, outcome_columns, request_columns
 from proxy.ids import timestamp
 from proxy.message import is_message, title_of
-from proxy.queries import Session
+from proxy.queries import Place, Session
 from proxy.sse import Decoder
+
+# How many of the newest conversations that began alike are looked at.
+_ALIKE = 64
 
 
 def begin(connection: sqlite3.Connection, exchange: Exchange, *, worker_id: str) -> None:
@@ -96,19 +98,22 @@ def append_message(
     return number
 
 
-def find_stitched(connection: sqlite3.Connection, *, user_id: str, messages: Sequence[dict[str, Any]]) -> str | None:
-    """The session that these messages continue: the longest stored prefix that holds a reply."""
-    linked = [message for message in messages if thread.is_linked(message)]
-    replies = [index for index, message in enumerate(linked) if message["role"] == "assistant"]
-    if not replies:
-        return None
-    hashes = thread.chain(user_id, linked)[replies[0] :]
-    hit = queries.find_prefix(connection, reversed(hashes))
-    if hit is None:
-        return None
-    node = queries.get_node(connection, hit[1])
-    assert node is not None
-    return node.session_id
+def list_stitched(connection: sqlite3.Connection, exchange: Exchange) -> list[Place]:
+    """The places that a request continues, the best first: the longest stored prefix that holds a reply.
+
+    Where several conversations began alike, one that nothing follows yet comes first, so that they stay apart.
+    """
+    roles = [message["role"] for message in exchange.linked]
+    if "assistant" not in roles:
+        return []
+    hashes = reversed(exchange.chain[roles.index("assistant") :])
+    return sorted(queries.list_prefix(connection, hashes, limit=_ALIKE), key=lambda place: place.goes_on)
+
+
+def find_named(connection: sqlite3.Connection, exchange: Exchange) -> str | None:
+    """The session that the request's id names."""
+    exchange.chain  # noqa: B018 - made here, while upstream works, rather than in the writer
+    return queries.find_session_id(connection, id_=exchange.session.external_id or "", user_id=exchange.user_id)
 
 
 @dataclass(slots=True)
@@ -136,7 +141,7 @@ def _store_request(connection: sqlite3.Connection, exchange: Exchange) -> _Store
     )
     place, matched = tree.Place(None, 0, thread.root_hash(exchange.user_id)), 0
     if not is_new:
-        place, matched = tree.find_place(connection, session_id, exchange.user_id, messages)
+        place, matched = tree.find_place(connection, session_id, exchange)
     context = tree.store_messages(connection, session_id, exchange, place, matched, tally)
     columns = request_columns(exchange, session_id=session_id, leaf_no=place.parent_no, context=context)
     return _Stored(columns, place, tally, is_new)
@@ -171,7 +176,7 @@ def _store_reply(
         if choice.finish_reason is None and not _says_something(choice):
             continue
         is_whole = outcome.status == "completed" or choice.finish_reason is not None
-        message = choice.message if is_message(choice.message) else {**choice.message, "role": "assistant"}
+        message = _message(choice)
         number = tree.insert(
             connection,
             columns["session_id"],
@@ -182,7 +187,7 @@ def _store_reply(
             exchange_id=columns["exchange_id"],
             tokens=tokens,
             model=columns["model"],
-            choice=jsontext.dumps({"index": choice.index, "finish_reason": choice.finish_reason, **choice.extra}),
+            choice=_choice_json(choice),
             status="completed" if is_whole else "incomplete",
         )
         first_no = first_no or number
@@ -192,6 +197,17 @@ def _store_reply(
 
 def _says_something(choice: Choice) -> bool:
     return any(value for key, value in choice.message.items() if key != "role")
+
+
+def _message(choice: Choice) -> dict[str, Any]:
+    """The message of a choice. vLLM sends an empty list of tool calls with each; OpenAI takes none of these back."""
+    message = {key: value for key, value in choice.message.items() if value != [] or key != "tool_calls"}
+    return message if is_message(message) else message | {"role": "assistant"}
+
+
+def _choice_json(choice: Choice) -> str:
+    said = {"index": choice.index, "finish_reason": choice.finish_reason, **choice.extra}
+    return jsontext.dumps({key: value for key, value in said.items() if value is not None})
 
 
 def _interrupted(connection: sqlite3.Connection, exchange_id: str) -> Outcome:

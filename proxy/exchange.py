@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from proxy import thread
 from proxy.completion import Completion
 from proxy.ids import timestamp, uuid7
 from proxy.message import is_message
@@ -32,10 +33,26 @@ class Exchange:
     created_at: str = field(default_factory=timestamp)
 
     messages: list[dict[str, Any]] = field(init=False)  # none where what was sent is not a list of messages
+    _linked: list[dict[str, Any]] | None = field(default=None, init=False)
+    _chain: list[bytes] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         messages = self.request.get("messages")
         self.messages = messages if isinstance(messages, list) and all(map(is_message, messages)) else []
+
+    @property
+    def linked(self) -> list[dict[str, Any]]:
+        """The messages that are part of the chain."""
+        if self._linked is None:
+            self._linked = [message for message in self.messages if thread.is_linked(message)]
+        return self._linked
+
+    @property
+    def chain(self) -> list[bytes]:
+        """Their chain hashes. Made once: for a long history they cost more than all else about it."""
+        if self._chain is None:
+            self._chain = thread.chain(self.user_id, self.linked)
+        return self._chain
 
 
 @dataclass(slots=True, kw_only=True)

@@ -54,7 +54,7 @@ def outcome_columns(outcome: Outcome, *, model: str | None) -> Columns:
     reply = outcome.reply or Completion()
     usage = _dict(reply.usage)
     choices = reply.choices
-    return {
+    columns = {
         "status": outcome.status,
         "model": _storable(reply.model) or model,
         "http_status": outcome.http_status,
@@ -67,21 +67,20 @@ def outcome_columns(outcome: Outcome, *, model: str | None) -> Columns:
         "time_to_first_token_ms": outcome.time_to_first_token_ms,
         "duration_ms": outcome.duration_ms,
         "completion_id": _storable(reply.id),
-        "completion": _envelope(reply),
         "error": None if outcome.error is None else jsontext.dumps(outcome.error),
         "completed_at": outcome.completed_at,
     }
+    return columns | {"completion": _envelope(reply, columns)}
 
 
-def _envelope(reply: Completion) -> str | None:
-    """The reply's own keys as JSON text, but for those that have a column; the usage stays, as it may hold more."""
-    envelope = reply.envelope
-    if not envelope:
-        return None
-    envelope.pop("id", None)
-    if reply.usage is not None:
-        envelope["usage"] = reply.usage
-    return jsontext.dumps(envelope)
+def _envelope(reply: Completion, columns: Columns) -> str | None:
+    """The reply's own keys as JSON text, but for nulls and for what the columns say: every reply repeats them."""
+    said = {"id": columns["completion_id"], "object": "chat.completion", "model": columns["model"]}
+    envelope = {key: value for key, value in reply.envelope.items() if value is not None and value != said.get(key)}
+    usage = {key: value for key, value in _dict(reply.usage).items() if value is not None}
+    if any(value != columns.get(key) for key, value in usage.items()):
+        envelope["usage"] = usage
+    return jsontext.dumps(envelope) if envelope else None
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -34,8 +34,8 @@ def is_message(value: Any) -> bool:
 
 
 def to_columns(message: Mapping[str, Any]) -> Columns:
-    """The columns of an OpenAI message."""
-    extra = {key: value for key, value in message.items() if key not in ("role", "content")}
+    """The columns of an OpenAI message. Its null keys say nothing, and are left out."""
+    extra = {key: value for key, value in message.items() if value is not None and key not in ("role", "content")}
     blobs: dict[str, str] = {}
     if "content" not in message:
         text, form = "", "none"

@@ -68,6 +68,14 @@ class Node:
     chain_hash: bytes
 
 
+class Place(NamedTuple):
+    """A message that a chat may continue."""
+
+    message_no: int
+    session_id: str
+    goes_on: bool
+
+
 class Step(NamedTuple):
     """A message of a branch, without what it says."""
 
@@ -372,16 +380,15 @@ def insert_message(connection: sqlite3.Connection, columns: dict[str, Any]) -> i
     return number
 
 
-def find_prefix(connection: sqlite3.Connection, hashes: Iterable[bytes]) -> tuple[int, int] | None:
-    """Of chain hashes, longest prefix first: position and message of the first that is stored, in any session."""
-    row = _one(connection, "find_prefix", {"hashes": b"".join(hashes)})
-    return None if row is None else (row[0], row[1])
+def list_prefix(connection: sqlite3.Connection, hashes: Iterable[bytes], *, limit: int) -> list[Place]:
+    """Of chain hashes, longest prefix first: where the first that is stored is, in any session, newest first."""
+    return [Place(*row) for row in _all(connection, "list_prefix", {"hashes": b"".join(hashes), "limit": limit})]
 
 
 def find_prefix_in_session(
     connection: sqlite3.Connection, hashes: Iterable[bytes], *, session_id: str
 ) -> tuple[int, int] | None:
-    """The same inside one session."""
+    """The same inside one session: position and message of the first that is stored."""
     row = _one(connection, "find_prefix_in_session", {"hashes": b"".join(hashes), "session_id": session_id})
     return None if row is None else (row[0], row[1])
 
@@ -447,9 +454,9 @@ def insert_blob(connection: sqlite3.Connection, *, message_no: int, digest: str,
 # --- exchanges
 
 
-def insert_exchange(connection: sqlite3.Connection, columns: dict[str, Any]) -> None:
-    """Store an exchange given by all its columns."""
-    _changes(connection, "insert_exchange", columns)
+def insert_exchange(connection: sqlite3.Connection, columns: dict[str, Any]) -> bool:
+    """Store an exchange given by all its columns; false where it is there already."""
+    return _changes(connection, "insert_exchange", columns) > 0
 
 
 def finish_exchange(connection: sqlite3.Connection, *, exchange_id: str, outcome: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict, TypeVar
 
@@ -18,6 +18,29 @@ from proxy.writer import QueueFullError
 T = TypeVar("T")
 
 
+# How many of the places that chats went on from are remembered.
+_CONTINUED = 1024
+
+
+class Continued:
+    """Where this process's newest chats went on from: two that race are not given the same place where there are more.
+
+    What a chat continues has nothing below it in the tables before that chat is stored.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, None] = {}
+
+    def choose(self, places: Sequence[Place]) -> Place:
+        """The first place that nothing goes on from, else the first of all."""
+        open_ = (place for place in places if not place.goes_on and place.message_no not in self._numbers)
+        chosen = next(open_, places[0])
+        self._numbers[chosen.message_no] = None
+        if len(self._numbers) > _CONTINUED:
+            del self._numbers[next(iter(self._numbers))]
+        return chosen
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """One process's settings, database, recorder and upstream."""
@@ -29,6 +52,7 @@ class Services:
     # A search keeps a thread busy for as long as it reads.
     searches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     vendor_headers: tuple[bytes, ...] = field(init=False)
+    continued: Continued = field(default_factory=Continued, init=False)
 
     def __post_init__(self) -> None:
         names = tuple(name.lower().encode() for name in self.settings.session_headers)

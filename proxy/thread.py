@@ -58,17 +58,23 @@ def canonical(message: Mapping[str, Any]) -> bytes:
     A string and one text part are the same, so are null, absent and empty content; reasoning, null keys, the name of a
     reply and keys nobody knows are left out; tool call arguments are compared as JSON values.
     """
-    role = message.get("role")
+    role, content = message.get("role"), message.get("content")
+    if len(message) == 2 and isinstance(role, str) and isinstance(content, str):
+        return _bytes_of([role, content, None, None, [], None, None])  # as below, for the many
     is_reply = role == "assistant"
     parts = [
         role,
-        _content(message.get("content")),
+        _content(content),
         message.get("tool_call_id"),
         None if is_reply else message.get("name"),
         [_call(call) for call in _list(message.get("tool_calls"))],
         _function(message.get("function_call")),
         message.get("refusal") or None,
     ]
+    return _bytes_of(parts)
+
+
+def _bytes_of(parts: list[Any]) -> bytes:
     return jsontext.dumps(parts).encode("utf-8", "surrogatepass")
 
 

@@ -33,12 +33,9 @@ class Tally:
     leaf_no: int | None = None
 
 
-def find_place(
-    connection: sqlite3.Connection, session_id: str, user_id: str, messages: list[dict[str, Any]]
-) -> tuple[Place, int]:
+def find_place(connection: sqlite3.Connection, session_id: str, exchange: Exchange) -> tuple[Place, int]:
     """Where a request goes on in its session, and how many of its linked messages are stored above that place."""
-    linked = [message for message in messages if thread.is_linked(message)]
-    hashes = thread.chain(user_id, linked)
+    linked, hashes = exchange.linked, exchange.chain
     hit = queries.find_prefix_in_session(connection, reversed(hashes), session_id=session_id) if hashes else None
     matched = len(hashes) - hit[0] if hit else 0
     node_no = hit[1] if hit else None
@@ -109,18 +106,21 @@ def store_messages(
     conversation stands. Which of them this request sent, and where, is its context: JSON text. One that stood before
     all else stands there also when the request had left older turns out.
     """
+    if len(exchange.linked) == len(exchange.messages):
+        for message in exchange.messages[matched:]:
+            store(connection, session_id, place, message, tally, exchange_id=exchange.exchange_id)
+        return None
     context: list[tuple[int | None, int]] = []
-    linked = to_come = sum(map(thread.is_linked, exchange.messages))
+    linked = to_come = len(exchange.linked)
     for message in exchange.messages:
-        if thread.is_linked(message):
+        if message["role"] not in thread.UNLINKED_ROLES:
             to_come -= 1
-            matched -= 1
-            if matched < 0:
+            if linked - to_come > matched:
                 store(connection, session_id, place, message, tally, exchange_id=exchange.exchange_id)
         else:
             number = _store_unlinked(connection, session_id, place, message, tally, exchange.exchange_id)
             context.append((None if to_come == linked else to_come, number))
-    return jsontext.dumps(context) if context else None
+    return jsontext.dumps(context)
 
 
 def _store_unlinked(

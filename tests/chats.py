@@ -38,6 +38,17 @@ def body_of(*replies: Message, tokens: int = 3) -> bytes:
     return json.dumps({"id": "c", "choices": choices, "usage": {"completion_tokens": tokens}}).encode()
 
 
+def exchange_of(messages: Sequence[Message], session: SessionRef, *, user_id: str = "u") -> Exchange:
+    """A request of these messages."""
+    return Exchange(
+        user_id=user_id,
+        session=session,
+        endpoint="/v1/chat/completions",
+        request_id="r",
+        request={"model": "m", "messages": list(messages)},
+    )
+
+
 class Chats:
     """An open database that chats are stored in."""
 
@@ -55,13 +66,7 @@ class Chats:
         """A chat whose session is known and whose reply is still coming."""
         found = self.stitched(messages, user_id=user_id) if session is None else self.named(session, user_id=user_id)
         external_id = session if found is None else None
-        return Exchange(
-            user_id=user_id,
-            session=SessionRef(found or uuid7(), "test", external_id),
-            endpoint="/v1/chat/completions",
-            request_id="r",
-            request={"model": "m", "messages": list(messages)},
-        )
+        return exchange_of(messages, SessionRef(found or uuid7(), "test", external_id), user_id=user_id)
 
     def finish(self, exchange: Exchange, *replies: Message) -> str:
         """Store it with its reply, or as refused where there is none; its session's id."""
@@ -75,7 +80,9 @@ class Chats:
 
     def stitched(self, messages: Sequence[Message], *, user_id: str = "u") -> str | None:
         """The session that these messages continue."""
-        return archive.find_stitched(self.connection, user_id=user_id, messages=messages)
+        exchange = exchange_of(messages, SessionRef(uuid7(), "new"), user_id=user_id)
+        places = archive.list_stitched(self.connection, exchange)
+        return places[0].session_id if places else None
 
     def named(self, id_: str, *, user_id: str = "u") -> str | None:
         """The session of a client's id."""

@@ -163,6 +163,14 @@ def test_reply_keeps_what_upstream_said(chats: Chats) -> None:
     assert "refusal" not in shown
 
 
+def test_what_says_nothing_is_not_stored_with_each_reply(chats: Chats) -> None:
+    reply = said("x", refusal=None, tool_calls=[], audio=None)
+    session_id = chats.store([{**user("q"), "name": None}], reply)
+    assert chats.ready(session_id) == [user("q"), said("x")]
+    assert chats.connection.execute("SELECT DISTINCT extra FROM messages").fetchall() == [(None,)]
+    assert chats.connection.execute("SELECT completion FROM exchanges").fetchall() == [(None,)]
+
+
 def test_refused_request_is_kept(chats: Chats) -> None:
     session_id = chats.store([user("q")])
     assert chats.texts(session_id) == ["q"]
@@ -201,9 +209,9 @@ def test_another_users_history_is_never_continued(chats: Chats) -> None:
     assert chats.stitched([user("a"), said("b"), user("c")], user_id="bob") is None
 
 
-@pytest.mark.parametrize("name", ("find_prefix", "find_prefix_in_session"))
+@pytest.mark.parametrize("name", ("list_prefix", "find_prefix_in_session"))
 def test_history_is_found_by_the_index_of_hashes(chats: Chats, name: str) -> None:
-    parameters = {"hashes": b"\0" * 32, "session_id": "s"}
+    parameters = {"hashes": b"\0" * 32, "session_id": "s", "limit": 9}
     plan = chats.connection.execute("EXPLAIN QUERY PLAN " + queries.QUERIES[name], parameters).fetchall()
     lines = [row[3] for row in plan]
     assert any("USING" in line and "idx_messages_chain_hash (chain_hash=?" in line for line in lines), lines

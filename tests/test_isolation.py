@@ -83,6 +83,7 @@ ROWS = (
     own("GET", SESSION + "/messages"),
     own("POST", SESSION + "/messages", body=MESSAGE, status=201, admin=201),
     own("GET", SESSION + "/exchanges"),
+    own("GET", SESSION + "/export"),
     Row("GET", USER + "/history", "/v1/users/{user}/history"),
     Row("DELETE", USER, "/v1/users/{user}"),
     mine("GET", "/api/sessions"),

@@ -6,11 +6,11 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from proxy import archive, body, headers, queries, thread
+from proxy import archive, body, headers, thread
 from proxy.attribution import session_of, user_header, user_of
 from proxy.auth import ANYONE, Caller
 from proxy.errors import APIError, UnavailableError
@@ -32,6 +32,8 @@ from proxy.tee import (
     send_whole,
 )
 from proxy.upstream import Response
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -169,9 +171,7 @@ class _Recorded:
         await committed(self._recording, self._recording.end(status, error=error))
 
     async def _find_named(self, asked: SessionRef) -> None:
-        assert asked.external_id is not None
-        known = partial(queries.find_session_id, id_=asked.external_id, user_id=self._exchange.user_id)
-        session_id = await self._look_up(known)
+        session_id = await self._look_up(partial(archive.find_named, exchange=self._exchange))
         if session_id is None:
             self._place(await self._claim(asked))
         else:
@@ -195,12 +195,14 @@ class _Recorded:
 
     async def _find_stitched(self) -> None:
         exchange = self._exchange
-        session_id = await self._look_up(
-            partial(archive.find_stitched, user_id=exchange.user_id, messages=exchange.messages)
-        )
-        self._place(exchange.session if session_id is None else SessionRef(session_id, "stitched"))
+        places = await self._look_up(partial(archive.list_stitched, exchange=exchange))
+        if places:
+            place = self._services.continued.choose(places)
+            self._place(SessionRef(place.session_id, "stitched"))
+        else:
+            self._place(exchange.session)
 
-    async def _look_up(self, query: Callable[[sqlite3.Connection], str | None]) -> str | None:
+    async def _look_up(self, query: Callable[[sqlite3.Connection], T]) -> T | None:
         try:
             return await self._services.read(query)
         except sqlite3.Error as exc:

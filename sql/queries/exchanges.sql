@@ -6,7 +6,8 @@ INSERT INTO exchanges (exchange_id, session_id, user_id, leaf_no, context, endpo
 VALUES (:exchange_id, :session_id, :user_id, :leaf_no, :context, :endpoint, :model, :status, :http_status,
         :finish_reason, :prompt_tokens, :completion_tokens, :total_tokens, :reasoning_tokens, :cached_tokens,
         :time_to_first_token_ms, :duration_ms, :parameters, :metadata, :request_id, :completion_id, :completion,
-        :error, :worker_id, :created_at, :completed_at);
+        :error, :worker_id, :created_at, :completed_at)
+ON CONFLICT DO NOTHING;
 
 -- name: finish_exchange
 -- Its outcome, once: an exchange that has ended is never touched again.

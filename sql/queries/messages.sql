@@ -5,11 +5,11 @@ VALUES (:message_id, :session_id, :parent_no, :depth, :chain_hash, :exchange_id,
         :extra, :choice, :model, :tokens, :status, :metadata, :created_at)
 RETURNING message_no;
 
--- name: find_prefix
--- The longest of the given prefixes of a conversation that is stored: one probe of the index a prefix, longest first,
--- stopping at the first that is there (a recursive query hands out its rows first in, first out:
--- https://sqlite.org/lang_with.html#recursive_query_examples). Equal prefixes: one that nothing follows yet, so that
--- two conversations that begin alike stay apart; then the newest. :hashes holds the chain hashes, 16 bytes each.
+-- name: list_prefix
+-- Where the longest of the given prefixes of a conversation is stored, newest session first, and whether anything
+-- follows there: one probe of the index a prefix, longest first, stopping at the first that is there (a recursive query
+-- hands out its rows first in, first out: https://sqlite.org/lang_with.html#recursive_query_examples). Many
+-- conversations begin alike: the newest are enough. :hashes holds the chain hashes, 16 bytes each.
 WITH RECURSIVE probe (position, hash) AS (
     SELECT 0, substr(:hashes, 1, 16)
     UNION ALL
@@ -17,33 +17,20 @@ WITH RECURSIVE probe (position, hash) AS (
     FROM probe
     WHERE 16 * (position + 1) < length(:hashes)
 )
-SELECT position, message_no
-FROM (
-    SELECT probe.position,
-           (
-               SELECT candidate.message_no
-               FROM (
-                   SELECT m.message_no,
-                          EXISTS (
-                              SELECT 1
-                              FROM messages AS c
-                              WHERE c.session_id = m.session_id AND c.parent_no = m.message_no
-                          ) AS goes_on
-                   FROM messages AS m
-                   WHERE m.chain_hash = probe.hash
-                   ORDER BY m.session_id DESC, m.message_no DESC
-                   LIMIT 8
-               ) AS candidate
-               ORDER BY candidate.goes_on, candidate.message_no DESC
-               LIMIT 1
-           ) AS message_no
+SELECT m.message_no, m.session_id,
+       EXISTS (SELECT 1 FROM messages AS c WHERE c.session_id = m.session_id AND c.parent_no = m.message_no)
+FROM messages AS m
+WHERE m.chain_hash = (
+    SELECT probe.hash
     FROM probe
-) AS found
-WHERE message_no IS NOT NULL
-LIMIT 1;
+    WHERE EXISTS (SELECT 1 FROM messages AS stored WHERE stored.chain_hash = probe.hash)
+    LIMIT 1
+)
+ORDER BY m.session_id DESC, m.message_no DESC
+LIMIT :limit;
 
 -- name: find_prefix_in_session
--- The same inside one session.
+-- The longest of the given prefixes that one session holds: its position and its message.
 WITH RECURSIVE probe (position, hash) AS (
     SELECT 0, substr(:hashes, 1, 16)
     UNION ALL
@@ -115,10 +102,9 @@ WITH RECURSIVE descent (message_no) AS (
     SELECT CAST(:message_no AS INTEGER)
     UNION ALL
     SELECT (
-               SELECT MAX(m.message_no)
-               FROM messages AS m
-               WHERE m.session_id = :session_id AND m.parent_no = descent.message_no
-           )
+        SELECT MAX(m.message_no) FROM messages AS m
+        WHERE m.session_id = :session_id AND m.parent_no = descent.message_no
+    )
     FROM descent
     WHERE descent.message_no IS NOT NULL
 )
@@ -132,14 +118,36 @@ WHERE session_id = :session_id;
 
 -- name: get_message
 -- One message of a session as the routes show it: with its parent's id and the number of its alternatives, itself
--- included.
+-- included. System messages stand in the tree where they changed, but a reply below one is an alternative to the reply
+-- beside it: those count whose nearest message of the conversation above is the same.
 SELECT m.message_id, m.session_id, p.message_id, m.exchange_id, m.role, m.content, m.content_form, m.extra, m.choice,
        m.model, m.tokens, m.status, m.metadata, m.created_at, m.message_no,
        (
+           WITH RECURSIVE
+           above (message_no) AS (
+               SELECT COALESCE(m.parent_no, 0)
+               UNION ALL
+               SELECT COALESCE(a.parent_no, 0)
+               FROM above
+               JOIN messages AS a ON a.message_no = above.message_no
+               WHERE a.role IN ('system', 'developer')
+                 AND m.role NOT IN ('system', 'developer')
+           ),
+           beside (message_no, is_linked) AS (
+               SELECT s.message_no, s.role NOT IN ('system', 'developer')
+               FROM messages AS s
+               WHERE s.session_id = m.session_id
+                 AND s.parent_no IS NOT DISTINCT FROM (SELECT NULLIF(MIN(message_no), 0) FROM above)
+               UNION ALL
+               SELECT s.message_no, s.role NOT IN ('system', 'developer')
+               FROM beside
+               JOIN messages AS s ON s.session_id = m.session_id AND s.parent_no = beside.message_no
+               WHERE NOT beside.is_linked
+                 AND m.role NOT IN ('system', 'developer')
+           )
            SELECT COUNT(*)
-           FROM messages AS s
-           WHERE s.session_id = m.session_id
-             AND s.parent_no IS NOT DISTINCT FROM m.parent_no
+           FROM beside
+           WHERE is_linked = (m.role NOT IN ('system', 'developer'))
        )
 FROM messages AS m
 LEFT JOIN messages AS p ON p.message_no = m.parent_no
