@@ -14,10 +14,12 @@ from proxy.database import Database
 from proxy.demo import serve_demo
 from proxy.errors import APIError, api_error_response, http_error_response, unexpected_error_response
 from proxy.gate import Gate, GateMiddleware
+from proxy.observer import Observer, ObserverMiddleware
 from proxy.recorder import Recorder
 from proxy.routes import route_table
 from proxy.services import Services, State
 from proxy.settings import Settings
+from proxy.upkeep import Upkeep
 from proxy.upstream import Upstream
 
 
@@ -34,12 +36,15 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
             gate = Gate(running, services.database, write=services.write)
             stack.push_async_callback(gate.close)
             await gate.open()
-            yield {"services": services, "gate": gate}
+            observer = Observer(running, services.recorder)
+            stack.push_async_callback(observer.close)
+            observer.start()
+            yield {"services": services, "gate": gate, "observer": observer}
 
     app = Starlette(
         routes=route_table(),
         lifespan=lifespan,
-        middleware=[*_cors(settings), Middleware(GateMiddleware)],
+        middleware=[*_cors(settings), Middleware(ObserverMiddleware), Middleware(GateMiddleware)],
         exception_handlers={
             APIError: api_error_response,
             HTTPException: http_error_response,
@@ -77,9 +82,12 @@ async def open_services(
         recorder = Recorder(database, settings)
         await recorder.start()
         upstream = Upstream(settings, transport)
+        upkeep = Upkeep(settings, recorder)
+        upkeep.start()
         try:
             yield Services(settings, database, recorder, upstream)
         finally:
+            await upkeep.stop()
             await recorder.drain()
             await upstream.close()
             if recorder.writer.trouble is None:

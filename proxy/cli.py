@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from proxy import logs, queries, settings
+from proxy import logs, metrics, queries, settings
 from proxy.commands import COMMANDS
 from proxy.database import Database
 from proxy.errors import ConfigurationError
@@ -40,16 +40,14 @@ def cli() -> None:
 @click.option("--port", help="Port to listen on; 0 takes a free one.")
 @click.option("--upstream", help="vLLM's address.")
 @click.option("--workers", help="Processes on the one database.")
+@click.option("--backup-every", help="Time between backups, such as 24h.")
+@click.option("--backup-keep", help="Backups kept, the newest ones.")
 @click.option("--demo", is_flag=True, help="Chat with a small built-in echo model instead of vLLM.")
-def serve(*, host: str | None, port: str | None, upstream: str | None, workers: str | None, demo: bool) -> None:
+def serve(*, demo: bool, **given: str | None) -> None:
     """Run the proxy."""
-    options = {
-        "STELLARCHAT_HOST": host,
-        "STELLARCHAT_PORT": port,
-        "STELLARCHAT_UPSTREAM_URL": upstream,
-        "STELLARCHAT_WORKERS": workers,
-        "STELLARCHAT_DEMO": "on" if demo else None,
-    }
+    options = {f"STELLARCHAT_{name.upper()}": value for name, value in given.items()}
+    options["STELLARCHAT_UPSTREAM_URL"] = options.pop("STELLARCHAT_UPSTREAM")
+    options["STELLARCHAT_DEMO"] = "on" if demo else None
     _run(lambda: _serve({name: value for name, value in options.items() if value is not None}))
 
 
@@ -60,6 +58,10 @@ for each_command in COMMANDS:
 def main() -> None:
     """The console script."""
     _run(cli)
+
+
+for each_command in COMMANDS:
+    cli.add_command(each_command)
 
 
 def _run(command: Callable[[], None]) -> None:
@@ -81,6 +83,7 @@ def _serve(options: Mapping[str, str]) -> None:
     os.environ.update(options)  # for the application, which each worker process makes of the environment
     logs.configure(loaded)
     asyncio.run(_migrate(loaded))
+    metrics.clear(loaded.database_path)
     listener = server.listen(loaded)
     server.serve(loaded, listener, announce=lambda: click.echo(_ready_line(loaded, listener.getsockname())))
 

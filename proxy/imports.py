@@ -127,14 +127,15 @@ class _Reader:
         return True
 
     def _take_exchange(self, row: Row) -> None:
+        if queries.get_exchange(self._connection, row["exchange_id"]) is not None:
+            return
         fragments, leaf_id, context = row.pop("fragments", ()), row.pop("leaf_id"), row["context"]
         leaf = None if leaf_id is None else self._place(leaf_id)
         row["leaf_no"] = leaf and leaf[0]
         if context is not None:
             places = [(position, self._place(message_id)) for position, message_id in context]
             row["context"] = jsontext.dumps([[position, place[0]] for position, place in places if place])
-        if not queries.insert_exchange(self._connection, row):
-            return
+        queries.insert_exchange(self._connection, row)
         for sequence, data in enumerate(fragments):
             queries.insert_fragment(
                 self._connection, exchange_id=row["exchange_id"], sequence=sequence, data=b64decode(data)

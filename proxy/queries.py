@@ -13,7 +13,13 @@ DEFAULT_USER_ID = "default_user"
 
 def load_queries() -> dict[str, str]:
     """The statements of `sql/queries/*.sql` by the name in the `-- name:` line above each."""
-    text = "\n".join(file.read_text(encoding="utf-8") for file in sorted((SQL / "queries").glob("*.sql")))
+    return named_statements(
+        "\n".join(file.read_text(encoding="utf-8") for file in sorted((SQL / "queries").glob("*.sql")))
+    )
+
+
+def named_statements(text: str) -> dict[str, str]:
+    """The statements of a script by the name in the `-- name:` line above each."""
     parts = re.split(r"^-- name: *(\w+) *$", text, flags=re.MULTILINE)
     return {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
 

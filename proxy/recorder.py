@@ -60,6 +60,7 @@ class Recorder:
         self._recovering: asyncio.Task[None] | None = None
         self._is_empty = asyncio.Event()
         self._is_empty.set()
+        self.observe: Callable[[Exchange, Outcome], None] | None = None  # told of every exchange that has ended
         self.lost = 0  # exchanges that found no place in the queue
         self._spill = Spill(spill_path(database.path, self.worker_id), reserve_bytes=settings.spill_reserve_bytes)
         self.writer = Writer(
@@ -105,6 +106,8 @@ class Recorder:
         if not self._live:
             self._is_empty.set()
         exchange, is_begun = live.exchange, live.is_begun
+        if self.observe is not None:
+            self.observe(exchange, outcome)
         if is_begun:
             work = partial(archive.finish_begun, exchange_id=exchange.exchange_id, outcome=outcome)
         else:

@@ -1,5 +1,6 @@
 """What the handlers share: opened at start, closed at the end, reached through the request's state."""
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import TypedDict, TypeVar
 from proxy.database import Database
 from proxy.errors import UnavailableError
 from proxy.gate import Gate
-from proxy.queries import Place
+from proxy.observer import Observer
 from proxy.recorder import Recorder
 from proxy.settings import Settings
 from proxy.upstream import Upstream
@@ -48,6 +49,8 @@ class Services:
     database: Database
     recorder: Recorder
     upstream: Upstream
+    # A search keeps a thread busy for as long as it reads.
+    searches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     vendor_headers: tuple[bytes, ...] = field(init=False)
     continued: Continued = field(default_factory=Continued, init=False)
 
@@ -73,3 +76,4 @@ class State(TypedDict):
 
     services: Services
     gate: Gate
+    observer: Observer

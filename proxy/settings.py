@@ -91,6 +91,29 @@ def _seconds(value: str) -> float:
     return number
 
 
+def _share(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise ValueError("expected a share from 0 to 1")
+    return number
+
+
+def _duration(value: str) -> float:
+    """Seconds of `30m`, `24h` or `7d`; `off` is 0."""
+    if value == "off":
+        return 0.0
+    try:
+        seconds = float(value[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[value[-1:]]
+    except (ValueError, KeyError):
+        seconds = -1.0
+    if not 1 <= seconds <= 3660 * 86_400:
+        raise ValueError("expected a time such as 30m, 24h or 7d, or off")
+    return seconds
+
+
 def _http_url(value: str) -> str:
     parts = urlsplit(value)
     try:
@@ -245,6 +268,30 @@ class Settings:
     )
     drain_grace_seconds: float = _setting(
         "STELLARCHAT_DRAIN_GRACE_SECONDS", 30.0, _seconds, "time open replies get to end at shutdown"
+    )
+
+    log_file_bytes: int = _setting(
+        "STELLARCHAT_LOG_FILE_BYTES",
+        20 * 2**20,
+        _integer(1024, 2**40),
+        "size at which a log file is put aside; 5 are kept",
+    )
+    access_log_sample: float = _setting(
+        "STELLARCHAT_ACCESS_LOG_SAMPLE",
+        1.0,
+        _share,
+        "share of the requests that are logged, 0 to 1; failures always are",
+    )
+    search_index: bool = _setting("STELLARCHAT_SEARCH_INDEX", True, _switch, "index what is said for search (on, off)")
+    backup_every_seconds: float = _setting(
+        "STELLARCHAT_BACKUP_EVERY", 0.0, _duration, "time between backups, such as 24h; off: none"
+    )
+    backup_keep: int = _setting("STELLARCHAT_BACKUP_KEEP", 7, _integer(1, 10_000), "backups kept, the newest ones")
+    retention_days: int = _setting(
+        "STELLARCHAT_RETENTION_DAYS",
+        0,
+        _integer(0, 36_600),
+        "delete sessions this many days after their last activity; 0: never",
     )
 
     @property

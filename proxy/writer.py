@@ -103,6 +103,11 @@ class Writer:
         return len(self._queue) + self._spill.count
 
     @property
+    def spilled(self) -> int:
+        """Writes on the spill file."""
+        return self._spill.count
+
+    @property
     def queued_bytes(self) -> int:
         """Size of what is queued in memory."""
         return self._queued_bytes

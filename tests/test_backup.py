@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from proxy import backup
 from proxy.cli import cli
 from proxy.database import connect
+from proxy.demo import MODEL
 from proxy.errors import ConfigurationError
 from proxy.spill import Spill, spill_path
 from tests.serving import REPOSITORY, server_process
@@ -43,7 +44,7 @@ def test_a_copy_made_under_load_holds_every_chat_that_had_ended(tmp_path: Path) 
             while not stop.is_set():
                 turn += 1
                 text = f"worker {worker} turn {turn} " + "x" * 1600
-                body = {"messages": [{"role": "user", "content": text}]}
+                body = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
                 client.post(f"{server.url}/v1/chat/completions", json=body).raise_for_status()
                 ended.append(text)
 

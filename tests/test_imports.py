@@ -18,6 +18,7 @@ LAYERS = (
     ("protocol",),
     ("inbound",),
     ("services",),
+    ("upkeep", "observer"),
     ("gate",),
     ("keys",),
     ("imports",),
@@ -31,7 +32,7 @@ LAYERS = (
     ("tree", "exchange_row"),
     ("queries", "upstream", "exchange", "spill", "demo"),
     ("completion", "thread", "message", "transport"),
-    ("database", "logs", "connection", "body"),
+    ("database", "logs", "metrics", "connection", "body"),
     ("settings", "headers"),
     ("errors", "sse", "jsontext", "ids"),
 )

@@ -1,8 +1,8 @@
-"""The subcommands of `stellarchat` other than `serve`, a module for each subject."""
+"""The commands beside `serve`: one module a group, each added to `stellarchat`."""
 
 import click
 
-from proxy.commands import backup, check, export, keys
+from proxy.commands import backup, check, export, keys, prune, stats
 
 COMMANDS: tuple[click.Command, ...] = (
     backup.backup_command,
@@ -10,5 +10,7 @@ COMMANDS: tuple[click.Command, ...] = (
     check.check_command,
     export.export_command,
     export.import_command,
+    prune.prune_command,
+    stats.stats_command,
     keys.keys,
 )

@@ -2,7 +2,7 @@
 
 from starlette.routing import BaseRoute, Route
 
-from proxy.routes import api, completions, export, health, sessions, users
+from proxy.routes import api, completions, export, health, metrics, search, sessions, users
 from proxy.routes.chat import ChatCompletions
 from proxy.routes.relay import Relay
 
@@ -12,6 +12,8 @@ def route_table() -> list[BaseRoute]:
     return [
         Route("/v1/chat/completions", ChatCompletions(), methods=["POST"]),
         *health.routes,
+        *metrics.routes,
+        *search.routes,
         *export.routes,
         *sessions.routes,
         *api.routes,

@@ -52,7 +52,7 @@ END;
 
 -- What was said, each message once.
 CREATE TABLE messages (
-    message_no   INTEGER PRIMARY KEY,                  -- order of storing; for links and the search index, never shown
+    message_no   INTEGER PRIMARY KEY AUTOINCREMENT,    -- order of storing, never used twice; for links and the search index
     message_id   TEXT NOT NULL UNIQUE,                 -- UUIDv7
     session_id   TEXT NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE,
     parent_no    INTEGER,                              -- the message above it, of the same session. No foreign key: a

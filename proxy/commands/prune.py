@@ -1,0 +1,76 @@
+"""`stellarchat prune`."""
+
+import re
+import sqlite3
+import time
+from contextlib import closing
+from datetime import timedelta
+
+import click
+import orjson
+
+from proxy import prune
+from proxy.commands.console import database_path, says_errors, shown_progress
+from proxy.database import connect, prepare, transaction
+from proxy.prune import Pruned
+
+# Chats wait for the lock of a transaction; between two it is theirs.
+_REST = 3.0
+_PAUSE_SECONDS = 0.02
+_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+
+
+def _age(_ctx: click.Context, _param: click.Parameter, value: str) -> timedelta:
+    match = re.fullmatch(r"(\d{1,5})([hdw])", value)
+    if match is None:
+        raise click.BadParameter("expected an age such as 90d, 12w or 36h")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+@click.command("prune")
+@click.option("--older-than", "age", callback=_age, required=True, help="Time without activity, such as 90d.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
+@says_errors
+def prune_command(*, age: timedelta, dry_run: bool, as_json: bool) -> None:
+    """Delete old sessions and give their space back, also while chats go on."""
+    before = prune.moment_before(age, now_seconds=time.time())
+    with closing(connect(database_path())) as connection:
+        prepare(connection)
+        connection.execute("PRAGMA busy_timeout = 30000")
+        pruned = prune.count_old(connection, before=before)
+        if not dry_run:
+            pruned = _prune(connection, before=before, expected=pruned)
+    if as_json:
+        content = {"before": before, "dry_run": dry_run, "sessions": pruned.sessions, "messages": pruned.messages}
+        click.echo(orjson.dumps(content).decode())
+    else:
+        verb = "would be deleted" if dry_run else "deleted"
+        click.echo(f"{pruned.sessions:,} sessions, {pruned.messages:,} messages {verb}")
+
+
+def _prune(connection: sqlite3.Connection, *, before: str, expected: Pruned) -> Pruned:
+    pruned = Pruned()
+    with shown_progress("prune") as show:
+        while some := _step(connection, before=before):
+            pruned += some
+            show(pruned.messages, max(pruned.messages, expected.messages))
+        while _give_back(connection):
+            pass
+    return pruned
+
+
+def _step(connection: sqlite3.Connection, *, before: str) -> Pruned:
+    started = time.monotonic()
+    with transaction(connection):
+        some = prune.prune_some(connection, before=before)
+    time.sleep(max(_PAUSE_SECONDS, _REST * (time.monotonic() - started)))
+    return some
+
+
+def _give_back(connection: sqlite3.Connection) -> bool:
+    started = time.monotonic()
+    with transaction(connection):
+        has_more = prune.give_back_some(connection)
+    time.sleep(max(_PAUSE_SECONDS, _REST * (time.monotonic() - started)) if has_more else 0)
+    return has_more

@@ -1,0 +1,55 @@
+"""`stellarchat stats`."""
+
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+
+from proxy.commands.console import database_path, says_errors
+from proxy.database import connect
+from proxy.ids import timestamp
+from proxy.queries import QUERIES
+
+_DAY_SECONDS = 86_400
+_FILES = {"database": "", "log": "-wal", "search": "-search"}
+
+
+@click.command("stats")
+@click.option("--days", type=click.IntRange(1, 36_600), default=30, show_default=True, help="Days of tokens shown.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@says_errors
+def stats_command(*, days: int, as_json: bool) -> None:
+    """Count what is kept: users, sessions, messages, tokens by day and model, size on disk."""
+    stats = _stats(database_path(), days=days)
+    if as_json:
+        click.echo(orjson.dumps(stats).decode())
+        return
+    for name, count in stats["counts"].items():
+        click.echo(f"{name:<12}{count:>16,}")
+    for name, size in stats["bytes"].items():
+        click.echo(f"{name + ' file':<14}{size / 2**20:>14,.1f} MiB")
+    if stats["tokens"]:
+        click.echo(f"\n{'day':<12}{'chats':>10}{'prompt':>14}{'completion':>14}  model")
+    for row in stats["tokens"]:
+        numbers = f"{row['exchanges']:>10,}{row['prompt_tokens']:>14,}{row['completion_tokens']:>14,}"
+        click.echo(f"{row['day']:<12}{numbers}  {row['model'] or '-'}")
+
+
+def _stats(path: Path, *, days: int) -> dict[str, Any]:
+    with closing(connect(path)) as connection:
+        connection.execute("BEGIN")
+        since = timestamp(max(0.0, time.time() - days * _DAY_SECONDS))
+        counted = connection.execute(QUERIES["count_everything"])
+        counts = dict(zip((column[0] for column in counted.description), counted.fetchone(), strict=True))
+        used = connection.execute(QUERIES["list_tokens_by_day"], {"since": since})
+        names = [column[0] for column in used.description]
+        tokens = [dict(zip(names, row, strict=True)) for row in used]
+    return {"counts": counts, "bytes": {name: _size(path, suffix) for name, suffix in _FILES.items()}, "tokens": tokens}
+
+
+def _size(path: Path, suffix: str) -> int:
+    file = path.with_name(path.name + suffix)
+    return file.stat().st_size if file.is_file() else 0

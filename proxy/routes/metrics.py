@@ -1,0 +1,20 @@
+"""`GET /metrics`: ours; upstream's own is upstream's."""
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from proxy.metrics import CONTENT_TYPE
+from proxy.routes.resource import Resource
+from proxy.services import State
+
+
+async def get_metrics(request: Request[State]) -> Response:
+    """All workers' numbers."""
+    text = await asyncio.to_thread(request.state["observer"].text)
+    return Response(text, headers={"content-type": CONTENT_TYPE})
+
+
+routes = [Route("/metrics", Resource(GET=get_metrics))]

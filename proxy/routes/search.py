@@ -1,0 +1,78 @@
+"""`GET /v1/search`: messages that hold a text."""
+
+import asyncio
+import sqlite3
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from proxy import history, queries, search
+from proxy.errors import InvalidRequestError, json_response
+from proxy.presentation import JSON, session_json
+from proxy.queries import Page
+from proxy.routes import parameters
+from proxy.routes.parameters import named_user, reach_of, services_of
+from proxy.routes.resource import Resource
+from proxy.search import QUERY_LENGTH_MAX, Hit, Query
+from proxy.services import Services, State
+
+
+async def search_messages(request: Request[State]) -> Response:
+    """The messages that hold `q`, newest first."""
+    services = services_of(request)
+    query, page = await _query(services, request), parameters.page_of(request)
+    await services.recorder.writer.settled()
+    async with services.searches:
+        content = await asyncio.to_thread(_found, services, query, page)
+    return json_response(content)
+
+
+async def _query(services: Services, request: Request[State]) -> Query:
+    given = request.query_params
+    text = parameters.text(given, "q")
+    if not text or len(text) > QUERY_LENGTH_MAX:
+        raise InvalidRequestError(f"q is a text of 1 to {QUERY_LENGTH_MAX} characters.", param="q")
+    user_id = given.get("user_id")
+    session_id = parameters.text(given, "session_id")
+    reach = reach_of(request) if user_id is None else named_user(request, user_id)
+    if session_id is not None:
+        find = partial(history.find_session, id_=session_id, user_id=reach)
+        session_id = (await services.read(find)).session_id
+    role = parameters.text(given, "role")
+    if role is not None and role not in parameters.ROLES:
+        raise InvalidRequestError(f"role is one of {', '.join(parameters.ROLES)}.", param="role")
+    return Query(
+        text=text,
+        user_id=reach,
+        session_id=session_id,
+        role=role,
+        model=parameters.text(given, "model"),
+        since=parameters.moment(request, "since"),
+        until=parameters.moment(request, "until"),
+    )
+
+
+def _found(services: Services, query: Query, page: Page) -> JSON:
+    with search.opened(services.database.path) as connection:
+        hits, has_more = search.search(connection, query, limit=page.limit, offset=page.offset)
+        results = [each for each in (_result(connection, hit) for hit in hits) if each is not None]
+    return {"results": results, "has_more": has_more}
+
+
+def _result(connection: sqlite3.Connection, hit: Hit) -> JSON | None:
+    """A hit as the route shows it; None where its message was deleted since."""
+    row = queries.get_message(connection, hit.message_no)
+    session = None if row is None else queries.get_session(connection, row.session_id)
+    if row is None or session is None:
+        return None
+    names = ("message_id", "parent_id", "exchange_id", "role", "model", "tokens", "status", "created_at")
+    return {
+        "session": session_json(session),
+        "message": {name: getattr(row, name) for name in names},
+        "snippet": hit.snippet,
+    }
+
+
+routes = [Route("/v1/search", Resource(GET=search_messages))]

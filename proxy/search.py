@@ -1,0 +1,352 @@
+"""Finds text in messages: every message that holds it, whatever the script, the case, or the length of the query.
+
+The index is derived data in a file of its own: it may lag, be missing or be thrown away, and a search is still right.
+It only names candidates; each is looked through before it counts, and what is not indexed yet is looked through too. So
+it can be filled in spare time: indexing costs about a millisecond a message, which no chat should pay.
+
+What is indexed are the grams of a message: all its runs of one, two and three characters, case-folded. Words would need
+to know where Chinese or Thai words end; FTS5's own trigrams do not find a word of two characters, which most Chinese
+words are. A query of up to three characters is one gram, a longer one all its trigrams. FTS5 keeps for each gram the
+messages it is in, and nothing else. The user is one more term, so that a search stays among its own user's messages.
+
+The index comes in segments of message numbers, which are never used twice. Where most of a segment's messages have been
+deleted it is dropped, and made again of what is left: retention shrinks the index too.
+"""
+
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from operator import add
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from proxy.database import SQL, connect, transaction
+from proxy.errors import APIError
+from proxy.queries import named_statements
+
+logger = logging.getLogger(__name__)
+
+STATEMENTS = named_statements((SQL / "sqlite" / "search.sql").read_text(encoding="utf-8"))
+SEGMENT = 2**18
+QUERY_LENGTH_MAX = 1000
+
+_GRAM = 3
+_GRAMS_ASKED = 24
+_BATCH = 200
+_BATCH_CHARACTERS = 2**19
+# Longer texts are cut for the gram maker, so that a thread of it never holds the interpreter for long.
+_CUT = 8192
+_SCHEMA = 1
+_END = 2**63 - 1
+_TICK_INSTRUCTIONS = 20_000
+
+# What FTS5's tokenizer takes for the end of a word goes to a private area, so that every gram is one word. A message
+# with characters of that area becomes a candidate too often, which costs a look and changes nothing.
+_TO_WORD = {code: 0xE000 + code for code in range(128) if not chr(code).isalnum()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """What is looked for, and where. `text` is not empty. Without a user it is looked for in everyone's messages."""
+
+    text: str
+    user_id: str | None = None
+    session_id: str | None = None
+    role: str | None = None
+    model: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+
+class Hit(NamedTuple):
+    """A message that holds the text, and the text around it, marked with `**`."""
+
+    message_no: int
+    snippet: str
+
+
+class _Segment(NamedTuple):
+    segment: int
+    indexed_no: int
+    indexed_id: str
+    documents: int
+
+    @property
+    def first(self) -> int:
+        return self.segment * SEGMENT
+
+
+class TimeOutError(APIError):
+    """The search took longer than it may."""
+
+    def __init__(self) -> None:
+        super().__init__("The search took too long; narrow it down.", status=503, code="search_timeout")
+
+
+def index_path(database: Path) -> Path:
+    """Where a database's index is."""
+    return database.with_name(database.name + "-search")
+
+
+# --- searching
+
+
+def search(
+    connection: sqlite3.Connection, query: Query, *, limit: int, offset: int = 0, seconds: float = 10
+) -> tuple[list[Hit], bool]:
+    """The hits, newest message first, and whether there are more. Raises TimeOutError."""
+    needle = query.text.casefold()
+    hits: list[Hit] = []
+    with _limited(connection, seconds):
+        for message_no, content in _candidates(connection, query):
+            position = content.casefold().find(needle)
+            if position < 0:
+                continue
+            if offset:
+                offset -= 1
+                continue
+            if len(hits) == limit:
+                return hits, True
+            hits.append(Hit(message_no, _snippet(content, position, len(needle))))
+    return hits, False
+
+
+@contextmanager
+def opened(database: Path) -> Iterator[sqlite3.Connection]:
+    """The database, to read, with its index where it has one."""
+    with closing(connect(database)) as connection:
+        path = index_path(database)
+        if path.is_file():
+            with suppress(sqlite3.Error):
+                connection.execute("ATTACH :path AS search", {"path": str(path)})
+        connection.execute("PRAGMA query_only = ON")
+        yield connection
+
+
+def _candidates(connection: sqlite3.Connection, query: Query) -> Iterator[tuple[int, str]]:
+    """Every message that may hold the text, newest first."""
+    filters: dict[str, Any] = {name: getattr(query, name) for name in ("role", "model", "since", "until")}
+    if query.session_id is not None:
+        yield from connection.execute(STATEMENTS["list_in_session"], {**filters, "session_id": query.session_id})
+        return
+    filters["user_id"] = query.user_id
+    match = _match(query)
+    end = _END
+    for segment in _segments_of(connection):
+        unindexed = {**filters, "after": segment.indexed_no, "end": end}
+        yield from connection.execute(STATEMENTS["list_not_indexed"], unindexed)
+        # What lies below a segment and above the next one is not indexed: it is a segment not begun yet.
+        end = segment.first
+        indexed = {**filters, "match": match, "indexed_no": segment.indexed_no}
+        yield from connection.execute(_statement("list_indexed", segment.segment), indexed)
+    yield from connection.execute(STATEMENTS["list_not_indexed"], {**filters, "after": -1, "end": end})
+
+
+def _segments_of(connection: sqlite3.Connection) -> list[_Segment]:
+    """The segments, newest first; none where the index is missing or damaged."""
+    try:
+        return [_Segment(*row) for row in connection.execute(STATEMENTS["list_segments"])]
+    except sqlite3.Error:
+        return []
+
+
+def _match(query: Query) -> str:
+    folded = query.text.casefold().translate(_TO_WORD)
+    starts = range(max(1, len(folded) - _GRAM + 1))
+    grams = list(dict.fromkeys(folded[start : start + _GRAM] for start in starts))
+    step = -(-len(grams) // _GRAMS_ASKED)
+    terms = grams[::step]
+    if query.user_id is not None:
+        terms.append(_user_term(query.user_id))
+    return " AND ".join(f'"{term}"' for term in terms)
+
+
+def _snippet(content: str, position: int, length: int) -> str:
+    """The hit with some text around it. Position and length count case-folded characters, which may be more."""
+    start, end = position, position + length
+    if len(content.casefold()) != len(content):
+        start, end = _unfolded(content, position, length)
+    before, after = max(0, start - 60), min(len(content), end + 100)
+    head = ("…" if before else "") + content[before:start]
+    tail = content[end:after] + ("…" if after < len(content) else "")
+    return f"{head}**{content[start:end]}**{tail}"
+
+
+def _unfolded(content: str, position: int, length: int) -> tuple[int, int]:
+    at, start = 0, None
+    for index, character in enumerate(content):
+        if at >= position + length:
+            return start or 0, index
+        at += len(character.casefold())
+        if start is None and at > position:
+            start = index
+    return start or 0, len(content)
+
+
+@contextmanager
+def _limited(connection: sqlite3.Connection, seconds: float) -> Iterator[None]:
+    deadline = time.monotonic() + seconds
+    connection.set_progress_handler(lambda: time.monotonic() > deadline, _TICK_INSTRUCTIONS)
+    try:
+        yield
+    except sqlite3.OperationalError as exc:
+        if exc.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            raise TimeOutError from exc
+        raise
+    finally:
+        connection.set_progress_handler(None, 0)
+
+
+# --- indexing
+
+
+class Index:
+    """The index, for the one process that fills it. Raises BlockingIOError where another does."""
+
+    def __init__(self, database: Path) -> None:
+        path = index_path(database)
+        self._lock = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._messages = connect(database)
+            self._messages.execute("PRAGMA query_only = ON")
+            self._connection = _open_index(path)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._seen: int | None = None
+        self.clean()
+
+    def close(self) -> None:
+        """Leave the index to others."""
+        self._connection.close()
+        self._messages.close()
+        os.close(self._lock)
+
+    def backlog(self) -> int:
+        """About how many messages wait to be indexed."""
+        newest = self._newest_below(_END) or 0
+        segments = _segments_of(self._connection)
+        return newest - segments[0].indexed_no if segments else newest
+
+    def step(self) -> int:
+        """Index some messages, of the newest segment first; how many."""
+        version = self._messages.execute("PRAGMA data_version").fetchone()[0]
+        if version == self._seen:
+            return 0
+        done = {segment.segment: segment.indexed_no for segment in _segments_of(self._connection)}
+        end = _END
+        while (newest := self._newest_below(end)) is not None:
+            number = newest // SEGMENT
+            after = done.get(number, number * SEGMENT - 1)
+            if newest > after:
+                return self._index(number, after=after)
+            end = number * SEGMENT
+        self._seen = version
+        return 0
+
+    def clean(self) -> int:
+        """Drop the segments that hold mostly deleted messages, or those of another database; how many."""
+        dropped = 0
+        for segment in _segments_of(self._connection):
+            span = {"first": segment.first, "last": segment.indexed_no}
+            living = self._messages.execute(STATEMENTS["count_messages"], span).fetchone()[0]
+            if 2 * living < segment.documents or self._is_foreign(segment):
+                self._drop(segment.segment)
+                dropped += 1
+        if dropped:
+            self._seen = None
+        return dropped
+
+    def _index(self, segment: int, *, after: int) -> int:
+        span = {"after": after, "end": (segment + 1) * SEGMENT, "limit": _BATCH}
+        entries, size, last = [], 0, (after, "")
+        for message_no, message_id, user_id, content in self._messages.execute(STATEMENTS["list_unindexed"], span):
+            last = message_no, message_id
+            entries.append({"message_no": message_no, "grams": f"{_user_term(user_id)} {_grams(content)}"})
+            size += len(content)
+            if size >= _BATCH_CHARACTERS:
+                break
+        with transaction(self._connection):
+            self._connection.execute(_statement("create_segment", segment))
+            self._connection.executemany(_statement("insert_grams", segment), entries)
+            self._connection.execute(
+                STATEMENTS["upsert_segment"],
+                {"segment": segment, "indexed_no": last[0], "indexed_id": last[1], "documents": len(entries)},
+            )
+        return len(entries)
+
+    def _drop(self, segment: int) -> None:
+        with transaction(self._connection):
+            self._connection.execute(_statement("drop_segment", segment))
+            self._connection.execute(STATEMENTS["forget_segment"], {"segment": segment})
+        self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+
+    def _newest_below(self, end: int) -> int | None:
+        number: int | None = self._messages.execute(STATEMENTS["newest_message_no"], {"end": end}).fetchone()[0]
+        return number
+
+    def _is_foreign(self, segment: _Segment) -> bool:
+        row = self._messages.execute(STATEMENTS["message_id_of"], {"message_no": segment.indexed_no}).fetchone()
+        return row is not None and row[0] != segment.indexed_id
+
+
+def _open_index(path: Path) -> sqlite3.Connection:
+    """The index file, made anew where it is damaged or of another version."""
+    try:
+        return _prepared(path)
+    except sqlite3.DatabaseError as exc:
+        logger.warning("the search index is made anew: %s", exc)
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    return _prepared(path)
+
+
+def _prepared(path: Path) -> sqlite3.Connection:
+    path.touch(mode=0o600)
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        # What a power cut takes of it is indexed again. https://sqlite.org/pragma.html#pragma_synchronous
+        connection.execute("PRAGMA synchronous = NORMAL")
+        _refuse_other_version(connection)
+        with transaction(connection):
+            connection.execute(STATEMENTS["create_segments"])
+            connection.execute(f"PRAGMA user_version = {_SCHEMA}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _refuse_other_version(connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version not in (0, _SCHEMA):
+        raise sqlite3.DatabaseError(f"it has version {version}")
+
+
+def _grams(content: str) -> str:
+    """The grams of a text, each once."""
+    folded = content.casefold().translate(_TO_WORD)
+    grams: set[str] = set()
+    for start in range(0, len(folded), _CUT):
+        text = folded[start : start + _CUT + _GRAM - 1]
+        pairs = list(map(add, text, text[1:]))
+        grams.update(text, pairs, map(add, pairs, text[2:]))
+    return " ".join(grams)
+
+
+def _user_term(user_id: str) -> str:
+    """Longer than a gram, so never one."""
+    return "u" + blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _statement(name: str, segment: int) -> str:
+    return STATEMENTS[name].replace("{segment}", str(int(segment)))

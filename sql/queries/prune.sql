@@ -1,0 +1,53 @@
+-- name: list_old_sessions
+-- Sessions without activity since a moment, the least active first. Asked twice, so that the index on both is used.
+SELECT session_id
+FROM sessions
+WHERE is_active = :is_active
+  AND updated_at < :before
+ORDER BY updated_at
+LIMIT :limit;
+
+-- name: count_old_sessions
+SELECT COUNT(*), COALESCE(SUM(message_count), 0)
+FROM sessions
+WHERE updated_at < :before;
+
+-- name: count_rows_up_to
+-- How many messages and exchanges a session has; of each at most :most are counted.
+SELECT (
+    SELECT COUNT(*)
+    FROM (SELECT m.message_no FROM messages AS m WHERE m.session_id = :session_id LIMIT :most) AS some_messages
+), (
+    SELECT COUNT(*)
+    FROM (SELECT e.exchange_id FROM exchanges AS e WHERE e.session_id = :session_id LIMIT :most) AS some_exchanges
+);
+
+-- name: delete_newest_messages
+-- Children have higher numbers than their parents, so none goes with another: as many are deleted as asked for.
+DELETE FROM messages
+WHERE message_no IN (
+    SELECT m.message_no
+    FROM messages AS m
+    WHERE m.session_id = :session_id
+    ORDER BY m.message_no DESC
+    LIMIT :limit
+)
+RETURNING tokens;
+
+-- name: delete_newest_exchanges
+DELETE FROM exchanges
+WHERE exchange_id IN (
+    SELECT e.exchange_id
+    FROM exchanges AS e
+    WHERE e.session_id = :session_id
+    ORDER BY e.exchange_id DESC
+    LIMIT :limit
+);
+
+-- name: shorten_session
+-- Its newest messages were deleted. Its activity stays what it was.
+UPDATE sessions
+SET message_count = message_count - :messages,
+    tokens = tokens - :tokens,
+    leaf_no = (SELECT MAX(m.message_no) FROM messages AS m WHERE m.session_id = :session_id)
+WHERE session_id = :session_id;

@@ -1,0 +1,15 @@
+-- name: count_everything
+SELECT (SELECT COUNT(*) FROM users) AS users,
+       (SELECT COALESCE(SUM(session_count), 0) FROM users) AS sessions,
+       (SELECT COUNT(*) FROM messages) AS messages,
+       (SELECT COUNT(*) FROM exchanges) AS exchanges,
+       (SELECT COUNT(*) FROM blobs) AS blobs;
+
+-- name: list_tokens_by_day
+-- What was used, by day and model, newest day first.
+SELECT substr(created_at, 1, 10) AS day, model, COUNT(*) AS exchanges,
+       COALESCE(SUM(prompt_tokens), 0) AS prompt_tokens, COALESCE(SUM(completion_tokens), 0) AS completion_tokens
+FROM exchanges
+WHERE created_at >= :since
+GROUP BY substr(created_at, 1, 10), model
+ORDER BY day DESC, exchanges DESC, model;

@@ -1,0 +1,109 @@
+-- The search index: a file of its own beside the database, derived from it. SQLite only: FTS5.
+-- {segment} stands for the number of a segment.
+
+-- name: create_segments
+-- One row a segment: how far its messages are indexed.
+CREATE TABLE IF NOT EXISTS segments (
+    segment    INTEGER PRIMARY KEY,
+    indexed_no INTEGER NOT NULL,                       -- the last message that is in
+    indexed_id TEXT NOT NULL,                          -- its id, to notice that the database is another one
+    documents  INTEGER NOT NULL                        -- messages that were put in
+);
+
+-- name: create_segment
+-- Keeps only which messages a gram is in: no text, no positions, no sizes. https://sqlite.org/fts5.html
+CREATE VIRTUAL TABLE IF NOT EXISTS grams_{segment} USING fts5 (
+    grams,
+    content = '',
+    detail = none,
+    columnsize = 0,
+    tokenize = 'ascii'
+);
+
+-- name: drop_segment
+DROP TABLE IF EXISTS grams_{segment};
+
+-- name: forget_segment
+DELETE FROM segments
+WHERE segment = :segment;
+
+-- name: list_segments
+SELECT segment, indexed_no, indexed_id, documents
+FROM segments
+ORDER BY segment DESC;
+
+-- name: insert_grams
+INSERT INTO grams_{segment} (rowid, grams)
+VALUES (:message_no, :grams);
+
+-- name: upsert_segment
+INSERT INTO segments (segment, indexed_no, indexed_id, documents)
+VALUES (:segment, :indexed_no, :indexed_id, :documents)
+ON CONFLICT (segment) DO UPDATE
+SET indexed_no = excluded.indexed_no,
+    indexed_id = excluded.indexed_id,
+    documents = segments.documents + excluded.documents;
+
+-- name: newest_message_no
+SELECT MAX(message_no)
+FROM main.messages
+WHERE message_no < :end;
+
+-- name: message_id_of
+SELECT message_id
+FROM main.messages
+WHERE message_no = :message_no;
+
+-- name: count_messages
+SELECT COUNT(*)
+FROM main.messages
+WHERE message_no BETWEEN :first AND :last;
+
+-- name: list_unindexed
+SELECT m.message_no, m.message_id, s.user_id, m.content
+FROM main.messages AS m
+JOIN main.sessions AS s ON s.session_id = m.session_id
+WHERE m.message_no > :after
+  AND m.message_no < :end
+ORDER BY m.message_no
+LIMIT :limit;
+
+-- name: list_in_session
+-- Candidates: all of one session, newest first.
+SELECT m.message_no, m.content
+FROM main.messages AS m
+WHERE m.session_id = :session_id
+  AND (:role IS NULL OR m.role = :role)
+  AND (:model IS NULL OR m.model = :model)
+  AND (:since IS NULL OR m.created_at >= :since)
+  AND (:until IS NULL OR m.created_at < :until)
+ORDER BY m.message_no DESC;
+
+-- name: list_not_indexed
+-- Candidates: what the index does not have yet, newest first.
+SELECT m.message_no, m.content
+FROM main.messages AS m
+CROSS JOIN main.sessions AS s ON s.session_id = m.session_id
+WHERE m.message_no > :after
+  AND m.message_no < :end
+  AND (:user_id IS NULL OR s.user_id = :user_id)
+  AND (:role IS NULL OR m.role = :role)
+  AND (:model IS NULL OR m.model = :model)
+  AND (:since IS NULL OR m.created_at >= :since)
+  AND (:until IS NULL OR m.created_at < :until)
+ORDER BY m.message_no DESC;
+
+-- name: list_indexed
+-- Candidates: what has all grams of the query, newest first.
+SELECT m.message_no, m.content
+FROM search.grams_{segment}
+CROSS JOIN main.messages AS m ON m.message_no = grams_{segment}.rowid
+CROSS JOIN main.sessions AS s ON s.session_id = m.session_id
+WHERE grams_{segment} MATCH :match
+  AND grams_{segment}.rowid <= :indexed_no
+  AND (:user_id IS NULL OR s.user_id = :user_id)
+  AND (:role IS NULL OR m.role = :role)
+  AND (:model IS NULL OR m.model = :model)
+  AND (:since IS NULL OR m.created_at >= :since)
+  AND (:until IS NULL OR m.created_at < :until)
+ORDER BY grams_{segment}.rowid DESC;

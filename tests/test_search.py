@@ -1,0 +1,209 @@
+"""Search finds what a look through every message finds, however much of it is indexed."""
+
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from proxy import search
+from proxy.search import Index, Query, TimeOutError
+from tests.serving import running_proxy, settings_for
+from tests.stored import chat, choice, exchange, opened, outcome, say, user
+
+WORDS = (
+    *("hello", "Hello", "HELL", "world", "straße", "STRASSE", "İstanbul", "ΣΊΣΥΦΟΣ", "ﬁne", "naïve", "a", "I"),
+    *("你好", "世界", "数据库", "機械学習", "データ", "한국어", "안녕", "สวัสดี", "😀", "👩‍👩‍👧", "🇩🇪", "é", "e\u0301"),
+    *("AND", "OR", "NOT", "NEAR(a b)", '"', '""', "'", "*", "a*", "^x", "col:x", "-", "(", ")", "%", "_", "\\", "\0"),
+    *("{", "}", "\ue020", "u0", "\n", "\t", "  ", "<b>", "0x1F", "https://example.com/?a=1&b=2"),
+)
+texts = st.lists(st.sampled_from(WORDS) | st.text(min_size=1, max_size=4), max_size=12).map("".join) | st.lists(
+    st.sampled_from(WORDS), max_size=12
+).map(" ".join)
+
+
+def encodes(text: str) -> bool:
+    return text.encode("utf-8", "replace").decode() == text
+
+
+def index_all(path: Path) -> int:
+    with closing(Index(path)) as index:
+        done = 0
+        while count := index.step():
+            done += count
+        return done
+
+
+def numbers(path: Path, text: str, *, limit: int = 1000, offset: int = 0, **filters: Any) -> list[int]:
+    with search.opened(path) as connection:
+        hits, _ = search.search(connection, Query(text=text, **filters), limit=limit, offset=offset)
+        return [hit.message_no for hit in hits]
+
+
+def scanned(connection: sqlite3.Connection, text: str, *, user_id: str | None = None) -> list[int]:
+    rows = connection.execute(
+        "SELECT m.message_no, m.content, s.user_id FROM messages AS m JOIN sessions AS s USING (session_id)"
+    )
+    found = [
+        number for number, content, owner in rows if text.casefold() in content.casefold() and user_id in (None, owner)
+    ]
+    return sorted(found, reverse=True)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_search_finds_what_a_scan_finds(data: st.DataObject) -> None:
+    contents = data.draw(st.lists(texts.filter(encodes), min_size=1, max_size=12))
+    indexed = data.draw(st.integers(0, len(contents)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "chat.db"
+        with opened(path) as connection:
+            for position, content in enumerate(contents):
+                if position == indexed:
+                    index_all(path)
+                say(connection, content, user_id="ann" if position % 3 else "bo", reply=content[::-1])
+            if data.draw(st.booleans()):
+                victim = data.draw(st.integers(0, len(contents) - 1))
+                connection.execute(
+                    "DELETE FROM sessions WHERE title IN (SELECT title FROM sessions LIMIT 1 OFFSET ?)", [victim]
+                )
+            parts = [content[i : i + n] for content in contents for i in range(len(content)) for n in (1, 2, 3, 7)]
+            asked = data.draw(st.lists(st.sampled_from([*WORDS, *parts]) | texts.filter(encodes), max_size=12))
+            for text in filter(None, asked):
+                assert numbers(path, text) == scanned(connection, text)
+                assert numbers(path, text, user_id="bo") == scanned(connection, text, user_id="bo")
+
+
+def test_pages_are_parts_of_the_whole_also_across_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "SEGMENT", 16)
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        for number in range(60):
+            say(connection, f"common {number}", reply="other")
+        assert index_all(path) == 120
+        for number in range(10):
+            say(connection, f"common late {number}")
+        whole = numbers(path, "COMMON")
+        assert whole == scanned(connection, "common")
+        assert [
+            number for start in range(0, 70, 9) for number in numbers(path, "common", limit=9, offset=start)
+        ] == whole
+
+
+def test_segments_of_deleted_messages_go_and_what_is_left_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "SEGMENT", 16)
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        session_ids = [say(connection, f"common {number}") for number in range(40)]
+        index_all(path)
+        for session_id in session_ids[:30]:
+            connection.execute("DELETE FROM sessions WHERE session_id = ?", [session_id])
+        with closing(Index(path)) as index:
+            while index.step():
+                pass
+            assert index.clean() == 0
+        with closing(sqlite3.connect(search.index_path(path))) as indexed:
+            assert indexed.execute("SELECT COUNT(*), SUM(documents) FROM segments").fetchone() == (3, 20)
+        assert numbers(path, "common") == scanned(connection, "common")
+
+
+@pytest.mark.parametrize("content", (b"", b"no database at all" * 500))
+def test_a_missing_or_damaged_index_changes_nothing_but_time(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        say(connection, "find me")
+        index_all(path)
+        for suffix in ("-wal", "-shm"):
+            Path(f"{search.index_path(path)}{suffix}").unlink(missing_ok=True)
+        search.index_path(path).write_bytes(content)
+        assert numbers(path, "find") == [1]
+        assert index_all(path) == 2
+        assert numbers(path, "find") == [1]
+
+
+def test_an_index_of_another_database_is_thrown_away(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        say(connection, "one")
+        index_all(path)
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    with opened(path) as connection:
+        say(connection, "two")
+    assert index_all(path) == 2
+    assert numbers(path, "two") == [1]
+
+
+def test_only_one_process_fills_the_index(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    with opened(path), closing(Index(path)), pytest.raises(BlockingIOError):
+        Index(path)
+
+
+def test_a_search_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        say(connection, "word")
+    with search.opened(path) as connection:
+        many = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1e9) SELECT MAX(i) FROM n"
+        with pytest.raises(TimeOutError), search._limited(connection, 0.01):
+            connection.execute(many).fetchone()
+
+
+@pytest.mark.parametrize(
+    ("content", "asked", "snippet"),
+    (
+        ("Hello World", "WORLD", "Hello **World**"),
+        ("Die Straße ist lang", "STRASSE", "Die **Straße** ist lang"),
+        ("ﬀﬀx", "x", "ﬀﬀ**x**"),
+        ("a" * 200 + "b" + "c" * 200, "B", "…" + "a" * 60 + "**b**" + "c" * 100 + "…"),
+        ("世界你好", "你", "世界**你**好"),
+    ),
+)
+def test_the_snippet_marks_the_hit(tmp_path: Path, content: str, asked: str, snippet: str) -> None:
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        say(connection, content, reply="")
+    with search.opened(path) as connection:
+        hits, _ = search.search(connection, Query(text=asked), limit=1)
+    assert hits[0].snippet == snippet
+
+
+async def test_the_route_finds_a_message_with_its_session_and_keeps_to_its_user(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with opened(settings.database_path) as connection:
+        session_id = say(connection, "the needle <b>", reply="a NEEDLE too")
+        say(connection, "needle of another", user_id="bo")
+        chat(connection, exchange([user("x")]), outcome(choice("needle", finish_reason="length")))
+    async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url) as client:
+
+        async def results(**query: Any) -> list[dict[str, Any]]:
+            answer = await client.get("/v1/search", params={"q": "needle", **query})
+            assert answer.status_code == 200, answer.text
+            found: list[dict[str, Any]] = answer.json()["results"]
+            return found
+
+        assert len(await results()) == 4
+        first = (await results(user_id="ann", role="user"))[0]
+        assert first["session"]["session_id"] == session_id
+        assert first["message"]["role"] == "user"
+        assert first["snippet"] == "the **needle** <b>"
+        assert len(await results(session_id=session_id)) == 2
+        assert len(await results(session_id=session_id, role="assistant", model="m")) == 1
+        assert await results(model="none") == []
+        assert await results(until="2001-01-01T00:00:00Z") == []
+        assert len(await results(since="2001-01-01T00:00:00Z", user_id="bo")) == 1
+        page = (await client.get("/v1/search", params={"q": "needle", "limit": 3})).json()
+        assert (len(page["results"]), page["has_more"]) == (3, True)
+        for wrong in ({"q": ""}, {"q": "x" * 1001}, {"q": "x", "role": "boss"}, {"q": "x", "limit": "0"}):
+            assert (await client.get("/v1/search", params=wrong)).status_code == 400
+        assert (await client.get("/v1/search", params={"q": "x", "session_id": "none"})).status_code == 404
+        mine = await client.get("/v1/search", params={"q": "needle"}, headers={"X-User-Id": "bo"})
+        assert len(mine.json()["results"]) == 1
