@@ -29,6 +29,7 @@ class LimitedProtocol(HttpToolsProtocol):
         settings: Settings = app_state["services"].settings
         self._head_limit = settings.head_limit_bytes
         self._patience = settings.caller_timeout_seconds
+        self.timeout_keep_alive = settings.idle_timeout_seconds  # type: ignore[assignment]
         self._is_in_head = False
         self._head_bytes = 0  # of a head that came in more than one piece
         self._piece_bytes = 0
