@@ -163,6 +163,7 @@ async def test_smuggling_shapes_never_relay_what_has_no_key(target: Target, eof:
         assert len({"content-length", "transfer-encoding"} & set(call.headers)) <= 1
     for name, answer in zip(SHAPES, answers, strict=True):
         assert answer.count(b"HTTP/1.1 200 ") <= 1, (name, answer)
+        assert answer or eof, name
     await target.is_well()
 
 
@@ -203,6 +204,16 @@ async def test_whatever_a_connection_starts_with_it_ends_in_time(target: Target)
             assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), answer[:200]
             assert b"text/html" not in answer
     assert target.upstream.calls == []
+    await target.is_well()
+
+
+async def test_odd_targets_with_a_key_are_answered_by_someone(target: Target) -> None:
+    keyed = b"Host: x\r\nAuthorization: Bearer " + target.ann
+    starts = [start.replace(b"Host: x", keyed) for start in STARTS]
+    for answer in await asyncio.gather(*(target.send(start) for start in starts)):
+        assert b"HTTP/1.1 500" not in answer, answer
+    for call in target.upstream.calls:
+        assert target.ann not in call.head
     await target.is_well()
 
 
