@@ -25,6 +25,7 @@ from proxy.settings import Settings
 
 logger = logging.getLogger(__name__)
 audit = logging.getLogger("stellarchat.audit")
+audit.setLevel(logging.INFO)  # what admins do is written down, however little else is
 
 _OPEN = frozenset({"/health", "/ready"})
 _METRICS = "/metrics"
@@ -76,6 +77,7 @@ class Gate:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        await self.keys.close()
         await self._refresh()
         await self._touch()
 

@@ -164,6 +164,11 @@ class KeyRing:
             key_id: usage for key_id, usage in self._usages.items() if key_id in held or not usage.is_idle()
         }
 
+    async def close(self) -> None:
+        """Wait for what is being looked up."""
+        if self._pending:
+            await asyncio.wait(self._pending.values())
+
     def _is_admin(self, key_hash: bytes) -> bool:
         return self._admin is not None and hmac.compare_digest(self._admin.row.key_hash, key_hash)
 
@@ -181,8 +186,13 @@ class KeyRing:
                     headers={"Retry-After": "1"},
                 )
             task = self._pending[key_hash] = asyncio.create_task(self._read(key_hash), name="key")
-            task.add_done_callback(lambda _: self._pending.pop(key_hash, None))
+            task.add_done_callback(lambda done: self._looked_up(key_hash, done))
         return await asyncio.shield(task)  # others may wait for it too
+
+    def _looked_up(self, key_hash: bytes, task: asyncio.Task[Holder | None]) -> None:
+        self._pending.pop(key_hash, None)
+        if not task.cancelled():
+            task.exception()  # those who asked may have left
 
     async def _read(self, key_hash: bytes) -> Holder | None:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fake_upstream import FakeUpstream, fake_upstream, mirror
+from tests.fake_upstream import FakeUpstream, fake_upstream, mirror, never
 from tests.serving import ServerProcess, server_process
 from tests.test_keys import bearer, make_key
 
@@ -261,6 +261,18 @@ async def test_too_many_pipelined_requests_are_not_queued_without_end(target: Ta
     await target.send(one * 2000)
     assert len(target.upstream.calls) <= 300
     await target.is_well()
+
+
+async def test_who_leaves_with_requests_in_a_row_stops_the_one_in_work(target: Target) -> None:
+    target.upstream.on("/v1/completions", never())
+    first = post(LENGTH % 2, body=b"{}", target=b"/v1/completions", key=target.ann)
+    _, writer = await asyncio.open_connection(*target.address)
+    writer.write(first + first + first)
+    await target.upstream.until(lambda: target.upstream.calls_to("/v1/completions"))
+    writer.transport.abort()
+    [call] = target.upstream.calls_to("/v1/completions")
+    await target.upstream.until(lambda: call.left is not None)
+    assert len(target.upstream.calls_to("/v1/completions")) == 1
 
 
 async def test_a_caller_that_breaks_off_in_its_body_leaves_nothing_behind(target: Target) -> None:

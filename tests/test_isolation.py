@@ -22,7 +22,7 @@ from proxy.routes import route_table
 from proxy.routes.resource import Resource
 from tests.fake_upstream import FakeUpstream, fake_upstream, whole_json
 from tests.serving import running_proxy, settings_for
-from tests.test_keys import bearer, make_key
+from tests.test_keys import bearer, make_key, until
 
 REFUSED = ("no key", "bad key", "expired", "revoked")
 SECRET = {"ann": "ann keeps this to herself", "bob": "bob keeps this to himself"}
@@ -316,6 +316,25 @@ async def test_deleting_a_user_takes_more_than_one_batch(tmp_path: Path, monkeyp
         await made.http.post("/v1/sessions", json={"title": "empty"}, headers=made.keys["ann"])
         assert (await made.http.delete("/v1/users/ann", headers=made.keys["admin"])).status_code == 200
         assert made.rows_of("ann") == [[], [], [], []]
+
+
+async def test_deleting_a_user_waits_for_what_was_spilled_and_takes_it_too(tmp_path: Path) -> None:
+    async with house(tmp_path / "a") as made:
+        body = {"model": "m", "messages": [{"role": "user", "content": "said while the database was locked"}]}
+        with closing(sqlite3.connect(made.folder / "stellarchat.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert (await made.http.post(CHAT, json=body, headers=made.keys["ann"])).status_code == 200
+            assert (await made.http.delete("/v1/users/ann", headers=made.keys["ann"])).status_code == 503
+            assert made.rows_of("ann")[0] != []
+            other.execute("ROLLBACK")
+
+        async def is_deleted() -> bool:
+            return (await made.http.delete("/v1/users/ann", headers=made.keys["admin"])).status_code == 200
+
+        await until(is_deleted)
+        assert made.rows_of("ann") == [[], [], [], []]
+        for file in made.folder.glob("stellarchat.db-spill-*"):
+            assert b"while the database was locked" not in file.read_bytes()
 
 
 # What an injected query would need, and what breaks a quoting by hand.
