@@ -52,7 +52,8 @@ async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
 @asynccontextmanager
 async def keyed(folder: Path) -> AsyncIterator[dict[str, httpx.AsyncClient]]:
     """A client a caller."""
-    keys = {name: make_key(folder, user_id=name, is_admin=name == "admin") for name in ("alice", "bob", "admin")}
+    keys = {name: make_key(folder, user_id=name) for name in ("alice", "bob")}
+    keys["admin"] = make_key(folder, user_id="root", is_admin=True)
     async with running_proxy(settings_for(folder, auth="required")) as url:
         clients = {name: httpx.AsyncClient(base_url=url, headers=bearer(key)) for name, key in keys.items()}
         try:
