@@ -17,18 +17,20 @@ from proxy.attribution import user_header
 from proxy.auth import ANYONE, Caller
 from proxy.database import Database
 from proxy.errors import APIError, NotFoundError, json_response, too_large
-from proxy.headers import Headers, value_of
+from proxy.headers import Headers
 from proxy.ids import timestamp
 from proxy.keys import Holder, KeyRing, bad_key
-from proxy.limits import Usage, check_tokens, over, start_of_day, take_request
+from proxy.limits import check_tokens, over, start_of_day, take_request
 from proxy.settings import Settings
 
 logger = logging.getLogger(__name__)
 audit = logging.getLogger("stellarchat.audit")
+audit.setLevel(logging.INFO)  # what admins do is written down, however little else is
 
 _OPEN = frozenset({"/health", "/ready"})
 _METRICS = "/metrics"
 _CHAT = "/v1/chat/completions"
+_READ = frozenset({b"authorization", b"x-api-key", b"content-length"})
 
 _REFRESH_SECONDS = 2.0
 _TOUCH_SECONDS = 60.0
@@ -61,7 +63,6 @@ class Gate:
         self.requires_key = settings.auth == "required" or (
             settings.auth == "auto" and (settings.admin_key is not None or not settings.is_loopback)
         )
-        self._anyone = Usage()
         self._running = 0
         self._touched_at = time.monotonic()
         self._task: asyncio.Task[None] | None = None
@@ -76,61 +77,75 @@ class Gate:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        await self.keys.close()
         await self._refresh()
         await self._touch()
 
     async def admit(self, scope: Scope) -> Visit:
         """Let a request in, and count it until it leaves. Raises APIError."""
-        headers: Headers = scope["headers"]
-        self._check_length(headers)
-        visit = await self._identify(scope["path"], headers)
-        usage = self._anyone if visit.holder is None else visit.holder.usage
-        self._check_concurrency(usage, has_key=visit.holder is not None)
+        secret, length = self._presented(scope["headers"])
+        if length is not None and int(length) > self._settings.body_limit_bytes:
+            raise too_large(self._settings.body_limit_bytes)
+        holder = None
+        if secret is not None and (self.requires_key or self.keys.is_ours(secret)):
+            # Nearly always it has been seen lately, and nothing is awaited.
+            holder = self.keys.held(secret) or await self.keys.find(secret)
+        visit = self._identify(scope["path"], secret, holder)
+        self._enter(visit)
         if visit.holder is not None:
-            await self._check_quotas(visit, visit.holder)
-            visit.is_audited = visit.caller.is_admin and (
-                scope["path"] != _CHAT or scope["method"] != "POST" or user_header(headers) is not None
-            )
-        self._running += 1
-        usage.running += 1
+            try:
+                await self._check_quotas(visit, visit.holder)
+            except BaseException:
+                self.leave(visit)
+                raise
+            visit.is_audited = visit.caller.is_admin and _is_notable(scope)
         scope["state"]["caller"] = visit.caller
         return visit
 
     def leave(self, visit: Visit) -> None:
         """The request is over."""
         self._running -= 1
-        (self._anyone if visit.holder is None else visit.holder.usage).running -= 1
+        if visit.holder is not None:
+            visit.holder.usage.running -= 1
 
-    async def _identify(self, path: str, headers: Headers) -> Visit:
-        secret = self._presented(headers)
-        is_ours = secret is not None and (self.requires_key or self.keys.is_ours(secret))
-        holder = await self.keys.find(secret) if secret is not None and is_ours else None
-        if holder is not None and not self.requires_key and self._settings.auth == "auto":
-            self.requires_key = True
+    def _identify(self, path: str, secret: bytes | None, holder: Holder | None) -> Visit:
         if path == _METRICS and self._settings.is_loopback:
             return Visit(ANYONE)
-        if self.requires_key:
-            visit = Visit(self._checked(holder, has_secret=secret is not None).caller, holder)
-        else:
-            visit = Visit(*_without_duty(holder)) if is_ours else Visit(ANYONE)
-        if path == _METRICS and not visit.caller.is_admin and self.requires_key:
+        if holder is not None and self._settings.auth == "auto":
+            self.requires_key = True
+        if not self.requires_key:
+            return self._without_duty(secret, holder)
+        holder = self._checked(holder, has_secret=secret is not None)
+        if path == _METRICS and not holder.caller.is_admin:
             raise NotFoundError(f"There is no route {path}.")
-        return visit
+        return Visit(holder.caller, holder)
 
-    def _presented(self, headers: Headers) -> bytes | None:
-        """The key of a request: `Authorization: Bearer`, or `x-api-key`. Where both are there, the one of our form."""
-        first = None
+    def _without_duty(self, secret: bytes | None, holder: Holder | None) -> Visit:
+        """Where no key is asked for, an admin's still makes an admin; any key of ours stays here."""
+        if secret is None or not self.keys.is_ours(secret):
+            return Visit(ANYONE)
+        if holder is None or not holder.caller.is_admin or not holder.is_good(time.time()):
+            return Visit(_STRANGER)
+        return Visit(holder.caller, holder)
+
+    def _presented(self, headers: Headers) -> tuple[bytes | None, bytes | None]:
+        """The key of a request, and its length. The key is in `Authorization: Bearer` or `x-api-key`; where both are
+        there, it is the one of our form."""
+        key = length = None
         for name, value in headers:
+            if name not in _READ:
+                continue
+            if name == b"content-length":
+                length = value
+                continue
             if name == b"authorization":
                 if value[:7].lower() != b"bearer ":
                     continue
                 value = value[7:]
-            elif name != b"x-api-key":
-                continue
-            if first is not None:
-                return next((each for each in (first, value.strip()) if self.keys.is_ours(each)), first)
-            first = value.strip()
-        return first
+            value = value.strip()
+            if key is None or (self.keys.is_ours(value) and not self.keys.is_ours(key)):
+                key = value
+        return key, length
 
     def _checked(self, holder: Holder | None, *, has_secret: bool) -> Holder:
         if not has_secret:
@@ -143,19 +158,16 @@ class Gate:
         holder.check(time.time())
         return holder
 
-    def _check_length(self, headers: Headers) -> None:
-        """Raises APIError 413 for a body that says it is too long; one that does not is measured as it comes."""
-        length = value_of(headers, b"content-length")
-        if length is not None and int(length) > self._settings.body_limit_bytes:
-            raise too_large(self._settings.body_limit_bytes)
-
-    def _check_concurrency(self, usage: Usage, *, has_key: bool) -> None:
+    def _enter(self, visit: Visit) -> None:
         settings = self._settings
         if self._running >= settings.concurrency_limit:
             raise over("requests", "The server has too many requests at a time; try again.", wait_seconds=1)
-        if has_key and usage.running >= settings.key_concurrency_limit:
-            limit = settings.key_concurrency_limit
-            raise over("requests", f"Rate limit reached: {limit} requests at a time.", wait_seconds=1)
+        if visit.holder is not None:
+            if visit.holder.usage.running >= settings.key_concurrency_limit:
+                limit = settings.key_concurrency_limit
+                raise over("requests", f"Rate limit reached: {limit} requests at a time.", wait_seconds=1)
+            visit.holder.usage.running += 1
+        self._running += 1
 
     async def _check_quotas(self, visit: Visit, holder: Holder) -> None:
         row = holder.row
@@ -267,15 +279,9 @@ class GateMiddleware:
             )
 
 
-def _without_duty(holder: Holder | None) -> tuple[Caller, Holder | None]:
-    """Where no key is asked for, an admin's still makes an admin; any key of ours stays here."""
-    if holder is None or not holder.caller.is_admin:
-        return _STRANGER, None
-    try:
-        holder.check(time.time())
-    except APIError:
-        return _STRANGER, None
-    return holder.caller, holder
+def _is_notable(scope: Scope) -> bool:
+    """Whether an admin's request is logged: all but its own chats."""
+    return scope["path"] != _CHAT or scope["method"] != "POST" or user_header(scope["headers"]) is not None
 
 
 def _telling(send: Send, told: Headers) -> Send:

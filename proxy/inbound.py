@@ -29,6 +29,7 @@ class LimitedProtocol(HttpToolsProtocol):
         settings: Settings = app_state["services"].settings
         self._head_limit = settings.head_limit_bytes
         self._patience = settings.caller_timeout_seconds
+        self.timeout_keep_alive = settings.idle_timeout_seconds  # type: ignore[assignment]
         self._is_in_head = False
         self._head_bytes = 0  # of a head that came in more than one piece
         self._piece_bytes = 0
@@ -167,7 +168,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         working = self._working
-        if working is None or working.response_complete:
+        is_of_working = working is not None and working is self.cycle and not working.response_started
+        if working is not None and is_of_working:
+            working.disconnected = True
+            working.message_event.set()
+        if working is None or working.response_complete or is_of_working:
             body = orjson.dumps(error.as_json())
             head = STATUS_LINE[error.status] + b"content-type: application/json\r\nconnection: close\r\n"
             self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)

@@ -84,6 +84,10 @@ class Holder:
     def __post_init__(self) -> None:
         self.expires = None if self.row.expires_at is None else datetime.fromisoformat(self.row.expires_at).timestamp()
 
+    def is_good(self, now: float) -> bool:
+        """Whether it lets its holder in."""
+        return self.row.revoked_at is None and (self.expires is None or now < self.expires)
+
     def check(self, now: float) -> None:
         """Raises APIError 401 where the key no longer lets anyone in."""
         if self.row.revoked_at is not None:
@@ -115,20 +119,26 @@ class KeyRing:
         """Whether it looks like a key of this server, known or not."""
         return secret.startswith(PREFIX.encode()) or self._is_admin(hash_of(secret))
 
+    def held(self, secret: bytes) -> Holder | None:
+        """The key, revoked or not, if it has been seen lately."""
+        key_hash = hash_of(secret)
+        holder = self._held.get(key_hash)
+        if holder is None or not hmac.compare_digest(holder.row.key_hash, key_hash):
+            return None
+        holder.used = time.time()
+        return holder
+
     async def find(self, secret: bytes) -> Holder | None:
-        """The key, if there is one, revoked or not. Waits for the database only where it has not been seen lately.
+        """The key, revoked or not, if there is one.
 
         Raises UnavailableError, or APIError where too many unknown keys come at a time.
         """
         key_hash = hash_of(secret)
-        holder = self._held.get(key_hash)
-        if holder is None:
-            if self._is_admin(key_hash):
-                return self._admin
-            holder = await self._look_up(key_hash)
-        if holder is None or not hmac.compare_digest(holder.row.key_hash, key_hash):
-            return None
-        holder.used = time.time()
+        if self._is_admin(key_hash):
+            return self._admin
+        holder = await self._look_up(key_hash)
+        if holder is not None:
+            holder.used = time.time()
         return holder
 
     def forget_user(self, user_id: str) -> None:
@@ -154,6 +164,11 @@ class KeyRing:
             key_id: usage for key_id, usage in self._usages.items() if key_id in held or not usage.is_idle()
         }
 
+    async def close(self) -> None:
+        """Wait for what is being looked up."""
+        if self._pending:
+            await asyncio.wait(self._pending.values())
+
     def _is_admin(self, key_hash: bytes) -> bool:
         return self._admin is not None and hmac.compare_digest(self._admin.row.key_hash, key_hash)
 
@@ -171,8 +186,13 @@ class KeyRing:
                     headers={"Retry-After": "1"},
                 )
             task = self._pending[key_hash] = asyncio.create_task(self._read(key_hash), name="key")
-            task.add_done_callback(lambda _: self._pending.pop(key_hash, None))
+            task.add_done_callback(lambda done: self._looked_up(key_hash, done))
         return await asyncio.shield(task)  # others may wait for it too
+
+    def _looked_up(self, key_hash: bytes, task: asyncio.Task[Holder | None]) -> None:
+        self._pending.pop(key_hash, None)
+        if not task.cancelled():
+            task.exception()  # those who asked may have left
 
     async def _read(self, key_hash: bytes) -> Holder | None:
         try:

@@ -22,8 +22,6 @@ from proxy.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# Callers keep connections; one that is closed under a request's feet costs them a retry.
-_KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 2048
 
 
@@ -66,7 +64,6 @@ def serve(loaded: Settings, listener: socket.socket, *, announce: Callable[[], N
         proxy_headers=False,
         backlog=_BACKLOG,
         workers=loaded.workers,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=round(loaded.drain_grace_seconds),
         timeout_worker_healthcheck=30,
     )

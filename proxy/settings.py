@@ -215,6 +215,9 @@ class Settings:
         _seconds,
         "a caller is cut off who needs longer for a request's headers, or takes nothing of its reply for so long",
     )
+    idle_timeout_seconds: float = _setting(
+        "STELLARCHAT_IDLE_TIMEOUT_SECONDS", 75.0, _seconds, "a caller's connection without a request is kept so long"
+    )
     concurrency_limit: int = _setting(
         "STELLARCHAT_CONCURRENCY_LIMIT",
         4096,

@@ -10,15 +10,11 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.app import create_app
-from proxy.auth import Caller
 from tests.fake_upstream import fake_upstream
-from tests.serving import running, running_proxy, settings_for
+from tests.serving import running_proxy, settings_for
+from tests.test_keys import bearer, make_key
 
-CALLERS = {b"alice": Caller("alice", has_key=True), b"bob": Caller("bob", has_key=True)}
-CALLERS[b"admin"] = Caller("root", is_admin=True, has_key=True)
 SESSION_KEYS = [
     "session_id",
     "user_id",
@@ -53,26 +49,13 @@ async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
         yield http
 
 
-def knowing_callers(app: ASGIApp) -> ASGIApp:
-    """The application behind keys that are the callers' names."""
-
-    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            key = dict(scope["headers"]).get(b"authorization", b"")
-            scope["state"]["caller"] = CALLERS[key.removeprefix(b"Bearer ")]
-        await app(scope, receive, send)
-
-    return endpoint
-
-
 @asynccontextmanager
 async def keyed(folder: Path) -> AsyncIterator[dict[str, httpx.AsyncClient]]:
     """A client a caller."""
-    async with running(knowing_callers(create_app(settings_for(folder)))) as url:
-        clients = {
-            name.decode(): httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {name.decode()}"})
-            for name in CALLERS
-        }
+    keys = {name: make_key(folder, user_id=name) for name in ("alice", "bob")}
+    keys["admin"] = make_key(folder, user_id="root", is_admin=True)
+    async with running_proxy(settings_for(folder, auth="required")) as url:
+        clients = {name: httpx.AsyncClient(base_url=url, headers=bearer(key)) for name, key in keys.items()}
         try:
             yield clients
         finally:
