@@ -4,11 +4,15 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from proxy.database import SQL
 
 DEFAULT_USER_ID = "default_user"
+
+# Parameters of a request from this length on are stored once for all requests that have them.
+_SHARED_LENGTH = 1024
 
 
 def load_queries() -> dict[str, str]:
@@ -490,8 +494,15 @@ def insert_blob(connection: sqlite3.Connection, *, message_no: int, digest: str,
 
 
 def insert_exchange(connection: sqlite3.Connection, columns: dict[str, Any]) -> bool:
-    """Store an exchange given by all its columns; false where it is there already."""
-    return _changes(connection, "insert_exchange", columns) > 0
+    """Store an exchange given by all its columns, its large parameters once for all; false where it is there."""
+    digest, parameters = None, columns["parameters"]
+    if len(parameters) >= _SHARED_LENGTH:
+        digest = sha256(parameters.encode()).hexdigest()
+        _changes(connection, "insert_parameters", {"digest": digest, "data": parameters})
+        parameters = ""
+    return (
+        _changes(connection, "insert_exchange", {**columns, "parameters": parameters, "parameters_digest": digest}) > 0
+    )
 
 
 def finish_exchange(connection: sqlite3.Connection, *, exchange_id: str, outcome: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Exchanges as they are stored: each message once, in the tree it belongs to."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,6 +170,21 @@ def test_what_says_nothing_is_not_stored_with_each_reply(chats: Chats) -> None:
     assert chats.ready(session_id) == [user("q"), said("x")]
     assert chats.connection.execute("SELECT DISTINCT extra FROM messages").fetchall() == [(None,)]
     assert chats.connection.execute("SELECT completion FROM exchanges").fetchall() == [(None,)]
+
+
+def test_tools_that_come_with_every_turn_are_stored_once(chats: Chats) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "description": "x" * 2000}}]
+    session_ids = []
+    for number in range(3):
+        exchange = chats.begin([user(f"q{number}")])
+        exchange.request["tools"] = tools
+        session_ids.append(chats.finish(exchange, said("a")))
+        (row,) = queries.list_exchanges(chats.connection, session_id=session_ids[-1], page=queries.Page(limit=9))
+        assert json.loads(row.parameters) == {"model": "m", "tools": tools}
+    for session_id, left in zip(session_ids, (1, 1, 0), strict=True):
+        with transaction(chats.connection):
+            queries.delete_session(chats.connection, session_id)
+        assert chats.count("shared_parameters") == left
 
 
 def test_refused_request_is_kept(chats: Chats) -> None:

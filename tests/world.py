@@ -26,6 +26,9 @@ from tests.serving import running_proxy, settings_for
 
 CHAT = "/v1/chat/completions"
 
+# A property test rests for seconds between two requests, longer than a server keeps a connection open.
+LIMITS = httpx.Limits(max_keepalive_connections=0)
+
 
 async def as_told(call: Call, wire: Wire) -> None:
     """A model that says what the request's `told` holds, or repeats the last message."""
@@ -89,5 +92,5 @@ async def open_world(stack: AsyncExitStack, folder: Path, **changes: Any) -> Wor
     upstream: FakeUpstream = await stack.enter_async_context(fake_upstream())
     upstream.on(CHAT, as_told)
     url = await stack.enter_async_context(running_proxy(settings_for(folder, upstream_url=upstream.url, **changes)))
-    client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=10))
+    client = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=10, limits=LIMITS))
     return World(client, folder / "stellarchat.db")

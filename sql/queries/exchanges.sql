@@ -1,12 +1,17 @@
 -- name: insert_exchange
 INSERT INTO exchanges (exchange_id, session_id, user_id, leaf_no, context, endpoint, model, status, http_status,
                        finish_reason, prompt_tokens, completion_tokens, total_tokens, reasoning_tokens, cached_tokens,
-                       time_to_first_token_ms, duration_ms, parameters, metadata, request_id, completion_id, completion,
-                       error, worker_id, created_at, completed_at)
+                       time_to_first_token_ms, duration_ms, parameters, parameters_digest, metadata, request_id,
+                       completion_id, completion, error, worker_id, created_at, completed_at)
 VALUES (:exchange_id, :session_id, :user_id, :leaf_no, :context, :endpoint, :model, :status, :http_status,
         :finish_reason, :prompt_tokens, :completion_tokens, :total_tokens, :reasoning_tokens, :cached_tokens,
-        :time_to_first_token_ms, :duration_ms, :parameters, :metadata, :request_id, :completion_id, :completion,
-        :error, :worker_id, :created_at, :completed_at)
+        :time_to_first_token_ms, :duration_ms, :parameters, :parameters_digest, :metadata, :request_id,
+        :completion_id, :completion, :error, :worker_id, :created_at, :completed_at)
+ON CONFLICT DO NOTHING;
+
+-- name: insert_parameters
+INSERT INTO shared_parameters (digest, data)
+VALUES (:digest, :data)
 ON CONFLICT DO NOTHING;
 
 -- name: finish_exchange
@@ -34,8 +39,8 @@ WHERE exchange_id = :exchange_id
 -- name: get_exchange
 SELECT exchange_id, session_id, user_id, leaf_no, context, endpoint, model, status, http_status, finish_reason,
        prompt_tokens, completion_tokens, total_tokens, reasoning_tokens, cached_tokens, time_to_first_token_ms,
-       duration_ms, parameters, metadata, request_id, completion_id, completion, error, worker_id, created_at,
-       completed_at
+       duration_ms, COALESCE((SELECT data FROM shared_parameters WHERE digest = parameters_digest), parameters),
+       metadata, request_id, completion_id, completion, error, worker_id, created_at, completed_at
 FROM exchanges
 WHERE exchange_id = :exchange_id;
 
@@ -43,8 +48,8 @@ WHERE exchange_id = :exchange_id;
 -- One page of a session's exchanges, oldest first.
 SELECT exchange_id, session_id, user_id, leaf_no, context, endpoint, model, status, http_status, finish_reason,
        prompt_tokens, completion_tokens, total_tokens, reasoning_tokens, cached_tokens, time_to_first_token_ms,
-       duration_ms, parameters, metadata, request_id, completion_id, completion, error, worker_id, created_at,
-       completed_at
+       duration_ms, COALESCE((SELECT data FROM shared_parameters WHERE digest = parameters_digest), parameters),
+       metadata, request_id, completion_id, completion, error, worker_id, created_at, completed_at
 FROM exchanges
 WHERE session_id = :session_id
   AND (:after IS NULL OR exchange_id > :after)

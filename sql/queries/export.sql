@@ -49,10 +49,12 @@ ORDER BY digest;
 -- name: export_exchanges
 SELECT e.exchange_id, e.session_id, e.user_id, m.message_id AS leaf_id, e.context, e.endpoint, e.model, e.status,
        e.http_status, e.finish_reason, e.prompt_tokens, e.completion_tokens, e.total_tokens, e.reasoning_tokens,
-       e.cached_tokens, e.time_to_first_token_ms, e.duration_ms, e.parameters, e.metadata, e.request_id,
+       e.cached_tokens, e.time_to_first_token_ms, e.duration_ms,
+       COALESCE(sp.data, e.parameters) AS parameters, e.metadata, e.request_id,
        e.completion_id, e.completion, e.error, e.worker_id, e.created_at, e.completed_at
 FROM exchanges AS e
 LEFT JOIN messages AS m ON m.message_no = e.leaf_no
+LEFT JOIN shared_parameters AS sp ON sp.digest = e.parameters_digest
 WHERE e.session_id = :session_id
 ORDER BY e.exchange_id;
 

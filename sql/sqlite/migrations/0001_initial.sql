@@ -99,7 +99,8 @@ CREATE TABLE exchanges (
     cached_tokens         INTEGER,
     time_to_first_token_ms INTEGER,
     duration_ms           INTEGER,
-    parameters            TEXT NOT NULL,               -- JSON object: the request without its messages
+    parameters            TEXT NOT NULL,               -- JSON object: the request without its messages; large ones,
+    parameters_digest     TEXT,                        -- SHA-256, are in shared_parameters
     metadata              TEXT,                        -- JSON object
     request_id            TEXT NOT NULL,               -- X-Request-Id
     completion_id         TEXT,                        -- upstream's chatcmpl-...
@@ -113,6 +114,20 @@ CREATE INDEX idx_exchanges_session_id ON exchanges (session_id, exchange_id);
 CREATE INDEX idx_exchanges_user_id ON exchanges (user_id, exchange_id);
 CREATE INDEX idx_exchanges_completion_id ON exchanges (user_id, completion_id);
 CREATE INDEX idx_exchanges_in_progress ON exchanges (worker_id) WHERE status = 'in_progress';
+CREATE INDEX idx_exchanges_parameters ON exchanges (parameters_digest) WHERE parameters_digest IS NOT NULL;
+
+-- Large parameters of requests, each once: agents send the same tools with every turn.
+CREATE TABLE shared_parameters (
+    digest TEXT PRIMARY KEY,                           -- SHA-256, hexadecimal
+    data   TEXT NOT NULL
+);
+CREATE TRIGGER parameters_go_with_their_last_exchange AFTER DELETE ON exchanges
+WHEN OLD.parameters_digest IS NOT NULL
+BEGIN
+    DELETE FROM shared_parameters
+    WHERE digest = OLD.parameters_digest
+      AND NOT EXISTS (SELECT 1 FROM exchanges WHERE parameters_digest = OLD.parameters_digest);
+END;
 
 -- What a reply in progress has streamed so far, as upstream sent it; gone when the reply is stored.
 CREATE TABLE exchange_fragments (

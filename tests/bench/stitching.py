@@ -1,0 +1,234 @@
+"""`python -m tests.bench.stitching`: what storing a long chat costs, and finding one among a million."""
+
+import argparse
+import json
+import random
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from proxy import archive, database, ids, queries, thread
+from proxy.completion import Completion
+from proxy.database import transaction
+from proxy.exchange import Exchange, Outcome, SessionRef
+
+_TURNS = 200
+_LENGTHS = (200, 500, 1000, 2000, 4000)
+_WORDS = ("river", "bridge", "engine", "paper", "window", "garden", "signal", "copper", "winter", "market", "planet")
+_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_ALIKE = "alike"  # the user whose chats all begin alike
+_SAMPLES = 500
+_BATCH = 10_000
+
+Message = dict[str, str]
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory(dir=options.dir) as folder:
+        print(f"a chat of {_TURNS} turns, resent in full each turn")
+        head = ("characters", "bytes/said", "empty file", "bytes/turn", "turn 2 ms", "turn 200")
+        print(*(f"{name:>10}" for name in head))
+        for length in _LENGTHS:
+            print(_long_chat(Path(folder) / f"{length}.db", length), flush=True)
+        if options.chats:
+            _find(Path(folder) / "many.db", chats=options.chats, alike=options.alike)
+
+
+# --- one long chat
+
+
+def _long_chat(path: Path, length: int) -> str:
+    connection = database.connect(path)
+    database.prepare(connection)
+    connection.execute("PRAGMA synchronous = OFF")  # the disk's time is not ours
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    empty = path.stat().st_size
+    messages: list[Message] = []
+    times = []
+    for _ in range(_TURNS):
+        question, answer = (_text(length) for _ in range(2))
+        messages.append({"role": "user", "content": question})
+        exchange = _exchange("default_user", messages)
+        places = archive.list_stitched(connection, exchange)
+        if places:
+            exchange.session = SessionRef(places[0].session_id, "stitched")
+        outcome = _outcome(answer)
+        began = time.perf_counter()
+        with transaction(connection):
+            archive.finish(connection, exchange, outcome)
+        times.append((time.perf_counter() - began) * 1e3)
+        messages.append({"role": "assistant", "content": answer})
+    assert connection.execute("SELECT COUNT(*) FROM messages").fetchone() == (2 * _TURNS,)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+    connection.close()
+    said = 2 * length * _TURNS
+    early, late = statistics.median(times[1:6]), statistics.median(times[-5:])
+    over = (size - empty - said) / _TURNS
+    return f"{length:>10} {size / said:>10.2f} {empty:>10,} {over:>10,.0f} {early:>10.2f} {late:>10.2f}"
+
+
+def _text(length: int) -> str:
+    words: list[str] = []
+    size = 0
+    while size < length:
+        words.append(random.choice(_WORDS))
+        size += len(words[-1]) + 1
+    return " ".join(words)[:length]
+
+
+def _exchange(user_id: str, messages: Sequence[Message]) -> Exchange:
+    return Exchange(
+        user_id=user_id,
+        session=SessionRef(ids.uuid7(), "new"),
+        endpoint="/v1/chat/completions",
+        request_id=random.randbytes(16).hex(),
+        request={"model": _MODEL, "messages": list(messages), "temperature": 0.7, "stream": True},
+    )
+
+
+def _outcome(answer: str) -> Outcome:
+    """A reply as vLLM writes it, with its many null keys."""
+    nulls = ("refusal", "annotations", "audio", "function_call", "reasoning")
+    message: dict[str, object] = {"role": "assistant", "content": answer, "tool_calls": [], **dict.fromkeys(nulls)}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
+    envelope = {
+        "id": f"chatcmpl-{random.randbytes(16).hex()}",
+        "object": "chat.completion",
+        "created": 1_790_000_000,
+        "model": _MODEL,
+        "choices": [choice],
+        "usage": {"prompt_tokens": 30, "total_tokens": 50, "completion_tokens": 20, "prompt_tokens_details": None},
+        **dict.fromkeys(("service_tier", "system_fingerprint", "prompt_logprobs", "kv_transfer_params")),
+    }
+    reply = Completion.from_body(json.dumps(envelope).encode())
+    return Outcome(status="completed", http_status=200, reply=reply, time_to_first_token_ms=10, duration_ms=500)
+
+
+# --- one among many
+
+
+def _find(path: Path, *, chats: int, alike: int) -> None:
+    began = time.monotonic()
+    fill(path, chats=chats, alike=alike)
+    print(
+        f"{chats:,} chats, {path.stat().st_size / 1e6:,.0f} MB, filled in {time.monotonic() - began:.0f} s", flush=True
+    )
+    connection = database.connect(path)
+    for name, histories in _histories(chats).items():
+        print(_measured(name, [partial(archive.list_stitched, connection, each) for each in histories]))
+    places = archive.list_stitched(connection, _histories(chats)["begins like 100,000 others"][0])
+    hashes = thread.chain(_ALIKE, _alike("again"))[::-1]
+    searches: list[Callable[[], object]] = [
+        lambda: queries.find_prefix_in_session(connection, hashes, session_id=places[0].session_id)
+    ]
+    print(_measured("the same, inside one session", searches * _SAMPLES))
+    plan = connection.execute("EXPLAIN QUERY PLAN " + queries.QUERIES["list_prefix"], {"hashes": b"", "limit": 9})
+    print("plan of list_prefix:", *(row[3] for row in plan), sep="\n  ")
+    connection.close()
+
+
+def _histories(chats: int) -> dict[str, list[Exchange]]:
+    numbers = [random.randrange(chats // 2) for _ in range(_SAMPLES)]
+    known = [[*_said(number), {"role": "user", "content": "and then?"}] for number in numbers]
+    unknown = [{"role": ("user", "assistant")[i % 2], "content": f"never said {i}"} for i in range(2 * _TURNS + 1)]
+    return {
+        "a chat that is stored": [_hashed(f"user {n}", messages) for n, messages in zip(numbers, known, strict=True)],
+        "21 messages, none stored": [_hashed("user 1", unknown[:21]) for _ in range(_SAMPLES)],
+        "401 messages, none stored": [_hashed("user 1", unknown) for _ in range(_SAMPLES)],
+        "begins like 100,000 others": [_hashed(_ALIKE, _alike("again")) for _ in range(_SAMPLES)],
+    }
+
+
+def _hashed(user_id: str, messages: Sequence[Message]) -> Exchange:
+    exchange = _exchange(user_id, messages)
+    assert exchange.chain  # made before the clock runs: this is of the look-up
+    return exchange
+
+
+def _measured(name: str, searches: Sequence[Callable[[], object]]) -> str:
+    times = []
+    for search in searches:
+        began = time.perf_counter()
+        search()
+        times.append((time.perf_counter() - began) * 1e3)
+    times.sort()
+    return f"{name:<30} ms p50 {statistics.median(times):.3f}  p99 {times[len(times) * 99 // 100]:.3f}"
+
+
+def fill(path: Path, *, chats: int, alike: int) -> None:
+    """A database of chats of one turn; the newest `alike` of them are one user's and begin alike."""
+    connection = database.connect(path)
+    database.prepare(connection)
+    found = connection.execute(
+        "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"
+    ).fetchall()
+    for name, _ in found:
+        connection.execute(f"DROP INDEX {name}")
+    for pragma in ("journal_mode = OFF", "synchronous = OFF", "foreign_keys = OFF", "cache_size = -200000"):
+        connection.execute(f"PRAGMA {pragma}").fetchall()
+    for first in range(0, chats, _BATCH):
+        numbers = range(first, min(first + _BATCH, chats))
+        _insert(connection, numbers, alike_from=chats - alike)
+    for _, statement in found:
+        connection.execute(statement)
+    connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    connection.close()
+
+
+def _insert(connection: sqlite3.Connection, numbers: range, *, alike_from: int) -> None:
+    connection.execute("BEGIN")
+    for number in numbers:
+        is_alike = number >= alike_from
+        user_id = _ALIKE if is_alike else f"user {number}"
+        # Every one of them went on: the worst case.
+        messages = _alike("more") if is_alike else _said(number)
+        now, session_id = ids.timestamp(), ids.uuid7()
+        queries.upsert_user(connection, user_id=user_id, now=now)
+        connection.execute(_INSERT_SESSION, (session_id, user_id, now, now))
+        connection.executemany(_INSERT_MESSAGE, _rows(number, session_id, user_id, messages, now))
+    connection.execute("COMMIT")
+
+
+def _rows(
+    number: int, session_id: str, user_id: str, messages: Sequence[Message], now: str
+) -> Iterator[tuple[object, ...]]:
+    for depth, (message, hashed) in enumerate(zip(messages, thread.chain(user_id, messages), strict=True)):
+        no = 4 * number + depth + 1
+        parent_no = no - 1 if depth else None
+        yield no, ids.uuid7(), session_id, parent_no, depth, hashed, message["role"], message["content"], now
+
+
+def _said(number: int) -> list[Message]:
+    return [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": f"answer {number}"}]
+
+
+def _alike(last: str) -> list[Message]:
+    said = [("user", "hi"), ("assistant", "hello"), ("user", last)]
+    return [{"role": role, "content": content} for role, content in said]
+
+
+_INSERT_SESSION = """
+INSERT INTO sessions (session_id, user_id, title, created_at, updated_at) VALUES (?, ?, 'a chat', ?, ?)
+"""
+_INSERT_MESSAGE = """
+INSERT INTO messages (message_no, message_id, session_id, parent_no, depth, chain_hash, role, content, created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.stitching", description=__doc__)
+    parser.add_argument("--chats", type=int, default=1_000_000, help="how many to look among; 0: no search")
+    parser.add_argument("--alike", type=int, default=100_000, help="how many of them begin alike")
+    parser.add_argument("--dir", type=Path, help="where the databases go: a million chats take about 1 GB")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

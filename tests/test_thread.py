@@ -1,0 +1,90 @@
+"""Chain hashes: what clients rewrite does not change them, all else does."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy import thread
+from tests.chats import Message, said, system, user
+
+
+def call(arguments: str, **others: Any) -> Message:
+    function = {"name": "f", "arguments": arguments}
+    return {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": function}], **others}
+
+
+def picture(**others: Any) -> Message:
+    return user([{"type": "image_url", "image_url": {"url": "data:x", **others}}])
+
+
+@pytest.mark.parametrize(
+    ("sent", "resent"),
+    (
+        (user("a"), user([{"type": "text", "text": "a"}])),
+        (user("a"), user([{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}])),
+        (said("a"), said([{"type": "output_text", "text": "a", "annotations": []}])),
+        (said("a"), said("a", refusal=None, tool_calls=[], audio=None)),
+        (said("a", reasoning="b"), said("a")),
+        (said("a", reasoning_content="b"), said("a", unknown=1)),
+        (said("a"), said("a", name="bot")),
+        (call("{}", content=None), call("{}", content="")),
+        (call("{}", content=None), call("{}")),
+        (call('{"x": 1, "y": [2]}'), call('{"x":1,"y":[2]}')),
+        (picture(), picture(detail="auto")),
+        (picture(), picture(detail=None)),
+    ),
+)
+def test_what_clients_rewrite_changes_nothing(sent: Message, resent: Message) -> None:
+    assert thread.canonical(sent) == thread.canonical(resent)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    (
+        (user("a"), user("a ")),
+        (user("a"), said("a")),
+        (user("a"), {**user("a"), "name": "bob"}),
+        (user("ab"), user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])),
+        (user("a"), user([["a"]])),
+        (said("a"), said("a", refusal="no")),
+        (call('{"x":1}'), call('{"x":2}')),
+        (call('{"x":1}'), call('"{\\"x\\":1}"')),
+        (call("not JSON"), call("not  JSON")),
+        (call("{}"), said("")),
+        (picture(), picture(detail="low")),
+        (picture(), user([{"type": "image_url", "image_url": {"url": "data:y"}}])),
+        ({"role": "tool", "tool_call_id": "1", "content": "a"}, {"role": "tool", "tool_call_id": "2", "content": "a"}),
+    ),
+)
+def test_what_is_said_changes_the_hash(one: Message, other: Message) -> None:
+    assert thread.canonical(one) != thread.canonical(other)
+
+
+@given(st.text(), st.sampled_from(("user", "assistant", "tool", "odd")))
+def test_the_short_way_gives_what_the_long_one_gives(text: str, role: str) -> None:
+    message = {"role": role, "content": text}
+    assert thread.canonical(message) == thread.canonical({**message, "refusal": None})
+
+
+def test_system_messages_are_not_part_of_the_chain() -> None:
+    history = [user("a"), said("b")]
+    with_system = [system("x"), history[0], {"role": "developer", "content": "y"}, history[1]]
+    assert thread.chain("u", history) == thread.chain("u", with_system)
+
+
+def test_chain_holds_all_above_and_the_user() -> None:
+    one = thread.chain("u", [user("a"), said("b"), user("c")])
+    other = thread.chain("u", [user("x"), said("b"), user("c")])
+    assert len(set(one) | set(other)) == 6
+    assert not set(one) & set(thread.chain("v", [user("a"), said("b"), user("c")]))
+    assert thread.own_hash(user("a")) not in one
+
+
+@pytest.mark.parametrize(
+    "message",
+    ({"role": "user"}, user(None), user(5), user([None, 1, {}]), user("\ud800"), {"role": "x", "tool_calls": 3}),
+)
+def test_odd_messages_have_a_hash_too(message: Message) -> None:
+    assert len(thread.chain("\udcff", [message])[0]) == 16
