@@ -10,6 +10,7 @@ from proxy.database import Database
 from proxy.errors import UnavailableError
 from proxy.gate import Gate
 from proxy.observer import Observer
+from proxy.queries import Place
 from proxy.recorder import Recorder
 from proxy.settings import Settings
 from proxy.upstream import Upstream
