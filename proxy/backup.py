@@ -64,6 +64,8 @@ def back_up_into(folder: Path, source: Path, *, keep: int, progress: Progress) -
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = timestamp().replace(":", "").replace("-", "").replace(".", "")
     target = folder / f"{_NAME}{name}.db"
+    for left in folder.glob(f".{_NAME}*.partial-*"):
+        left.unlink(missing_ok=True)  # of a process that was killed: only one at a time makes scheduled copies
     backup(source, target, progress=progress)
     for old in copies_in(folder)[:-keep]:
         old.unlink(missing_ok=True)

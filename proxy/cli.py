@@ -51,10 +51,6 @@ def serve(*, demo: bool, **given: str | None) -> None:
     _run(lambda: _serve({name: value for name, value in options.items() if value is not None}))
 
 
-for each_command in COMMANDS:
-    cli.add_command(each_command)
-
-
 def main() -> None:
     """The console script."""
     _run(cli)

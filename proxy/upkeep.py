@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 _PASS_SECONDS = 1.0
 _CANDIDATE_SECONDS = 15.0
+_LAST_STEP_SECONDS = 5.0
 _HOUR = 3600.0
 # Up to this many messages a search looks through as they are; they can wait until no chat streams.
 _BACKLOG = 20_000
@@ -58,9 +59,11 @@ class Upkeep:
         self._thread.start()
 
     async def stop(self) -> None:
-        """End after the step that is being done."""
+        """End after the step that is being done, if that is not the check of a large backup, which is left undone."""
         self._stopping.set()
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, _LAST_STEP_SECONDS)
+        if self._thread.is_alive():
+            logger.warning("a backup that was being checked is given up")
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -79,8 +79,8 @@ def test_a_transaction_deletes_no_more_rows_than_it_may_and_leaves_the_database_
 def test_the_space_goes_back(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     with opened(path) as connection:
-        for number in range(300):
-            say(connection, f"{number} " * 3000)
+        for number in range(150):
+            say(connection, f"{number} " * 8000)
         connection.execute("UPDATE sessions SET updated_at = ?", [OLD])
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         before = path.stat().st_size
