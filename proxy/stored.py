@@ -223,7 +223,7 @@ def _usage(row: ExchangeRow) -> JSON | None:
 def _choices(connection: sqlite3.Connection, row: ExchangeRow) -> list[JSON]:
     numbers = queries.list_replies(connection, row)
     choices = [history.get_message(connection, number, show=_choice) for number in numbers]
-    if choices:
+    if choices or row.status == "completed":
         return choices
     # Cut before it had said anything.
     message = {"role": "assistant", "content": None}

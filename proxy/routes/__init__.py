@@ -2,7 +2,7 @@
 
 from starlette.routing import BaseRoute, Route
 
-from proxy.routes import api, completions, export, health, sessions, users
+from proxy.routes import api, completions, conversations, export, health, sessions, users
 from proxy.routes.chat import ChatCompletions
 from proxy.routes.relay import Relay
 
@@ -17,5 +17,6 @@ def route_table() -> list[BaseRoute]:
         *api.routes,
         *users.routes,
         *completions.routes,
+        *conversations.routes,
         Route("/{path:path}", Relay()),
     ]
