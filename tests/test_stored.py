@@ -118,7 +118,7 @@ def store_many(folder: Path, count: int, *, user_id: str = "default_user", **req
                 request_id=f"r{number}",
                 request={"model": "m", "messages": [HELLO], "metadata": metadata, **request},
             )
-            body = chat_completion(number, [{"role": "assistant", "content": f"answer {number}"}])
+            body = chat_completion(10_000 + number, [{"role": "assistant", "content": f"answer {number}"}])
             reply = Completion.from_body(json.dumps(body).encode())
             outcome = Outcome(status="completed", http_status=200, reply=reply)
             archive.finish(connection, exchange, outcome)
