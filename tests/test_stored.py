@@ -401,6 +401,18 @@ async def test_deleted_completion_is_gone_with_its_reply(
     assert is_counted_right(tmp_path)
 
 
+@pytest.mark.parametrize("order", ("asc", "desc"))
+async def test_all_completions_can_be_deleted_while_they_are_listed(
+    sdk: AsyncOpenAI, tmp_path: Path, order: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.stored._DELETED_MAX", 3)
+    store_many(tmp_path, 7)
+    async for completion in sdk.chat.completions.list(limit=2, order=order):
+        await sdk.chat.completions.delete(completion.id)
+    assert [each async for each in sdk.chat.completions.list()] == []
+    assert is_counted_right(tmp_path)
+
+
 async def test_reply_that_is_gone_on_from_stays_in_the_session(http: httpx.AsyncClient, tmp_path: Path) -> None:
     first = (await chat(http, headers={"X-Session-Id": "mine"})).json()
     told = first["choices"][0]["message"]
