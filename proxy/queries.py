@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from proxy.database import SQL
+from proxy.message import Columns
 
 DEFAULT_USER_ID = "default_user"
 
@@ -473,6 +474,29 @@ def delete_message_at_end(connection: sqlite3.Connection, message_no: int, *, se
     return None if row is None else int(row[0])
 
 
+def find_item_no(connection: sqlite3.Connection, message_id: str, *, session_id: str) -> int | None:
+    """The number of a session's message, or of the last one before it."""
+    row = _one(connection, "find_item_no", {"message_id": message_id, "session_id": session_id})
+    return None if row is None else row[0]
+
+
+def raise_children(connection: sqlite3.Connection, message_no: int, *, parent_no: int | None) -> None:
+    """Let what follows a message follow another."""
+    _changes(connection, "raise_children", {"message_no": message_no, "parent_no": parent_no})
+
+
+def delete_message(connection: sqlite3.Connection, message_no: int) -> int:
+    """Delete a message that is there and that none follows; its tokens."""
+    tokens: int = _one(connection, "delete_message", {"message_no": message_no})[0]
+    return tokens
+
+
+def update_message(connection: sqlite3.Connection, message_no: int, columns: Columns) -> None:
+    """Set what a message says. Its large parts stay until it is deleted."""
+    parameters = {"message_no": message_no, "content": columns.content, "content_form": columns.content_form}
+    _changes(connection, "update_message", parameters | {"extra": columns.extra})
+
+
 def list_message_blobs(connection: sqlite3.Connection, message_no: int) -> dict[str, str]:
     """The large parts of a message by digest."""
     return dict(_all(connection, "list_message_blobs", {"message_no": message_no}))
@@ -562,6 +586,22 @@ def update_exchange_metadata(connection: sqlite3.Connection, *, exchange_id: str
 def delete_exchange(connection: sqlite3.Connection, exchange_id: str) -> None:
     """Delete an exchange; its messages stay."""
     _changes(connection, "delete_exchange", {"exchange_id": exchange_id})
+
+
+def move_requests(connection: sqlite3.Connection, message_no: int, *, session_id: str, parent_no: int | None) -> None:
+    """Let the requests that end with a message end with another."""
+    parameters = {"message_no": message_no, "session_id": session_id, "parent_no": parent_no}
+    _changes(connection, "move_requests", parameters)
+
+
+def list_contexts(connection: sqlite3.Connection, session_id: str) -> list[tuple[str, str]]:
+    """The exchanges of a session whose requests had system messages, and which."""
+    return _all(connection, "list_contexts", {"session_id": session_id})
+
+
+def update_context(connection: sqlite3.Connection, exchange_id: str, context: str | None) -> None:
+    """Set the system messages of a request."""
+    _changes(connection, "update_context", {"exchange_id": exchange_id, "context": context})
 
 
 def list_workers_in_progress(connection: sqlite3.Connection) -> list[str]:

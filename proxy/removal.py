@@ -2,7 +2,7 @@
 
 import sqlite3
 
-from proxy import queries
+from proxy import jsontext, queries
 from proxy.queries import ExchangeRow
 
 
@@ -16,16 +16,40 @@ def remove_exchange(connection: sqlite3.Connection, row: ExchangeRow) -> None:
         if tokens is not None:
             removed[message_no] = tokens
     if removed:
-        _shrink(connection, row.session_id, removed)
+        _count_out(connection, row.session_id, removed, above=row.leaf_no)
 
 
-def _shrink(connection: sqlite3.Connection, session_id: str, removed: dict[int, int]) -> None:
-    """Count the removed messages, given with their tokens, out of the session."""
+def remove_message(connection: sqlite3.Connection, message_no: int, *, session_id: str) -> None:
+    """Delete one message; those that follow it take its place. Their hashes stay: a client that still sends the
+    message goes on where it was."""
+    node = queries.get_node(connection, message_no)
+    assert node is not None
+    queries.raise_children(connection, message_no, parent_no=node.parent_no)
+    queries.move_requests(connection, message_no, session_id=session_id, parent_no=node.parent_no)
+    _forget_context(connection, message_no, session_id=session_id)
+    tokens = queries.delete_message(connection, message_no)
+    _count_out(connection, session_id, {message_no: tokens}, above=node.parent_no)
+
+
+def _forget_context(connection: sqlite3.Connection, message_no: int, *, session_id: str) -> None:
+    """Requests that had it as a system message do not any more."""
+    for exchange_id, context in queries.list_contexts(connection, session_id):
+        placed = jsontext.loads(context)
+        left = [place for place in placed if place[1] != message_no]
+        if len(left) < len(placed):
+            queries.update_context(connection, exchange_id, jsontext.dumps(left) if left else None)
+
+
+def _count_out(connection: sqlite3.Connection, session_id: str, removed: dict[int, int], *, above: int | None) -> None:
+    """Count the removed messages, given with their tokens, out of the session; it ends below `above` where it ended
+    with one of them."""
     session = queries.get_session(connection, session_id)
     assert session is not None
     leaf_no = session.leaf_no
     if leaf_no in removed:
         leaf_no = queries.newest_message_no(connection, session_id)
+        if above is not None:
+            leaf_no = queries.newest_leaf_below(connection, above, session_id=session_id)
     queries.shrink_session(
         connection, session_id=session_id, messages=len(removed), tokens=sum(removed.values()), leaf_no=leaf_no
     )

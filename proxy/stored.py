@@ -25,6 +25,10 @@ _SHOWN = frozenset({"completed", "incomplete"})
 # How many exchanges are looked at in one read, so that a filter that fits few holds no reader for long.
 _STEP = 500
 _FIRST, _LAST = "", "~"  # before and after every id
+# Where the last deleted ones stood: who deletes what is listed asks for the page after one that is gone. Written by the
+# writer's thread alone; another process does not know of them, and a client mostly keeps to its connection.
+_DELETED_MAX = 10_000
+_deleted: dict[tuple[str, str], str] = {}
 # Parameters of a request that mean something else in a completion.
 _NOT_PARAMETERS = frozenset(
     {"id", "object", "created", "choices", "usage", "system_fingerprint", "moderation", "status", "messages"}
@@ -82,6 +86,9 @@ def start_of(connection: sqlite3.Connection, wanted: Filter, after: str | None) 
     try:
         return find_exchange(connection, after, user_id=wanted.user_id).exchange_id
     except NotFoundError as exc:
+        deleted = _deleted.get((wanted.user_id, after))
+        if deleted is not None:
+            return deleted
         raise InvalidRequestError("There is no such chat completion to list after.", param="after") from exc
 
 
@@ -167,6 +174,9 @@ def delete_completion(connection: sqlite3.Connection, id_: str, *, user_id: str 
     """Delete the exchange and its replies. The request's messages are the session's, and go with that."""
     row = find_exchange(connection, id_, user_id=user_id)
     remove_exchange(connection, row)
+    _deleted[row.user_id, id_] = row.exchange_id
+    while len(_deleted) > _DELETED_MAX:
+        del _deleted[next(iter(_deleted))]
     return {"object": "chat.completion.deleted", "id": id_, "deleted": True}
 
 
@@ -223,7 +233,7 @@ def _usage(row: ExchangeRow) -> JSON | None:
 def _choices(connection: sqlite3.Connection, row: ExchangeRow) -> list[JSON]:
     numbers = queries.list_replies(connection, row)
     choices = [history.get_message(connection, number, show=_choice) for number in numbers]
-    if choices:
+    if choices or row.status == "completed":
         return choices
     # Cut before it had said anything.
     message = {"role": "assistant", "content": None}

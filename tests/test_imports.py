@@ -28,7 +28,7 @@ LAYERS = (
     ("backup", "prune"),
     ("check",),
     ("journal", "writer"),
-    ("archive", "presentation", "removal"),
+    ("archive", "presentation", "removal", "items"),
     ("tree", "exchange_row"),
     ("queries", "upstream", "exchange", "spill", "demo"),
     ("completion", "thread", "message", "transport"),

@@ -36,7 +36,7 @@ class Row:
 
     method: str
     path: str  # as in the route table
-    target: str = ""  # {session}, {completion} and {user} are ann's; by default the path itself
+    target: str = ""  # {session}, {item} and the like are ann's; by default the path itself
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     status: int = 200  # for ann
@@ -64,6 +64,7 @@ def mine(method: str, path: str, **more: Any) -> Row:
 
 
 STORED = CHAT + "/chatcmpl-{id:path}"
+TALK = "/v1/conversations/{session_id:path}"
 SESSION, API = "/v1/sessions/{session_id:path}", "/api/sessions/{session_id:path}"
 USER = "/v1/users/{user_id:path}"
 MESSAGE = {"role": "user", "content": "posted by hand"}
@@ -107,6 +108,14 @@ ALL_ROWS = (
     Row("POST", STORED, CHAT + "/{completion}", body={"metadata": {"topic": "changed"}}),
     Row("DELETE", STORED, CHAT + "/{completion}"),
     Row("GET", STORED + "/messages", CHAT + "/{completion}/messages"),
+    mine("POST", "/v1/conversations", body={"metadata": {"topic": "new"}}),
+    own("GET", TALK),
+    own("POST", TALK, body={"metadata": {"topic": "changed"}}),
+    own("DELETE", TALK),
+    own("GET", TALK + "/items"),
+    own("POST", TALK + "/items", body={"items": [MESSAGE]}),
+    Row("GET", TALK + "/items/{item_id}", "/v1/conversations/conv_{ann}/items/{item}"),
+    Row("DELETE", TALK + "/items/{item_id}", "/v1/conversations/conv_{ann}/items/{item}"),
     # What is relayed: upstream's own routes are for all who have a key, those that control the engine for admins.
     mine("GET", "/{path:path}", target="/v1/models"),
     mine("POST", "/{path:path}", target="/v1/embeddings", body={"input": "x"}),
@@ -171,10 +180,12 @@ class House:
     keys: dict[str, dict[str, str]]
     session_id: str = ""  # ann's
     completion_id: str = ""  # ann's
+    item_id: str = ""  # ann's
 
     async def ask(self, row: Row, caller: str, *, session: str, **more: str) -> httpx.Response:
         target = row.asked.replace("{session}", session).replace("{user}", "ann")
-        target = target.replace("{completion}", self.completion_id)
+        target = target.replace("{completion}", self.completion_id).replace("{item}", self.item_id)
+        target = target.replace("{ann}", self.session_id)
         headers = {name: value.replace("{session}", session) for name, value in row.headers.items()}
         request = self.http.build_request(
             row.method, "/", json=row.body, headers={**headers, **self.keys[caller], **more}
@@ -230,6 +241,8 @@ async def house(folder: Path) -> AsyncIterator[House]:
             made.session_id = await made.say("ann")
             [stored] = (await http.get(CHAT, headers=keys["ann"])).json()["data"]
             made.completion_id = stored["id"]
+            items = (await http.get(f"/v1/conversations/{made.session_id}/items", headers=keys["ann"])).json()
+            made.item_id = items["first_id"]
             await made.say("bob")
             upstream.calls.clear()
             yield made
@@ -405,6 +418,7 @@ async def _attack(made: House, row: Row, text: str, name: str) -> None:
     """Put the text wherever the route takes one; nothing of ann's comes back, and nothing breaks."""
     safe = quote(text, safe="")
     target = row.asked.replace("{session}", safe).replace("{user}", safe).replace("{completion}", "chatcmpl-" + safe)
+    target = target.replace("{ann}", safe).replace("{item}", safe)
     target += f"{'&' if '?' in target else '?'}{name}={safe}"
     body = row.body
     if isinstance(body, dict):

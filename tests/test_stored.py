@@ -118,7 +118,7 @@ def store_many(folder: Path, count: int, *, user_id: str = "default_user", **req
                 request_id=f"r{number}",
                 request={"model": "m", "messages": [HELLO], "metadata": metadata, **request},
             )
-            body = chat_completion(number, [{"role": "assistant", "content": f"answer {number}"}])
+            body = chat_completion(10_000 + number, [{"role": "assistant", "content": f"answer {number}"}])
             reply = Completion.from_body(json.dumps(body).encode())
             outcome = Outcome(status="completed", http_status=200, reply=reply)
             archive.finish(connection, exchange, outcome)
@@ -398,6 +398,18 @@ async def test_deleted_completion_is_gone_with_its_reply(
     assert [each.id async for each in sdk.chat.completions.list()] == [kept.id]
     assert rows(tmp_path, "SELECT content FROM messages WHERE role = 'user'") == [("x",), ("y",)]
     assert len(rows(tmp_path, "SELECT 1 FROM messages WHERE role = 'assistant'")) == 1
+    assert is_counted_right(tmp_path)
+
+
+@pytest.mark.parametrize("order", ("asc", "desc"))
+async def test_all_completions_can_be_deleted_while_they_are_listed(
+    sdk: AsyncOpenAI, tmp_path: Path, order: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.stored._DELETED_MAX", 3)
+    store_many(tmp_path, 7)
+    async for completion in sdk.chat.completions.list(limit=2, order=order):
+        await sdk.chat.completions.delete(completion.id)
+    assert [each async for each in sdk.chat.completions.list()] == []
     assert is_counted_right(tmp_path)
 
 

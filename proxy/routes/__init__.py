@@ -2,7 +2,7 @@
 
 from starlette.routing import BaseRoute, Route
 
-from proxy.routes import api, completions, export, health, metrics, search, sessions, users
+from proxy.routes import api, completions, conversations, export, health, metrics, search, sessions, users
 from proxy.routes.chat import ChatCompletions
 from proxy.routes.relay import Relay
 
@@ -19,5 +19,6 @@ def route_table() -> list[BaseRoute]:
         *api.routes,
         *users.routes,
         *completions.routes,
+        *conversations.routes,
         Route("/{path:path}", Relay()),
     ]

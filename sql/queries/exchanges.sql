@@ -156,3 +156,22 @@ WHERE exchange_id = :exchange_id;
 -- name: delete_exchange
 DELETE FROM exchanges
 WHERE exchange_id = :exchange_id;
+
+-- name: move_requests
+-- The requests that end with a message end with another.
+UPDATE exchanges
+SET leaf_no = :parent_no
+WHERE session_id = :session_id
+  AND leaf_no = :message_no;
+
+-- name: list_contexts
+-- The system messages of a session's requests.
+SELECT exchange_id, context
+FROM exchanges
+WHERE session_id = :session_id
+  AND context IS NOT NULL;
+
+-- name: update_context
+UPDATE exchanges
+SET context = :context
+WHERE exchange_id = :exchange_id;

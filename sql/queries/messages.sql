@@ -215,3 +215,29 @@ WHERE message_no = :message_no
   AND NOT EXISTS (SELECT 1 FROM messages AS c WHERE c.parent_no = :message_no)
   AND NOT EXISTS (SELECT 1 FROM exchanges AS e WHERE e.session_id = :session_id AND e.leaf_no = :message_no)
 RETURNING tokens;
+
+-- name: find_item_no
+-- The message of an item's id, or the last one before it: an item that a list is to go on after may be deleted by then.
+SELECT MAX(message_no)
+FROM messages
+WHERE session_id = :session_id
+  AND message_id <= :message_id;
+
+-- name: raise_children
+-- The messages that follow one take its place.
+UPDATE messages
+SET parent_no = :parent_no
+WHERE parent_no = :message_no;
+
+-- name: delete_message
+DELETE FROM messages
+WHERE message_no = :message_no
+RETURNING tokens;
+
+-- name: update_message
+-- What a message says, in all the columns that hold it.
+UPDATE messages
+SET content = :content,
+    content_form = :content_form,
+    extra = :extra
+WHERE message_no = :message_no;

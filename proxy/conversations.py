@@ -1,0 +1,199 @@
+"""Sessions as OpenAI's conversations, and what was said in them as items."""
+
+import sqlite3
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from proxy import archive, history, items, jsontext, queries, removal, sessions
+from proxy.errors import InvalidRequestError, NotFoundError
+from proxy.history import Order, find_session
+from proxy.ids import timestamp, uuid7
+from proxy.items import ItemId, items_of
+from proxy.message import title_of, to_columns, to_openai
+from proxy.presentation import JSON
+from proxy.queries import Message, Page, Session
+from proxy.stored import page_json, pairs_of, unix_seconds
+
+ID_PREFIX = "conv_"
+
+
+def conversation_json(session: Session) -> JSON:
+    """A session as OpenAI has it."""
+    return {
+        "id": ID_PREFIX + session.session_id,
+        "object": "conversation",
+        "created_at": unix_seconds(session.created_at),
+        "metadata": pairs_of(session.metadata),
+    }
+
+
+# --- reading
+
+
+def get_conversation(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
+    """The conversation. Raises NotFoundError."""
+    return conversation_json(find_session(connection, id_, user_id=user_id))
+
+
+def list_items(
+    connection: sqlite3.Connection,
+    id_: str,
+    *,
+    user_id: str | None,
+    page: Page,
+    order: Order,
+    include: Collection[str] = (),
+) -> JSON:
+    """One page of the items of the newest branch. Only messages that are shown are loaded."""
+    session = find_session(connection, id_, user_id=user_id)
+    numbers = [step.message_no for step in history.get_branch(connection, session)]
+    after, after_no = _cursor(connection, session, page.after)
+    if order == "desc":
+        start = 0 if after_no is None else len(numbers) - bisect_right(numbers, after_no)
+        numbers.reverse()
+    else:
+        start = 0 if after_no is None else bisect_left(numbers, after_no)
+    found: list[JSON] = []
+    for number in numbers[start:]:
+        if len(found) > page.limit:
+            break
+        shown = _items(connection, number, include=include)
+        if order == "desc":
+            shown.reverse()
+        found += _after(shown, after, order=order) if after is not None and number == after_no else shown
+    return page_json(found[: page.limit], has_more=len(found) > page.limit)
+
+
+def get_item(
+    connection: sqlite3.Connection, id_: str, item_id: str, *, user_id: str | None, include: Collection[str] = ()
+) -> JSON:
+    """One item, of whatever branch. Raises NotFoundError."""
+    session = find_session(connection, id_, user_id=user_id)
+    _, number = _find_item(connection, session, item_id)
+    return next(item for item in _items(connection, number, include=include) if item["id"] == item_id)
+
+
+def _items(connection: sqlite3.Connection, message_no: int, *, include: Collection[str] = ()) -> list[JSON]:
+    found: list[JSON] = []
+
+    def show(row: Message, blobs: dict[str, str]) -> JSON:
+        found.extend(items_of(row, blobs, include=include))
+        return {}
+
+    history.get_message(connection, message_no, show=show)
+    return found
+
+
+def _find_item(connection: sqlite3.Connection, session: Session, item_id: str) -> tuple[ItemId, int]:
+    parsed = items.parse_id(item_id)
+    number = None
+    if parsed is not None:
+        number = queries.find_message_no(connection, parsed.message_id, session_id=session.session_id)
+    if parsed is None or number is None or item_id not in [item["id"] for item in _items(connection, number)]:
+        raise NotFoundError("No such item.")
+    return parsed, number
+
+
+def _cursor(connection: sqlite3.Connection, session: Session, after: str | None) -> tuple[ItemId | None, float | None]:
+    """The item to go on after, and the number of its message. It may have been deleted since: then its place counts."""
+    if after is None:
+        return None, None
+    parsed = items.parse_id(after)
+    if parsed is None:
+        raise InvalidRequestError("There is no such item to list after.", param="after")
+    number = queries.find_message_no(connection, parsed.message_id, session_id=session.session_id)
+    if number is not None:
+        return parsed, number
+    before = queries.find_item_no(connection, parsed.message_id, session_id=session.session_id)
+    # Half a step on: the message before it has been listed in ascending order, and is still to come in descending.
+    return None, (before or 0) + 0.5
+
+
+def _after(shown: list[JSON], after: ItemId, *, order: Order) -> list[JSON]:
+    """What follows an item among those of its message; of one that was deleted, what may follow it."""
+    ids = [item["id"] for item in shown]
+    if after.text in ids:
+        return shown[ids.index(after.text) + 1 :]
+    ranks = [parsed.rank if (parsed := items.parse_id(each)) else 0 for each in ids]
+    if order == "asc":
+        return [item for item, rank in zip(shown, ranks, strict=True) if rank >= after.rank]
+    return [item for item, rank in zip(shown, ranks, strict=True) if rank <= after.rank]
+
+
+# --- writing
+
+
+def create_conversation(
+    connection: sqlite3.Connection, *, user_id: str, metadata: Mapping[str, str], messages: Sequence[JSON]
+) -> JSON:
+    """Make a session of the user, with what was said already."""
+    now = timestamp()
+    session_id = uuid7()
+    queries.upsert_user(connection, user_id=user_id, now=now)
+    queries.insert_session(
+        connection,
+        session_id=session_id,
+        user_id=user_id,
+        external_id=None,
+        title=title_of(list(messages)),
+        metadata=jsontext.dumps(metadata) if metadata else None,
+        now=now,
+    )
+    _append(connection, session_id, messages)
+    return get_conversation(connection, session_id, user_id=user_id)
+
+
+def update_conversation(
+    connection: sqlite3.Connection, id_: str, *, user_id: str | None, metadata: Mapping[str, str]
+) -> JSON:
+    """Set the metadata."""
+    change = sessions.Change(metadata=jsontext.dumps(metadata))
+    shown = sessions.update_session(connection, id_, user_id=user_id, change=change)
+    return get_conversation(connection, shown["session_id"], user_id=user_id)
+
+
+def delete_conversation(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
+    """Delete the session and all that is its."""
+    session_id = sessions.delete_session(connection, id_, user_id=user_id)
+    return {"id": ID_PREFIX + session_id, "object": "conversation.deleted", "deleted": True}
+
+
+def add_items(
+    connection: sqlite3.Connection,
+    id_: str,
+    *,
+    user_id: str | None,
+    messages: Sequence[JSON],
+    include: Collection[str] = (),
+) -> JSON:
+    """Store messages at the end of the session's main branch and show their items."""
+    session = find_session(connection, id_, user_id=user_id)
+    numbers = _append(connection, session.session_id, messages)
+    added = [item for number in numbers for item in _items(connection, number, include=include)]
+    return page_json(added, has_more=False)
+
+
+def delete_item(connection: sqlite3.Connection, id_: str, item_id: str, *, user_id: str | None) -> JSON:
+    """Take an item out of the conversation, and show that. The message goes with its last item."""
+    session = find_session(connection, id_, user_id=user_id)
+    item, number = _find_item(connection, session, item_id)
+    left = items.without(history.get_message(connection, number, show=_message), item)
+    if left is None:
+        removal.remove_message(connection, number, session_id=session.session_id)
+    else:
+        queries.update_message(connection, number, to_columns(left))
+    return conversation_json(session)
+
+
+def _append(connection: sqlite3.Connection, session_id: str, messages: Sequence[JSON]) -> list[int]:
+    numbers = []
+    for message in messages:
+        session = queries.get_session(connection, session_id)
+        assert session is not None
+        numbers.append(archive.append_message(connection, session, message))
+    return numbers
+
+
+def _message(row: Message, blobs: dict[str, str]) -> dict[str, Any]:
+    return to_openai(role=row.role, content=row.content, content_form=row.content_form, extra=row.extra, blobs=blobs)

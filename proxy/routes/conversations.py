@@ -1,0 +1,128 @@
+"""`/v1/conversations`: OpenAI's conversations, over sessions."""
+
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from proxy import conversations
+from proxy.errors import InvalidRequestError, json_response
+from proxy.items import messages_of
+from proxy.presentation import JSON
+from proxy.routes import parameters
+from proxy.routes.parameters import Values, named_user, openai_page_of, order_of, reach_of, services_of, session_id_of
+from proxy.routes.readback import Readback
+from proxy.services import State
+
+_ITEMS_MAX = 20
+
+
+async def create_conversation(request: Request[State]) -> Response:
+    """Make a conversation."""
+    given = await parameters.read_optional_object(request)
+    work = partial(
+        conversations.create_conversation,
+        user_id=named_user(request),
+        metadata=parameters.pairs(given),
+        messages=[] if given.get("items") is None else _messages_in(given),
+    )
+    return json_response(await services_of(request).write(work))
+
+
+async def get_conversation(request: Request[State]) -> Response:
+    """One conversation."""
+    work = partial(conversations.get_conversation, id_=session_id_of(request), user_id=reach_of(request))
+    return json_response(await services_of(request).read(work))
+
+
+async def update_conversation(request: Request[State]) -> Response:
+    """Set the metadata."""
+    given = parameters.only(await parameters.read_object(request), "metadata")
+    if "metadata" not in given:
+        raise InvalidRequestError("metadata is what can be set.", param="metadata")
+    work = partial(
+        conversations.update_conversation,
+        id_=session_id_of(request),
+        user_id=reach_of(request),
+        metadata=parameters.pairs(given),
+    )
+    return json_response(await services_of(request).write(work))
+
+
+async def delete_conversation(request: Request[State]) -> Response:
+    """Delete a conversation and all that is its."""
+    work = partial(conversations.delete_conversation, id_=session_id_of(request), user_id=reach_of(request))
+    return json_response(await services_of(request).write(work))
+
+
+async def list_items(request: Request[State]) -> Response:
+    """One page of a conversation's items."""
+    work = partial(
+        conversations.list_items,
+        id_=session_id_of(request),
+        user_id=reach_of(request),
+        page=openai_page_of(request),
+        order=order_of(request, default="desc"),
+        include=_include_of(request),
+    )
+    return json_response(await services_of(request).read(work))
+
+
+async def add_items(request: Request[State]) -> Response:
+    """Store items at the end of a conversation."""
+    messages = _messages_in(await parameters.read_object(request))
+    work = partial(
+        conversations.add_items,
+        id_=session_id_of(request),
+        user_id=reach_of(request),
+        messages=messages,
+        include=_include_of(request),
+    )
+    return json_response(await services_of(request).write(work))
+
+
+async def get_item(request: Request[State]) -> Response:
+    """One item."""
+    work = partial(
+        conversations.get_item,
+        id_=session_id_of(request),
+        item_id=request.path_params["item_id"],
+        user_id=reach_of(request),
+        include=_include_of(request),
+    )
+    return json_response(await services_of(request).read(work))
+
+
+async def delete_item(request: Request[State]) -> Response:
+    """Delete an item; the answer is the conversation."""
+    work = partial(
+        conversations.delete_item,
+        id_=session_id_of(request),
+        item_id=request.path_params["item_id"],
+        user_id=reach_of(request),
+    )
+    return json_response(await services_of(request).write(work))
+
+
+def _messages_in(given: Values) -> list[JSON]:
+    items = given.get("items")
+    if not isinstance(items, list) or not 1 <= len(items) <= _ITEMS_MAX:
+        raise InvalidRequestError(f"items is a list of 1 to {_ITEMS_MAX} items.", param="items")
+    return messages_of(items)
+
+
+def _include_of(request: Request[State]) -> frozenset[str]:
+    query = request.query_params
+    return frozenset(query.getlist("include[]") + query.getlist("include"))
+
+
+routes = [
+    Route("/v1/conversations", Readback(POST=create_conversation)),
+    Route("/v1/conversations/{session_id:path}/items/{item_id}", Readback(GET=get_item, DELETE=delete_item)),
+    Route("/v1/conversations/{session_id:path}/items", Readback(GET=list_items, POST=add_items)),
+    Route(
+        "/v1/conversations/{session_id:path}",
+        Readback(GET=get_conversation, POST=update_conversation, DELETE=delete_conversation),
+    ),
+]
