@@ -26,8 +26,9 @@ async def upstream() -> AsyncIterator[FakeUpstream]:
 
 
 def left_files(folder: Path) -> list[str]:
-    """Files beside the database that are not empty."""
-    return [path.name for path in folder.glob("stellarchat.db?*") if path.stat().st_size]
+    """Write-ahead logs and spill files that are not empty."""
+    left = [*folder.glob("stellarchat.db-wal"), *folder.glob("stellarchat.db-spill-*")]
+    return [path.name for path in left if path.stat().st_size]
 
 
 def refuses(server: ServerProcess) -> Callable[[], bool]:
