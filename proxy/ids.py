@@ -1,9 +1,11 @@
 """UUIDv7 identifiers (RFC 9562 §5.7) and the ISO 8601 timestamps every row carries."""
 
-import os
 import time
+from random import Random, SystemRandom
 
-_RANDOM_BYTES = 8
+# Identifiers must not collide, they need not be unguessable: who may read what does not hang on them. Asking the system
+# for every one would cost as much as all the rest.
+_random = Random(SystemRandom().getrandbits(256)).getrandbits
 _last = 0  # 48 bits of milliseconds and 12 bits of counter of the newest identifier
 _second = 0  # the second whose timestamps begin with `_prefix`
 _prefix = ""
@@ -14,7 +16,7 @@ def uuid7() -> str:
     global _last
     _last = max(_last + 1, (time.time_ns() // 1_000_000) << 12)
     head = f"{_last:015x}"
-    tail = f"{int.from_bytes(os.urandom(_RANDOM_BYTES)) & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000:x}"
+    tail = f"{_random(62) | 0x8000_0000_0000_0000:x}"
     return f"{head[:8]}-{head[8:12]}-7{head[12:]}-{tail[:4]}-{tail[4:]}"
 
 

@@ -398,7 +398,9 @@ def delete_session(connection: sqlite3.Connection, session_id: str) -> bool:
 
 def insert_message(connection: sqlite3.Connection, columns: dict[str, Any]) -> int:
     """Store a message given by all its columns; its number."""
-    number: int = _one(connection, "insert_message", columns)[0]
+    # Half as dear as RETURNING, for the statement that is run most; PostgreSQL would return it.
+    number = connection.execute(QUERIES["insert_message"], columns).lastrowid
+    assert number is not None
     return number
 
 

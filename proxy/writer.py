@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _BATCH_LIMIT = 1000
+# Chats that end together are committed together: a commit costs about as much as storing one of them.
+_GROUP_SECONDS = 0.004
 # How long the writer waits for another program's lock before it spills; short, so that what streams stays on disk.
 _PATIENCE_MS = 300
 # A lock held longer than this is trouble: until then the spill alone bridges it.
@@ -223,6 +225,8 @@ class Writer:
         self._take_off(len(batch))
         for write, result in zip(batch, results, strict=True):
             self._settle(write, result)
+        if len(batch) > 1 and not self._is_closing:
+            await asyncio.sleep(_GROUP_SECONDS)
 
     def _next_batch(self) -> list[Write[Any]]:
         return [write for write, _ in zip(self._queue, range(_BATCH_LIMIT), strict=False)]

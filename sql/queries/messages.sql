@@ -2,8 +2,7 @@
 INSERT INTO messages (message_id, session_id, parent_no, depth, chain_hash, exchange_id, role, content, content_form,
                       extra, choice, model, tokens, status, metadata, created_at)
 VALUES (:message_id, :session_id, :parent_no, :depth, :chain_hash, :exchange_id, :role, :content, :content_form,
-        :extra, :choice, :model, :tokens, :status, :metadata, :created_at)
-RETURNING message_no;
+        :extra, :choice, :model, :tokens, :status, :metadata, :created_at);
 
 -- name: adopt_reply
 -- A reply that a later request has brought along before it was stored itself: the copy becomes the reply.
