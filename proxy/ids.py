@@ -5,7 +5,7 @@ from random import Random, SystemRandom
 
 # Identifiers must not collide, they need not be unguessable: who may read what does not hang on them. Asking the system
 # for every one would cost as much as all the rest.
-_random = Random(SystemRandom().getrandbits(256)).getrandbits
+_random = Random(SystemRandom().getrandbits(256)).getrandbits  # noqa: S311
 _last = 0  # 48 bits of milliseconds and 12 bits of counter of the newest identifier
 _second = 0  # the second whose timestamps begin with `_prefix`
 _prefix = ""
