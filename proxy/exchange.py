@@ -65,4 +65,6 @@ class Outcome:
     error: Any = None
     time_to_first_token_ms: int | None = None
     duration_ms: int | None = None
+    upstream_latency_seconds: float | None = None  # from the request to upstream's status; for metrics alone
+    overhead_seconds: float | None = None  # from there to the reply's head; for metrics alone
     completed_at: str = field(default_factory=timestamp)

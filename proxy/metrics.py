@@ -68,7 +68,7 @@ HISTOGRAMS = (
     _Family("stellarchat_time_to_first_token_seconds", "From the request to the first token of a stream."),
     _Family("stellarchat_chat_duration_seconds", "From the request to the end of the reply."),
     _Family("stellarchat_upstream_latency_seconds", "From the request to upstream's status."),
-    _Family("stellarchat_proxy_overhead_seconds", "Time a chat waited for the proxy: its session's place, its commit."),
+    _Family("stellarchat_proxy_overhead_seconds", "From upstream's status to the head of the reply to the caller."),
 )
 _AGE = "stellarchat_write_queue_age_seconds"
 

@@ -61,6 +61,10 @@ class Observer:
             metrics.observe("stellarchat_time_to_first_token_seconds", outcome.time_to_first_token_ms / 1000)
         if outcome.duration_ms is not None:
             metrics.observe("stellarchat_chat_duration_seconds", outcome.duration_ms / 1000)
+        if outcome.upstream_latency_seconds is not None:
+            metrics.observe("stellarchat_upstream_latency_seconds", outcome.upstream_latency_seconds)
+        if outcome.overhead_seconds is not None:
+            metrics.observe("stellarchat_proxy_overhead_seconds", outcome.overhead_seconds)
         usage = reply.usage if reply is not None and isinstance(reply.usage, dict) else {}
         model = reply.model if reply is not None and isinstance(reply.model, str) else exchange.request.get("model")
         metrics.add_tokens(

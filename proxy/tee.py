@@ -143,12 +143,23 @@ class Recording:
         self.live = recorder.open(exchange, size=size)
         self.reply = Completion()
         self.http_status: int | None = None
+        self._answered: float | None = None
+        self._head: float | None = None
         self.saved: asyncio.Future[Any] | None = None
 
     @property
     def is_strict(self) -> bool:
         """Whether the caller learns of the end only when it is on disk."""
         return self._recorder.is_strict
+
+    def answered(self, http_status: int) -> None:
+        """Upstream's status has come."""
+        self.http_status = http_status
+        self._answered = time.monotonic()
+
+    def heads_out(self) -> None:
+        """All is known that the head of the reply needs."""
+        self._head = time.monotonic()
 
     def take(self, data: bytes) -> None:
         """Fold the data of one event of the stream."""
@@ -187,6 +198,8 @@ class Recording:
             error=error,
             time_to_first_token_ms=self._since_start(self._first_token),
             duration_ms=self._since_start(time.monotonic()),
+            upstream_latency_seconds=None if self._answered is None else self._answered - self._started,
+            overhead_seconds=None if self._head is None or self._answered is None else self._head - self._answered,
         )
         self.saved = self._recorder.finish(self.live, outcome)
         return self.saved

@@ -96,6 +96,8 @@ async def test_the_route_says_what_has_happened(tmp_path: Path) -> None:
         assert found["stellarchat_chats_total", "completed"] == 1
         assert found["stellarchat_requests_total", "4xx"] == 1
         assert found["stellarchat_time_to_first_token_seconds_count",] == 1
+        assert found["stellarchat_upstream_latency_seconds_count",] == 1
+        assert found["stellarchat_proxy_overhead_seconds_count",] == 1
         assert found["stellarchat_workers",] == 1
         assert found["stellarchat_database_commits_total",] >= 1
         assert found["stellarchat_database_bytes", "database"] > 0

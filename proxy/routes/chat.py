@@ -139,8 +139,9 @@ class _Recorded:
         chat = self._chat
         response = await self._services.upstream.open(b"POST", chat.target, chat.headers, chat.body)
         try:
-            self._recording.http_status = response.status
+            self._recording.answered(response.status)
             await self._found()
+            self._recording.heads_out()
             await self._answer(response, send, watch)
         finally:
             response.close()
