@@ -115,6 +115,12 @@ def as_sent(connection: sqlite3.Connection, branch: Sequence[Step]) -> list[int]
     return as_requested(branch[:end], exchange) + [step.message_no for step in branch[end:]]
 
 
+def as_far_as_sent(path: Sequence[Step], exchange: ExchangeRow) -> list[Step]:
+    """Of the path to a request's last message what that request held: a client may leave older turns out."""
+    linked = [step for step in path if step.role not in UNLINKED_ROLES]
+    return linked if exchange.linked_count is None else linked[len(linked) - exchange.linked_count :]
+
+
 def as_requested(path: Sequence[Step], exchange: ExchangeRow) -> list[int]:
     """The numbers of the messages above an exchange's replies, with the system messages where its request had them."""
     numbers = [step.message_no for step in path if step.role not in UNLINKED_ROLES]

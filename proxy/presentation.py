@@ -10,7 +10,7 @@ from proxy.queries import ExchangeRow, Message, Session, User
 JSON = dict[str, Any]
 
 _JSON_COLUMNS = ("parameters", "metadata", "error")
-_INTERNAL_COLUMNS = frozenset({"leaf_no", "context", "completion", "worker_id"})
+_INTERNAL_COLUMNS = frozenset({"leaf_no", "context", "linked_count", "completion", "worker_id"})
 
 
 def user_json(user: User) -> JSON:

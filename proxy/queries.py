@@ -120,6 +120,7 @@ class ExchangeRow:
     user_id: str
     leaf_no: int | None
     context: str | None
+    linked_count: int | None
     endpoint: str
     model: str | None
     status: str

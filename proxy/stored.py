@@ -118,7 +118,7 @@ def list_messages(connection: sqlite3.Connection, id_: str, *, user_id: str | No
     """One page of the messages of a completion's request."""
     row = find_exchange(connection, id_, user_id=user_id)
     path = [] if row.leaf_no is None else queries.list_path(connection, row.leaf_no)[::-1]
-    numbers = history.as_requested(path, row)
+    numbers = history.as_requested(history.as_far_as_sent(path, row), row)
     prefix = _public_id(connection, row) + "-"
     positions = list(range(len(numbers)) if order == "asc" else reversed(range(len(numbers))))
     if page.after is not None:

@@ -327,6 +327,11 @@ async def test_messages_are_those_of_the_request(http: httpx.AsyncClient, sdk: A
     reply = (await chat(http, *asked)).json()
     told = {"role": "assistant", "content": reply["choices"][0]["message"]["content"]}
     later = (await chat(http, *asked, told, HELLO)).json()
+    assert [each["role"] for each in (await stored(http, f"/{later['id']}/messages"))["data"]] == [
+        *(message["role"] for message in asked),
+        "assistant",
+        "user",
+    ]
     shown = (await stored(http, f"/{reply['id']}/messages"))["data"]
     assert [message["id"] for message in shown] == [f"{reply['id']}-{number}" for number in range(4)]
     assert [message["role"] for message in shown] == [message["role"] for message in asked]
@@ -339,6 +344,17 @@ async def test_messages_are_those_of_the_request(http: httpx.AsyncClient, sdk: A
     assert pages == ["be brief", "what is", None, "sunny", told["content"], "hello"]
     backwards = [each.content async for each in sdk.chat.completions.messages.list(later["id"], limit=2, order="desc")]
     assert backwards == pages[::-1]
+
+
+async def test_messages_are_those_of_the_request_not_of_the_session(http: httpx.AsyncClient) -> None:
+    mine = {"X-Session-Id": "mine"}
+    await http.post(ROUTE, json={"model": "m", "messages": [{"role": "user", "content": "first"}]}, headers=mine)
+    asked = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "only the new turn"}]
+    reply = (await http.post(ROUTE, json={"model": "m", "messages": asked}, headers=mine)).json()
+    shown = (await stored(http, f"/{reply['id']}/messages"))["data"]
+    assert [(message["role"], message["content"]) for message in shown] == [
+        (message["role"], message["content"]) for message in asked
+    ]
 
 
 @pytest.mark.parametrize("after", ("x", "chatcmpl-1-", "chatcmpl-1-7", "chatcmpl-1-" + "9" * 5000))

@@ -48,5 +48,9 @@ def _find_problems(path: Path) -> list[Problem]:
                     break  # what follows would only say the same in other words
             show(len(steps), len(steps))
     except sqlite3.Error as exc:
-        raise ConfigurationError(f"{path} cannot be read: {exc}") from exc
+        if getattr(exc, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
+            raise ConfigurationError(f"{path} cannot be read: {exc}") from exc
+        # Where the damage is decides which step comes upon it, and how.
+        if not any(problem.kind == "file" for problem in problems):
+            problems.append(Problem("file", "the file is damaged", 1, (str(exc),)))
     return problems

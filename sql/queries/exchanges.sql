@@ -1,9 +1,9 @@
 -- name: insert_exchange
-INSERT INTO exchanges (exchange_id, session_id, user_id, leaf_no, context, endpoint, model, status, http_status,
+INSERT INTO exchanges (exchange_id, session_id, user_id, leaf_no, context, linked_count, endpoint, model, status, http_status,
                        finish_reason, prompt_tokens, completion_tokens, total_tokens, reasoning_tokens, cached_tokens,
                        time_to_first_token_ms, duration_ms, parameters, parameters_digest, metadata, request_id,
                        completion_id, completion, error, worker_id, created_at, completed_at)
-VALUES (:exchange_id, :session_id, :user_id, :leaf_no, :context, :endpoint, :model, :status, :http_status,
+VALUES (:exchange_id, :session_id, :user_id, :leaf_no, :context, :linked_count, :endpoint, :model, :status, :http_status,
         :finish_reason, :prompt_tokens, :completion_tokens, :total_tokens, :reasoning_tokens, :cached_tokens,
         :time_to_first_token_ms, :duration_ms, :parameters, :parameters_digest, :metadata, :request_id,
         :completion_id, :completion, :error, :worker_id, :created_at, :completed_at)
@@ -37,7 +37,7 @@ WHERE exchange_id = :exchange_id
   AND status = 'in_progress';
 
 -- name: get_exchange
-SELECT exchange_id, session_id, user_id, leaf_no, context, endpoint, model, status, http_status, finish_reason,
+SELECT exchange_id, session_id, user_id, leaf_no, context, linked_count, endpoint, model, status, http_status, finish_reason,
        prompt_tokens, completion_tokens, total_tokens, reasoning_tokens, cached_tokens, time_to_first_token_ms,
        duration_ms, COALESCE((SELECT data FROM shared_parameters WHERE digest = parameters_digest), parameters),
        metadata, request_id, completion_id, completion, error, worker_id, created_at, completed_at
@@ -46,7 +46,7 @@ WHERE exchange_id = :exchange_id;
 
 -- name: list_exchanges
 -- One page of a session's exchanges, oldest first.
-SELECT exchange_id, session_id, user_id, leaf_no, context, endpoint, model, status, http_status, finish_reason,
+SELECT exchange_id, session_id, user_id, leaf_no, context, linked_count, endpoint, model, status, http_status, finish_reason,
        prompt_tokens, completion_tokens, total_tokens, reasoning_tokens, cached_tokens, time_to_first_token_ms,
        duration_ms, COALESCE((SELECT data FROM shared_parameters WHERE digest = parameters_digest), parameters),
        metadata, request_id, completion_id, completion, error, worker_id, created_at, completed_at

@@ -47,7 +47,7 @@ WHERE message_no = :message_no
 ORDER BY digest;
 
 -- name: export_exchanges
-SELECT e.exchange_id, e.session_id, e.user_id, m.message_id AS leaf_id, e.context, e.endpoint, e.model, e.status,
+SELECT e.exchange_id, e.session_id, e.user_id, m.message_id AS leaf_id, e.context, e.linked_count, e.endpoint, e.model, e.status,
        e.http_status, e.finish_reason, e.prompt_tokens, e.completion_tokens, e.total_tokens, e.reasoning_tokens,
        e.cached_tokens, e.time_to_first_token_ms, e.duration_ms,
        COALESCE(sp.data, e.parameters) AS parameters, e.metadata, e.request_id,

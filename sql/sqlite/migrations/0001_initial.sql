@@ -87,6 +87,8 @@ CREATE TABLE exchanges (
     leaf_no               INTEGER,                     -- last message of the request, parent of the replies
     context               TEXT,                        -- JSON [[linked messages after it, message_no], ...]: the system
                                                        -- messages as sent; null for those before all linked ones
+    linked_count          INTEGER,                     -- the request's messages without the system messages: as many
+                                                       -- of those up to leaf_no were sent
     endpoint              TEXT NOT NULL,
     model                 TEXT,
     status                TEXT NOT NULL CHECK (status IN ('in_progress', 'completed', 'incomplete', 'failed')),
