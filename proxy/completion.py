@@ -84,10 +84,6 @@ class Completion:
         if self._lessons_left and self.malformed == malformed_before and self.error is None:
             self._learn(data, chunk)
 
-    def feed_many(self, events: list[bytes]) -> None:
-        for data in events:
-            self.feed(data)
-
     @property
     def id(self) -> str | None:
         return _string(self._top.get("id"))

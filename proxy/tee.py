@@ -231,7 +231,7 @@ class Tee:
             return data
         recording = self._recording
         if not self.has_ended:
-            recording.live.pending.append(data)
+            recording.live.feed(data)
         out = []
         for event in self._decoder.feed(data):
             content = event.data

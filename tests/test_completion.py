@@ -666,5 +666,6 @@ def test_anything_else_has_no_token(data: bytes) -> None:
 def test_several_events_are_fed_at_once() -> None:
     data = data_of("default_chat_stream_n2")
     completion = Completion()
-    completion.feed_many(data)
+    for each in data:
+        completion.feed(each)
     assert completion.to_json_dict() == folded(*data).to_json_dict()

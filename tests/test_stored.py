@@ -143,7 +143,8 @@ async def test_completion_is_as_upstream_sent_it(http: httpx.AsyncClient, upstre
         events = events_of(STREAMS[name])
         upstream.on(ROUTE, sse(events))
         folded = Completion()
-        folded.feed_many([each.removeprefix(b"data: ").strip() for each in events])
+        for each in events:
+            folded.feed(each.removeprefix(b"data: ").strip())
         sent = folded.to_json_dict()
     else:
         sent = json.loads(STREAMS[name])

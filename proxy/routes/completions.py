@@ -43,12 +43,8 @@ async def get_completion(request: Request[State]) -> Response:
 
 async def update_completion(request: Request[State]) -> Response:
     """Set the metadata."""
-    given = parameters.only(await parameters.read_object(request), "metadata")
-    if "metadata" not in given:
-        raise InvalidRequestError("metadata is what can be set.", param="metadata")
-    work = partial(
-        stored.update_metadata, id_=_id_of(request), user_id=reach_of(request), metadata=parameters.pairs(given)
-    )
+    metadata = await parameters.read_metadata(request)
+    work = partial(stored.update_metadata, id_=_id_of(request), user_id=reach_of(request), metadata=metadata)
     return json_response(await services_of(request).write(work))
 
 

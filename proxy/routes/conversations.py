@@ -38,14 +38,12 @@ async def get_conversation(request: Request[State]) -> Response:
 
 async def update_conversation(request: Request[State]) -> Response:
     """Set the metadata."""
-    given = parameters.only(await parameters.read_object(request), "metadata")
-    if "metadata" not in given:
-        raise InvalidRequestError("metadata is what can be set.", param="metadata")
+    metadata = await parameters.read_metadata(request)
     work = partial(
         conversations.update_conversation,
         id_=session_id_of(request),
         user_id=reach_of(request),
-        metadata=parameters.pairs(given),
+        metadata=metadata,
     )
     return json_response(await services_of(request).write(work))
 

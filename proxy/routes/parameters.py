@@ -262,6 +262,14 @@ def _metadata(values: Values) -> str | None:
     return written
 
 
+async def read_metadata(request: Request[State]) -> dict[str, str]:
+    """OpenAI's `metadata` from a body that has to hold it, and nothing else."""
+    given = only(await read_object(request), "metadata")
+    if "metadata" not in given:
+        raise InvalidRequestError("metadata is what can be set.", param="metadata")
+    return pairs(given)
+
+
 def pairs(values: Values) -> dict[str, str]:
     """OpenAI's `metadata`: a few strings by name. Null and left out are none."""
     value = values.get("metadata")
