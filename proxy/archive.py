@@ -11,61 +11,64 @@ from typing import Any
 from proxy import jsontext, queries, thread, tree
 from proxy.completion import Choice, Completion
 from proxy.exchange import Exchange, Outcome
-from proxy.exchange_row import IN_PROGRESS, Columns, outcome_columns, request_columns
+from proxy.exchange_row import IN_PROGRESS, outcome_columns, request_columns
 from proxy.ids import timestamp
 from proxy.message import is_message, title_of
 from proxy.queries import Place, Session
+from proxy.rows import Columns, Rows, Tally
 from proxy.sse import Decoder
 
 # How many of the newest conversations that began alike are looked at.
 _ALIKE = 64
 
 
-def begin(connection: sqlite3.Connection, exchange: Exchange, *, worker_id: str) -> None:
+def begin(rows: Rows, exchange: Exchange, *, worker_id: str) -> None:
     """Store the request of an exchange whose reply is still coming."""
-    stored = _store_request(connection, exchange)
-    queries.insert_exchange(connection, {**stored.columns, **IN_PROGRESS, "worker_id": worker_id})
-    _count(connection, stored)
+    stored = _store_request(rows, exchange)
+    rows.add_exchange({**stored.columns, **IN_PROGRESS, "worker_id": worker_id})
+    rows.touch_session(stored.place.session_id, stored.tally)
 
 
-def append_fragment(connection: sqlite3.Connection, *, exchange_id: str, sequence: int, data: bytes) -> None:
+def append_fragment(rows: Rows, *, exchange_id: str, sequence: int, data: bytes) -> None:
     """Store what a reply in progress has streamed since the last time."""
-    queries.insert_fragment(connection, exchange_id=exchange_id, sequence=sequence, data=data)
+    rows.add_fragment(exchange_id=exchange_id, sequence=sequence, data=data)
 
 
-def finish(connection: sqlite3.Connection, exchange: Exchange, outcome: Outcome) -> None:
+def finish(rows: Rows, exchange: Exchange, outcome: Outcome) -> None:
     """Store an exchange that was not begun and has ended."""
-    stored = _store_request(connection, exchange)
+    stored = _store_request(rows, exchange)
     columns = {**stored.columns, **outcome_columns(outcome, model=stored.columns["model"])}
-    queries.insert_exchange(connection, columns)
+    rows.add_exchange(columns)
     may_be_there = not stored.tally.messages  # the request itself was
-    _store_reply(connection, columns, stored.place, outcome, stored.tally, may_be_there=may_be_there)
-    _count(connection, stored)
+    _store_reply(rows, columns, stored.place, outcome, stored.tally, may_be_there=may_be_there)
+    rows.touch_session(stored.place.session_id, stored.tally)
 
 
-def finish_begun(connection: sqlite3.Connection, exchange_id: str, outcome: Outcome) -> None:
+def finish_begun(rows: Rows, exchange_id: str, outcome: Outcome) -> None:
     """Store the end of an exchange in progress, once. One that is gone was deleted with its session."""
-    row = queries.get_exchange(connection, exchange_id)
-    if row is None or row.status != "in_progress":
+    begun = queries.get_exchange_in_progress(rows.about(exchange_id), exchange_id)
+    if begun is not None and rows.waits_for(begun.session_id):
+        begun = queries.get_exchange_in_progress(rows.about(begun.session_id), exchange_id)
+    if begun is None:
         return
-    columns = outcome_columns(outcome, model=row.model)
-    queries.finish_exchange(connection, exchange_id=exchange_id, outcome=columns)
-    if row.leaf_no is None:
-        place = tree.Place(None, 0, thread.root_hash(row.user_id))
-    else:
-        place = tree.below(connection, row.session_id, row.leaf_no)
-    tally = tree.Tally()
-    told = {**columns, "exchange_id": exchange_id, "session_id": row.session_id}
-    _store_reply(connection, told, place, outcome, tally, may_be_there=True)
-    queries.delete_fragments(connection, exchange_id)
-    _touch(connection, row.session_id, tally)
+    place = tree.top(begun) if begun.leaf_no is None else tree.below(rows.about(exchange_id), begun, begun.leaf_no)
+    columns = {
+        **outcome_columns(outcome, model=begun.model),
+        "exchange_no": begun.exchange_no,
+        "exchange_id": exchange_id,
+        "session_id": begun.session_id,
+    }
+    rows.finish_exchange(columns)
+    tally = Tally(timestamp())
+    _store_reply(rows, columns, place, outcome, tally, may_be_there=begun.goes_on)
+    rows.touch_session(begun.session_id, tally)
 
 
-def recover(connection: sqlite3.Connection, worker_id: str) -> int:
+def recover(rows: Rows, worker_id: str) -> int:
     """End the exchanges of a process that is gone as `incomplete`, with what they had streamed. How many there were."""
-    exchange_ids = queries.list_exchanges_in_progress(connection, worker_id)
+    exchange_ids = queries.list_exchanges_in_progress(rows.connection, worker_id)
     for exchange_id in exchange_ids:
-        finish_begun(connection, exchange_id, _interrupted(connection, exchange_id))
+        finish_begun(rows, exchange_id, _interrupted(rows.connection, exchange_id))
     return len(exchange_ids)
 
 
@@ -74,10 +77,20 @@ def claim_session(
 ) -> str:
     """The session of a client's own id, made with `session_id` where there is none yet."""
     now = timestamp()
+    known = queries.find_session_id(connection, id_=external_id, user_id=user_id)
+    if known is not None:
+        return known
     queries.upsert_user(connection, user_id=user_id, now=now)
-    return _make_session(
-        connection, user_id=user_id, external_id=external_id, session_id=session_id, title=title, now=now
-    )[0]
+    queries.insert_session(
+        connection,
+        session_id=session_id,
+        user_id=user_id,
+        external_id=external_id,
+        title=title,
+        metadata=None,
+        now=now,
+    )
+    return session_id
 
 
 def append_message(
@@ -90,12 +103,11 @@ def append_message(
     metadata: str | None = None,
 ) -> int:
     """Store a message posted by hand at the end of a session's main branch; its number."""
+    rows, tally = Rows(connection), Tally(timestamp())
     place = tree.end_of(connection, session)
-    tally = tree.Tally()
-    number = tree.store(
-        connection, session.session_id, place, message, tally, tokens=tokens, model=model, metadata=metadata
-    )
-    _touch(connection, session.session_id, tally)
+    number = tree.store(rows, place, message, tally, tokens=tokens, model=model, metadata=metadata)
+    rows.touch_session(session.session_id, tally)
+    rows.flush()
     return number
 
 
@@ -123,58 +135,53 @@ class _Stored:
 
     columns: Columns
     place: tree.Place
-    tally: tree.Tally
-    is_new_session: bool
+    tally: Tally
 
 
-def _store_request(connection: sqlite3.Connection, exchange: Exchange) -> _Stored:
-    tally = tree.Tally()
+def _store_request(rows: Rows, exchange: Exchange) -> _Stored:
+    tally = Tally(timestamp())
+    rows.user_is_active(exchange.user_id, now=tally.now)
+    session, matched = _find_session(rows, exchange), 0
+    if session is None:
+        place = _make_session(rows, exchange, now=tally.now)
+    else:
+        place, matched = tree.find_place(rows.about(session.session_id), session, exchange)
+    exchange_no = rows.next_exchange_no()
+    context = tree.store_messages(rows, exchange, place, matched, tally, exchange_no=exchange_no)
+    columns = request_columns(exchange, leaf_no=place.parent_no, context=context)
+    columns |= {"exchange_no": exchange_no, "session_id": place.session_id, "session_no": place.session_no}
+    return _Stored(columns, place, tally)
+
+
+def _find_session(rows: Rows, exchange: Exchange) -> Session | None:
+    """The session of an exchange, where it has been made."""
     ref = exchange.session
-    messages = exchange.messages
-    queries.upsert_user(connection, user_id=exchange.user_id, now=tally.now)
-    session_id, is_new = _make_session(
-        connection,
-        user_id=exchange.user_id,
-        external_id=ref.external_id,
-        session_id=ref.session_id,
-        title=title_of(messages),
-        now=tally.now,
-    )
-    place, matched = tree.Place(None, 0, thread.root_hash(exchange.user_id)), 0
-    if not is_new:
-        place, matched = tree.find_place(connection, session_id, exchange)
-    context = tree.store_messages(connection, session_id, exchange, place, matched, tally)
-    columns = request_columns(exchange, session_id=session_id, leaf_no=place.parent_no, context=context)
-    return _Stored(columns, place, tally, is_new)
+    if ref.external_id is not None:
+        session_id = queries.find_session_id(rows.connection, id_=ref.external_id, user_id=exchange.user_id)
+    else:
+        # Nobody else knows an identifier that was made for this exchange.
+        session_id = None if ref.source == "new" else ref.session_id
+    return None if session_id is None else queries.get_session(rows.about(session_id), session_id)
 
 
-def _make_session(
-    connection: sqlite3.Connection, *, user_id: str, external_id: str | None, session_id: str, title: str, now: str
-) -> tuple[str, bool]:
-    if external_id is not None:
-        known = queries.find_session_id(connection, id_=external_id, user_id=user_id)
-        if known is not None:
-            return known, False
-    is_new = queries.insert_session(
-        connection,
-        session_id=session_id,
-        user_id=user_id,
-        external_id=external_id,
-        title=title,
-        metadata=None,
-        now=now,
+def _make_session(rows: Rows, exchange: Exchange, *, now: str) -> tree.Place:
+    ref = exchange.session
+    session_no = rows.add_session(
+        {
+            "session_id": ref.session_id,
+            "user_id": exchange.user_id,
+            "external_id": ref.external_id,
+            "title": title_of(exchange.messages),
+            "metadata": None,
+            "created_at": now,
+            "updated_at": now,
+        }
     )
-    return session_id, is_new
+    return tree.Place(ref.session_id, session_no, None, 0, thread.root_hash(exchange.user_id))
 
 
 def _store_reply(
-    connection: sqlite3.Connection,
-    columns: Columns,
-    place: tree.Place,
-    outcome: Outcome,
-    tally: tree.Tally,
-    *,
-    may_be_there: bool,
+    rows: Rows, columns: Columns, place: tree.Place, outcome: Outcome, tally: Tally, *, may_be_there: bool
 ) -> None:
     """Store each choice that says something as a child of the request's last message; the first is the newest leaf.
 
@@ -189,16 +196,16 @@ def _store_reply(
         message = _message(choice)
         told = {
             "chain_hash": thread.chain_hash(place.above, message),
-            "exchange_id": columns["exchange_id"],
+            "exchange_no": columns["exchange_no"],
             "tokens": tokens,
             "model": columns["model"],
             "choice": _choice_json(choice),
             "status": "completed" if is_whole else "incomplete",
         }
         tokens = 0  # usage is of all choices together
-        if may_be_there and tree.adopt(connection, columns["session_id"], message, tally, **told):
+        if may_be_there and tree.adopt(rows.about(place.session_id), place, message, tally, **told):
             continue
-        number = tree.insert(connection, columns["session_id"], place, message, tally, **told)
+        number = tree.insert(rows, place, message, tally, **told)
         first_no = first_no or number
     tally.leaf_no = first_no or tally.leaf_no
 
@@ -214,7 +221,7 @@ def _message(choice: Choice) -> dict[str, Any]:
 
 
 def _choice_json(choice: Choice) -> str:
-    said = {"index": choice.index, "finish_reason": choice.finish_reason, **choice.extra}
+    said = {"index": choice.index or None, "finish_reason": choice.finish_reason, **choice.extra}
     return jsontext.dumps({key: value for key, value in said.items() if value is not None})
 
 
@@ -230,26 +237,4 @@ def _interrupted(connection: sqlite3.Connection, exchange_id: str) -> Outcome:
         http_status=200 if has_streamed else None,
         reply=reply,
         error=reply.error or {"message": "The proxy was stopped before the reply had ended.", "type": "interrupted"},
-    )
-
-
-def _count(connection: sqlite3.Connection, stored: _Stored) -> None:
-    """Bring the session's counts up to what was stored below it."""
-    tally, session_id = stored.tally, stored.columns["session_id"]
-    if stored.is_new_session:
-        queries.fill_session(
-            connection, session_id=session_id, messages=tally.messages, tokens=tally.tokens, leaf_no=tally.leaf_no
-        )
-    else:
-        _touch(connection, session_id, tally)
-
-
-def _touch(connection: sqlite3.Connection, session_id: str, tally: tree.Tally) -> None:
-    queries.touch_session(
-        connection,
-        session_id=session_id,
-        messages=tally.messages,
-        tokens=tally.tokens,
-        leaf_no=tally.leaf_no,
-        now=tally.now,
     )

@@ -28,14 +28,13 @@ IN_PROGRESS: Columns = {
 }
 
 
-def request_columns(exchange: Exchange, *, session_id: str, leaf_no: int | None, context: str | None) -> Columns:
+def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | None) -> Columns:
     """What is known when the request is stored."""
     request = exchange.request
     kept_apart = ("messages", "metadata") if exchange.messages else ("metadata",)
     metadata = request.get("metadata")
     return {
         "exchange_id": exchange.exchange_id,
-        "session_id": session_id,
         "user_id": exchange.user_id,
         "leaf_no": leaf_no,
         "context": context,
@@ -67,7 +66,7 @@ def outcome_columns(outcome: Outcome, *, model: str | None) -> Columns:
         "cached_tokens": _count(_dict(usage.get("prompt_tokens_details")).get("cached_tokens")),
         "time_to_first_token_ms": outcome.time_to_first_token_ms,
         "duration_ms": outcome.duration_ms,
-        "completion_id": _storable(reply.id),
+        "completion_id": _storable(reply.id) or None,
         "error": None if outcome.error is None else jsontext.dumps(outcome.error),
         "completed_at": outcome.completed_at,
     }

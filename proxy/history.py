@@ -135,7 +135,8 @@ def as_requested(path: Sequence[Step], exchange: ExchangeRow) -> list[int]:
 def _last_exchange(connection: sqlite3.Connection, branch: Sequence[Step]) -> tuple[int, ExchangeRow | None]:
     """The exchange that a branch stands at, and where its last message is."""
     for position in range(len(branch) - 1, -1, -1):
-        exchange_id = branch[position].exchange_id
+        exchange_no = branch[position].exchange_no
+        exchange_id = None if exchange_no is None else queries.find_exchange_id(connection, exchange_no)
         exchange = None if exchange_id is None else queries.get_exchange(connection, exchange_id)
         if exchange is not None:
             return position, exchange

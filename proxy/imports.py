@@ -65,6 +65,8 @@ class _Reader:
         self._connection = connection
         self._session: Row | None = None
         self._has_news = False
+        self._session_no = 0
+        self._unclaimed: dict[str, list[int]] = {}  # messages whose exchange comes after them
         self.has_header = False
         self.imported = Imported()
 
@@ -97,7 +99,8 @@ class _Reader:
         elif kind == "session":
             self.settle()
             self._session = row
-            self.imported.sessions += self._run("import_session", **_without(row, "leaf_id"))
+            self._unclaimed.clear()
+            self.imported.sessions += self._take_session(row)
         elif kind == "message":
             self._has_news |= self._take_message(row)
         elif kind == "exchange":
@@ -110,9 +113,26 @@ class _Reader:
         self._run("import_user", **row)
         return is_new
 
+    def _take_session(self, row: Row) -> bool:
+        is_new = self._run("import_session", **_without(row, "leaf_id")) > 0
+        if is_new:
+            active = int(row["is_active"])
+            queries.count_sessions(self._connection, row["user_id"], sessions=1, active=active)
+        session = queries.get_session(self._connection, row["session_id"])
+        assert session is not None
+        self._session_no = session.session_no
+        return is_new
+
     def _take_message(self, row: Row) -> bool:
-        if self._place(row["message_id"]) is not None:
-            return False
+        exchange_id = row.pop("exchange_id")
+        exchange_no = exchange_id and queries.find_exchange_no(self._connection, exchange_id)
+        there = self._place(row["message_id"])
+        message_no = self._add_message(row | {"exchange_no": exchange_no}) if there is None else there[0]
+        if exchange_id is not None and exchange_no is None:
+            self._unclaimed.setdefault(exchange_id, []).append(message_no)
+        return there is None
+
+    def _add_message(self, row: Row) -> int:
         blobs, parent_id = row.pop("blobs", ()), row.pop("parent_id")
         above = None if parent_id is None else self._place(parent_id)
         if parent_id is not None and above is None:
@@ -120,14 +140,17 @@ class _Reader:
         row["parent_no"] = above and above[0]
         row["depth"] = above[1] + 1 if above else 0
         row["chain_hash"] = bytes.fromhex(row["chain_hash"])
-        message_no = queries.insert_message(self._connection, row)
+        row["session_no"] = self._session_no
+        message_no = self._connection.execute(QUERIES["insert_message"], row | {"message_no": None}).lastrowid
+        assert message_no is not None
         for digest in blobs:
             self._run("insert_message_blob", message_no=message_no, digest=digest)
         self.imported.messages += 1
-        return True
+        return message_no
 
     def _take_exchange(self, row: Row) -> None:
-        if queries.get_exchange(self._connection, row["exchange_id"]) is not None:
+        exchange_id = row["exchange_id"]
+        if queries.find_exchange_no(self._connection, exchange_id) is not None:
             return
         fragments, leaf_id, context = row.pop("fragments", ()), row.pop("leaf_id"), row["context"]
         leaf = None if leaf_id is None else self._place(leaf_id)
@@ -135,11 +158,17 @@ class _Reader:
         if context is not None:
             places = [(position, self._place(message_id)) for position, message_id in context]
             row["context"] = jsontext.dumps([[position, place[0]] for position, place in places if place])
-        queries.insert_exchange(self._connection, row)
-        for sequence, data in enumerate(fragments):
-            queries.insert_fragment(
-                self._connection, exchange_id=row["exchange_id"], sequence=sequence, data=b64decode(data)
-            )
+        row["session_no"] = self._session_no
+        row["parameters_no"] = queries.keep_parameters(self._connection, row["parameters"])
+        queries.insert_exchanges(self._connection, [row | {"exchange_no": None}])
+        exchange_no = queries.find_exchange_no(self._connection, exchange_id)
+        for message_no in self._unclaimed.pop(exchange_id, ()):
+            self._run("set_exchange", message_no=message_no, exchange_no=exchange_no)
+        pieces = [
+            {"exchange_id": exchange_id, "sequence": sequence, "data": b64decode(data)}
+            for sequence, data in enumerate(fragments)
+        ]
+        queries.insert_fragments(self._connection, pieces)
         self.imported.exchanges += 1
 
     def _place(self, message_id: str) -> tuple[int, int] | None:

@@ -1,12 +1,12 @@
 """The recorder's writes as lines of the spill file, and back: what begins, goes on and ends an exchange. Pure."""
 
-import sqlite3
 from base64 import b64decode, b64encode
 from typing import Any
 
 from proxy import archive, jsontext, queries
 from proxy.completion import Completion
 from proxy.exchange import Exchange, Outcome, SessionRef
+from proxy.rows import Rows
 
 
 def begin_line(exchange: Exchange, *, worker_id: str) -> bytes:
@@ -24,26 +24,26 @@ def finish_line(exchange: Exchange, outcome: Outcome, *, is_begun: bool) -> byte
     return _line(kind="finish", exchange=_exchange(exchange), outcome=_outcome(outcome), is_begun=is_begun)
 
 
-def replay(connection: sqlite3.Connection, line: bytes) -> None:
+def replay(rows: Rows, line: bytes) -> None:
     """Do what a line stands for; nothing where it is done already."""
     entry = jsontext.loads(line)
     if entry["kind"] == "fragment":
         archive.append_fragment(
-            connection,
+            rows,
             exchange_id=entry["exchange_id"],
             sequence=entry["sequence"],
             data=b64decode(entry["data"]),
         )
         return
     exchange = _to_exchange(entry["exchange"])
-    is_stored = queries.get_exchange(connection, exchange.exchange_id) is not None
+    is_stored = queries.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is not None
     if entry["kind"] == "begin":
         if not is_stored:
-            archive.begin(connection, exchange, worker_id=entry["worker_id"])
+            archive.begin(rows, exchange, worker_id=entry["worker_id"])
     elif entry["is_begun"]:
-        archive.finish_begun(connection, exchange.exchange_id, _to_outcome(entry["outcome"]))
+        archive.finish_begun(rows, exchange.exchange_id, _to_outcome(entry["outcome"]))
     elif not is_stored:
-        archive.finish(connection, exchange, _to_outcome(entry["outcome"]))
+        archive.finish(rows, exchange, _to_outcome(entry["outcome"]))
 
 
 def _line(**entry: Any) -> bytes:
@@ -55,7 +55,6 @@ def _exchange(exchange: Exchange) -> dict[str, Any]:
         "exchange_id": exchange.exchange_id,
         "user_id": exchange.user_id,
         "session_id": exchange.session.session_id,
-        "source": exchange.session.source,
         "external_id": exchange.session.external_id,
         "endpoint": exchange.endpoint,
         "request_id": exchange.request_id,
@@ -68,7 +67,8 @@ def _to_exchange(entry: dict[str, Any]) -> Exchange:
     return Exchange(
         exchange_id=entry["exchange_id"],
         user_id=entry["user_id"],
-        session=SessionRef(entry["session_id"], entry["source"], entry["external_id"]),
+        # By now another process may have stored what came later, and made the session.
+        session=SessionRef(entry["session_id"], "replayed", entry["external_id"]),
         endpoint=entry["endpoint"],
         request_id=entry["request_id"],
         request=entry["request"],

@@ -10,7 +10,9 @@ from proxy.queries import ExchangeRow, Message, Session, User
 JSON = dict[str, Any]
 
 _JSON_COLUMNS = ("parameters", "metadata", "error")
-_INTERNAL_COLUMNS = frozenset({"leaf_no", "context", "linked_count", "completion", "worker_id"})
+_INTERNAL_COLUMNS = frozenset(
+    {"exchange_no", "session_no", "leaf_no", "context", "linked_count", "completion", "worker_id"}
+)
 
 
 def user_json(user: User) -> JSON:

@@ -2,8 +2,9 @@
 
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -12,8 +13,11 @@ from proxy.message import Columns
 
 DEFAULT_USER_ID = "default_user"
 
-# Parameters of a request from this length on are stored once for all requests that have them.
-_SHARED_LENGTH = 1024
+# Rows that one statement stores at most. Fewer are stored in powers of two, so that few statements are compiled.
+_ROWS_MAX = 64
+
+# How vLLM, and StellarChat where no one else has, names a reply: by the id of its request.
+COMPLETION_PREFIX = "chatcmpl-"
 
 
 def load_queries() -> dict[str, str]:
@@ -48,6 +52,7 @@ class User:
 class Session:
     """A row of `sessions`; `metadata` is JSON text."""
 
+    session_no: int
     session_id: str
     user_id: str
     external_id: str | None
@@ -86,7 +91,7 @@ class Step(NamedTuple):
 
     message_no: int
     role: str
-    exchange_id: str | None
+    exchange_no: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +120,10 @@ class Message:
 class ExchangeRow:
     """A row of `exchanges`; `context`, `parameters`, `metadata`, `completion` and `error` are JSON text."""
 
+    exchange_no: int
     exchange_id: str
     session_id: str
+    session_no: int
     user_id: str
     leaf_no: int | None
     context: str | None
@@ -162,6 +169,28 @@ class ApiKey:
     last_used_at: str | None
 
 
+class Unfinished(NamedTuple):
+    """An exchange in progress, as its end needs it."""
+
+    exchange_no: int
+    exchange_id: str
+    session_id: str
+    session_no: int
+    user_id: str
+    model: str | None
+    leaf_no: int | None
+    goes_on: bool  # something follows its request's last message
+
+
+@dataclass(slots=True)
+class Numbers:
+    """The last numbers given out."""
+
+    session_no: int
+    message_no: int
+    exchange_no: int
+
+
 class Candidate(NamedTuple):
     """An exchange by what a list of completions is filtered by; `metadata` is JSON text."""
 
@@ -192,6 +221,25 @@ def _changes(connection: sqlite3.Connection, name: str, parameters: dict[str, An
     return connection.execute(QUERIES[name], parameters).rowcount
 
 
+@lru_cache(maxsize=256)
+def _widened(name: str, rows: int) -> tuple[str, list[str]]:
+    """A statement with one row of VALUES, for several rows whose parameters go by position, and their names."""
+    before, row, after = re.split(r"(?<=VALUES )(\(.*?\))", QUERIES[name], maxsplit=1, flags=re.DOTALL)
+    names = re.findall(r":(\w+)", row)
+    places = "(" + ", ".join("?" * len(names)) + ")"
+    return before + ", ".join([places] * rows) + after, names
+
+
+def _store(connection: sqlite3.Connection, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Run a statement that has one row of VALUES for many rows. Each statement hands Python's lock over and back."""
+    start = 0
+    while left := len(rows) - start:
+        size = min(_ROWS_MAX, 1 << (left.bit_length() - 1))
+        statement, names = _widened(name, size)
+        connection.execute(statement, [row[name] for row in rows[start : start + size] for name in names])
+        start += size
+
+
 # --- users
 
 
@@ -218,6 +266,11 @@ def delete_some_of_user(connection: sqlite3.Connection, user_id: str, *, limit: 
         if deleted := _changes(connection, name, parameters):
             return deleted
     return 0
+
+
+def count_sessions(connection: sqlite3.Connection, user_id: str, *, sessions: int, active: int) -> None:
+    """Count sessions that were made."""
+    _changes(connection, "count_sessions", {"user_id": user_id, "sessions": sessions, "active": active})
 
 
 # --- keys
@@ -275,14 +328,31 @@ def insert_session(
 ) -> bool:
     """Make the session; false where its id, or its external id, is there already."""
     parameters = {
+        "session_no": None,
         "session_id": session_id,
         "user_id": user_id,
         "external_id": external_id,
         "title": title,
         "metadata": metadata,
-        "now": now,
+        "leaf_no": None,
+        "message_count": 0,
+        "tokens": 0,
+        "created_at": now,
+        "updated_at": now,
     }
-    return _changes(connection, "insert_session", parameters) > 0
+    is_new = _changes(connection, "insert_session", parameters) > 0
+    if is_new:
+        count_sessions(connection, user_id, sessions=1, active=1)
+    return is_new
+
+
+def insert_sessions(connection: sqlite3.Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Make active sessions whose ids are new, given by all their columns."""
+    _store(connection, "insert_session", rows)
+    users = [row["user_id"] for row in rows]
+    for user_id in dict.fromkeys(users):
+        count = users.count(user_id)
+        count_sessions(connection, user_id, sessions=count, active=count)
 
 
 def find_session_id(connection: sqlite3.Connection, *, id_: str, user_id: str | None) -> str | None:
@@ -365,20 +435,9 @@ def update_session(
     return _changes(connection, "update_session", parameters) > 0
 
 
-def touch_session(
-    connection: sqlite3.Connection, *, session_id: str, messages: int, tokens: int, leaf_no: int | None, now: str
-) -> None:
-    """Count messages that were stored below the session; `leaf_no` is the newest of them."""
-    parameters = {"session_id": session_id, "messages": messages, "tokens": tokens, "leaf_no": leaf_no, "now": now}
-    _changes(connection, "touch_session", parameters)
-
-
-def fill_session(
-    connection: sqlite3.Connection, *, session_id: str, messages: int, tokens: int, leaf_no: int | None
-) -> None:
-    """The same for a session that was made in this transaction."""
-    parameters = {"session_id": session_id, "messages": messages, "tokens": tokens, "leaf_no": leaf_no}
-    _changes(connection, "fill_session", parameters)
+def touch_sessions(connection: sqlite3.Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Count messages that were stored below sessions; each `leaf_no` is the newest of them."""
+    _store(connection, "touch_session", rows)
 
 
 def shrink_session(
@@ -397,12 +456,14 @@ def delete_session(connection: sqlite3.Connection, session_id: str) -> bool:
 # --- messages
 
 
-def insert_message(connection: sqlite3.Connection, columns: dict[str, Any]) -> int:
-    """Store a message given by all its columns; its number."""
-    # Half as dear as RETURNING, for the statement that is run most; PostgreSQL would return it.
-    number = connection.execute(QUERIES["insert_message"], columns).lastrowid
-    assert number is not None
-    return number
+def last_numbers(connection: sqlite3.Connection) -> Numbers:
+    """The last numbers given out; to be read in the transaction that gives out the next ones."""
+    return Numbers(*_one(connection, "last_numbers", {}))
+
+
+def insert_messages(connection: sqlite3.Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Store messages given by all their columns."""
+    _store(connection, "insert_message", rows)
 
 
 def list_prefix(connection: sqlite3.Connection, hashes: Iterable[bytes], *, limit: int) -> list[Place]:
@@ -411,10 +472,10 @@ def list_prefix(connection: sqlite3.Connection, hashes: Iterable[bytes], *, limi
 
 
 def find_prefix_in_session(
-    connection: sqlite3.Connection, hashes: Iterable[bytes], *, session_id: str
+    connection: sqlite3.Connection, hashes: Iterable[bytes], *, session_no: int
 ) -> tuple[int, int] | None:
     """The same inside one session: position and message of the first that is stored."""
-    row = _one(connection, "find_prefix_in_session", {"hashes": b"".join(hashes), "session_id": session_id})
+    row = _one(connection, "find_prefix_in_session", {"hashes": b"".join(hashes), "session_no": session_no})
     return None if row is None else (row[0], row[1])
 
 
@@ -424,9 +485,9 @@ def get_node(connection: sqlite3.Connection, message_no: int) -> Node | None:
     return None if row is None else Node(*row)
 
 
-def find_node_by_hash(connection: sqlite3.Connection, chain_hash: bytes, *, session_id: str) -> Node | None:
+def find_node_by_hash(connection: sqlite3.Connection, chain_hash: bytes, *, session_no: int) -> Node | None:
     """A message of the session by its hash."""
-    row = _one(connection, "find_node_by_hash", {"chain_hash": chain_hash, "session_id": session_id})
+    row = _one(connection, "find_node_by_hash", {"chain_hash": chain_hash, "session_no": session_no})
     return None if row is None else Node(*row)
 
 
@@ -467,13 +528,13 @@ def find_message_no(connection: sqlite3.Connection, message_id: str, *, session_
 
 def list_replies(connection: sqlite3.Connection, row: ExchangeRow) -> list[int]:
     """The numbers of an exchange's replies, in the order of their choices."""
-    parameters = {"session_id": row.session_id, "leaf_no": row.leaf_no, "exchange_id": row.exchange_id}
+    parameters = {"session_id": row.session_id, "leaf_no": row.leaf_no, "exchange_no": row.exchange_no}
     return [found[0] for found in _all(connection, "list_replies", parameters)]
 
 
-def delete_message_at_end(connection: sqlite3.Connection, message_no: int, *, session_id: str) -> int | None:
+def delete_message_at_end(connection: sqlite3.Connection, message_no: int, *, session_no: int) -> int | None:
     """Delete a message that nothing follows: its tokens, or None where it stays."""
-    row = _one(connection, "delete_message_at_end", {"message_no": message_no, "session_id": session_id})
+    row = _one(connection, "delete_message_at_end", {"message_no": message_no, "session_no": session_no})
     return None if row is None else int(row[0])
 
 
@@ -520,21 +581,53 @@ def insert_blob(connection: sqlite3.Connection, *, message_no: int, digest: str,
 # --- exchanges
 
 
-def insert_exchange(connection: sqlite3.Connection, columns: dict[str, Any]) -> bool:
-    """Store an exchange given by all its columns, its large parameters once for all; false where it is there."""
-    digest, parameters = None, columns["parameters"]
-    if len(parameters) >= _SHARED_LENGTH:
-        digest = sha256(parameters.encode()).hexdigest()
-        _changes(connection, "insert_parameters", {"digest": digest, "data": parameters})
-        parameters = ""
-    return (
-        _changes(connection, "insert_exchange", {**columns, "parameters": parameters, "parameters_digest": digest}) > 0
-    )
+def keep_parameters(connection: sqlite3.Connection, data: str) -> int:
+    """The number of a request's parameters, JSON text, stored once."""
+    digest = sha256(data.encode()).digest()
+    row = _one(connection, "find_parameters", {"digest": digest})
+    if row is not None:
+        return int(row[0])
+    # Half as dear as RETURNING; PostgreSQL would return it.
+    number = connection.execute(QUERIES["insert_parameters"], {"digest": digest, "data": data}).lastrowid
+    assert number is not None
+    return number
 
 
-def finish_exchange(connection: sqlite3.Connection, *, exchange_id: str, outcome: dict[str, Any]) -> None:
-    """Store the outcome of an exchange in progress, given by all the columns that its end sets."""
-    _changes(connection, "finish_exchange", {"exchange_id": exchange_id, **outcome})
+def insert_exchanges(connection: sqlite3.Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Store exchanges given by all their columns."""
+    _store(connection, "insert_exchange", [_with_short_ids(row) for row in rows])
+
+
+def finish_exchanges(connection: sqlite3.Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Store the outcomes of exchanges in progress, given by their ids and the columns that their end sets."""
+    _store(connection, "finish_exchange", [_with_short_ids(row) for row in rows])
+    _store(connection, "delete_fragments", rows)
+
+
+def get_exchange_in_progress(connection: sqlite3.Connection, exchange_id: str) -> Unfinished | None:
+    """The exchange, if it is there and has not ended."""
+    row = _one(connection, "get_exchange_in_progress", {"exchange_id": exchange_id})
+    return None if row is None else Unfinished(*row)
+
+
+def find_exchange_id(connection: sqlite3.Connection, exchange_no: int) -> str | None:
+    """The id of the exchange with this number, if it is there."""
+    row = _one(connection, "find_exchange_id", {"exchange_no": exchange_no})
+    return None if row is None else row[0]
+
+
+def find_exchange_no(connection: sqlite3.Connection, exchange_id: str) -> int | None:
+    """The number of the exchange with this id, if it is there."""
+    row = _one(connection, "find_exchange_no", {"exchange_id": exchange_id})
+    return None if row is None else row[0]
+
+
+def _with_short_ids(row: dict[str, Any]) -> dict[str, Any]:
+    """Ids that follow from the exchange's own are not written out."""
+    exchange_id = row["exchange_id"]
+    if row["completion_id"] == COMPLETION_PREFIX + exchange_id:
+        row = row | {"completion_id": ""}
+    return row | {"request_id": None} if row.get("request_id") == exchange_id else row
 
 
 def get_exchange(connection: sqlite3.Connection, exchange_id: str) -> ExchangeRow | None:
@@ -617,17 +710,12 @@ def list_exchanges_in_progress(connection: sqlite3.Connection, worker_id: str) -
     return [row[0] for row in _all(connection, "list_exchanges_in_progress", {"worker_id": worker_id})]
 
 
-def insert_fragment(connection: sqlite3.Connection, *, exchange_id: str, sequence: int, data: bytes) -> None:
-    """Store the next piece of a reply in progress."""
-    _changes(connection, "insert_fragment", {"exchange_id": exchange_id, "sequence": sequence, "data": data})
+def insert_fragments(connection: sqlite3.Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Store the next pieces of replies in progress, each with `exchange_id`, `sequence` and `data`."""
+    _store(connection, "insert_fragment", rows)
 
 
 def iterate_fragments(connection: sqlite3.Connection, exchange_id: str) -> Iterator[bytes]:
     """What a reply in progress had streamed, in order."""
     for row in connection.execute(QUERIES["list_fragments"], {"exchange_id": exchange_id}):
         yield row[0]
-
-
-def delete_fragments(connection: sqlite3.Connection, exchange_id: str) -> None:
-    """Forget the pieces of a reply that is stored."""
-    _changes(connection, "delete_fragments", {"exchange_id": exchange_id})

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from proxy import archive, journal
-from proxy.database import Database, transaction
+from proxy.database import Database
 from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.ids import uuid7
 from proxy.queries import list_workers_in_progress
+from proxy.rows import storing
 from proxy.settings import Settings
 from proxy.spill import Abandoned, Spill, spill_path, worker_ids
 from proxy.writer import QueueFullError, Writer, is_trouble, replay_lines
@@ -159,7 +160,7 @@ class Recorder:
     def _begin(self, live: Live) -> None:
         exchange, worker_id = live.exchange, self.worker_id
         self.writer.submit(
-            lambda connection: archive.begin(connection, exchange, worker_id=worker_id),
+            lambda rows: archive.begin(rows, exchange, worker_id=worker_id),
             spilled=lambda: journal.begin_line(exchange, worker_id=worker_id),
             size=live.size,
         )
@@ -172,9 +173,7 @@ class Recorder:
             return
         exchange_id, sequence = live.exchange.exchange_id, live.sequence
         self.writer.submit(
-            lambda connection: archive.append_fragment(
-                connection, exchange_id=exchange_id, sequence=sequence, data=data
-            ),
+            lambda rows: archive.append_fragment(rows, exchange_id=exchange_id, sequence=sequence, data=data),
             spilled=lambda: journal.fragment_line(exchange_id=exchange_id, sequence=sequence, data=data),
             size=len(data),
         )
@@ -229,5 +228,5 @@ def _store_abandoned(connection: sqlite3.Connection, left: Abandoned, worker_id:
     for lines in left.batches():
         replay_lines(connection, lines=lines, replay=journal.replay)
         spilled += len(lines)
-    with transaction(connection):
-        return spilled, archive.recover(connection, worker_id)
+    with storing(connection) as rows:
+        return spilled, archive.recover(rows, worker_id)

@@ -12,7 +12,7 @@ def remove_exchange(connection: sqlite3.Connection, row: ExchangeRow) -> None:
     queries.delete_exchange(connection, row.exchange_id)
     removed: dict[int, int] = {}
     for message_no in replies:
-        tokens = queries.delete_message_at_end(connection, message_no, session_id=row.session_id)
+        tokens = queries.delete_message_at_end(connection, message_no, session_no=row.session_no)
         if tokens is not None:
             removed[message_no] = tokens
     if removed:

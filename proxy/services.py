@@ -67,7 +67,7 @@ class Services:
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Make a change, on disk when this returns. Raises UnavailableError."""
         try:
-            return await self.recorder.writer.submit(work)
+            return await self.recorder.writer.submit(lambda rows: work(rows.connection))
         except QueueFullError as exc:
             raise UnavailableError from exc
 

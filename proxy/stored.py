@@ -16,10 +16,8 @@ from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.history import Order
 from proxy.message import readable, to_openai
 from proxy.presentation import JSON, openai_message
-from proxy.queries import Candidate, ExchangeRow, Message, Page
+from proxy.queries import COMPLETION_PREFIX, Candidate, ExchangeRow, Message, Page
 from proxy.removal import remove_exchange
-
-ID_PREFIX = "chatcmpl-"
 
 _SHOWN = frozenset({"completed", "incomplete"})
 # How many exchanges are looked at in one read, so that a filter that fits few holds no reader for long.
@@ -68,7 +66,7 @@ class Filter:
 def find_exchange(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> ExchangeRow:
     """The exchange with this id, upstream's or its own. Raises NotFoundError; another user's is not there either."""
     exchange_id = queries.find_stored_exchange(connection, id_, user_id=user_id)
-    row = queries.get_exchange(connection, exchange_id or id_.removeprefix(ID_PREFIX))
+    row = queries.get_exchange(connection, exchange_id or id_.removeprefix(COMPLETION_PREFIX))
     if row is None or row.status not in _SHOWN or user_id not in (None, row.user_id):
         raise NotFoundError("No such chat completion.")
     return row
@@ -167,7 +165,7 @@ def update_metadata(
     if session_id is not None and session_id != row.session_id:
         raise InvalidRequestError("A chat completion stays in its session.", param="metadata.session_id")
     queries.update_exchange_metadata(connection, exchange_id=row.exchange_id, metadata=jsontext.dumps(kept))
-    return _completion(connection, find_exchange(connection, ID_PREFIX + row.exchange_id, user_id=user_id))
+    return _completion(connection, find_exchange(connection, COMPLETION_PREFIX + row.exchange_id, user_id=user_id))
 
 
 def delete_completion(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
@@ -194,11 +192,11 @@ def _fits(candidate: Candidate, wanted: Filter) -> bool:
 
 def _public_id(connection: sqlite3.Connection, row: ExchangeRow) -> str:
     given = row.completion_id
-    if given is not None and given.startswith(ID_PREFIX):
+    if given is not None and given.startswith(COMPLETION_PREFIX):
         newest = queries.find_stored_exchange(connection, given, user_id=row.user_id)
         if newest == row.exchange_id:
             return given
-    return ID_PREFIX + row.exchange_id
+    return COMPLETION_PREFIX + row.exchange_id
 
 
 def _completion(connection: sqlite3.Connection, row: ExchangeRow) -> JSON:

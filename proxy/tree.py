@@ -1,14 +1,15 @@
 """The tree of a session's messages: where a request goes on in it, and the storing of what is not there yet."""
 
 import sqlite3
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from proxy import jsontext, queries, thread
 from proxy.exchange import Exchange
-from proxy.ids import timestamp, uuid7
-from proxy.message import Columns, to_columns
+from proxy.ids import uuid7
+from proxy.message import to_columns
 from proxy.queries import Session
+from proxy.rows import Rows, Tally
 
 # How far back from the end of a session the messages of a client that drops old turns are looked for.
 _WINDOW = 256
@@ -16,38 +17,41 @@ _WINDOW = 256
 
 @dataclass(slots=True)
 class Place:
-    """Where the next message goes: below `parent_no`, with `above` as the chain hash of what is above it."""
+    """Where the next message of a session goes: below `parent_no`, with `above` as the chain hash of what is above."""
 
+    session_id: str
+    session_no: int
     parent_no: int | None
     depth: int
     above: bytes
 
 
-@dataclass(slots=True)
-class Tally:
-    """What one transaction stores below a session, and when."""
+class Owner(Protocol):
+    """What has a session's ids: a session, or an exchange of it."""
 
-    now: str = field(default_factory=timestamp)
-    messages: int = 0
-    tokens: int = 0
-    leaf_no: int | None = None
+    @property
+    def session_id(self) -> str: ...
+    @property
+    def session_no(self) -> int: ...
+    @property
+    def user_id(self) -> str: ...
 
 
-def find_place(connection: sqlite3.Connection, session_id: str, exchange: Exchange) -> tuple[Place, int]:
+def find_place(connection: sqlite3.Connection, session: Session, exchange: Exchange) -> tuple[Place, int]:
     """Where a request goes on in its session, and how many of its linked messages are stored above that place."""
     linked, hashes = exchange.linked, exchange.chain
-    hit = queries.find_prefix_in_session(connection, reversed(hashes), session_id=session_id) if hashes else None
+    hit = (
+        queries.find_prefix_in_session(connection, reversed(hashes), session_no=session.session_no) if hashes else None
+    )
     matched = len(hashes) - hit[0] if hit else 0
     node_no = hit[1] if hit else None
-    session = queries.get_session(connection, session_id)
-    assert session is not None
     if any(message["role"] == "assistant" for message in linked[matched:]):
         aligned = _align(connection, session, linked)
         if aligned is not None and aligned[1] > matched:
             node_no, matched = aligned
     if node_no is None:
         return end_of(connection, session), 0
-    return below(connection, session_id, node_no), matched
+    return below(connection, session, node_no), matched
 
 
 def _align(connection: sqlite3.Connection, session: Session, linked: list[dict[str, Any]]) -> tuple[int, int] | None:
@@ -73,32 +77,33 @@ def _align(connection: sqlite3.Connection, session: Session, linked: list[dict[s
 def end_of(connection: sqlite3.Connection, session: Session) -> Place:
     """The place under a session's newest leaf."""
     if session.leaf_no is None:
-        return Place(None, 0, thread.root_hash(session.user_id))
-    return below(connection, session.session_id, session.leaf_no)
+        return top(session)
+    return below(connection, session, session.leaf_no)
 
 
-def below(connection: sqlite3.Connection, session_id: str, message_no: int) -> Place:
+def top(session: Owner) -> Place:
+    """The place of a session's first message."""
+    return Place(session.session_id, session.session_no, None, 0, thread.root_hash(session.user_id))
+
+
+def below(connection: sqlite3.Connection, session: Owner, message_no: int) -> Place:
     """The place under a stored message; its hash is that of the nearest linked message."""
+    place = top(session)
     node = queries.get_node(connection, message_no)
     assert node is not None
+    place.parent_no, place.depth = node.message_no, node.depth + 1
     if node.role not in thread.UNLINKED_ROLES:
-        return Place(node.message_no, node.depth + 1, node.chain_hash)
-    ancestors = queries.list_ancestors(connection, message_no, session_id=session_id)
-    linked = [each.chain_hash for each in ancestors if each.role not in thread.UNLINKED_ROLES]
-    if linked:
-        return Place(node.message_no, node.depth + 1, linked[0])
-    session = queries.get_session(connection, session_id)
-    assert session is not None
-    return Place(node.message_no, node.depth + 1, thread.root_hash(session.user_id))
+        place.above = node.chain_hash
+        return place
+    for ancestor in queries.list_ancestors(connection, message_no, session_id=session.session_id):
+        if ancestor.role not in thread.UNLINKED_ROLES:
+            place.above = ancestor.chain_hash
+            break
+    return place
 
 
 def store_messages(
-    connection: sqlite3.Connection,
-    session_id: str,
-    exchange: Exchange,
-    place: Place,
-    matched: int,
-    tally: Tally,
+    rows: Rows, exchange: Exchange, place: Place, matched: int, tally: Tally, *, exchange_no: int
 ) -> str | None:
     """Store the request's messages from `place` on, but for the first `matched` linked ones, which are above it.
 
@@ -108,7 +113,7 @@ def store_messages(
     """
     if len(exchange.linked) == len(exchange.messages):
         for message in exchange.messages[matched:]:
-            store(connection, session_id, place, message, tally, exchange_id=exchange.exchange_id)
+            store(rows, place, message, tally, exchange_no=exchange_no)
         return None
     context: list[tuple[int | None, int]] = []
     linked = to_come = len(exchange.linked)
@@ -116,41 +121,30 @@ def store_messages(
         if message["role"] not in thread.UNLINKED_ROLES:
             to_come -= 1
             if linked - to_come > matched:
-                store(connection, session_id, place, message, tally, exchange_id=exchange.exchange_id)
+                store(rows, place, message, tally, exchange_no=exchange_no)
         else:
-            number = _store_unlinked(connection, session_id, place, message, tally, exchange.exchange_id)
+            number = _store_unlinked(rows, place, message, tally, exchange_no=exchange_no)
             context.append((None if to_come == linked else to_come, number))
     return jsontext.dumps(context)
 
 
-def _store_unlinked(
-    connection: sqlite3.Connection,
-    session_id: str,
-    place: Place,
-    message: dict[str, Any],
-    tally: Tally,
-    exchange_id: str,
-) -> int:
-    node = queries.find_node_by_hash(connection, thread.own_hash(message), session_id=session_id)
+def _store_unlinked(rows: Rows, place: Place, message: dict[str, Any], tally: Tally, *, exchange_no: int) -> int:
+    node = None
+    if place.parent_no is not None:  # else the session is empty
+        connection = rows.about(place.session_id)
+        node = queries.find_node_by_hash(connection, thread.own_hash(message), session_no=place.session_no)
     if node is None:
-        return store(connection, session_id, place, message, tally, exchange_id=exchange_id)
+        return store(rows, place, message, tally, exchange_no=exchange_no)
     if node.parent_no == place.parent_no:
         place.parent_no, place.depth = node.message_no, node.depth + 1
     return node.message_no
 
 
-def store(
-    connection: sqlite3.Connection,
-    session_id: str,
-    place: Place,
-    message: dict[str, Any],
-    tally: Tally,
-    **columns: Any,
-) -> int:
+def store(rows: Rows, place: Place, message: dict[str, Any], tally: Tally, **columns: Any) -> int:
     """Store a message at a place, and move the place below it; its number."""
     is_linked = thread.is_linked(message)
     chain_hash = thread.chain_hash(place.above, message) if is_linked else thread.own_hash(message)
-    number = insert(connection, session_id, place, message, tally, chain_hash=chain_hash, **columns)
+    number = insert(rows, place, message, tally, chain_hash=chain_hash, **columns)
     if is_linked:
         place.above = chain_hash
     place.parent_no, place.depth = number, place.depth + 1
@@ -158,14 +152,13 @@ def store(
 
 
 def insert(
-    connection: sqlite3.Connection,
-    session_id: str,
+    rows: Rows,
     place: Place,
     message: dict[str, Any],
     tally: Tally,
     *,
     chain_hash: bytes,
-    exchange_id: str | None = None,
+    exchange_no: int | None = None,
     tokens: int = 0,
     model: str | None = None,
     metadata: str | None = None,
@@ -173,20 +166,20 @@ def insert(
     status: str = "completed",
 ) -> int:
     """Store a message at a place that stays where it is; its number."""
-    columns = to_columns(message)
-    number = queries.insert_message(
-        connection,
+    said = to_columns(message)
+    number = rows.add_message(
         {
             "message_id": uuid7(),
-            "session_id": session_id,
+            "session_id": place.session_id,
+            "session_no": place.session_no,
             "parent_no": place.parent_no,
             "depth": place.depth,
             "chain_hash": chain_hash,
-            "exchange_id": exchange_id,
-            "role": columns.role,
-            "content": columns.content,
-            "content_form": columns.content_form,
-            "extra": columns.extra,
+            "exchange_no": exchange_no,
+            "role": said.role,
+            "content": said.content,
+            "content_form": said.content_form,
+            "extra": said.extra,
             "choice": choice,
             "model": model,
             "tokens": tokens,
@@ -194,8 +187,8 @@ def insert(
             "metadata": metadata,
             "created_at": tally.now,
         },
+        blobs=said.blobs,
     )
-    _store_blobs(connection, number, columns)
     tally.messages += 1
     tally.tokens += tokens
     tally.leaf_no = number
@@ -203,34 +196,24 @@ def insert(
 
 
 def adopt(
-    connection: sqlite3.Connection,
-    session_id: str,
-    message: dict[str, Any],
-    tally: Tally,
-    *,
-    tokens: int,
-    **told: Any,
+    connection: sqlite3.Connection, place: Place, message: dict[str, Any], tally: Tally, *, tokens: int, **told: Any
 ) -> bool:
     """Whether a later request has stored this reply as part of its history; that copy is the reply now."""
-    columns = to_columns(message)
+    said = to_columns(message)
     number = queries.adopt_reply(
         connection,
         {
-            "session_id": session_id,
-            "content": columns.content,
-            "content_form": columns.content_form,
-            "extra": columns.extra,
+            "session_no": place.session_no,
+            "content": said.content,
+            "content_form": said.content_form,
+            "extra": said.extra,
             "tokens": tokens,
             **told,
         },
     )
     if number is None:
         return False
-    _store_blobs(connection, number, columns)
+    for digest, data in said.blobs.items():
+        queries.insert_blob(connection, message_no=number, digest=digest, data=data)
     tally.tokens += tokens
     return True
-
-
-def _store_blobs(connection: sqlite3.Connection, message_no: int, columns: Columns) -> None:
-    for digest, data in columns.blobs.items():
-        queries.insert_blob(connection, message_no=message_no, digest=digest, data=data)

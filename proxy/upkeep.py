@@ -160,6 +160,6 @@ class Upkeep:
 
     def _submitted(self, work: Callable[[sqlite3.Connection], T]) -> Coroutine[Any, Any, T]:
         async def wait() -> T:
-            return await self._recorder.writer.submit(work)
+            return await self._recorder.writer.submit(lambda rows: work(rows.connection))
 
         return wait()

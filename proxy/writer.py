@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from proxy.database import Database, transaction
 from proxy.errors import UnavailableError
+from proxy.rows import Rows, storing
 from proxy.spill import Spill
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ _TROUBLE = frozenset(
 class Write(Generic[T]):
     """One change to make: `work` runs inside the transaction; `spilled` is the line that stands for it on the spill."""
 
-    work: Callable[[sqlite3.Connection], T]
+    work: Callable[[Rows], T]
     done: asyncio.Future[T]
     size: int = 0
     spilled: Callable[[], bytes] | None = None
@@ -73,7 +74,7 @@ class Writer:
         database: Database,
         spill: Spill,
         *,
-        replay: Callable[[sqlite3.Connection, bytes], None],
+        replay: Callable[[Rows, bytes], None],
         queue_limit: int,
         queue_limit_bytes: int,
         commit_timeout_seconds: float,
@@ -127,7 +128,7 @@ class Writer:
 
     def submit(
         self,
-        work: Callable[[sqlite3.Connection], T],
+        work: Callable[[Rows], T],
         *,
         size: int = 0,
         spilled: Callable[[], bytes] | None = None,
@@ -357,8 +358,8 @@ class Writer:
 def _apply(connection: sqlite3.Connection, batch: Sequence[Write[Any]]) -> list[Any]:
     """The results of a batch, committed; an exception stands for the write that raised it."""
     try:
-        with transaction(connection):
-            return [write.work(connection) for write in batch]
+        with storing(connection) as rows:
+            return [write.work(rows) for write in batch]
     except Exception as exc:  # one write cannot be done: find it, and do the others
         if is_trouble(exc):
             raise
@@ -366,10 +367,12 @@ def _apply(connection: sqlite3.Connection, batch: Sequence[Write[Any]]) -> list[
             return [_apply_one(connection, write.work) for write in batch]
 
 
-def _apply_one(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], Any]) -> Any:
+def _apply_one(connection: sqlite3.Connection, work: Callable[[Rows], Any]) -> Any:
     connection.execute("SAVEPOINT one_write")
     try:
-        result = work(connection)
+        rows = Rows(connection)
+        result = work(rows)
+        rows.flush()
     except Exception as exc:  # handed to the one who asked for it
         if is_trouble(exc) or not connection.in_transaction:
             raise
@@ -379,21 +382,19 @@ def _apply_one(connection: sqlite3.Connection, work: Callable[[sqlite3.Connectio
     return result
 
 
-def _replay_line(
-    connection: sqlite3.Connection, *, line: bytes, replay: Callable[[sqlite3.Connection, bytes], None]
-) -> None:
-    replay(connection, line)
-
-
 def replay_lines(
-    connection: sqlite3.Connection, *, lines: Sequence[bytes], replay: Callable[[sqlite3.Connection, bytes], None]
+    connection: sqlite3.Connection, *, lines: Sequence[bytes], replay: Callable[[Rows, bytes], None]
 ) -> None:
     """Do what spilled lines stand for, in one transaction; one that cannot be done is logged and left out."""
     with transaction(connection):
         for line in lines:
-            result = _apply_one(connection, partial(_replay_line, line=line, replay=replay))
+            result = _apply_one(connection, partial(_replay, line=line, replay=replay))
             if isinstance(result, BaseException):
                 logger.error("a spilled write cannot be replayed and is lost: %r", result)
+
+
+def _replay(rows: Rows, *, line: bytes, replay: Callable[[Rows, bytes], None]) -> None:
+    replay(rows, line)
 
 
 def is_trouble(exc: BaseException) -> bool:

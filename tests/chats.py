@@ -12,6 +12,7 @@ from proxy.database import transaction
 from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.ids import timestamp, uuid7
 from proxy.queries import Page
+from proxy.rows import storing
 
 Message = dict[str, Any]
 ALL = Page(limit=1000)
@@ -72,8 +73,8 @@ class Chats:
         """Store it with its reply, or as refused where there is none; its session's id."""
         reply = Completion.from_body(body_of(*replies)) if replies else None
         outcome = Outcome(status="completed" if replies else "failed", http_status=200, reply=reply)
-        with transaction(self.connection):
-            archive.finish(self.connection, exchange, outcome)
+        with storing(self.connection) as rows:
+            archive.finish(rows, exchange, outcome)
         row = queries.get_exchange(self.connection, exchange.exchange_id)
         assert row is not None
         return row.session_id

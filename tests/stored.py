@@ -8,9 +8,10 @@ from typing import Any
 
 from proxy import archive, jsontext
 from proxy.completion import Completion
-from proxy.database import connect, prepare, transaction
+from proxy.database import connect, prepare
 from proxy.exchange import Exchange, Outcome, SessionRef, Status
 from proxy.ids import uuid7
+from proxy.rows import storing
 
 IMAGE = "data:image/png;base64," + "iVBORw0KGgo" * 400
 
@@ -27,7 +28,7 @@ def exchange(messages: list[dict[str, Any]], *, user_id: str = "ann", session_id
     """A chat request of a session, new where none is named."""
     return Exchange(
         user_id=user_id,
-        session=SessionRef(session_id or uuid7(), "new"),
+        session=SessionRef(session_id, "header") if session_id else SessionRef(uuid7(), "new"),
         endpoint="/v1/chat/completions",
         request_id=uuid7(),
         request={"model": "m", "messages": messages, **body},
@@ -62,8 +63,8 @@ def assistant(content: Any, **message: Any) -> dict[str, Any]:
 
 def chat(connection: sqlite3.Connection, asked: Exchange, replied: Outcome) -> str:
     """Store a whole exchange; its session."""
-    with transaction(connection):
-        archive.finish(connection, asked, replied)
+    with storing(connection) as rows:
+        archive.finish(rows, asked, replied)
     return asked.session.session_id
 
 
@@ -104,14 +105,14 @@ def fill(connection: sqlite3.Connection) -> None:
 
 
 def _claim_and_post(connection: sqlite3.Connection) -> None:
-    with transaction(connection):
+    with storing(connection) as rows:
         archive.claim_session(
-            connection, user_id="bo", external_id="my-chat", session_id=uuid7(), title="By its own name"
+            rows.connection, user_id="bo", external_id="my-chat", session_id=uuid7(), title="By its own name"
         )
         open_exchange = exchange([user("and now")], user_id="bo")
-        archive.begin(connection, open_exchange, worker_id="gone")
+        archive.begin(rows, open_exchange, worker_id="gone")
         data = b'data: {"choices":[{"index":0,"delta":{"content":"so f"}}]}\n\n'
-        archive.append_fragment(connection, exchange_id=open_exchange.exchange_id, sequence=0, data=data)
+        archive.append_fragment(rows, exchange_id=open_exchange.exchange_id, sequence=0, data=data)
 
 
 def _image() -> dict[str, Any]:

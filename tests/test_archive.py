@@ -9,6 +9,7 @@ import pytest
 from proxy import journal, queries
 from proxy.database import transaction
 from proxy.exchange import Outcome
+from proxy.rows import storing
 from tests.chats import Chats, said, system, user
 
 IMAGE = "data:image/png;base64," + "A" * 5000
@@ -184,7 +185,7 @@ def test_tools_that_come_with_every_turn_are_stored_once(chats: Chats) -> None:
     for session_id, left in zip(session_ids, (1, 1, 0), strict=True):
         with transaction(chats.connection):
             queries.delete_session(chats.connection, session_id)
-        assert chats.count("shared_parameters") == left
+        assert chats.count("parameters") == left
 
 
 def test_refused_request_is_kept(chats: Chats) -> None:
@@ -227,7 +228,7 @@ def test_another_users_history_is_never_continued(chats: Chats) -> None:
 
 @pytest.mark.parametrize("name", ("list_prefix", "find_prefix_in_session"))
 def test_history_is_found_by_the_index_of_hashes(chats: Chats, name: str) -> None:
-    parameters = {"hashes": b"\0" * 32, "session_id": "s", "limit": 9}
+    parameters = {"hashes": b"\0" * 32, "session_no": 1, "limit": 9}
     plan = chats.connection.execute("EXPLAIN QUERY PLAN " + queries.QUERIES[name], parameters).fetchall()
     lines = [row[3] for row in plan]
     assert any("USING" in line and "idx_messages_chain_hash (chain_hash=?" in line for line in lines), lines
@@ -238,8 +239,8 @@ def test_replayed_exchange_is_stored_once(chats: Chats) -> None:
     exchange = chats.begin([user("q")])
     session_id = chats.finish(exchange, said("a"))
     line = journal.finish_line(exchange, Outcome(status="completed"), is_begun=False)
-    with transaction(chats.connection):
-        journal.replay(chats.connection, line)
+    with storing(chats.connection) as rows:
+        journal.replay(rows, line)
     assert chats.texts(session_id) == ["q", "a"]
     assert chats.count("exchanges") == 1
 

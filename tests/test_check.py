@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from proxy import archive, check
 from proxy.check import Problem
 from proxy.cli import cli
+from proxy.rows import storing
 from proxy.spill import Spill, spill_path
 from tests.stored import fill, opened, say
 
@@ -28,7 +29,8 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "chat.db"
     with opened(path) as connection:
         fill(connection)
-        archive.recover(connection, "gone")
+        with storing(connection) as rows:
+            archive.recover(rows, "gone")
     return path
 
 

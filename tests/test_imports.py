@@ -30,6 +30,7 @@ LAYERS = (
     ("journal", "writer"),
     ("archive", "presentation", "removal", "items"),
     ("tree", "exchange_row"),
+    ("rows",),
     ("queries", "upstream", "exchange", "spill", "demo"),
     ("completion", "thread", "message", "transport"),
     ("database", "logs", "metrics", "connection", "body"),

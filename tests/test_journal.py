@@ -7,8 +7,9 @@ import pytest
 
 from proxy import archive, ids, journal
 from proxy.completion import Completion
-from proxy.database import connect, prepare, transaction
+from proxy.database import connect, prepare
 from proxy.exchange import Exchange, Outcome, SessionRef
+from proxy.rows import storing
 from tests.fake_upstream import chat_chunk, event
 
 
@@ -52,8 +53,8 @@ OUTCOMES = (
     ),
 )
 
-_EXCHANGES = """SELECT status, http_status, finish_reason, completion_tokens, duration_ms, parameters, completion_id,
-                completion, error, completed_at FROM exchanges"""
+_EXCHANGES = """SELECT status, http_status, finish_reason, completion_tokens, duration_ms, data, completion_id,
+                completion, error, completed_at FROM exchanges JOIN parameters USING (parameters_no)"""
 _MESSAGES = "SELECT role, content, content_form, extra, choice, model, tokens, status, depth FROM messages"
 
 
@@ -62,12 +63,12 @@ def test_a_replayed_finish_stores_what_the_finish_would_have(
     connection: sqlite3.Connection, tmp_path: Path, outcome: Outcome
 ) -> None:
     exchange = exchange_of()
-    with transaction(connection):
-        archive.finish(connection, exchange, outcome)
+    with storing(connection) as rows:
+        archive.finish(rows, exchange, outcome)
     other = connect(tmp_path / "other.db")
     prepare(other)
-    with transaction(other):
-        journal.replay(other, journal.finish_line(exchange, outcome, is_begun=False))
+    with storing(other) as rows:
+        journal.replay(rows, journal.finish_line(exchange, outcome, is_begun=False))
     for query in (_EXCHANGES, _MESSAGES):
         assert other.execute(query).fetchall() == connection.execute(query).fetchall()
     other.close()
@@ -83,8 +84,8 @@ def test_lines_replayed_twice_store_once(connection: sqlite3.Connection) -> None
     assert not any(b"\n" in line or b"\0" in line for line in lines)
     for _ in range(2):
         for line in lines:
-            with transaction(connection):
-                journal.replay(connection, line)
+            with storing(connection) as rows:
+                journal.replay(rows, line)
     assert connection.execute("SELECT role, content FROM messages").fetchall() == [("user", "hi"), ("assistant", "yo")]
     assert connection.execute("SELECT status FROM exchanges").fetchall() == [("completed",)]
     assert connection.execute("SELECT * FROM exchange_fragments").fetchall() == []
@@ -93,8 +94,8 @@ def test_lines_replayed_twice_store_once(connection: sqlite3.Connection) -> None
 def test_a_finish_that_was_not_begun_replayed_twice_stores_once(connection: sqlite3.Connection) -> None:
     line = journal.finish_line(exchange_of(), OUTCOMES[0], is_begun=False)
     for _ in range(2):
-        with transaction(connection):
-            journal.replay(connection, line)
+        with storing(connection) as rows:
+            journal.replay(rows, line)
     assert connection.execute("SELECT role, content FROM messages").fetchall() == [("user", "hi"), ("assistant", "yo")]
     assert connection.execute("SELECT message_count FROM sessions").fetchall() == [(2,)]
 
@@ -107,19 +108,20 @@ def test_a_reply_that_is_stored_after_the_request_that_resends_it_is_stored_once
     history = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
     second = exchange_of(messages=[*history, {"role": "user", "content": "more"}])
     for exchange in (second, first):
-        with transaction(connection):
-            journal.replay(connection, journal.finish_line(exchange, OUTCOMES[0], is_begun=False))
+        with storing(connection) as rows:
+            journal.replay(rows, journal.finish_line(exchange, OUTCOMES[0], is_begun=False))
     contents = "SELECT content FROM messages ORDER BY message_no"
     assert connection.execute(contents).fetchall() == [("hi",), ("yo",), ("more",), ("yo",)]
-    owner = "SELECT exchange_id, choice IS NOT NULL FROM messages WHERE content = 'yo' AND depth = 1"
+    owner = """SELECT exchange_id, choice IS NOT NULL FROM messages JOIN exchanges USING (exchange_no)
+               WHERE content = 'yo' AND depth = 1"""
     assert connection.execute(owner).fetchall() == [(first.exchange_id, 1)]
     assert connection.execute("SELECT message_count, leaf_no FROM sessions").fetchall() == [(4, 4)]
 
 
 def test_a_fragment_comes_back_byte_for_byte(connection: sqlite3.Connection) -> None:
     exchange = exchange_of()
-    with transaction(connection):
-        journal.replay(connection, journal.begin_line(exchange, worker_id="w"))
+    with storing(connection) as rows:
+        journal.replay(rows, journal.begin_line(exchange, worker_id="w"))
         line = journal.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=bytes(range(256)))
-        journal.replay(connection, line)
+        journal.replay(rows, line)
     assert connection.execute("SELECT data FROM exchange_fragments").fetchall() == [(bytes(range(256)),)]

@@ -43,7 +43,7 @@ def test_what_is_old_goes_and_what_is_not_stays(tmp_path: Path) -> None:
         done = json.loads(run(path, "prune", "--older-than", "90d", "--json").output)
         assert {**dry, "before": "", "dry_run": False} == {**done, "before": ""}
         assert connection.execute("SELECT session_id FROM sessions").fetchall() == [(kept,)]
-        for table in ("messages", "exchanges"):
+        for table in ("messages", "exchanges JOIN sessions USING (session_no)"):
             assert connection.execute(f"SELECT DISTINCT session_id FROM {table}").fetchall() == [(kept,)]
         assert connection.execute("SELECT COUNT(*) FROM blobs").fetchone() == (0,)
     assert problems(path) == []

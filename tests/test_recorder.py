@@ -251,7 +251,7 @@ async def test_identifiers_rise_though_the_clock_jumps_back(tmp_path: Path, monk
             saved = recorder.finish(open_live(recorder, str(number)), Outcome(status="completed"))
             assert saved is not None
             await saved
-    contents = rows(tmp_path, "SELECT content FROM messages JOIN exchanges USING (exchange_id) ORDER BY exchange_id")
+    contents = rows(tmp_path, "SELECT content FROM messages JOIN exchanges USING (exchange_no) ORDER BY exchange_id")
     assert contents == [("0",), ("1",), ("2",), ("3",)]
 
 

@@ -17,6 +17,7 @@ from proxy import archive, database
 from proxy.completion import Completion
 from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.ids import uuid7
+from proxy.rows import storing
 from tests.chats import Chats
 from tests.fake_upstream import (
     FakeUpstream,
@@ -108,7 +109,7 @@ def store_many(folder: Path, count: int, *, user_id: str = "default_user", **req
     connection = database.connect(folder / "stellarchat.db")
     database.prepare(connection)
     session_id = uuid7()
-    with database.transaction(connection):
+    with storing(connection) as rows:
         for number in range(count):
             metadata = {"number": str(number), "parity": "odd" if number % 2 else "even"}
             exchange = Exchange(
@@ -121,7 +122,7 @@ def store_many(folder: Path, count: int, *, user_id: str = "default_user", **req
             body = chat_completion(10_000 + number, [{"role": "assistant", "content": f"answer {number}"}])
             reply = Completion.from_body(json.dumps(body).encode())
             outcome = Outcome(status="completed", http_status=200, reply=reply)
-            archive.finish(connection, exchange, outcome)
+            archive.finish(rows, exchange, outcome)
     connection.close()
     return session_id
 
@@ -458,14 +459,14 @@ def test_reply_that_a_chat_in_progress_ends_with_is_not_deleted(tmp_path: Path) 
     session_id = chats.store([HELLO], {"role": "assistant", "content": "half"})
     [exchange_id] = chats.connection.execute("SELECT exchange_id FROM exchanges").fetchone()
     going_on = chats.begin([HELLO, {"role": "assistant", "content": "half"}], session=session_id)
-    with database.transaction(chats.connection):
-        archive.begin(chats.connection, going_on, worker_id="w")
+    with storing(chats.connection) as rows:
+        archive.begin(rows, going_on, worker_id="w")
     with database.transaction(chats.connection):
         module.delete_completion(chats.connection, f"chatcmpl-{exchange_id}", user_id="u")
     reply = Completion.from_body(json.dumps(chat_completion(2, [{"role": "assistant", "content": "whole"}])).encode())
-    with database.transaction(chats.connection):
+    with storing(chats.connection) as rows:
         outcome = Outcome(status="completed", http_status=200, reply=reply)
-        archive.finish_begun(chats.connection, going_on.exchange_id, outcome)
+        archive.finish_begun(rows, going_on.exchange_id, outcome)
     assert chats.texts(session_id) == ["hello", "half", "whole"]
     chats.connection.close()
     assert is_counted_right(tmp_path)

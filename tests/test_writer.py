@@ -11,6 +11,7 @@ import pytest
 
 from proxy.database import Database, connect
 from proxy.errors import UnavailableError
+from proxy.rows import Rows
 from proxy.spill import Spill
 from proxy.writer import QueueFullError, Writer
 
@@ -32,7 +33,7 @@ async def writing(
     writer = Writer(
         database,
         spill,
-        replay=lambda connection, line: insert(line.decode())(connection),
+        replay=lambda rows, line: insert(line.decode())(rows),
         queue_limit=queue_limit,
         queue_limit_bytes=queue_limit_bytes,
         commit_timeout_seconds=commit_timeout_seconds,
@@ -46,9 +47,9 @@ async def writing(
         await database.close()
 
 
-def insert(name: str) -> Callable[[sqlite3.Connection], None]:
-    def work(connection: sqlite3.Connection) -> None:
-        connection.execute("INSERT INTO names VALUES (?)", (name,))
+def insert(name: str) -> Callable[[Rows], None]:
+    def work(rows: Rows) -> None:
+        rows.connection.execute("INSERT INTO names VALUES (?)", (name,))
 
     return work
 

@@ -87,11 +87,15 @@ def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, A
         chat.body = body.with_usage(chat.body, sent)
         chat.hides_usage = True
     chat.request_id = headers.value_of(chat.headers, b"x-request-id") or b""
+    request_id = headers.text_of(chat.request_id)
+    # A request that was given its id here gives it to its exchange.
+    is_ours = headers.value_of(given, b"x-request-id") is None
     return Exchange(
+        exchange_id=request_id if is_ours else uuid7(),
         user_id=user_for(scope["state"].get("caller", ANYONE), given, request),
         session=SessionRef(uuid7(), named[1], named[0]) if named else SessionRef(uuid7(), "new"),
         endpoint=scope["path"],
-        request_id=headers.text_of(chat.request_id),
+        request_id=request_id,
         request=sent,
     )
 

@@ -11,6 +11,7 @@ from starlette.routing import Route
 from proxy import history, stored
 from proxy.attribution import checked_id
 from proxy.errors import InvalidRequestError, NotFoundError, json_response
+from proxy.queries import COMPLETION_PREFIX
 from proxy.routes import parameters
 from proxy.routes.parameters import named_user, openai_page_of, order_of, reach_of, services_of
 from proxy.routes.readback import Readback
@@ -67,7 +68,7 @@ async def list_messages(request: Request[State]) -> Response:
 
 
 def _id_of(request: Request[State]) -> str:
-    return stored.ID_PREFIX + str(request.path_params["id"])
+    return COMPLETION_PREFIX + str(request.path_params["id"])
 
 
 def _filter_of(request: Request[State]) -> Filter:

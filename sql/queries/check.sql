@@ -31,10 +31,10 @@ WHERE m.depth <> COALESCE(p.depth + 1, 0)
 -- Exchanges whose last message is not in their session, or whose user is not its owner.
 SELECT e.exchange_id
 FROM exchanges AS e
-JOIN sessions AS s ON s.session_id = e.session_id
+JOIN sessions AS s ON s.session_no = e.session_no
 WHERE s.user_id <> e.user_id
    OR (e.leaf_no IS NOT NULL
-       AND NOT EXISTS (SELECT 1 FROM messages AS m WHERE m.message_no = e.leaf_no AND m.session_id = e.session_id));
+       AND NOT EXISTS (SELECT 1 FROM messages AS m WHERE m.message_no = e.leaf_no AND m.session_no = e.session_no));
 
 -- name: list_exchanges_of_workers
 -- Every exchange in progress with the process that streams it.

@@ -1,65 +1,105 @@
 -- name: insert_exchange
-INSERT INTO exchanges (exchange_id, session_id, user_id, leaf_no, context, linked_count, endpoint, model, status, http_status,
-                       finish_reason, prompt_tokens, completion_tokens, total_tokens, reasoning_tokens, cached_tokens,
-                       time_to_first_token_ms, duration_ms, parameters, parameters_digest, metadata, request_id,
-                       completion_id, completion, error, worker_id, created_at, completed_at)
-VALUES (:exchange_id, :session_id, :user_id, :leaf_no, :context, :linked_count, :endpoint, :model, :status, :http_status,
-        :finish_reason, :prompt_tokens, :completion_tokens, :total_tokens, :reasoning_tokens, :cached_tokens,
-        :time_to_first_token_ms, :duration_ms, :parameters, :parameters_digest, :metadata, :request_id,
-        :completion_id, :completion, :error, :worker_id, :created_at, :completed_at)
-ON CONFLICT DO NOTHING;
+INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_id, leaf_no, context, linked_count, endpoint, model,
+                       status, http_status, finish_reason, prompt_tokens, completion_tokens, total_tokens,
+                       reasoning_tokens, cached_tokens, time_to_first_token_ms, duration_ms, parameters_no, metadata,
+                       request_id, completion_id, completion, error, worker_id, created_at, completed_at)
+VALUES (:exchange_no, :exchange_id, :session_no, :user_id, :leaf_no, :context, :linked_count, :endpoint, :model,
+        :status, :http_status, :finish_reason, :prompt_tokens, :completion_tokens, :total_tokens,
+        :reasoning_tokens, :cached_tokens, :time_to_first_token_ms, :duration_ms, :parameters_no, :metadata,
+        :request_id, :completion_id, :completion, :error, :worker_id, :created_at, :completed_at);
+
+-- name: last_numbers
+-- The numbers that sessions, messages and exchanges have reached. https://sqlite.org/autoinc.html
+SELECT COALESCE((SELECT MAX(session_no) FROM sessions), 0),
+       COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'messages'), 0),
+       COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'exchanges'), 0);
+
+-- name: find_parameters
+SELECT parameters_no
+FROM parameters
+WHERE digest = :digest;
 
 -- name: insert_parameters
-INSERT INTO shared_parameters (digest, data)
-VALUES (:digest, :data)
-ON CONFLICT DO NOTHING;
+INSERT INTO parameters (digest, data)
+VALUES (:digest, :data);
 
 -- name: finish_exchange
--- Its outcome, once: an exchange that has ended is never touched again.
+-- The outcome of an exchange in progress.
 UPDATE exchanges
-SET status = :status,
-    model = :model,
-    http_status = :http_status,
-    finish_reason = :finish_reason,
-    prompt_tokens = :prompt_tokens,
-    completion_tokens = :completion_tokens,
-    total_tokens = :total_tokens,
-    reasoning_tokens = :reasoning_tokens,
-    cached_tokens = :cached_tokens,
-    time_to_first_token_ms = :time_to_first_token_ms,
-    duration_ms = :duration_ms,
-    completion_id = :completion_id,
-    completion = :completion,
-    error = :error,
-    worker_id = NULL,
-    completed_at = :completed_at
-WHERE exchange_id = :exchange_id
-  AND status = 'in_progress';
+SET status = column2,
+    model = column3,
+    http_status = column4,
+    finish_reason = column5,
+    prompt_tokens = column6,
+    completion_tokens = column7,
+    total_tokens = column8,
+    reasoning_tokens = column9,
+    cached_tokens = column10,
+    time_to_first_token_ms = column11,
+    duration_ms = column12,
+    completion_id = column13,
+    completion = column14,
+    error = column15,
+    completed_at = column16,
+    worker_id = NULL
+FROM (
+    VALUES (:exchange_no, :status, :model, :http_status, :finish_reason, :prompt_tokens, :completion_tokens,
+            :total_tokens, :reasoning_tokens, :cached_tokens, :time_to_first_token_ms, :duration_ms, :completion_id,
+            :completion, :error, :completed_at)
+) AS outcome
+WHERE exchanges.exchange_no = column1;
 
--- name: get_exchange
-SELECT exchange_id, session_id, user_id, leaf_no, context, linked_count, endpoint, model, status, http_status, finish_reason,
-       prompt_tokens, completion_tokens, total_tokens, reasoning_tokens, cached_tokens, time_to_first_token_ms,
-       duration_ms, COALESCE((SELECT data FROM shared_parameters WHERE digest = parameters_digest), parameters),
-       metadata, request_id, completion_id, completion, error, worker_id, created_at, completed_at
+-- name: get_exchange_in_progress
+-- What is needed to store its end: where its request's last message stands, and whether anything follows there already.
+SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, e.user_id, e.model, e.leaf_no,
+       EXISTS (SELECT 1 FROM messages AS c WHERE c.session_id = s.session_id AND c.parent_no = e.leaf_no)
+FROM exchanges AS e
+JOIN sessions AS s ON s.session_no = e.session_no
+WHERE e.exchange_id = :exchange_id
+  AND e.status = 'in_progress';
+
+-- name: find_exchange_id
+SELECT exchange_id
+FROM exchanges
+WHERE exchange_no = :exchange_no;
+
+-- name: find_exchange_no
+SELECT exchange_no
 FROM exchanges
 WHERE exchange_id = :exchange_id;
 
+-- name: get_exchange
+SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, e.user_id, e.leaf_no, e.context, e.linked_count, e.endpoint, e.model,
+       e.status, e.http_status, e.finish_reason, e.prompt_tokens, e.completion_tokens, e.total_tokens,
+       e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms, e.duration_ms, p.data, e.metadata,
+       COALESCE(e.request_id, e.exchange_id),
+       CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END,
+       e.completion, e.error, e.worker_id, e.created_at, e.completed_at
+FROM exchanges AS e
+JOIN parameters AS p ON p.parameters_no = e.parameters_no
+JOIN sessions AS s ON s.session_no = e.session_no
+WHERE e.exchange_id = :exchange_id;
+
 -- name: list_exchanges
 -- One page of a session's exchanges, oldest first.
-SELECT exchange_id, session_id, user_id, leaf_no, context, linked_count, endpoint, model, status, http_status, finish_reason,
-       prompt_tokens, completion_tokens, total_tokens, reasoning_tokens, cached_tokens, time_to_first_token_ms,
-       duration_ms, COALESCE((SELECT data FROM shared_parameters WHERE digest = parameters_digest), parameters),
-       metadata, request_id, completion_id, completion, error, worker_id, created_at, completed_at
-FROM exchanges
-WHERE session_id = :session_id
-  AND (:after IS NULL OR exchange_id > :after)
-ORDER BY exchange_id
+SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, e.user_id, e.leaf_no, e.context, e.linked_count, e.endpoint, e.model,
+       e.status, e.http_status, e.finish_reason, e.prompt_tokens, e.completion_tokens, e.total_tokens,
+       e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms, e.duration_ms, p.data, e.metadata,
+       COALESCE(e.request_id, e.exchange_id),
+       CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END,
+       e.completion, e.error, e.worker_id, e.created_at, e.completed_at
+FROM exchanges AS e
+JOIN parameters AS p ON p.parameters_no = e.parameters_no
+JOIN sessions AS s ON s.session_no = e.session_no
+WHERE s.session_id = :session_id
+  AND (:after IS NULL OR e.exchange_id > :after)
+ORDER BY e.exchange_id
 LIMIT :limit OFFSET :offset;
 
 -- name: count_exchanges
 SELECT COUNT(*)
 FROM exchanges
-WHERE session_id = :session_id;
+WHERE session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id);
 
 -- name: list_workers_in_progress
 -- The processes that have exchanges in progress, some of which may be gone.
@@ -77,10 +117,11 @@ WHERE status = 'in_progress'
 -- name: insert_fragment
 -- Nothing happens where the exchange has ended, or was deleted, or the piece is there already: it may be replayed.
 INSERT INTO exchange_fragments (exchange_id, sequence, data)
-SELECT exchange_id, :sequence, :data
-FROM exchanges
-WHERE exchange_id = :exchange_id
-  AND status = 'in_progress'
+SELECT e.exchange_id, column2, column3
+FROM (VALUES (:exchange_id, :sequence, :data)) AS fragment
+CROSS JOIN exchanges AS e
+WHERE e.exchange_id = column1
+  AND e.status = 'in_progress'
 ON CONFLICT DO NOTHING;
 
 -- name: list_fragments
@@ -91,7 +132,7 @@ ORDER BY sequence;
 
 -- name: delete_fragments
 DELETE FROM exchange_fragments
-WHERE exchange_id = :exchange_id;
+WHERE exchange_id IN (VALUES (:exchange_id));
 
 -- name: find_stored_exchange
 -- The exchange of a user that upstream's id names: the newest, since a client may use a request id again.
@@ -99,6 +140,7 @@ SELECT exchange_id
 FROM exchanges
 WHERE user_id = :user_id
   AND completion_id = :completion_id
+  AND completion_id <> ''
   AND status IN ('completed', 'incomplete')
 ORDER BY created_at DESC, exchange_id DESC
 LIMIT 1;
@@ -110,6 +152,7 @@ FROM users AS u
 CROSS JOIN exchanges AS e
 WHERE e.user_id = u.user_id
   AND e.completion_id = :completion_id
+  AND e.completion_id <> ''
   AND e.status IN ('completed', 'incomplete')
 ORDER BY e.created_at DESC, e.exchange_id DESC
 LIMIT 1;
@@ -135,7 +178,7 @@ LIMIT :limit;
 -- The same within a session.
 SELECT exchange_id, status, model, metadata
 FROM exchanges
-WHERE session_id = :session_id
+WHERE session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
   AND exchange_id > :after
 ORDER BY exchange_id
 LIMIT :limit;
@@ -143,7 +186,7 @@ LIMIT :limit;
 -- name: scan_exchanges_of_session_newest_first
 SELECT exchange_id, status, model, metadata
 FROM exchanges
-WHERE session_id = :session_id
+WHERE session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
   AND exchange_id < :after
 ORDER BY exchange_id DESC
 LIMIT :limit;
@@ -161,14 +204,14 @@ WHERE exchange_id = :exchange_id;
 -- The requests that end with a message end with another.
 UPDATE exchanges
 SET leaf_no = :parent_no
-WHERE session_id = :session_id
+WHERE session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
   AND leaf_no = :message_no;
 
 -- name: list_contexts
 -- The system messages of a session's requests.
 SELECT exchange_id, context
 FROM exchanges
-WHERE session_id = :session_id
+WHERE session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
   AND context IS NOT NULL;
 
 -- name: update_context

@@ -33,10 +33,11 @@ ORDER BY s.session_id;
 -- name: export_messages
 -- A session's messages in the order they were stored: parents before what follows them.
 SELECT m.message_no, m.message_id, m.session_id, p.message_id AS parent_id, lower(hex(m.chain_hash)) AS chain_hash,
-       m.exchange_id, m.role, m.content, m.content_form, m.extra, m.choice, m.model, m.tokens, m.status, m.metadata,
+       e.exchange_id, m.role, m.content, m.content_form, m.extra, m.choice, m.model, m.tokens, m.status, m.metadata,
        m.created_at
 FROM messages AS m
 LEFT JOIN messages AS p ON p.message_no = m.parent_no
+LEFT JOIN exchanges AS e ON e.exchange_no = m.exchange_no
 WHERE m.session_id = :session_id
 ORDER BY m.message_no;
 
@@ -47,15 +48,17 @@ WHERE message_no = :message_no
 ORDER BY digest;
 
 -- name: export_exchanges
-SELECT e.exchange_id, e.session_id, e.user_id, m.message_id AS leaf_id, e.context, e.linked_count, e.endpoint, e.model, e.status,
+SELECT e.exchange_id, s.session_id, e.user_id, m.message_id AS leaf_id, e.context, e.linked_count, e.endpoint, e.model, e.status,
        e.http_status, e.finish_reason, e.prompt_tokens, e.completion_tokens, e.total_tokens, e.reasoning_tokens,
        e.cached_tokens, e.time_to_first_token_ms, e.duration_ms,
-       COALESCE(sp.data, e.parameters) AS parameters, e.metadata, e.request_id,
-       e.completion_id, e.completion, e.error, e.worker_id, e.created_at, e.completed_at
+       p.data AS parameters, e.metadata, COALESCE(e.request_id, e.exchange_id) AS request_id,
+       CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END AS completion_id,
+       e.completion, e.error, e.worker_id, e.created_at, e.completed_at
 FROM exchanges AS e
 LEFT JOIN messages AS m ON m.message_no = e.leaf_no
-LEFT JOIN shared_parameters AS sp ON sp.digest = e.parameters_digest
-WHERE e.session_id = :session_id
+JOIN parameters AS p ON p.parameters_no = e.parameters_no
+JOIN sessions AS s ON s.session_no = e.session_no
+WHERE s.session_id = :session_id
 ORDER BY e.exchange_id;
 
 -- name: find_message_id
@@ -94,6 +97,13 @@ WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :session_id);
 INSERT INTO blobs (digest, data)
 VALUES (:digest, :data)
 ON CONFLICT DO NOTHING;
+
+-- name: set_exchange
+-- A message of an import whose exchange came after it.
+UPDATE messages
+SET exchange_no = :exchange_no
+WHERE message_no = :message_no
+  AND exchange_no IS NULL;
 
 -- name: find_place
 -- Number, depth and session of a message by its id.

@@ -1,13 +1,13 @@
 -- name: insert_message
-INSERT INTO messages (message_id, session_id, parent_no, depth, chain_hash, exchange_id, role, content, content_form,
-                      extra, choice, model, tokens, status, metadata, created_at)
-VALUES (:message_id, :session_id, :parent_no, :depth, :chain_hash, :exchange_id, :role, :content, :content_form,
-        :extra, :choice, :model, :tokens, :status, :metadata, :created_at);
+INSERT INTO messages (message_no, message_id, session_id, session_no, parent_no, depth, chain_hash, exchange_no, role, content,
+                      content_form, extra, choice, model, tokens, status, metadata, created_at)
+VALUES (:message_no, :message_id, :session_id, :session_no, :parent_no, :depth, :chain_hash, :exchange_no, :role, :content,
+        :content_form, :extra, :choice, :model, :tokens, :status, :metadata, :created_at);
 
 -- name: adopt_reply
 -- A reply that a later request has brought along before it was stored itself: the copy becomes the reply.
 UPDATE messages
-SET exchange_id = :exchange_id,
+SET exchange_no = :exchange_no,
     content = :content,
     content_form = :content_form,
     extra = :extra,
@@ -19,10 +19,10 @@ WHERE message_no = (
     SELECT MIN(message_no)
     FROM messages
     WHERE chain_hash = :chain_hash
-      AND session_id = :session_id
+      AND session_no = :session_no
       AND role = 'assistant'
       AND choice IS NULL
-      AND exchange_id <> :exchange_id
+      AND exchange_no <> :exchange_no
 )
 RETURNING message_no;
 
@@ -47,7 +47,7 @@ WHERE m.chain_hash = (
     WHERE EXISTS (SELECT 1 FROM messages AS stored WHERE stored.chain_hash = probe.hash)
     LIMIT 1
 )
-ORDER BY m.session_id DESC, m.message_no DESC
+ORDER BY m.message_no DESC
 LIMIT :limit;
 
 -- name: find_prefix_in_session
@@ -66,7 +66,7 @@ FROM (
                SELECT MAX(m.message_no)
                FROM messages AS m
                WHERE m.chain_hash = probe.hash
-                 AND m.session_id = :session_id
+                 AND m.session_no = :session_no
            ) AS message_no
     FROM probe
 ) AS found
@@ -84,7 +84,7 @@ WHERE message_no = :message_no;
 SELECT message_no, session_id, parent_no, depth, role, chain_hash
 FROM messages
 WHERE chain_hash = :chain_hash
-  AND session_id = :session_id
+  AND session_no = :session_no
 ORDER BY message_no DESC
 LIMIT 1;
 
@@ -105,16 +105,16 @@ LIMIT :limit;
 
 -- name: list_path
 -- A message and those above it, nearest first, without what they say.
-WITH RECURSIVE path (message_no, parent_no, role, exchange_id) AS (
-    SELECT message_no, parent_no, role, exchange_id
+WITH RECURSIVE path (message_no, parent_no, role, exchange_no) AS (
+    SELECT message_no, parent_no, role, exchange_no
     FROM messages
     WHERE message_no = :message_no
     UNION ALL
-    SELECT m.message_no, m.parent_no, m.role, m.exchange_id
+    SELECT m.message_no, m.parent_no, m.role, m.exchange_no
     FROM path
     JOIN messages AS m ON m.message_no = path.parent_no
 )
-SELECT message_no, role, exchange_id
+SELECT message_no, role, exchange_no
 FROM path;
 
 -- name: newest_leaf_below
@@ -141,7 +141,7 @@ WHERE session_id = :session_id;
 -- One message of a session as the routes show it: with its parent's id and the number of its alternatives, itself
 -- included. System messages stand in the tree where they changed, but a reply below one is an alternative to the reply
 -- beside it: those count whose nearest message of the conversation above is the same.
-SELECT m.message_id, m.session_id, p.message_id, m.exchange_id, m.role, m.content, m.content_form, m.extra, m.choice,
+SELECT m.message_id, m.session_id, p.message_id, e.exchange_id, m.role, m.content, m.content_form, m.extra, m.choice,
        m.model, m.tokens, m.status, m.metadata, m.created_at, m.message_no,
        (
            WITH RECURSIVE
@@ -172,6 +172,7 @@ SELECT m.message_id, m.session_id, p.message_id, m.exchange_id, m.role, m.conten
        )
 FROM messages AS m
 LEFT JOIN messages AS p ON p.message_no = m.parent_no
+LEFT JOIN exchanges AS e ON e.exchange_no = m.exchange_no
 WHERE m.message_no = :message_no;
 
 -- name: find_message_no
@@ -203,7 +204,7 @@ SELECT message_no
 FROM messages
 WHERE session_id = :session_id
   AND parent_no IS NOT DISTINCT FROM :leaf_no
-  AND exchange_id = :exchange_id
+  AND exchange_no = :exchange_no
   AND choice IS NOT NULL
 ORDER BY message_no;
 
@@ -212,7 +213,7 @@ ORDER BY message_no;
 DELETE FROM messages
 WHERE message_no = :message_no
   AND NOT EXISTS (SELECT 1 FROM messages AS c WHERE c.parent_no = :message_no)
-  AND NOT EXISTS (SELECT 1 FROM exchanges AS e WHERE e.session_id = :session_id AND e.leaf_no = :message_no)
+  AND NOT EXISTS (SELECT 1 FROM exchanges AS e WHERE e.session_no = :session_no AND e.leaf_no = :message_no)
 RETURNING tokens;
 
 -- name: find_item_no

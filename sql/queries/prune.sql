@@ -19,7 +19,7 @@ SELECT (
     FROM (SELECT m.message_no FROM messages AS m WHERE m.session_id = :session_id LIMIT :most) AS some_messages
 ), (
     SELECT COUNT(*)
-    FROM (SELECT e.exchange_id FROM exchanges AS e WHERE e.session_id = :session_id LIMIT :most) AS some_exchanges
+    FROM (SELECT e.exchange_id FROM exchanges AS e WHERE e.session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id) LIMIT :most) AS some_exchanges
 );
 
 -- name: delete_newest_messages
@@ -39,7 +39,7 @@ DELETE FROM exchanges
 WHERE exchange_id IN (
     SELECT e.exchange_id
     FROM exchanges AS e
-    WHERE e.session_id = :session_id
+    WHERE e.session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
     ORDER BY e.exchange_id DESC
     LIMIT :limit
 );

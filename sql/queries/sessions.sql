@@ -1,7 +1,9 @@
 -- name: insert_session
 -- Nothing happens where the session, or the client's id for it, is there already.
-INSERT INTO sessions (session_id, user_id, external_id, title, metadata, created_at, updated_at)
-VALUES (:session_id, :user_id, :external_id, :title, :metadata, :now, :now)
+INSERT INTO sessions (session_no, session_id, user_id, external_id, title, metadata, leaf_no, message_count, tokens, created_at,
+                      updated_at)
+VALUES (:session_no, :session_id, :user_id, :external_id, :title, :metadata, :leaf_no, :message_count, :tokens, :created_at,
+        :updated_at)
 ON CONFLICT DO NOTHING;
 
 -- name: find_session_id
@@ -14,7 +16,7 @@ ORDER BY CASE WHEN session_id = :id THEN 0 ELSE 1 END
 LIMIT 1;
 
 -- name: get_session
-SELECT session_id, user_id, external_id, title, is_active, metadata, leaf_no, message_count, tokens,
+SELECT session_no, session_id, user_id, external_id, title, is_active, metadata, leaf_no, message_count, tokens,
        created_at, updated_at
 FROM sessions
 WHERE session_id = :session_id
@@ -22,7 +24,7 @@ WHERE session_id = :session_id
 
 -- name: list_sessions
 -- One page of a user's sessions, newest activity first, after the one named by the cursor.
-SELECT session_id, user_id, external_id, title, is_active, metadata, leaf_no, message_count, tokens,
+SELECT session_no, session_id, user_id, external_id, title, is_active, metadata, leaf_no, message_count, tokens,
        created_at, updated_at
 FROM sessions
 WHERE user_id = :user_id
@@ -62,19 +64,12 @@ WHERE session_id = :session_id;
 -- name: touch_session
 -- Messages were stored below it: its counts, its newest leaf and its activity follow.
 UPDATE sessions
-SET message_count = message_count + :messages,
-    tokens = tokens + :tokens,
-    leaf_no = COALESCE(:leaf_no, leaf_no),
-    updated_at = :now
-WHERE session_id = :session_id;
-
--- name: fill_session
--- The same for a session made in this transaction, whose time is right: no index changes.
-UPDATE sessions
-SET message_count = :messages,
-    tokens = :tokens,
-    leaf_no = :leaf_no
-WHERE session_id = :session_id;
+SET message_count = message_count + column2,
+    tokens = tokens + column3,
+    leaf_no = COALESCE(column4, leaf_no),
+    updated_at = column5
+FROM (VALUES (:session_id, :messages, :tokens, :leaf_no, :now)) AS stored
+WHERE sessions.session_id = column1;
 
 -- name: delete_session
 DELETE FROM sessions

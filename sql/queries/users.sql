@@ -6,6 +6,13 @@ VALUES (:user_id, :now, :now)
 ON CONFLICT (user_id) DO UPDATE SET last_active = excluded.last_active
 WHERE substr(users.last_active, 1, 16) < substr(excluded.last_active, 1, 16);
 
+-- name: count_sessions
+-- Sessions of a user were made.
+UPDATE users
+SET session_count = session_count + :sessions,
+    active_session_count = active_session_count + :active
+WHERE user_id = :user_id;
+
 -- name: get_user
 SELECT user_id, username, session_count, active_session_count, created_at, last_active
 FROM users

@@ -207,21 +207,25 @@ class _Batch:
             no = first_no + depth
             # Unique and rising, as version 7 is, at a tenth of what a true one costs.
             message_id, exchange_id = f"{session_id[:24]}{no:012x}", f"{session_id[:24]}{no | 1:012x}"
+            exchange_no = (no + 1) // 2
             is_reply = depth % 2
             if not is_reply:
-                self.exchanges.append((exchange_id, session_id, user_id, no, wire.MODEL, exchange_id, now))
-            place = (no, message_id, session_id, no - 1 if depth else None, depth, chain_hash, exchange_id)
+                self.exchanges.append((exchange_no, exchange_id, number + 1, user_id, no, wire.MODEL, now))
+            place = (no, message_id, session_id, number + 1, no - 1 if depth else None, depth, chain_hash, exchange_no)
             what = (message["role"], message["content"], wire.MODEL if is_reply else None, 40 * is_reply, now)
             self.messages.append((*place, *what))
         self.users.append((user_id, now, now))
         leaf_no = first_no + 2 * _TURNS - 1
-        self.sessions.append((session_id, user_id, said[0]["content"][:80], leaf_no, 2 * _TURNS, 40 * _TURNS, now, now))
+        title = said[0]["content"][:80]
+        self.sessions.append((number + 1, session_id, user_id, title, leaf_no, 2 * _TURNS, 40 * _TURNS, now, now))
         return Stored(session_id, user_id, tuple(said))
 
     def write(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN")
         connection.executemany(_INSERT_USER, self.users)
         connection.executemany(_INSERT_SESSION, self.sessions)
+        connection.executemany(_COUNT_SESSION, [(user_id,) for user_id, *_ in self.users])
+        connection.execute(_INSERT_PARAMETERS)
         connection.executemany(_INSERT_MESSAGE, self.messages)
         connection.executemany(_INSERT_EXCHANGE, self.exchanges)
         connection.execute("COMMIT")
@@ -250,20 +254,28 @@ _INSERT_USER = """
 INSERT INTO users (user_id, created_at, last_active) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
 """
 _INSERT_SESSION = """
-INSERT INTO sessions (session_id, user_id, title, leaf_no, message_count, tokens, created_at, updated_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO sessions (session_no, session_id, user_id, title, leaf_no, message_count, tokens, created_at, updated_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _INSERT_MESSAGE = """
-INSERT INTO messages (message_no, message_id, session_id, parent_no, depth, chain_hash, exchange_id, role, content,
-                      model, tokens, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO messages (message_no, message_id, session_id, session_no, parent_no, depth, chain_hash, exchange_no, role,
+                      content, model, tokens, created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _INSERT_EXCHANGE = """
-INSERT INTO exchanges (exchange_id, session_id, user_id, leaf_no, endpoint, model, status, http_status, finish_reason,
-                       prompt_tokens, completion_tokens, total_tokens, time_to_first_token_ms, duration_ms, parameters,
-                       request_id, created_at, completed_at)
-VALUES (?1, ?2, ?3, ?4, '/v1/chat/completions', ?5, 'completed', 200, 'stop', 60, 40, 100, 30, 900,
-        '{"temperature":0.7,"max_tokens":400}', ?6, ?7, ?7)
+INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_id, leaf_no, endpoint, model, status, http_status,
+                       finish_reason, prompt_tokens, completion_tokens, total_tokens, time_to_first_token_ms,
+                       duration_ms, parameters_no, completion_id, created_at, completed_at)
+VALUES (?1, ?2, ?3, ?4, ?5, '/v1/chat/completions', ?6, 'completed', 200, 'stop', 60, 40, 100, 30, 900, 1, '', ?7, ?7)
+"""
+_COUNT_SESSION = """
+UPDATE users
+SET session_count = session_count + 1, active_session_count = active_session_count + 1
+WHERE user_id = ?
+"""
+_INSERT_PARAMETERS = """
+INSERT INTO parameters (parameters_no, digest, data) VALUES (1, x'00', '{"temperature":0.7,"max_tokens":400}')
+ON CONFLICT DO NOTHING
 """
 
 

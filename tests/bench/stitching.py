@@ -13,8 +13,8 @@ from pathlib import Path
 
 from proxy import archive, database, ids, queries, thread
 from proxy.completion import Completion
-from proxy.database import transaction
 from proxy.exchange import Exchange, Outcome, SessionRef
+from proxy.rows import storing
 
 _TURNS = 200
 _LENGTHS = (200, 500, 1000, 2000, 4000)
@@ -57,10 +57,10 @@ def _long_chat(path: Path, length: int) -> str:
         places = archive.list_stitched(connection, exchange)
         if places:
             exchange.session = SessionRef(places[0].session_id, "stitched")
-        outcome = _outcome(answer)
+        outcome = _outcome(answer, completion_id=f"chatcmpl-{exchange.request_id}")
         began = time.perf_counter()
-        with transaction(connection):
-            archive.finish(connection, exchange, outcome)
+        with storing(connection) as rows:
+            archive.finish(rows, exchange, outcome)
         times.append((time.perf_counter() - began) * 1e3)
         messages.append({"role": "assistant", "content": answer})
     assert connection.execute("SELECT COUNT(*) FROM messages").fetchone() == (2 * _TURNS,)
@@ -83,22 +83,24 @@ def _text(length: int) -> str:
 
 
 def _exchange(user_id: str, messages: Sequence[Message]) -> Exchange:
+    request_id = ids.uuid7()
     return Exchange(
+        exchange_id=request_id,
         user_id=user_id,
         session=SessionRef(ids.uuid7(), "new"),
         endpoint="/v1/chat/completions",
-        request_id=random.randbytes(16).hex(),
+        request_id=request_id,
         request={"model": _MODEL, "messages": list(messages), "temperature": 0.7, "stream": True},
     )
 
 
-def _outcome(answer: str) -> Outcome:
+def _outcome(answer: str, *, completion_id: str) -> Outcome:
     """A reply as vLLM writes it, with its many null keys."""
     nulls = ("refusal", "annotations", "audio", "function_call", "reasoning")
     message: dict[str, object] = {"role": "assistant", "content": answer, "tool_calls": [], **dict.fromkeys(nulls)}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
     envelope = {
-        "id": f"chatcmpl-{random.randbytes(16).hex()}",
+        "id": completion_id,
         "object": "chat.completion",
         "created": 1_790_000_000,
         "model": _MODEL,
@@ -124,8 +126,10 @@ def _find(path: Path, *, chats: int, alike: int) -> None:
         print(_measured(name, [partial(archive.list_stitched, connection, each) for each in histories]))
     places = archive.list_stitched(connection, _histories(chats)["begins like 100,000 others"][0])
     hashes = thread.chain(_ALIKE, _alike("again"))[::-1]
+    session = queries.get_session(connection, places[0].session_id)
+    assert session is not None
     searches: list[Callable[[], object]] = [
-        lambda: queries.find_prefix_in_session(connection, hashes, session_id=places[0].session_id)
+        lambda: queries.find_prefix_in_session(connection, hashes, session_no=session.session_no)
     ]
     print(_measured("the same, inside one session", searches * _SAMPLES))
     plan = connection.execute("EXPLAIN QUERY PLAN " + queries.QUERIES["list_prefix"], {"hashes": b"", "limit": 9})
@@ -190,7 +194,7 @@ def _insert(connection: sqlite3.Connection, numbers: range, *, alike_from: int) 
         messages = _alike("more") if is_alike else _said(number)
         now, session_id = ids.timestamp(), ids.uuid7()
         queries.upsert_user(connection, user_id=user_id, now=now)
-        connection.execute(_INSERT_SESSION, (session_id, user_id, now, now))
+        connection.execute(_INSERT_SESSION, (number + 1, session_id, user_id, now, now))
         connection.executemany(_INSERT_MESSAGE, _rows(number, session_id, user_id, messages, now))
     connection.execute("COMMIT")
 
@@ -201,7 +205,18 @@ def _rows(
     for depth, (message, hashed) in enumerate(zip(messages, thread.chain(user_id, messages), strict=True)):
         no = 4 * number + depth + 1
         parent_no = no - 1 if depth else None
-        yield no, ids.uuid7(), session_id, parent_no, depth, hashed, message["role"], message["content"], now
+        yield (
+            no,
+            ids.uuid7(),
+            session_id,
+            number + 1,
+            parent_no,
+            depth,
+            hashed,
+            message["role"],
+            message["content"],
+            now,
+        )
 
 
 def _said(number: int) -> list[Message]:
@@ -214,11 +229,12 @@ def _alike(last: str) -> list[Message]:
 
 
 _INSERT_SESSION = """
-INSERT INTO sessions (session_id, user_id, title, created_at, updated_at) VALUES (?, ?, 'a chat', ?, ?)
+INSERT INTO sessions (session_no, session_id, user_id, title, created_at, updated_at) VALUES (?, ?, ?, 'a chat', ?, ?)
 """
 _INSERT_MESSAGE = """
-INSERT INTO messages (message_no, message_id, session_id, parent_no, depth, chain_hash, role, content, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO messages (message_no, message_id, session_id, session_no, parent_no, depth, chain_hash, role, content,
+                      created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 

@@ -119,7 +119,7 @@ def _stored(
     for number, *reply in connection.execute(
         """SELECT reply.parent_no, reply.content, reply.status FROM messages AS said
            JOIN names ON said.content = name JOIN exchanges ON leaf_no = said.message_no
-           JOIN messages AS reply ON reply.parent_no = leaf_no AND reply.exchange_id = exchanges.exchange_id
+           JOIN messages AS reply ON reply.parent_no = leaf_no AND reply.exchange_no = exchanges.exchange_no
            WHERE reply.role = 'assistant'"""
     ):
         by_number[number].replies.append(tuple(reply))

@@ -2,7 +2,8 @@
 CREATE TABLE users (
     user_id              TEXT PRIMARY KEY,
     username             TEXT,
-    session_count        INTEGER NOT NULL DEFAULT 0,   -- kept by triggers, so that a list's total costs nothing
+    session_count        INTEGER NOT NULL DEFAULT 0,   -- so that a list's total costs nothing; counted up by what makes
+                                                       -- sessions, down by triggers, since deletes cascade
     active_session_count INTEGER NOT NULL DEFAULT 0,
     created_at           DATETIME NOT NULL,            -- ISO 8601 UTC, milliseconds, Z; as every DATETIME here
     last_active          DATETIME NOT NULL
@@ -11,7 +12,8 @@ CREATE INDEX idx_users_last_active ON users (last_active);
 
 -- A conversation: a tree of messages.
 CREATE TABLE sessions (
-    session_id    TEXT PRIMARY KEY,                    -- UUIDv7
+    session_no    INTEGER PRIMARY KEY,                 -- what our own columns refer to: shorter than the identifier
+    session_id    TEXT NOT NULL UNIQUE,                -- UUIDv7
     user_id       TEXT NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
     external_id   TEXT,                                -- the id a client made up, where it did
     title         TEXT NOT NULL DEFAULT 'New Conversation',
@@ -28,13 +30,6 @@ CREATE INDEX idx_sessions_user_id ON sessions (user_id, updated_at DESC, session
 CREATE INDEX idx_sessions_created_at ON sessions (created_at DESC);
 CREATE INDEX idx_sessions_active ON sessions (is_active, updated_at DESC);
 
-CREATE TRIGGER sessions_counted_in AFTER INSERT ON sessions
-BEGIN
-    UPDATE users
-    SET session_count = session_count + 1,
-        active_session_count = active_session_count + NEW.is_active
-    WHERE user_id = NEW.user_id;
-END;
 CREATE TRIGGER sessions_counted_out AFTER DELETE ON sessions
 BEGIN
     UPDATE users
@@ -55,18 +50,19 @@ CREATE TABLE messages (
     message_no   INTEGER PRIMARY KEY AUTOINCREMENT,    -- order of storing, never used twice; for links and the search index
     message_id   TEXT NOT NULL UNIQUE,                 -- UUIDv7
     session_id   TEXT NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE,
+    session_no   INTEGER NOT NULL,                     -- the same
     parent_no    INTEGER,                              -- the message above it, of the same session. No foreign key: a
                                                        -- cascade down a long branch goes beyond SQLite's depth limit,
                                                        -- and the index it wants would be paid for by every message
     depth        INTEGER NOT NULL,                     -- messages above it
     chain_hash   BLOB NOT NULL,                        -- thread.py: this message and all above it, of this user
-    exchange_id  TEXT,                                 -- the exchange that stored it; none when posted by hand
+    exchange_no  INTEGER,                              -- the exchange that stored it; none when posted by hand
     role         TEXT NOT NULL,
     content      TEXT NOT NULL,                        -- the text, as people read and search it
     content_form TEXT NOT NULL DEFAULT 'text' CHECK (content_form IN ('text', 'json', 'none')),
                                                        -- json: the exact content is in extra; none: it had no content
     extra        TEXT,                                 -- JSON object: its other OpenAI keys, as sent
-    choice       TEXT,                                 -- JSON object, replies only: index, finish_reason, logprobs, ...
+    choice       TEXT,                                 -- JSON object, replies only: finish_reason, logprobs, index if not 0
     model        TEXT,
     tokens       INTEGER NOT NULL DEFAULT 0,
     status       TEXT NOT NULL DEFAULT 'completed' CHECK (status IN ('completed', 'incomplete', 'failed')),
@@ -75,14 +71,16 @@ CREATE TABLE messages (
 );
 CREATE INDEX idx_messages_session_id ON messages (session_id, parent_no);
 CREATE INDEX idx_messages_created_at ON messages (created_at);
-CREATE INDEX idx_messages_role ON messages (role);
+-- Half of all messages are of each of these two: no query is faster for an index on them.
+CREATE INDEX idx_messages_role ON messages (role) WHERE role NOT IN ('user', 'assistant');
 CREATE INDEX idx_messages_session_created ON messages (session_id, created_at);
-CREATE INDEX idx_messages_chain_hash ON messages (chain_hash, session_id);
+CREATE INDEX idx_messages_chain_hash ON messages (chain_hash, session_no);
 
 -- One request and its reply.
 CREATE TABLE exchanges (
-    exchange_id           TEXT PRIMARY KEY,            -- UUIDv7
-    session_id            TEXT NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE,
+    exchange_no           INTEGER PRIMARY KEY AUTOINCREMENT, -- never used twice: messages refer to it
+    exchange_id           TEXT NOT NULL UNIQUE,        -- UUIDv7
+    session_no            INTEGER NOT NULL REFERENCES sessions (session_no) ON DELETE CASCADE,
     user_id               TEXT NOT NULL,               -- the session's; for lists by user
     leaf_no               INTEGER,                     -- last message of the request, parent of the replies
     context               TEXT,                        -- JSON [[linked messages after it, message_no], ...]: the system
@@ -101,34 +99,34 @@ CREATE TABLE exchanges (
     cached_tokens         INTEGER,
     time_to_first_token_ms INTEGER,
     duration_ms           INTEGER,
-    parameters            TEXT NOT NULL,               -- JSON object: the request without its messages; large ones,
-    parameters_digest     TEXT,                        -- SHA-256, are in shared_parameters
+    parameters_no         INTEGER NOT NULL REFERENCES parameters (parameters_no),
     metadata              TEXT,                        -- JSON object
-    request_id            TEXT NOT NULL,               -- X-Request-Id
-    completion_id         TEXT,                        -- upstream's chatcmpl-...
+    request_id            TEXT,                        -- X-Request-Id; null where it is the exchange's id
+    completion_id         TEXT,                        -- upstream's id of the reply; '' where it is, as vLLM makes it,
+                                                       -- chatcmpl- and the exchange's id
     completion            TEXT,                        -- JSON object: the reply without its choices and id
     error                 TEXT,                        -- JSON, as upstream or the proxy said it
     worker_id             TEXT,                        -- the process that streams it, while in progress
     created_at            DATETIME NOT NULL,
     completed_at          DATETIME
 );
-CREATE INDEX idx_exchanges_session_id ON exchanges (session_id, exchange_id);
+CREATE INDEX idx_exchanges_session_no ON exchanges (session_no, exchange_id);
 CREATE INDEX idx_exchanges_user_id ON exchanges (user_id, exchange_id);
-CREATE INDEX idx_exchanges_completion_id ON exchanges (user_id, completion_id);
+CREATE INDEX idx_exchanges_completion_id ON exchanges (user_id, completion_id) WHERE completion_id <> '';
 CREATE INDEX idx_exchanges_in_progress ON exchanges (worker_id) WHERE status = 'in_progress';
-CREATE INDEX idx_exchanges_parameters ON exchanges (parameters_digest) WHERE parameters_digest IS NOT NULL;
+CREATE INDEX idx_exchanges_parameters ON exchanges (parameters_no);
 
--- Large parameters of requests, each once: agents send the same tools with every turn.
-CREATE TABLE shared_parameters (
-    digest TEXT PRIMARY KEY,                           -- SHA-256, hexadecimal
-    data   TEXT NOT NULL
+-- What exchanges' requests asked for besides their messages, each once: a client sends the same with every turn.
+CREATE TABLE parameters (
+    parameters_no INTEGER PRIMARY KEY,
+    digest        BLOB NOT NULL UNIQUE,                -- SHA-256 of the data
+    data          TEXT NOT NULL                        -- JSON object: the request without its messages
 );
 CREATE TRIGGER parameters_go_with_their_last_exchange AFTER DELETE ON exchanges
-WHEN OLD.parameters_digest IS NOT NULL
 BEGIN
-    DELETE FROM shared_parameters
-    WHERE digest = OLD.parameters_digest
-      AND NOT EXISTS (SELECT 1 FROM exchanges WHERE parameters_digest = OLD.parameters_digest);
+    DELETE FROM parameters
+    WHERE parameters_no = OLD.parameters_no
+      AND NOT EXISTS (SELECT 1 FROM exchanges WHERE parameters_no = OLD.parameters_no);
 END;
 
 -- What a reply in progress has streamed so far, as upstream sent it; gone when the reply is stored.

@@ -1,0 +1,176 @@
+"""The new rows of one transaction: gathered, and stored many with one statement.
+
+Every statement hands Python's lock over and back, which costs more than storing a row; so chats that are committed
+together are stored together. What is read in between has to be asked for here, so that it is there by then.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from proxy import queries
+from proxy.database import transaction
+
+Columns = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is stored below a session, and when."""
+
+    now: str
+    messages: int = 0
+    tokens: int = 0
+    leaf_no: int | None = None
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """What is not stored yet, in the order in which it has to be."""
+
+    sessions: dict[str, Columns] = field(default_factory=dict)
+    exchanges: list[Columns] = field(default_factory=list)
+    messages: list[Columns] = field(default_factory=list)
+    blobs: list[tuple[int, str, str]] = field(default_factory=list)
+    fragments: list[Columns] = field(default_factory=list)
+    outcomes: list[Columns] = field(default_factory=list)
+    touched: dict[str, Columns] = field(default_factory=dict)
+    ids: set[str] = field(default_factory=set)  # of the sessions and exchanges that something above belongs to
+
+
+class Rows:
+    """Rows on their way into the database. `flush` stores them; without it nothing is.
+
+    Numbers are given out here, from where the tables stand when the transaction begins to write.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._numbers: queries.Numbers | None = None
+        self._parameters: dict[str, int] = {}
+        self._active: set[str] = set()
+        self._waiting = _Waiting()
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection, with everything stored so far. After a use of one's own the numbers are looked up anew."""
+        self.flush()
+        self._numbers = None
+        self._parameters.clear()
+        self._active.clear()
+        return self._connection
+
+    def about(self, id_: str) -> sqlite3.Connection:
+        """The connection, to read what is below one session or exchange."""
+        if self.waits_for(id_):
+            self.flush()
+        return self._connection
+
+    def waits_for(self, id_: str) -> bool:
+        """Whether something below a session or exchange is not stored yet."""
+        return id_ in self._waiting.ids
+
+    def flush(self) -> None:
+        """Store what waits: what others refer to comes first."""
+        waiting = self._waiting
+        if not (waiting.ids or waiting.fragments):
+            return
+        self._waiting = _Waiting()
+        connection = self._connection
+        queries.insert_sessions(connection, list(waiting.sessions.values()))
+        queries.insert_exchanges(connection, waiting.exchanges)
+        queries.insert_messages(connection, waiting.messages)
+        for message_no, digest, data in waiting.blobs:
+            queries.insert_blob(connection, message_no=message_no, digest=digest, data=data)
+        queries.insert_fragments(connection, waiting.fragments)
+        queries.finish_exchanges(connection, waiting.outcomes)
+        queries.touch_sessions(connection, list(waiting.touched.values()))
+
+    # What waits
+
+    def user_is_active(self, user_id: str, *, now: str) -> None:
+        """Make the user where there is none; it was active now."""
+        if user_id not in self._active:
+            self._active.add(user_id)
+            queries.upsert_user(self._connection, user_id=user_id, now=now)
+
+    def add_session(self, columns: Columns) -> int:
+        """A new session, given by its columns; its number."""
+        numbers = self._given()
+        numbers.session_no += 1
+        session_id = columns["session_id"]
+        self._waiting.sessions[session_id] = {"session_no": numbers.session_no, **_EMPTY, **columns}
+        self._waiting.ids.add(session_id)
+        return numbers.session_no
+
+    def next_exchange_no(self) -> int:
+        """The number of an exchange that will be added."""
+        numbers = self._given()
+        numbers.exchange_no += 1
+        return numbers.exchange_no
+
+    def add_exchange(self, columns: Columns) -> None:
+        """An exchange, given by its columns; its parameters as JSON text."""
+        self._waiting.exchanges.append(columns | {"parameters_no": self._parameters_no(columns["parameters"])})
+        self._waiting.ids.update((columns["session_id"], columns["exchange_id"]))
+
+    def add_message(self, columns: Columns, *, blobs: dict[str, str]) -> int:
+        """A message, given by its columns, and its large parts by digest; its number."""
+        numbers = self._given()
+        numbers.message_no += 1
+        columns["message_no"] = numbers.message_no
+        self._waiting.messages.append(columns)
+        self._waiting.ids.add(columns["session_id"])
+        self._waiting.blobs += [(numbers.message_no, digest, data) for digest, data in blobs.items()]
+        return numbers.message_no
+
+    def add_fragment(self, *, exchange_id: str, sequence: int, data: bytes) -> None:
+        """The next piece of a reply in progress."""
+        self._waiting.fragments.append({"exchange_id": exchange_id, "sequence": sequence, "data": data})
+
+    def finish_exchange(self, columns: Columns) -> None:
+        """The outcome of an exchange in progress, given by its columns. Its fragments go."""
+        self._waiting.outcomes.append(columns)
+        self._waiting.ids.update((columns["session_id"], columns["exchange_id"]))
+
+    def touch_session(self, session_id: str, tally: Tally) -> None:
+        """Count what was stored below a session: one made here is given its counts, any other's grow."""
+        made = self._waiting.sessions.get(session_id)
+        if made is not None:
+            made["message_count"] += tally.messages
+            made["tokens"] += tally.tokens
+            made["leaf_no"] = tally.leaf_no or made["leaf_no"]
+            return
+        touched = self._waiting.touched.setdefault(
+            session_id, {"session_id": session_id, "messages": 0, "tokens": 0, "leaf_no": None}
+        )
+        touched["messages"] += tally.messages
+        touched["tokens"] += tally.tokens
+        touched["leaf_no"] = tally.leaf_no or touched["leaf_no"]
+        touched["now"] = tally.now
+        self._waiting.ids.add(session_id)
+
+    def _given(self) -> queries.Numbers:
+        if self._numbers is None:
+            self._numbers = queries.last_numbers(self._connection)
+        return self._numbers
+
+    def _parameters_no(self, data: str) -> int:
+        number = self._parameters.get(data)
+        if number is None:
+            number = self._parameters[data] = queries.keep_parameters(self._connection, data)
+        return number
+
+
+@contextmanager
+def storing(connection: sqlite3.Connection) -> Iterator[Rows]:
+    """A write transaction; the rows gathered in it are stored at its end."""
+    with transaction(connection):
+        rows = Rows(connection)
+        yield rows
+        rows.flush()
+
+
+_EMPTY: Columns = {"leaf_no": None, "message_count": 0, "tokens": 0}
