@@ -103,8 +103,8 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         _refuse_foreign(connection, path)
         if not connection.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0]:
-            # Only a file without tables takes these. Most messages have between 0.3 and 4 KB: in pages of 4 KB a third of
-            # the file would be empty.
+            # Only a file without tables takes these. Most messages have between 0.3 and 4 KB: in pages of 4 KB a third
+            # of the file would be empty.
             connection.execute("PRAGMA page_size = 1024")
             # The space that prune frees goes back with auto_vacuum. It waits for locks.
             # https://sqlite.org/pragma.html#pragma_auto_vacuum
