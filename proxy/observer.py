@@ -36,6 +36,7 @@ class Observer:
         self.metrics = Metrics(folder_of(settings.database_path, workers=settings.workers), recorder.worker_id)
         self._traces = open_traces(settings)
         self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     def start(self) -> None:
         """Begin to measure."""
@@ -44,7 +45,7 @@ class Observer:
         self._task = asyncio.create_task(self._run(), name="observer")
 
     async def close(self) -> None:
-        """Measure a last time."""
+        """Measure a last time. A chat that ends later, as one that a shutdown cuts may, is saved and not counted."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -52,6 +53,8 @@ class Observer:
         self._write_lines()
         if self._traces is not None:
             await self._traces.close()
+        self._recorder.observe = None
+        self._is_closed = True
         self.metrics.close()
 
     def chat_ended(self, exchange: Exchange, outcome: Outcome) -> None:
@@ -82,6 +85,8 @@ class Observer:
 
     def request_ended(self, scope: Scope, *, status: int, seconds: float) -> None:
         """Count any other request, and log it."""
+        if self._is_closed:
+            return
         code = f"{status // 100}xx" if 100 <= status < 600 else "none"
         self.metrics.add("stellarchat_requests", code)
         if self._is_logged(failed=status >= 500 or status == 0):

@@ -11,9 +11,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import metrics
+from proxy.app import open_services
 from proxy.demo import MODEL
 from proxy.metrics import MODELS_MAX, Metrics
+from proxy.observer import Observer
 from tests.serving import running_proxy, server_process, settings_for
+from tests.stored import choice, exchange, outcome, user
 
 Samples = dict[tuple[str, ...], float]
 
@@ -138,3 +141,16 @@ def _child_of(pid: int) -> int:
             if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
                 return child
     pytest.fail("the server has no worker")
+
+
+async def test_a_chat_that_ends_after_the_last_measurement_is_still_saved(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    async with open_services(settings) as services:
+        observer = Observer(settings, services.recorder)
+        observer.start()
+        live = services.recorder.open(exchange([user("hi")]), size=2)
+        await observer.close()
+        saved = services.recorder.finish(live, outcome(choice("yes")))
+        assert saved is not None
+        await saved
+        observer.request_ended({"path": "/health", "method": "GET", "headers": []}, status=200, seconds=0.1)
