@@ -1,6 +1,8 @@
 """Metrics: right for one worker and for several, also when one of them dies."""
 
+import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from proxy.app import open_services
 from proxy.demo import MODEL
 from proxy.metrics import MODELS_MAX, Metrics
 from proxy.observer import Observer
-from tests.serving import running_proxy, server_process, settings_for
+from tests.serving import REPOSITORY, running_proxy, server_process, settings_for
 from tests.stored import choice, exchange, outcome, user
 
 Samples = dict[tuple[str, ...], float]
@@ -154,3 +156,26 @@ async def test_a_chat_that_ends_after_the_last_measurement_is_still_saved(tmp_pa
         assert saved is not None
         await saved
         observer.request_ended({"path": "/health", "method": "GET", "headers": []}, status=200, seconds=0.1)
+
+
+async def test_the_dashboard_shows_what_there_is(tmp_path: Path) -> None:
+    dashboard = json.loads((REPOSITORY / "docs" / "grafana-dashboard.json").read_text(encoding="utf-8"))
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    asked += [each["query"]["query"] for each in dashboard["templating"]["list"] if each["type"] == "query"]
+    async with running_proxy(settings_for(tmp_path, demo=True)) as url, httpx.AsyncClient(base_url=url) as client:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+        await client.post("/v1/chat/completions", json=body)
+        families = text_string_to_metric_families((await client.get("/metrics")).text)
+    labels: dict[str, set[str]] = {}
+    for family in families:
+        for sample in family.samples:
+            labels.setdefault(sample.name, set()).update(sample.labels)
+    ours = {name for name in labels if not name.endswith("_created")}
+    for expression in asked:
+        names = set(re.findall(r"stellarchat_\w+", expression))
+        assert names <= ours, expression
+        grouped = {label.strip() for found in re.findall(r"by \(([^)]*)\)", expression) for label in found.split(",")}
+        assert grouped <= {"instance"}.union(*(labels[name] for name in names)), expression
+    shown = set(re.findall(r"stellarchat_\w+", " ".join(asked)))
+    assert {re.sub(r"_(sum|count)$", "_bucket", name) for name in ours} == shown
