@@ -77,7 +77,7 @@ def configure(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
     logging.getLogger("aiosqlite").setLevel(logging.INFO)
     if settings.log_level == "info":
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        console.addFilter(_is_for_people)
 
 
 def _file_handler(settings: Settings) -> logging.Handler:
@@ -91,6 +91,11 @@ def _file_handler(settings: Settings) -> logging.Handler:
         raise ConfigurationError(f"cannot write logs to STELLARCHAT_LOG_DIR={folder}: {exc.strerror}") from exc
     handler.setFormatter(JSONLines())
     return handler
+
+
+def _is_for_people(record: logging.LogRecord) -> bool:
+    """Not that uvicorn starts, listens and ends: our own lines say it. The file keeps it."""
+    return record.levelno > logging.INFO or not record.name.startswith("uvicorn")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

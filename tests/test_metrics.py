@@ -4,12 +4,9 @@ import json
 import os
 import re
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import metrics
@@ -17,7 +14,7 @@ from proxy.app import open_services
 from proxy.demo import MODEL
 from proxy.metrics import MODELS_MAX, Metrics
 from proxy.observer import Observer
-from tests.serving import REPOSITORY, running_proxy, server_process, settings_for
+from tests.serving import REPOSITORY, child_of, running_proxy, server_process, settings_for, until
 from tests.stored import choice, exchange, outcome, user
 
 Samples = dict[tuple[str, ...], float]
@@ -30,13 +27,6 @@ def samples(text: str | bytes) -> Samples:
         for family in text_string_to_metric_families(content)
         for sample in family.samples
     }
-
-
-def until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def chat(client: httpx.Client, url: str) -> None:
@@ -123,7 +113,7 @@ def test_two_workers_are_summed_and_a_dead_ones_counts_stay(tmp_path: Path) -> N
         assert scraped()["stellarchat_chats_total", "completed"] == 20
         folder = next((tmp_path / "stellarchat.db-metrics").iterdir())
         assert len(list(folder.iterdir())) == 2
-        os.kill(_child_of(server.pid), signal.SIGKILL)
+        os.kill(child_of(server.pid), signal.SIGKILL)
         until(lambda: len(list(folder.iterdir())) == 3 and _can_scrape(server.url))
         until(lambda: scraped()["stellarchat_workers",] == 2)
         assert scraped()["stellarchat_chats_total", "completed"] == 20
@@ -135,14 +125,6 @@ def _can_scrape(url: str) -> bool:
         return httpx.get(f"{url}/metrics").status_code == 200
     except httpx.TransportError:
         return False
-
-
-def _child_of(pid: int) -> int:
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return child
-    pytest.fail("the server has no worker")
 
 
 async def test_a_chat_that_ends_after_the_last_measurement_is_still_saved(tmp_path: Path) -> None:
