@@ -49,6 +49,10 @@ def test_that_a_worker_died_is_in_the_log_and_what_uvicorn_says_at_its_start_is_
     with server_process(tmp_path, "http://127.0.0.1:9", "--demo", "--workers", "2") as server:
         os.kill(child_of(server.pid), signal.SIGKILL)
         until(lambda: any("died" in line["message"] for line in lines_in(tmp_path / "logs")))
+        until(lambda: len([line for line in lines_in(tmp_path / "logs") if "startup complete" in line["message"]]) == 3)
+        # The supervisor's and the two workers'; the new worker goes on where the dead one stopped.
+        names = {path.name for path in (tmp_path / "logs").glob("*.log")}
+        assert names == {f"stellarchat-{number}.log" for number in (1, 2, 3)}
         assert server.stop() == 0
     assert not any("uvicorn" in line for line in server.output)
 
