@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Attributes = dict[str, str | bool | int | float | list[str]]
 
 _NOTED_MAX = 2048  # a second's, as many as OpenTelemetry's queue takes
-_SHUTDOWN_SECONDS = 5.0
+_SHUTDOWN_SECONDS = 2.0
 _TEXT_LENGTH = 256
 _LARGEST_INTEGER = 2**63 - 1
 
