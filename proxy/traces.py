@@ -7,7 +7,6 @@ thread, both bounded. The rest is set up by OpenTelemetry's own variables (heade
 """
 
 import asyncio
-import importlib.metadata
 import logging
 import threading
 import time
@@ -66,7 +65,7 @@ class Traces:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider = _provider(exporter)
-        self._tracer = self._provider.get_tracer("stellarchat", importlib.metadata.version("stellarchat"))
+        self._tracer = self._provider.get_tracer("stellarchat")
         self._propagator = TraceContextTextMapPropagator()
         self._server = _server_attributes(settings)
         self._noted: deque[_Noted] = deque()
@@ -92,8 +91,8 @@ class Traces:
 
     def make_spans(self) -> None:
         """Hand over what was noted. Waits for nobody."""
-        while self._noted:
-            self._make_span(self._noted.popleft())
+        while (noted := self._next()) is not None:
+            self._make_span(noted)
         dropped = self._dropped
         if dropped > self._reported:
             logger.warning("%d chats have no span: there were too many in a second", dropped - self._reported)
@@ -108,6 +107,12 @@ class Traces:
         await asyncio.to_thread(sending.join, _SHUTDOWN_SECONDS)
         if sending.is_alive():
             logger.warning("the last spans could not be sent in time")
+
+    def _next(self) -> _Noted | None:
+        try:
+            return self._noted.popleft()
+        except IndexError:  # at the end two threads may ask
+            return None
 
     def _make_span(self, noted: _Noted) -> None:
         from opentelemetry.context import Context

@@ -111,20 +111,22 @@ async def test_a_chat_that_failed_or_was_cut_is_a_span_with_an_error(ended: Outc
 
 @needs_opentelemetry
 async def test_the_callers_trace_goes_on_and_its_sampling_holds() -> None:
-    asked = [exchange([user("hi")]) for _ in range(4)]
+    asked = [exchange([user("hi")]) for _ in range(5)]
     given: tuple[list[tuple[bytes, bytes]], ...] = (
         [(b"traceparent", SAMPLED.encode()), (b"tracestate", b"a=b"), (b"tracestate", b"c=d")],
         [(b"traceparent", NOT_SAMPLED.encode())],
         [(b"traceparent", b"no such thing \xff"), (b"tracestate", b"a=b")],
+        [(b"traceparent", SAMPLED.encode()), (b"tracestate", b"a=b,,=, \xff=1, x,a=c," + b"y=z," * 40)],
         [(b"tracestate", b"a=b")],
     )
     for each, headers in zip(asked, given, strict=True):
         each.trace_context = trace_context_of(headers)
-    first, *others = await spans_of(*((each, outcome(choice("yes"))) for each in asked))
+    first, malformed, odd, without = await spans_of(*((each, outcome(choice("yes"))) for each in asked))
     assert format(first.context.trace_id, "032x") == TRACE_ID
     assert format(first.parent.span_id, "016x") == SPAN_ID
     assert dict(first.context.trace_state) == {"a": "b", "c": "d"}
-    assert [other.parent for other in others] == [None, None]
+    assert (malformed.parent, without.parent) == (None, None)
+    assert format(odd.parent.span_id, "016x") == SPAN_ID
 
 
 @needs_opentelemetry
