@@ -228,15 +228,23 @@ def _candidates(connection: sqlite3.Connection, query: Query) -> Iterator[tuple[
         return
     filters["user_id"] = query.user_id
     match = _match(query)
-    end = _END
+    first, end = _first_of(connection, query), _END
     for segment in _segments_of(connection):
-        unindexed = {**filters, "after": segment.indexed_no, "end": end}
+        unindexed = {**filters, "after": max(segment.indexed_no, first - 1), "end": end}
         yield from connection.execute(STATEMENTS["list_not_indexed"], unindexed)
         # What lies below a segment and above the next one is not indexed: it is a segment not begun yet.
         end = segment.first
-        indexed = {**filters, "match": match, "indexed_no": segment.indexed_no}
+        indexed = {**filters, "match": match, "first": first, "indexed_no": segment.indexed_no}
         yield from connection.execute(_statement("list_indexed", segment.segment), indexed)
-    yield from connection.execute(STATEMENTS["list_not_indexed"], {**filters, "after": -1, "end": end})
+    yield from connection.execute(STATEMENTS["list_not_indexed"], {**filters, "after": first - 1, "end": end})
+
+
+def _first_of(connection: sqlite3.Connection, query: Query) -> int:
+    """The number below which every message is older than `since`: there is no need to look at them."""
+    if query.since is None:
+        return 0
+    found = connection.execute(STATEMENTS["first_message_no_since"], {"since": query.since}).fetchone()[0]
+    return _END if found is None else int(found)
 
 
 def _segments_of(connection: sqlite3.Connection) -> list[_Segment]:

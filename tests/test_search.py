@@ -129,6 +129,34 @@ def test_a_text_that_holds_it_often_as_words_and_little_else_comes_first(
     assert ranked(path, asked) == list(contents)
 
 
+@pytest.mark.parametrize("indexed", (False, True))
+def test_times_are_those_of_the_messages_also_where_they_were_stored_in_another_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indexed: bool
+) -> None:
+    monkeypatch.setattr(search, "SEGMENT", 4)
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        for year in (2003, 2001, 2002, 2005, 2004):
+            say(connection, "common", reply="-")
+            connection.execute(
+                "UPDATE messages SET created_at = ? WHERE message_no >= (SELECT MAX(message_no) - 1 FROM messages)",
+                [f"{year}-01-01T00:00:00.000Z"],
+            )
+    if indexed:
+        index_all(path)
+    for since, until, found in (
+        (2002, None, [9, 7, 5, 1]),
+        (2004, None, [9, 7]),
+        (2005, None, [7]),
+        (2006, None, []),
+        (2002, 2004, [5, 1]),
+        (None, 2002, [3]),
+    ):
+        times = {"since": since, "until": until}
+        given: dict[str, Any] = {name: f"{year}-01-01T00:00:00.000Z" for name, year in times.items() if year}
+        assert numbers(path, "common", **given) == found
+
+
 def test_of_equally_relevant_texts_the_newer_comes_first(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     with opened(path) as connection:

@@ -68,6 +68,12 @@ WHERE m.message_no > :after
 ORDER BY m.message_no
 LIMIT :limit;
 
+-- name: first_message_no_since
+-- Below it nothing is as new. The plus keeps SQLite from looking through the table instead of the index of times.
+SELECT MIN(+message_no)
+FROM main.messages
+WHERE created_at >= :since;
+
 -- name: list_in_session
 -- Candidates: all of one session, newest first; here and below without content where a filter leaves them out, so that
 -- who looks through them can count them.
@@ -115,5 +121,5 @@ FROM search.grams_{segment}
 CROSS JOIN main.messages AS m ON m.message_no = grams_{segment}.rowid
 CROSS JOIN main.sessions AS s ON s.session_id = m.session_id
 WHERE grams_{segment} MATCH :match
-  AND grams_{segment}.rowid <= :indexed_no
+  AND grams_{segment}.rowid BETWEEN :first AND :indexed_no
 ORDER BY grams_{segment}.rowid DESC;
