@@ -111,6 +111,13 @@ class Completion:
         return sorted(self._whole_choices + folded, key=lambda choice: choice.index)
 
     @property
+    def finish_reasons(self) -> list[str]:
+        """Those of the choices that have one, without putting their messages together."""
+        reasons = [(choice.index, choice.finish_reason) for choice in self._whole_choices]
+        reasons += [(index, fold.finish_reason) for index, fold in self._folds.items()]
+        return [reason for _, reason in sorted(reasons, key=lambda numbered: numbered[0]) if reason]
+
+    @property
     def is_whole(self) -> bool:
         """Every choice was finished and no error came. [DONE] alone proves nothing: vLLM ends errors with it too."""
         choices = self.choices

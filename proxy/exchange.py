@@ -9,6 +9,7 @@ from proxy.ids import timestamp, uuid7
 from proxy.message import is_message
 
 Status = Literal["completed", "incomplete", "failed"]
+_OUR_CAUSES = {"caller_disconnected": "caller_left", "interrupted": "stopped"}
 
 
 @dataclass(slots=True)
@@ -31,6 +32,7 @@ class Exchange:
     request: dict[str, Any]
     exchange_id: str = field(default_factory=uuid7)
     created_at: str = field(default_factory=timestamp)
+    trace_context: dict[str, str] | None = None  # the caller's traceparent and tracestate; for traces alone
 
     messages: list[dict[str, Any]] = field(init=False)  # none where what was sent is not a list of messages
     _linked: list[dict[str, Any]] | None = field(default=None, init=False)
@@ -68,3 +70,11 @@ class Outcome:
     upstream_latency_seconds: float | None = None  # from the request to upstream's status; for metrics alone
     overhead_seconds: float | None = None  # from there to the reply's head; for metrics alone
     completed_at: str = field(default_factory=timestamp)
+
+    @property
+    def cause(self) -> str:
+        """Why it ended before its reply; one of few words, for metrics and traces."""
+        if not isinstance(self.error, dict):
+            return "ended_early"
+        kind = self.error.get("type")
+        return _OUR_CAUSES.get(kind, "upstream") if isinstance(kind, str) else "upstream"

@@ -140,7 +140,7 @@ def _markdown(connection: sqlite3.Connection, scope: Scope) -> Iterator[str]:
                 yield f"---\n\n*Another branch ({position + 1} of {len(branches)})*\n\n"
             for number in numbers:
                 if number not in shown:
-                    yield _markdown_message(connection, number)
+                    yield _encodable(_markdown_message(connection, number))
             shown.update(numbers)
 
 
@@ -171,6 +171,11 @@ def _markdown_parts(message: Row) -> Iterator[str]:
     calls = message.get("tool_calls")
     for call in calls if isinstance(calls, list) else ():
         yield f"```json\n{jsontext.dumps(call)}\n```"
+
+
+def _encodable(text: str) -> str:
+    """Half a surrogate pair, which JSON can escape, has no place in a text file."""
+    return text.encode("utf-8", "replace").decode()
 
 
 # --- rows

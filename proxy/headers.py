@@ -46,6 +46,18 @@ def value_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | Non
     return None
 
 
+def trace_context_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str] | None:
+    """The caller's place in its trace, if it says one (https://www.w3.org/TR/trace-context/)."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        if name == b"traceparent":
+            found["traceparent"] = value.decode("latin-1")
+        elif name == b"tracestate":
+            stated = found.get("tracestate")
+            found["tracestate"] = (f"{stated}," if stated else "") + value.decode("latin-1")
+    return found if "traceparent" in found else None
+
+
 def text_of(value: bytes) -> str:
     """A header's value as text: UTF-8 as clients send it, else Latin-1 as HTTP once had it."""
     try:

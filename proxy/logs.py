@@ -1,5 +1,7 @@
 """Where log lines go: to people on the console, and as rotating JSON lines to the log folder."""
 
+import fcntl
+import itertools
 import logging
 import logging.handlers
 import os
@@ -36,8 +38,39 @@ class JSONLines(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
+class _Lock:
+    """The lowest number that no other living process has: several that rotate one file would lose each other's lines.
+
+    A process that comes after one that died goes on with its file, so that there are never more files than processes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        for number in itertools.count(1):
+            file = os.open(folder / f".lock-{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(file)
+            else:
+                self.number, self._file = number, file
+                return
+
+    def release(self) -> None:
+        """Leave the number to others."""
+        os.close(self._file)
+
+
 class LinesFile(logging.handlers.RotatingFileHandler):
     """The log file. It also takes lines by the hundred: a record a request would cost more than the request's SQL."""
+
+    lock_of_name: _Lock | None = None
+
+    def close(self) -> None:
+        """Close the file, and leave its name to others."""
+        super().close()
+        lock, self.lock_of_name = self.lock_of_name, None
+        if lock is not None:
+            lock.release()
 
     def write_lines(self, lines: Iterable[dict[str, Any]]) -> None:
         """Write finished lines at once, and begin a new file where this one is full. Errors are logging's affair."""
@@ -77,20 +110,26 @@ def configure(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
     logging.getLogger("aiosqlite").setLevel(logging.INFO)
     if settings.log_level == "info":
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        console.addFilter(_is_for_people)
 
 
 def _file_handler(settings: Settings) -> logging.Handler:
-    # Processes that rotate one file would lose each other's lines.
-    name = "stellarchat.log" if settings.workers == 1 else f"stellarchat-{os.getpid()}.log"
     folder = Path(settings.log_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = None if settings.workers == 1 else _Lock(folder)
+        name = "stellarchat.log" if lock is None else f"stellarchat-{lock.number}.log"
         handler = LinesFile(folder / name, maxBytes=settings.log_file_bytes, backupCount=_FILE_COUNT, encoding="utf-8")
+        handler.lock_of_name = lock
     except OSError as exc:
         raise ConfigurationError(f"cannot write logs to STELLARCHAT_LOG_DIR={folder}: {exc.strerror}") from exc
     handler.setFormatter(JSONLines())
     return handler
+
+
+def _is_for_people(record: logging.LogRecord) -> bool:
+    """Not that uvicorn starts, listens and ends: our own lines say it. The file keeps it."""
+    return record.levelno > logging.INFO or not record.name.startswith("uvicorn")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Watches one worker: counts how its chats and requests end, logs a line of each, and measures its queues."""
+"""Watches one worker: counts how its chats and requests end, logs and traces each, and measures its queues."""
 
 import asyncio
 import random
@@ -16,12 +16,12 @@ from proxy.logs import file_of_requests
 from proxy.metrics import Metrics, folder_of
 from proxy.recorder import Recorder
 from proxy.settings import Settings
+from proxy.traces import open_traces
 
 _PUBLISH_SECONDS = 1.0
 _LOGGER = "stellarchat.access"
 _LINES_MAX = 100_000  # a second's; what is more is not logged
 _CHAT = "/v1/chat/completions"
-_CAUSES = {"caller_disconnected": "caller_left", "interrupted": "stopped"}
 
 
 class Observer:
@@ -34,7 +34,9 @@ class Observer:
         self._log = file_of_requests()
         self._lines: list[dict[str, Any]] = []
         self.metrics = Metrics(folder_of(settings.database_path, workers=settings.workers), recorder.worker_id)
+        self._traces = open_traces(settings)
         self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     def start(self) -> None:
         """Begin to measure."""
@@ -43,20 +45,24 @@ class Observer:
         self._task = asyncio.create_task(self._run(), name="observer")
 
     async def close(self) -> None:
-        """Measure a last time."""
+        """Measure a last time. A chat that ends later, as one that a shutdown cuts may, is saved and not counted."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
         self._publish()
         self._write_lines()
+        if self._traces is not None:
+            await self._traces.close()
+        self._recorder.observe = None
+        self._is_closed = True
         self.metrics.close()
 
     def chat_ended(self, exchange: Exchange, outcome: Outcome) -> None:
-        """Count a chat, and log it."""
+        """Count a chat, log it and trace it."""
         metrics, reply = self.metrics, outcome.reply
         metrics.add("stellarchat_chats", outcome.status)
         if outcome.status == "incomplete":
-            metrics.add("stellarchat_chats_cut", _cause(outcome.error))
+            metrics.add("stellarchat_chats_cut", outcome.cause)
         if outcome.time_to_first_token_ms is not None:
             metrics.observe("stellarchat_time_to_first_token_seconds", outcome.time_to_first_token_ms / 1000)
         if outcome.duration_ms is not None:
@@ -74,9 +80,13 @@ class Observer:
         )
         if self._is_logged(failed=outcome.status == "failed"):
             self._log_chat(exchange, outcome, model)
+        if self._traces is not None:
+            self._traces.note(exchange, outcome)
 
     def request_ended(self, scope: Scope, *, status: int, seconds: float) -> None:
         """Count any other request, and log it."""
+        if self._is_closed:
+            return
         code = f"{status // 100}xx" if 100 <= status < 600 else "none"
         self.metrics.add("stellarchat_requests", code)
         if self._is_logged(failed=status >= 500 or status == 0):
@@ -130,6 +140,8 @@ class Observer:
             await asyncio.sleep(_PUBLISH_SECONDS)
             self._publish()
             await asyncio.to_thread(self._write_lines)
+            if self._traces is not None:
+                await asyncio.to_thread(self._traces.make_spans)
 
     def _publish(self) -> None:
         metrics, recorder, writer = self.metrics, self._recorder, self._recorder.writer
@@ -178,13 +190,6 @@ def _loggable(line: dict[str, Any]) -> dict[str, Any]:
         key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
         for key, value in line.items()
     }
-
-
-def _cause(error: Any) -> str:
-    if not isinstance(error, dict):
-        return "ended_early"
-    kind = error.get("type")
-    return _CAUSES.get(kind, "upstream") if isinstance(kind, str) else "upstream"
 
 
 def _count(value: Any) -> int:

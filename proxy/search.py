@@ -9,6 +9,10 @@ to know where Chinese or Thai words end; FTS5's own trigrams do not find a word 
 words are. A query of up to three characters is one gram, a longer one all its trigrams. FTS5 keeps for each gram the
 messages it is in, and nothing else. The user is one more term, so that a search stays among its own user's messages.
 
+That leaves FTS5 without what bm25 needs, so hits are ranked by their texts, which are at hand: the newest of them among
+each other, as many as `RANKED` and the bounds beside it say, and all older ones follow newest first. What a message
+scores depends on itself and the query alone; so pages are parts of one order, which only a new hit can shift.
+
 The index comes in segments of message numbers, which are never used twice. Where most of a segment's messages have been
 deleted it is dropped, and made again of what is left: retention shrinks the index too.
 """
@@ -16,15 +20,17 @@ deleted it is dropped, and made again of what is left: retention shrinks the ind
 import fcntl
 import logging
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
-from operator import add
+from itertools import islice
+from operator import add, itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from proxy.database import SQL, connect, transaction
 from proxy.errors import APIError
@@ -35,6 +41,29 @@ logger = logging.getLogger(__name__)
 STATEMENTS = named_statements((SQL / "sqlite" / "search.sql").read_text(encoding="utf-8"))
 SEGMENT = 2**18
 QUERY_LENGTH_MAX = 1000
+
+Order = Literal["relevance", "newest"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+
+# The hits that are ranked among each other end with the one that reaches a bound: so many, so much text, or so many
+# candidates looked through since the newest hit.
+RANKED = 1000
+_RANKED_CHARACTERS = 2**22
+_RANKED_CANDIDATES = 2**15
+
+# BM25's parameters. It has one term, the query, and its typical length is fixed: an average would change with every
+# message, and the order of pages with it.
+_SATURATION = 1.2
+_LENGTH_SHARE = 0.75
+_TYPICAL_LENGTH = 1000
+# An occurrence within a word, such as "cat" in "location", counts so much of one that is a word of its own.
+_PART_OF_WORD = 0.1
+_OCCURRENCES_MAX = 32  # of a message; more hardly raise its score
+
+# Two characters of one word. Thai to Myanmar, Khmer, Chinese and Japanese have no spaces: there every edge is a word's.
+_WITHIN_WORD = re.compile(
+    r"[^\W\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff]{2}"
+)
 
 _GRAM = 3
 _GRAMS_ASKED = 24
@@ -98,23 +127,25 @@ def index_path(database: Path) -> Path:
 
 
 def search(
-    connection: sqlite3.Connection, query: Query, *, limit: int, offset: int = 0, seconds: float = 10
+    connection: sqlite3.Connection,
+    query: Query,
+    *,
+    limit: int,
+    offset: int = 0,
+    order: Order = "relevance",
+    seconds: float = 10,
 ) -> tuple[list[Hit], bool]:
-    """The hits, newest message first, and whether there are more. Raises TimeOutError."""
+    """The hits, and whether there are more: the most relevant of the newest first, or just the newest first.
+
+    Relevant is a text that holds what is asked often, as words of its own, and little else; of equals the newer one.
+    Raises TimeOutError.
+    """
     needle = query.text.casefold()
-    hits: list[Hit] = []
     with _limited(connection, seconds):
-        for message_no, content in _candidates(connection, query):
-            position = content.casefold().find(needle)
-            if position < 0:
-                continue
-            if offset:
-                offset -= 1
-                continue
-            if len(hits) == limit:
-                return hits, True
-            hits.append(Hit(message_no, _snippet(content, position, len(needle))))
-    return hits, False
+        looked_at = _looked_at(connection, query, needle)
+        found = filter(None, looked_at) if order == "newest" else _ranked(looked_at, needle)
+        page = list(islice(found, offset, offset + limit + 1))
+    return [_hit(each, needle) for each in page[:limit]], len(page) > limit
 
 
 @contextmanager
@@ -129,23 +160,91 @@ def opened(database: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def _candidates(connection: sqlite3.Connection, query: Query) -> Iterator[tuple[int, str]]:
-    """Every message that may hold the text, newest first."""
+class _Found(NamedTuple):
+    """A message that holds the text."""
+
+    message_no: int
+    content: str
+    folded: str
+
+
+def _looked_at(connection: sqlite3.Connection, query: Query, needle: str) -> Iterator[_Found | None]:
+    """Every candidate, newest first; None for one that is no hit."""
+    for message_no, content in _candidates(connection, query):
+        folded = (content or "").casefold()
+        yield _Found(message_no, content or "", folded) if needle in folded else None
+
+
+def _ranked(looked_at: Iterator[_Found | None], needle: str) -> Iterator[_Found]:
+    """The newest hits by their score, then the others newest first."""
+    scored: list[tuple[float, _Found]] = []
+    characters = candidates = 0
+    for found in looked_at:
+        if found is not None:
+            scored.append((_score(found.folded, needle), found))
+            characters += len(found.content)
+        candidates += bool(scored)
+        if len(scored) >= RANKED or characters >= _RANKED_CHARACTERS or candidates >= _RANKED_CANDIDATES:
+            break
+    scored.sort(key=itemgetter(0), reverse=True)  # stable: of equals the newer one stays first
+    for _, found in scored:
+        yield found
+    yield from filter(None, looked_at)
+
+
+def _score(folded: str, needle: str) -> float:
+    """BM25 of the one term that the query is, from 0 to 1."""
+    count = sum(1 if is_word else _PART_OF_WORD for _, is_word in _occurrences(folded, needle))
+    return count / (count + _SATURATION * (1 - _LENGTH_SHARE + _LENGTH_SHARE * len(folded) / _TYPICAL_LENGTH))
+
+
+def _occurrences(folded: str, needle: str) -> Iterator[tuple[int, bool]]:
+    """Where the first occurrences are, and whether words begin and end with them."""
+    position = folded.find(needle)
+    for _ in range(_OCCURRENCES_MAX):
+        if position < 0:
+            return
+        end = position + len(needle)
+        yield position, not (_is_within_word(folded, position) or _is_within_word(folded, end))
+        position = folded.find(needle, end)
+
+
+def _is_within_word(text: str, at: int) -> bool:
+    return at > 0 and _WITHIN_WORD.match(text, at - 1) is not None
+
+
+def _hit(found: _Found, needle: str) -> Hit:
+    """The hit, with the text around its first occurrence as a word, where it has one."""
+    words = (position for position, is_word in _occurrences(found.folded, needle) if is_word)
+    position = next(words, found.folded.find(needle))
+    return Hit(found.message_no, _snippet(found.content, position, len(needle)))
+
+
+def _candidates(connection: sqlite3.Connection, query: Query) -> Iterator[tuple[int, str | None]]:
+    """Every message that may hold the text, newest first; without its text where a filter leaves it out."""
     filters: dict[str, Any] = {name: getattr(query, name) for name in ("role", "model", "since", "until")}
     if query.session_id is not None:
         yield from connection.execute(STATEMENTS["list_in_session"], {**filters, "session_id": query.session_id})
         return
     filters["user_id"] = query.user_id
     match = _match(query)
-    end = _END
+    first, end = _first_of(connection, query), _END
     for segment in _segments_of(connection):
-        unindexed = {**filters, "after": segment.indexed_no, "end": end}
+        unindexed = {**filters, "after": max(segment.indexed_no, first - 1), "end": end}
         yield from connection.execute(STATEMENTS["list_not_indexed"], unindexed)
         # What lies below a segment and above the next one is not indexed: it is a segment not begun yet.
         end = segment.first
-        indexed = {**filters, "match": match, "indexed_no": segment.indexed_no}
+        indexed = {**filters, "match": match, "first": first, "indexed_no": segment.indexed_no}
         yield from connection.execute(_statement("list_indexed", segment.segment), indexed)
-    yield from connection.execute(STATEMENTS["list_not_indexed"], {**filters, "after": -1, "end": end})
+    yield from connection.execute(STATEMENTS["list_not_indexed"], {**filters, "after": first - 1, "end": end})
+
+
+def _first_of(connection: sqlite3.Connection, query: Query) -> int:
+    """The number below which every message is older than `since`: there is no need to look at them."""
+    if query.since is None:
+        return 0
+    found = connection.execute(STATEMENTS["first_message_no_since"], {"since": query.since}).fetchone()[0]
+    return _END if found is None else int(found)
 
 
 def _segments_of(connection: sqlite3.Connection) -> list[_Segment]:

@@ -297,6 +297,23 @@ class Settings:
         "delete sessions this many days after their last activity; 0: never",
     )
 
+    otlp_endpoint: str | None = _setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        None,
+        _http_url,
+        "OpenTelemetry receiver (OTLP over HTTP) that gets a span a chat",
+    )
+    otlp_traces_endpoint: str | None = _setting(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None, _http_url, "the same, with the path: nothing is added to it"
+    )
+
+    @property
+    def traces_endpoint(self) -> str | None:
+        """Where spans go, if anywhere."""
+        if self.otlp_traces_endpoint is None and self.otlp_endpoint is not None:
+            return self.otlp_endpoint.rstrip("/") + "/v1/traces"
+        return self.otlp_traces_endpoint
+
     @property
     def database_path(self) -> Path:
         """The SQLite file."""

@@ -150,6 +150,8 @@ def test_markdown_shows_each_message_once(path: Path) -> None:
     assert "Another branch (" in text
     assert text.count("\nHey\n") == text.count("\nHo\n") == 1
     assert "*[image_url]*" in text
+    assert "\nodd ?\n" in text
+    assert text.encode().decode() == text
 
 
 def test_one_session_by_its_clients_id_or_none(path: Path) -> None:

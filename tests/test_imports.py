@@ -23,7 +23,7 @@ LAYERS = (
     ("keys",),
     ("imports",),
     ("export", "search"),
-    ("tee", "auth", "attribution", "history", "sessions", "stored", "conversations", "limits"),
+    ("tee", "auth", "traces", "attribution", "history", "sessions", "stored", "conversations", "limits"),
     ("recorder",),
     ("backup", "prune"),
     ("check",),

@@ -1,6 +1,8 @@
 """Logs: a line a request, in the form of all other lines, rotated, without what was said."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from proxy.demo import MODEL
 from proxy.logs import LinesFile
-from tests.serving import server_process
+from tests.serving import child_of, server_process, until
 
 
 def lines_in(folder: Path) -> list[dict[str, Any]]:
@@ -39,6 +41,20 @@ def test_a_chat_and_a_request_are_a_line_each_and_hold_no_content(tmp_path: Path
     assert chat["session_id"] == answer.headers["x-session-id"]
     assert chat["duration_ms"] >= 0
     assert {(line["path"], line["status"]) for line in requests} == {("/v1/search", 200)}
+
+
+def test_that_a_worker_died_is_in_the_log_and_what_uvicorn_says_at_its_start_is_not_on_the_console(
+    tmp_path: Path,
+) -> None:
+    with server_process(tmp_path, "http://127.0.0.1:9", "--demo", "--workers", "2") as server:
+        os.kill(child_of(server.pid), signal.SIGKILL)
+        until(lambda: any("died" in line["message"] for line in lines_in(tmp_path / "logs")))
+        until(lambda: len([line for line in lines_in(tmp_path / "logs") if "startup complete" in line["message"]]) == 3)
+        # The supervisor's and the two workers'; the new worker goes on where the dead one stopped.
+        names = {path.name for path in (tmp_path / "logs").glob("*.log")}
+        assert names == {f"stellarchat-{number}.log" for number in (1, 2, 3)}
+        assert server.stop() == 0
+    assert not any("uvicorn" in line for line in server.output)
 
 
 def test_a_full_file_is_put_aside(tmp_path: Path) -> None:

@@ -1,19 +1,21 @@
 """Metrics: right for one worker and for several, also when one of them dies."""
 
+import json
 import os
+import re
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import metrics
+from proxy.app import open_services
 from proxy.demo import MODEL
 from proxy.metrics import MODELS_MAX, Metrics
-from tests.serving import running_proxy, server_process, settings_for
+from proxy.observer import Observer
+from tests.serving import REPOSITORY, child_of, running_proxy, server_process, settings_for, until
+from tests.stored import choice, exchange, outcome, user
 
 Samples = dict[tuple[str, ...], float]
 
@@ -25,13 +27,6 @@ def samples(text: str | bytes) -> Samples:
         for family in text_string_to_metric_families(content)
         for sample in family.samples
     }
-
-
-def until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def chat(client: httpx.Client, url: str) -> None:
@@ -118,7 +113,7 @@ def test_two_workers_are_summed_and_a_dead_ones_counts_stay(tmp_path: Path) -> N
         assert scraped()["stellarchat_chats_total", "completed"] == 20
         folder = next((tmp_path / "stellarchat.db-metrics").iterdir())
         assert len(list(folder.iterdir())) == 2
-        os.kill(_child_of(server.pid), signal.SIGKILL)
+        os.kill(child_of(server.pid), signal.SIGKILL)
         until(lambda: len(list(folder.iterdir())) == 3 and _can_scrape(server.url))
         until(lambda: scraped()["stellarchat_workers",] == 2)
         assert scraped()["stellarchat_chats_total", "completed"] == 20
@@ -132,9 +127,37 @@ def _can_scrape(url: str) -> bool:
         return False
 
 
-def _child_of(pid: int) -> int:
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return child
-    pytest.fail("the server has no worker")
+async def test_a_chat_that_ends_after_the_last_measurement_is_still_saved(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    async with open_services(settings) as services:
+        observer = Observer(settings, services.recorder)
+        observer.start()
+        live = services.recorder.open(exchange([user("hi")]), size=2)
+        await observer.close()
+        saved = services.recorder.finish(live, outcome(choice("yes")))
+        assert saved is not None
+        await saved
+        observer.request_ended({"path": "/health", "method": "GET", "headers": []}, status=200, seconds=0.1)
+
+
+async def test_the_dashboard_shows_what_there_is(tmp_path: Path) -> None:
+    dashboard = json.loads((REPOSITORY / "docs" / "grafana-dashboard.json").read_text(encoding="utf-8"))
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    asked += [each["query"]["query"] for each in dashboard["templating"]["list"] if each["type"] == "query"]
+    async with running_proxy(settings_for(tmp_path, demo=True)) as url, httpx.AsyncClient(base_url=url) as client:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+        await client.post("/v1/chat/completions", json=body)
+        families = text_string_to_metric_families((await client.get("/metrics")).text)
+    labels: dict[str, set[str]] = {}
+    for family in families:
+        for sample in family.samples:
+            labels.setdefault(sample.name, set()).update(sample.labels)
+    ours = {name for name in labels if not name.endswith("_created")}
+    for expression in asked:
+        names = set(re.findall(r"stellarchat_\w+", expression))
+        assert names <= ours, expression
+        grouped = {label.strip() for found in re.findall(r"by \(([^)]*)\)", expression) for label in found.split(",")}
+        assert grouped <= {"instance"}.union(*(labels[name] for name in names)), expression
+    shown = set(re.findall(r"stellarchat_\w+", " ".join(asked)))
+    assert {re.sub(r"_(sum|count)$", "_bucket", name) for name in ours} == shown

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sqlite3
 import time
 from contextlib import closing
 from datetime import timedelta
@@ -120,7 +121,10 @@ async def test_a_server_keeps_to_its_retention_and_makes_backups_and_fills_the_i
     def is_done(sessions: int) -> bool:
         with closing(connect(settings.database_path)) as connection:
             connection.execute("ATTACH ? AS search", [str(index)])
-            indexed = connection.execute("SELECT COALESCE(SUM(documents), 0) FROM search.segments").fetchone()[0]
+            try:
+                indexed = connection.execute("SELECT COALESCE(SUM(documents), 0) FROM search.segments").fetchone()[0]
+            except sqlite3.OperationalError:  # the file is there, and its tables are not yet
+                return False
         return sessions == 1 and indexed > 0 and len(backup.copies_in(folder)) == 1
 
     async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url) as client:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy import search
-from proxy.search import Index, Query, TimeOutError
+from proxy.search import Index, Order, Query, TimeOutError
 from tests.serving import running_proxy, settings_for
 from tests.stored import chat, choice, exchange, opened, outcome, say, user
 
@@ -39,9 +39,11 @@ def index_all(path: Path) -> int:
         return done
 
 
-def numbers(path: Path, text: str, *, limit: int = 1000, offset: int = 0, **filters: Any) -> list[int]:
+def numbers(
+    path: Path, text: str, *, limit: int = 1000, offset: int = 0, order: Order = "newest", **filters: Any
+) -> list[int]:
     with search.opened(path) as connection:
-        hits, _ = search.search(connection, Query(text=text, **filters), limit=limit, offset=offset)
+        hits, _ = search.search(connection, Query(text=text, **filters), limit=limit, offset=offset, order=order)
         return [hit.message_no for hit in hits]
 
 
@@ -77,6 +79,7 @@ def test_search_finds_what_a_scan_finds(data: st.DataObject) -> None:
             for text in filter(None, asked):
                 assert numbers(path, text) == scanned(connection, text)
                 assert numbers(path, text, user_id="bo") == scanned(connection, text, user_id="bo")
+                assert sorted(numbers(path, text, order="relevance"), reverse=True) == scanned(connection, text)
 
 
 def test_pages_are_parts_of_the_whole_also_across_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +96,126 @@ def test_pages_are_parts_of_the_whole_also_across_segments(tmp_path: Path, monke
         assert [
             number for start in range(0, 70, 9) for number in numbers(path, "common", limit=9, offset=start)
         ] == whole
+
+
+def ranked(path: Path, text: str, **page: int) -> list[str]:
+    """The texts of the hits, the most relevant first."""
+    with opened(path) as connection:
+        content = dict(connection.execute("SELECT message_no, content FROM messages"))
+    return [content[number] for number in numbers(path, text, order="relevance", **page)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "contents"),
+    (
+        ("cat", ("A CAT.", "cat " + "and a very long tale of something else " * 9, "location, category, concatenate")),
+        ("cat", ("cat, cat and cat", "one cat among others", "cat" + " filler" * 60)),
+        ("the cat", ("the cat", "bathe cats")),
+        ("数据", ("大数据和数据库", "这是一个关于数据的很长的句子")),
+        ("ข้อมูล", ("ฐานข้อมูล ข้อมูล", "ฐานข้อมูลขนาดใหญ่มาก")),
+        ("😀", ("a😀b😀", "a😀b and more words")),
+        ("a", ("a a", "I am a", "banana")),
+    ),
+)
+def test_a_text_that_holds_it_often_as_words_and_little_else_comes_first(
+    tmp_path: Path, asked: str, contents: tuple[str, ...]
+) -> None:
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        for content in contents:  # the newest is the least relevant one
+            say(connection, content, reply="-")
+    assert ranked(path, asked) == list(contents)
+    index_all(path)
+    assert ranked(path, asked) == list(contents)
+
+
+@pytest.mark.parametrize("indexed", (False, True))
+def test_times_are_those_of_the_messages_also_where_they_were_stored_in_another_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indexed: bool
+) -> None:
+    monkeypatch.setattr(search, "SEGMENT", 4)
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        for year in (2003, 2001, 2002, 2005, 2004):
+            say(connection, "common", reply="-")
+            connection.execute(
+                "UPDATE messages SET created_at = ? WHERE message_no >= (SELECT MAX(message_no) - 1 FROM messages)",
+                [f"{year}-01-01T00:00:00.000Z"],
+            )
+    if indexed:
+        index_all(path)
+    for since, until, found in (
+        (2002, None, [9, 7, 5, 1]),
+        (2004, None, [9, 7]),
+        (2005, None, [7]),
+        (2006, None, []),
+        (2002, 2004, [5, 1]),
+        (None, 2002, [3]),
+    ):
+        times = {"since": since, "until": until}
+        given: dict[str, Any] = {name: f"{year}-01-01T00:00:00.000Z" for name, year in times.items() if year}
+        assert numbers(path, "common", **given) == found
+
+
+def test_of_equally_relevant_texts_the_newer_comes_first(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        for _ in range(3):
+            say(connection, "same cat", reply="-")
+        say(connection, "cat", reply="-")
+    assert numbers(path, "cat", order="relevance") == [7, 5, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("bound", "value"), (("RANKED", 5), ("_RANKED_CHARACTERS", 5 * len("common 00")), ("_RANKED_CANDIDATES", 9))
+)
+def test_the_newest_hits_are_ranked_and_the_older_ones_follow_newest_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
+) -> None:
+    monkeypatch.setattr(search, bound, value)
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        for number in range(20):
+            say(connection, "common" if number in (2, 17) else f"common {number:02}", reply="-")
+        for _ in range(2 if bound == "_RANKED_CANDIDATES" else 0):
+            say(connection, "not at all", reply="-")  # newer than the first hit: these do not count
+    whole = [
+        "common",
+        "common 19",
+        "common 18",
+        "common 16",
+        "common 15",
+        *(f"common {n:02}" for n in range(14, 2, -1)),
+    ]
+    whole += ["common", "common 01", "common 00"]
+    assert ranked(path, "common") == whole
+    pages = [text for start in range(0, 20, 3) for text in ranked(path, "common", limit=3, offset=start)]
+    assert pages == whole
+
+
+def test_pages_of_ranked_hits_say_whether_there_are_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "RANKED", 3)
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        for _ in range(6):
+            say(connection, "common", reply="-")
+    with search.opened(path) as connection:
+        for offset, more in ((0, True), (3, True), (4, False), (6, False)):
+            hits, has_more = search.search(connection, Query(text="common"), limit=2, offset=offset)
+            assert (len(hits), has_more) == (min(2, 6 - offset), more)
+
+
+def test_what_filters_leave_out_is_not_ranked(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        for number in range(6):
+            say(connection, "common " * number + "common", user_id="bo" if number % 2 else "ann", reply="common")
+    index_all(path)
+    given: tuple[dict[str, Any], ...] = ({}, {"session_id": "none"}, {"user_id": "bo", "role": "user"}, {"model": "x"})
+    for filters in given:
+        whole = numbers(path, "common", **filters)
+        assert sorted(numbers(path, "common", order="relevance", **filters), reverse=True) == whole
+    assert numbers(path, "common", order="relevance", user_id="bo", role="user") == [11, 7, 3]
 
 
 def test_segments_of_deleted_messages_go_and_what_is_left_is_found(
@@ -165,6 +288,7 @@ def test_a_search_that_takes_too_long_is_ended(tmp_path: Path) -> None:
         ("ﬀﬀx", "x", "ﬀﬀ**x**"),
         ("a" * 200 + "b" + "c" * 200, "B", "…" + "a" * 60 + "**b**" + "c" * 100 + "…"),
         ("世界你好", "你", "世界**你**好"),
+        ("location of a cat", "cat", "location of a **cat**"),
     ),
 )
 def test_the_snippet_marks_the_hit(tmp_path: Path, content: str, asked: str, snippet: str) -> None:
@@ -202,6 +326,11 @@ async def test_the_route_finds_a_message_with_its_session_and_keeps_to_its_user(
         assert len(await results(since="2001-01-01T00:00:00Z", user_id="bo")) == 1
         page = (await client.get("/v1/search", params={"q": "needle", "limit": 3})).json()
         assert (len(page["results"]), page["has_more"]) == (3, True)
+        by_time = await results(order="newest")
+        assert [each["message"]["role"] for each in by_time] == ["assistant", "user", "assistant", "user"]
+        assert await results(order="relevance") == await results() != by_time
+        wrong_order = await client.get("/v1/search", params={"q": "needle", "order": "oldest"})
+        assert (wrong_order.status_code, wrong_order.json()["error"]["param"]) == (400, "order")
         for wrong in ({"q": ""}, {"q": "x" * 1001}, {"q": "x", "role": "boss"}, {"q": "x", "limit": "0"}):
             assert (await client.get("/v1/search", params=wrong)).status_code == 400
         assert (await client.get("/v1/search", params={"q": "x", "session_id": "none"})).status_code == 404

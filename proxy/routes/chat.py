@@ -97,6 +97,7 @@ def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, A
         endpoint=scope["path"],
         request_id=request_id,
         request=sent,
+        trace_context=headers.trace_context_of(given) if settings.traces_endpoint else None,
     )
 
 

@@ -15,17 +15,17 @@ from proxy.queries import Page
 from proxy.routes import parameters
 from proxy.routes.parameters import named_user, reach_of, services_of
 from proxy.routes.resource import Resource
-from proxy.search import QUERY_LENGTH_MAX, Hit, Query
+from proxy.search import ORDERS, QUERY_LENGTH_MAX, Hit, Order, Query
 from proxy.services import Services, State
 
 
 async def search_messages(request: Request[State]) -> Response:
-    """The messages that hold `q`, newest first."""
+    """The messages that hold `q`, by relevance (among the newest of them) or, with `order=newest`, by time."""
     services = services_of(request)
-    query, page = await _query(services, request), parameters.page_of(request)
+    query, page, order = await _query(services, request), parameters.page_of(request), _order_of(request)
     await services.recorder.writer.settled()
     async with services.searches:
-        content = await asyncio.to_thread(_found, services, query, page)
+        content = await asyncio.to_thread(_found, services, query, page, order)
     return json_response(content)
 
 
@@ -54,9 +54,17 @@ async def _query(services: Services, request: Request[State]) -> Query:
     )
 
 
-def _found(services: Services, query: Query, page: Page) -> JSON:
+def _order_of(request: Request[State]) -> Order:
+    given = request.query_params.get("order", "relevance")
+    for order in ORDERS:
+        if given == order:
+            return order
+    raise InvalidRequestError(f"order is one of {', '.join(ORDERS)}.", param="order")
+
+
+def _found(services: Services, query: Query, page: Page, order: Order) -> JSON:
     with search.opened(services.database.path) as connection:
-        hits, has_more = search.search(connection, query, limit=page.limit, offset=page.offset)
+        hits, has_more = search.search(connection, query, limit=page.limit, offset=page.offset, order=order)
         results = [each for each in (_result(connection, hit) for hit in hits) if each is not None]
     return {"results": results, "has_more": has_more}
 

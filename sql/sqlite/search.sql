@@ -68,42 +68,58 @@ WHERE m.message_no > :after
 ORDER BY m.message_no
 LIMIT :limit;
 
+-- name: first_message_no_since
+-- Below it nothing is as new. The plus keeps SQLite from looking through the table instead of the index of times.
+SELECT MIN(+message_no)
+FROM main.messages
+WHERE created_at >= :since;
+
 -- name: list_in_session
--- Candidates: all of one session, newest first.
-SELECT m.message_no, m.content
+-- Candidates: all of one session, newest first; here and below without content where a filter leaves them out, so that
+-- who looks through them can count them.
+SELECT m.message_no,
+       CASE
+           WHEN (:role IS NULL OR m.role = :role)
+               AND (:model IS NULL OR m.model = :model)
+               AND (:since IS NULL OR m.created_at >= :since)
+               AND (:until IS NULL OR m.created_at < :until)
+           THEN m.content
+       END
 FROM main.messages AS m
 WHERE m.session_id = :session_id
-  AND (:role IS NULL OR m.role = :role)
-  AND (:model IS NULL OR m.model = :model)
-  AND (:since IS NULL OR m.created_at >= :since)
-  AND (:until IS NULL OR m.created_at < :until)
 ORDER BY m.message_no DESC;
 
 -- name: list_not_indexed
 -- Candidates: what the index does not have yet, newest first.
-SELECT m.message_no, m.content
+SELECT m.message_no,
+       CASE
+           WHEN (:user_id IS NULL OR s.user_id = :user_id)
+               AND (:role IS NULL OR m.role = :role)
+               AND (:model IS NULL OR m.model = :model)
+               AND (:since IS NULL OR m.created_at >= :since)
+               AND (:until IS NULL OR m.created_at < :until)
+           THEN m.content
+       END
 FROM main.messages AS m
 CROSS JOIN main.sessions AS s ON s.session_id = m.session_id
 WHERE m.message_no > :after
   AND m.message_no < :end
-  AND (:user_id IS NULL OR s.user_id = :user_id)
-  AND (:role IS NULL OR m.role = :role)
-  AND (:model IS NULL OR m.model = :model)
-  AND (:since IS NULL OR m.created_at >= :since)
-  AND (:until IS NULL OR m.created_at < :until)
 ORDER BY m.message_no DESC;
 
 -- name: list_indexed
 -- Candidates: what has all grams of the query, newest first.
-SELECT m.message_no, m.content
+SELECT m.message_no,
+       CASE
+           WHEN (:user_id IS NULL OR s.user_id = :user_id)
+               AND (:role IS NULL OR m.role = :role)
+               AND (:model IS NULL OR m.model = :model)
+               AND (:since IS NULL OR m.created_at >= :since)
+               AND (:until IS NULL OR m.created_at < :until)
+           THEN m.content
+       END
 FROM search.grams_{segment}
 CROSS JOIN main.messages AS m ON m.message_no = grams_{segment}.rowid
 CROSS JOIN main.sessions AS s ON s.session_id = m.session_id
 WHERE grams_{segment} MATCH :match
-  AND grams_{segment}.rowid <= :indexed_no
-  AND (:user_id IS NULL OR s.user_id = :user_id)
-  AND (:role IS NULL OR m.role = :role)
-  AND (:model IS NULL OR m.model = :model)
-  AND (:since IS NULL OR m.created_at >= :since)
-  AND (:until IS NULL OR m.created_at < :until)
+  AND grams_{segment}.rowid BETWEEN :first AND :indexed_no
 ORDER BY grams_{segment}.rowid DESC;

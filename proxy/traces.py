@@ -1,0 +1,238 @@
+"""Traces: a span a chat for OpenTelemetry, where its packages and an endpoint are there; else nothing is imported.
+
+Names and attributes are those of the GenAI semantic conventions for a client's span (the proxy is upstream's client):
+https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans. Never content, keys or users. A span is made when its
+chat has ended: what it needs is noted then, and once a second all that was noted goes to OpenTelemetry's own queue and
+thread, both bounded. The rest is set up by OpenTelemetry's own variables (headers, sampling, `OTEL_SERVICE_NAME`).
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from proxy.exchange import Exchange, Outcome
+from proxy.settings import Settings
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+logger = logging.getLogger(__name__)
+
+Attributes = dict[str, str | bool | int | float | list[str]]
+
+_NOTED_MAX = 2048  # a second's, as many as OpenTelemetry's queue takes
+_SHUTDOWN_SECONDS = 2.0
+_TEXT_LENGTH = 256
+_LARGEST_INTEGER = 2**63 - 1
+
+_INTEGERS = (
+    ("gen_ai.request.max_tokens", "max_tokens"),
+    ("gen_ai.request.max_tokens", "max_completion_tokens"),
+    ("gen_ai.request.seed", "seed"),
+)
+_NUMBERS = (
+    ("gen_ai.request.temperature", "temperature"),
+    ("gen_ai.request.top_p", "top_p"),
+    ("gen_ai.request.top_k", "top_k"),
+    ("gen_ai.request.frequency_penalty", "frequency_penalty"),
+    ("gen_ai.request.presence_penalty", "presence_penalty"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """A chat that has ended, as its span will show it. Times are Unix nanoseconds."""
+
+    name: str
+    attributes: Attributes
+    parent: dict[str, str]
+    error_type: str | None
+    started_ns: int
+    ended_ns: int
+
+
+class Traces:
+    """One process's spans."""
+
+    def __init__(self, settings: Settings, exporter: "SpanExporter") -> None:
+        """Raises ImportError."""
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._provider = _provider(exporter)
+        self._tracer = self._provider.get_tracer("stellarchat")
+        self._propagator = TraceContextTextMapPropagator()
+        self._server = _server_attributes(settings)
+        self._noted: deque[_Noted] = deque()
+        self._dropped = self._reported = 0
+
+    def note(self, exchange: Exchange, outcome: Outcome) -> None:
+        """Take what the span of an ended chat needs. Costs no more than looking it up."""
+        if len(self._noted) >= _NOTED_MAX:
+            self._dropped += 1
+            return
+        ended_ns = time.time_ns()
+        model = _text(exchange.request.get("model"))
+        self._noted.append(
+            _Noted(
+                name=f"chat {model}" if model else "chat",
+                attributes={**self._server, **_request_attributes(exchange), **_reply_attributes(outcome)},
+                parent=exchange.trace_context or {},
+                error_type=_error_type(outcome),
+                started_ns=ended_ns - (outcome.duration_ms or 0) * 1_000_000,
+                ended_ns=ended_ns,
+            )
+        )
+
+    def make_spans(self) -> None:
+        """Hand over what was noted. Waits for nobody."""
+        while (noted := self._next()) is not None:
+            self._make_span(noted)
+        dropped = self._dropped
+        if dropped > self._reported:
+            logger.warning("%d chats have no span: there were too many in a second", dropped - self._reported)
+            self._reported = dropped
+
+    async def close(self) -> None:
+        """Send what is left, if the receiver takes it soon."""
+        self.make_spans()
+        # A daemon thread, which does not keep the process alive: it may wait for a receiver that never answers.
+        sending = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        sending.start()
+        await asyncio.to_thread(sending.join, _SHUTDOWN_SECONDS)
+        if sending.is_alive():
+            logger.warning("the last spans could not be sent in time")
+
+    def _next(self) -> _Noted | None:
+        try:
+            return self._noted.popleft()
+        except IndexError:  # at the end two threads may ask
+            return None
+
+    def _make_span(self, noted: _Noted) -> None:
+        from opentelemetry.context import Context
+        from opentelemetry.trace import SpanKind, Status, StatusCode
+
+        span = self._tracer.start_span(
+            noted.name,
+            context=self._propagator.extract(noted.parent, context=Context()),
+            kind=SpanKind.CLIENT,
+            attributes=noted.attributes,
+            start_time=noted.started_ns,
+        )
+        if noted.error_type is not None:
+            span.set_attribute("error.type", noted.error_type)
+            span.set_status(Status(StatusCode.ERROR))
+        span.end(noted.ended_ns)
+
+
+def open_traces(settings: Settings) -> Traces | None:
+    """The process's traces; None where nobody wants them, or OpenTelemetry is not installed, which is logged."""
+    endpoint = settings.traces_endpoint
+    if endpoint is None:
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        return Traces(settings, OTLPSpanExporter(endpoint=endpoint))
+    except ImportError:
+        logger.warning("there are no traces: OpenTelemetry is not installed (pip install 'stellarchat[otel]')")
+        return None
+
+
+def _provider(exporter: "SpanExporter") -> "TracerProvider":
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    # What the operator says of the service wins.
+    named = Resource({"service.name": "stellarchat"}).merge(OTELResourceDetector().detect())
+    provider = TracerProvider(resource=Resource.create(named.attributes), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return provider
+
+
+def _server_attributes(settings: Settings) -> Attributes:
+    parts = urlsplit(settings.upstream_url)
+    return {
+        "gen_ai.operation.name": "chat",
+        # The conventions have no name for vLLM; upstream may be another engine, which its address tells.
+        "gen_ai.provider.name": "vllm",
+        "server.address": parts.hostname or "",
+        "server.port": parts.port or {"https": 443}.get(parts.scheme, 80),
+    }
+
+
+def _request_attributes(exchange: Exchange) -> Attributes:
+    request = exchange.request
+    attributes: Attributes = {"gen_ai.conversation.id": exchange.session.session_id}
+    if model := _text(request.get("model")):
+        attributes["gen_ai.request.model"] = model
+    if request.get("stream") is True:
+        attributes["gen_ai.request.stream"] = True
+    for name, key in _INTEGERS:
+        if (number := _integer(request.get(key))) is not None:
+            attributes[name] = number
+    for name, key in _NUMBERS:
+        value = request.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_INTEGER:
+            attributes[name] = float(value)
+    choices = _integer(request.get("n"))
+    if choices is not None and choices != 1:
+        attributes["gen_ai.request.choice.count"] = choices
+    return attributes
+
+
+def _reply_attributes(outcome: Outcome) -> Attributes:
+    attributes: Attributes = {}
+    # The first chunk with a token in it: the one before has only the role.
+    if outcome.time_to_first_token_ms is not None:
+        attributes["gen_ai.response.time_to_first_chunk"] = outcome.time_to_first_token_ms / 1000
+    reply = outcome.reply
+    if reply is None:
+        return attributes
+    texts = {"gen_ai.response.id": _text(reply.id), "gen_ai.response.model": _text(reply.model)}
+    attributes |= {name: text for name, text in texts.items() if text}
+    if reasons := [_text(reason) for reason in reply.finish_reasons]:
+        attributes["gen_ai.response.finish_reasons"] = reasons
+    return attributes | _usage_attributes(reply.usage or {})
+
+
+def _usage_attributes(usage: dict[str, Any]) -> Attributes:
+    prompt, completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+    counts = {
+        "gen_ai.usage.input_tokens": usage.get("prompt_tokens"),
+        "gen_ai.usage.output_tokens": usage.get("completion_tokens"),
+        "gen_ai.usage.cache_read.input_tokens": prompt.get("cached_tokens") if isinstance(prompt, dict) else None,
+        "gen_ai.usage.reasoning.output_tokens": (
+            completion.get("reasoning_tokens") if isinstance(completion, dict) else None
+        ),
+    }
+    return {name: number for name, count in counts.items() if (number := _integer(count)) is not None}
+
+
+def _error_type(outcome: Outcome) -> str | None:
+    """Upstream's status where that says it, else our own words for it: upstream's could be anything."""
+    if outcome.status == "completed":
+        return None
+    if outcome.http_status is not None and outcome.http_status >= 400:
+        return str(outcome.http_status)
+    if outcome.http_status is None and isinstance(outcome.error, dict):
+        code = outcome.error.get("code")  # it did not answer: the error is the proxy's
+        return code if isinstance(code, str) else outcome.cause
+    return outcome.cause
+
+
+def _integer(value: Any) -> int | None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST_INTEGER
+    return value if is_integer else None
+
+
+def _text(value: Any) -> str:
+    """A text that protobuf takes, and no longer than a name is."""
+    return value[:_TEXT_LENGTH].encode("utf-8", "replace").decode() if isinstance(value, str) else ""

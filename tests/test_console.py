@@ -1,0 +1,69 @@
+"""Long commands show how far they are: to a person at a terminal, and to nobody else."""
+
+import os
+import pty
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from proxy import archive
+from tests.serving import REPOSITORY
+from tests.stored import fill, opened
+
+COMMANDS = (
+    ("backup", "copy.db"),
+    ("restore", "--force", "saved.db"),
+    ("export", "out.jsonl"),
+    ("export", "--format", "openai", "out.jsonl"),
+    ("export", "--format", "markdown", "out.md"),
+    ("import", "saved.jsonl"),
+    ("prune", "--older-than", "0h"),
+    ("check",),
+)
+
+
+def run(folder: Path, *arguments: str, stderr: int) -> str:
+    """The command's standard output."""
+    environment = {**os.environ, "DATABASE_URL": f"sqlite:///{folder / 'chat.db'}", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "proxy", *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, check=True, timeout=60
+    )
+    return done.stdout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with opened(tmp_path / "chat.db") as connection:
+        fill(connection)
+        archive.recover(connection, "gone")
+    run(tmp_path, "export", "saved.jsonl", stderr=subprocess.DEVNULL)
+    run(tmp_path, "backup", "saved.db", stderr=subprocess.DEVNULL)
+    return tmp_path
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_a_bar_is_drawn_on_a_terminal(folder: Path, arguments: tuple[str, ...]) -> None:
+    reader, terminal = pty.openpty()
+    try:
+        output = run(folder, *arguments, stderr=terminal)
+    finally:
+        os.close(terminal)
+    drawn = b""
+    with open(reader, "rb", buffering=0) as file, suppress(OSError):  # the end of a terminal is an error
+        while data := file.read(4096):
+            drawn += data
+    assert arguments[0].encode() in drawn
+    assert b"100%" in drawn
+    assert "%" not in output
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_nothing_is_drawn_in_a_pipe(folder: Path, arguments: tuple[str, ...]) -> None:
+    file = folder / "stderr"
+    with file.open("wb") as stderr:
+        run(folder, *arguments, stderr=stderr.fileno())
+    assert file.read_bytes() == b""
