@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from proxy import archive
+from proxy.rows import storing
 from tests.serving import REPOSITORY
 from tests.stored import fill, opened
 
@@ -39,7 +40,8 @@ def run(folder: Path, *arguments: str, stderr: int) -> str:
 def folder(tmp_path: Path) -> Path:
     with opened(tmp_path / "chat.db") as connection:
         fill(connection)
-        archive.recover(connection, "gone")
+        with storing(connection) as rows:
+            archive.recover(rows, "gone")
     run(tmp_path, "export", "saved.jsonl", stderr=subprocess.DEVNULL)
     run(tmp_path, "backup", "saved.db", stderr=subprocess.DEVNULL)
     return tmp_path
