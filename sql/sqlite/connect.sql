@@ -9,3 +9,6 @@ PRAGMA foreign_keys = ON;
 PRAGMA busy_timeout = 2000;
 PRAGMA temp_store = MEMORY;
 PRAGMA cache_size = -16000;
+-- 8 MB of log before it is brought into the file: pages that change with every chat are copied once for many chats.
+-- https://sqlite.org/pragma.html#pragma_wal_autocheckpoint
+PRAGMA wal_autocheckpoint = 8000;
