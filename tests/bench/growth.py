@@ -1,6 +1,7 @@
 """`python -m tests.bench.growth`: does a chat, a read, a list or a search cost more when millions are stored?"""
 
 import argparse
+import contextlib
 import dataclasses
 import http.client
 import itertools
@@ -10,12 +11,14 @@ import random
 import sqlite3
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from proxy import database, ids, thread
+from proxy.search import Index
 from tests.bench import accounting, figures, machine, phases, relays, wire
 from tests.bench.client import Load
 
@@ -56,9 +59,11 @@ class Asked:
 def main() -> None:
     options = _options()
     machine.prepare(cores=2)
-    results = {}
-    for messages in (options.small, options.messages):
-        results[messages] = _at(messages, options)
+    sizes = (options.small, options.messages)
+    with tempfile.TemporaryDirectory(prefix="growth-", dir=options.dir) as folder:
+        made = {messages: _make(Path(folder) / f"{messages}.db", messages=messages) for messages in sizes}
+        # Both are made first: what is compared is measured at the same time of day.
+        results = {messages: _at(Path(folder) / f"{messages}.db", made[messages], options) for messages in sizes}
     small, large = results[options.small], results[options.messages]
     head = ("", f"{options.small:,} messages", f"{options.messages:,}", "ratio")
     print("{:<34} {:>20} {:>20} {:>7}".format(*head))
@@ -69,24 +74,35 @@ def main() -> None:
         print(f"{name:<34} {figures.number(value):>20} {figures.number(large[name]):>20} {ratio:>7.2f}")
 
 
-def _at(messages: int, options: argparse.Namespace) -> dict[str, float]:
-    """Fill a database, serve it and measure; the database goes with its directory."""
-    stored: list[Stored] = []
+def _make(path: Path, *, messages: int) -> list[Stored]:
+    began = time.monotonic()
+    stored = fill(path, messages=messages)
+    size = path.stat().st_size
+    print(f"filled {messages:,} messages, {size / 1e6:,.0f} MB, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    _index(path)  # or the server would, while it is measured
+    print(f"indexed after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return stored
 
-    def launch(place: relays.Place) -> relays.Launch:
-        began = time.monotonic()
-        stored.extend(fill(place.directory / "x.db", messages=messages))
-        size = (place.directory / "x.db").stat().st_size
-        print(f"filled {messages:,} messages, {size / 1e6:,.0f} MB, {time.monotonic() - began:.0f} s", file=sys.stderr)
-        return relays.stellarchat(place)
 
-    relay = relays.Relay("strict", "StellarChat, strict", launch)
+def _at(path: Path, stored: list[Stored], options: argparse.Namespace) -> dict[str, float]:
+    """Serve a database, and measure."""
+    relay = relays.Relay(
+        "strict",
+        "StellarChat, strict",
+        lambda place: relays.stellarchat(place, DATABASE_URL=f"sqlite:///{path}"),
+    )
     commands = os.environ.get("PATH", "")
     with (
         relays.upstream() as upstream,
         relays.running(relay, upstream_port=upstream.port, commands=commands, work=options.dir, start_s=120) as running,
     ):
         return dict(_measure(running, stored, seconds=options.seconds))
+
+
+def _index(path: Path) -> None:
+    with contextlib.closing(Index(path)) as index:
+        while index.step():
+            pass
 
 
 def _measure(running: relays.Running, stored: list[Stored], *, seconds: float) -> Iterator[tuple[str, float]]:
