@@ -15,6 +15,9 @@ from proxy.database import transaction
 
 Columns = dict[str, Any]
 
+# SQLite copies all that one statement is given: of what is large, little at a time.
+_TOGETHER_BYTES = 4 * 2**20
+
 
 @dataclass(slots=True)
 class Tally:
@@ -37,6 +40,7 @@ class _Waiting:
     fragments: list[Columns] = field(default_factory=list)
     outcomes: list[Columns] = field(default_factory=list)
     touched: dict[str, Columns] = field(default_factory=dict)
+    size: int = 0
     ids: set[str] = field(default_factory=set)  # of the sessions and exchanges that something above belongs to
 
 
@@ -124,11 +128,13 @@ class Rows:
         self._waiting.messages.append(columns)
         self._waiting.ids.add(columns["session_id"])
         self._waiting.blobs += [(numbers.message_no, digest, data) for digest, data in blobs.items()]
+        self._weigh(columns["content"], columns["extra"], columns["choice"], *blobs.values())
         return numbers.message_no
 
     def add_fragment(self, *, exchange_id: str, sequence: int, data: bytes) -> None:
         """The next piece of a reply in progress."""
         self._waiting.fragments.append({"exchange_id": exchange_id, "sequence": sequence, "data": data})
+        self._weigh(data)
 
     def finish_exchange(self, columns: Columns) -> None:
         """The outcome of an exchange in progress, given by its columns. Its fragments go."""
@@ -151,6 +157,11 @@ class Rows:
         touched["leaf_no"] = tally.leaf_no or touched["leaf_no"]
         touched["now"] = tally.now
         self._waiting.ids.add(session_id)
+
+    def _weigh(self, *values: str | bytes | None) -> None:
+        self._waiting.size += sum(len(value) for value in values if value)
+        if self._waiting.size > _TOGETHER_BYTES:
+            self.flush()
 
     def _given(self) -> queries.Numbers:
         if self._numbers is None:

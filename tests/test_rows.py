@@ -1,0 +1,135 @@
+"""Rows of one transaction: many with one statement, and read where they are asked for."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy import archive, queries
+from proxy.exchange import SessionRef
+from proxy.ids import uuid7
+from proxy.rows import storing
+from tests.stored import assistant, choice, exchange, opened, outcome, user
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    with opened(tmp_path / "chat.db") as connection:
+        yield connection
+
+
+def texts(connection: sqlite3.Connection) -> list[str]:
+    return [text for (text,) in connection.execute("SELECT content FROM messages ORDER BY message_no")]
+
+
+def traced(connection: sqlite3.Connection, keyword: str) -> list[str]:
+    """The statements with a word in them that are run from now on."""
+    statements: list[str] = []
+
+    def note(statement: str) -> None:
+        if keyword in statement:
+            statements.append(statement)
+
+    connection.set_trace_callback(note)
+    return statements
+
+
+@pytest.mark.parametrize("count", (1, 2, 3, 63, 64, 65, 200))
+def test_chats_that_end_together_are_stored_with_few_statements(connection: sqlite3.Connection, count: int) -> None:
+    inserts = traced(connection, "INSERT INTO messages")
+    with storing(connection) as rows:
+        for number in range(count):
+            archive.finish(rows, exchange([user(f"q{number}")]), outcome(choice(f"a{number}")))
+    assert len(inserts) <= 2 * count // 64 + 6
+    assert texts(connection) == [text for number in range(count) for text in (f"q{number}", f"a{number}")]
+    assert connection.execute("SELECT session_count FROM users WHERE user_id = 'ann'").fetchone() == (count,)
+    counts = (
+        "SELECT DISTINCT message_count, (SELECT MAX(message_no) FROM messages AS m USING_SESSION) FROM sessions AS s"
+    )
+    counts = counts.replace("USING_SESSION", "WHERE m.session_no = s.session_no")
+    assert {row[0] for row in connection.execute(counts)} == {2}
+    assert connection.execute("SELECT COUNT(*) FROM sessions WHERE leaf_no IS NULL").fetchone() == (0,)
+
+
+def test_a_chat_that_goes_on_in_the_same_transaction_finds_what_it_goes_on_from(
+    connection: sqlite3.Connection,
+) -> None:
+    session_id = uuid7()
+    first, second = exchange([user("q")]), exchange([user("q"), assistant("a"), user("more")], session_id=session_id)
+    first.session = SessionRef(session_id, "new")
+    with storing(connection) as rows:
+        archive.finish(rows, first, outcome(choice("a")))
+        archive.finish(rows, second, outcome(choice("done")))
+    assert texts(connection) == ["q", "a", "more", "done"]
+    session = queries.get_session(connection, session_id)
+    assert session is not None
+    assert (session.message_count, session.leaf_no) == (4, 4)
+
+
+def test_an_exchange_begun_continued_and_ended_in_one_transaction_is_whole(connection: sqlite3.Connection) -> None:
+    asked = exchange([user("q")])
+    with storing(connection) as rows:
+        archive.begin(rows, asked, worker_id="w")
+        archive.append_fragment(rows, exchange_id=asked.exchange_id, sequence=0, data=b"data: x\n\n")
+        archive.finish_begun(rows, asked.exchange_id, outcome(choice("a")))
+        archive.finish_begun(rows, asked.exchange_id, outcome(choice("again")))
+    assert texts(connection) == ["q", "a"]
+    assert connection.execute("SELECT status, worker_id FROM exchanges").fetchall() == [("completed", None)]
+    assert connection.execute("SELECT COUNT(*) FROM exchange_fragments").fetchone() == (0,)
+
+
+def test_many_ends_at_once_each_get_their_own_outcome(connection: sqlite3.Connection) -> None:
+    asked = [exchange([user(f"q{number}")]) for number in range(70)]
+    with storing(connection) as rows:
+        for each in asked:
+            archive.begin(rows, each, worker_id="w")
+    with storing(connection) as rows:
+        for number, each in enumerate(asked):
+            archive.finish_begun(rows, each.exchange_id, outcome(choice(f"a{number}", finish_reason=f"r{number}")))
+    found = connection.execute(
+        """SELECT m.content, e.finish_reason FROM exchanges AS e JOIN messages AS m USING (exchange_no)
+           WHERE m.role = 'assistant' ORDER BY e.exchange_no"""
+    )
+    assert found.fetchall() == [(f"a{number}", f"r{number}") for number in range(70)]
+
+
+def test_numbers_given_out_by_another_are_not_given_out_again(connection: sqlite3.Connection) -> None:
+    with storing(connection) as rows:
+        archive.finish(rows, exchange([user("one")]), outcome(choice("1")))
+        own = rows.connection
+        session = queries.list_sessions(own, user_id="ann", page=queries.Page(limit=1))[0]
+        archive.append_message(own, session, user("by hand"))
+        archive.finish(rows, exchange([user("two")]), outcome(choice("2")))
+    assert texts(connection) == ["one", "1", "by hand", "two", "2"]
+
+
+def test_a_number_is_never_used_twice(connection: sqlite3.Connection) -> None:
+    for text in ("one", "two"):
+        with storing(connection) as rows:
+            archive.finish(rows, exchange([user(text)]), outcome(choice("a")))
+        connection.execute("DELETE FROM sessions")
+    with storing(connection) as rows:
+        archive.finish(rows, exchange([user("three")]), outcome(choice("a")))
+    assert connection.execute("SELECT message_no FROM messages").fetchall() == [(5,), (6,)]
+    assert connection.execute("SELECT exchange_no FROM exchanges").fetchall() == [(3,)]
+
+
+def test_large_messages_do_not_wait_for_each_other(connection: sqlite3.Connection) -> None:
+    inserts = traced(connection, "INSERT INTO messages")
+    with storing(connection) as rows:
+        for _ in range(4):
+            archive.finish(rows, exchange([user("x" * 3 * 2**20)]), outcome(choice("a")))
+    assert len(inserts) > 2
+    assert connection.execute("SELECT SUM(message_count) FROM sessions").fetchone() == (8,)
+
+
+def test_what_a_failed_transaction_had_gathered_is_not_stored(connection: sqlite3.Connection) -> None:
+    def fail() -> None:
+        with storing(connection) as rows:
+            archive.finish(rows, exchange([user("q")]), outcome(choice("a")))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert texts(connection) == []
