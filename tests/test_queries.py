@@ -59,6 +59,10 @@ def test_query_names_are_unique() -> None:
         ("get_message", "idx_messages_session_id (session_id=? AND parent_no=?"),
         ("list_path", "INTEGER PRIMARY KEY (rowid=?"),
         ("newest_leaf_below", "idx_messages_session_id (session_id=? AND parent_no=?"),
+        ("touch_session", "sqlite_autoindex_sessions_1 (session_id=?"),
+        ("finish_exchange", "SEARCH exchanges USING INTEGER PRIMARY KEY (rowid=?"),
+        ("insert_fragment", "sqlite_autoindex_exchanges_1 (exchange_id=?"),
+        ("delete_fragments", "PRIMARY KEY (exchange_id=?"),
     ),
 )
 def test_query_reads_no_more_than_it_shows(connection: sqlite3.Connection, name: str, index: str) -> None:
