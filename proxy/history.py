@@ -100,7 +100,7 @@ def get_branch(connection: sqlite3.Connection, session: Session, *, through: str
         message_no = queries.find_message_no(connection, through, session_id=session.session_id)
         if message_no is None:
             raise InvalidRequestError("There is no such message in this session.", param="branch")
-        leaf_no = queries.newest_leaf_below(connection, message_no, session_id=session.session_id)
+        leaf_no = queries.newest_leaf_below(connection, message_no, session_no=session.session_no)
     if leaf_no is None:
         return []
     return queries.list_path(connection, leaf_no)[::-1]

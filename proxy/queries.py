@@ -502,9 +502,9 @@ def list_path(connection: sqlite3.Connection, leaf_no: int) -> list[Step]:
     return [Step(*row) for row in _all(connection, "list_path", {"message_no": leaf_no})]
 
 
-def newest_leaf_below(connection: sqlite3.Connection, message_no: int, *, session_id: str) -> int:
+def newest_leaf_below(connection: sqlite3.Connection, message_no: int, *, session_no: int) -> int:
     """The end of the newest branch through a message."""
-    row = _one(connection, "newest_leaf_below", {"message_no": message_no, "session_id": session_id})
+    row = _one(connection, "newest_leaf_below", {"message_no": message_no, "session_no": session_no})
     return int(row[0])
 
 
@@ -528,7 +528,7 @@ def find_message_no(connection: sqlite3.Connection, message_id: str, *, session_
 
 def list_replies(connection: sqlite3.Connection, row: ExchangeRow) -> list[int]:
     """The numbers of an exchange's replies, in the order of their choices."""
-    parameters = {"session_id": row.session_id, "leaf_no": row.leaf_no, "exchange_no": row.exchange_no}
+    parameters = {"session_no": row.session_no, "leaf_no": row.leaf_no, "exchange_no": row.exchange_no}
     return [found[0] for found in _all(connection, "list_replies", parameters)]
 
 
@@ -544,9 +544,10 @@ def find_item_no(connection: sqlite3.Connection, message_id: str, *, session_id:
     return None if row is None else row[0]
 
 
-def raise_children(connection: sqlite3.Connection, message_no: int, *, parent_no: int | None) -> None:
+def raise_children(connection: sqlite3.Connection, message_no: int, *, session_id: str, parent_no: int | None) -> None:
     """Let what follows a message follow another."""
-    _changes(connection, "raise_children", {"message_no": message_no, "parent_no": parent_no})
+    parameters = {"message_no": message_no, "session_id": session_id, "parent_no": parent_no}
+    _changes(connection, "raise_children", parameters)
 
 
 def delete_message(connection: sqlite3.Connection, message_no: int) -> int:

@@ -24,7 +24,7 @@ def remove_message(connection: sqlite3.Connection, message_no: int, *, session_i
     message goes on where it was."""
     node = queries.get_node(connection, message_no)
     assert node is not None
-    queries.raise_children(connection, message_no, parent_no=node.parent_no)
+    queries.raise_children(connection, message_no, session_id=session_id, parent_no=node.parent_no)
     queries.move_requests(connection, message_no, session_id=session_id, parent_no=node.parent_no)
     _forget_context(connection, message_no, session_id=session_id)
     tokens = queries.delete_message(connection, message_no)
@@ -49,7 +49,7 @@ def _count_out(connection: sqlite3.Connection, session_id: str, removed: dict[in
     if leaf_no in removed:
         leaf_no = queries.newest_message_no(connection, session_id)
         if above is not None:
-            leaf_no = queries.newest_leaf_below(connection, above, session_id=session_id)
+            leaf_no = queries.newest_leaf_below(connection, above, session_no=session.session_no)
     queries.shrink_session(
         connection, session_id=session_id, messages=len(removed), tokens=sum(removed.values()), leaf_no=leaf_no
     )

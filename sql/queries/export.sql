@@ -71,7 +71,7 @@ WHERE message_no = :message_no;
 SELECT m.message_no, m.message_id, m.role
 FROM messages AS m
 WHERE m.session_id = :session_id
-  AND NOT EXISTS (SELECT 1 FROM messages AS c WHERE c.parent_no = m.message_no)
+  AND NOT EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = m.session_no AND c.parent_no = m.message_no)
 ORDER BY m.message_no;
 
 -- name: import_user

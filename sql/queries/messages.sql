@@ -39,7 +39,7 @@ WITH RECURSIVE probe (position, hash) AS (
     WHERE 16 * (position + 1) < length(:hashes)
 )
 SELECT m.message_no, m.session_id,
-       EXISTS (SELECT 1 FROM messages AS c WHERE c.session_id = m.session_id AND c.parent_no = m.message_no)
+       EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = m.session_no AND c.parent_no = m.message_no)
 FROM messages AS m
 WHERE m.chain_hash = (
     SELECT probe.hash
@@ -124,7 +124,7 @@ WITH RECURSIVE descent (message_no) AS (
     UNION ALL
     SELECT (
         SELECT MAX(m.message_no) FROM messages AS m
-        WHERE m.session_id = :session_id AND m.parent_no = descent.message_no
+        WHERE m.session_no = :session_no AND m.parent_no = descent.message_no
     )
     FROM descent
     WHERE descent.message_no IS NOT NULL
@@ -157,12 +157,12 @@ SELECT m.message_id, m.session_id, p.message_id, e.exchange_id, m.role, m.conten
            beside (message_no, is_linked) AS (
                SELECT s.message_no, s.role NOT IN ('system', 'developer')
                FROM messages AS s
-               WHERE s.session_id = m.session_id
+               WHERE s.session_no = m.session_no
                  AND s.parent_no IS NOT DISTINCT FROM (SELECT NULLIF(MIN(message_no), 0) FROM above)
                UNION ALL
                SELECT s.message_no, s.role NOT IN ('system', 'developer')
                FROM beside
-               JOIN messages AS s ON s.session_id = m.session_id AND s.parent_no = beside.message_no
+               JOIN messages AS s ON s.session_no = m.session_no AND s.parent_no = beside.message_no
                WHERE NOT beside.is_linked
                  AND m.role NOT IN ('system', 'developer')
            )
@@ -202,7 +202,7 @@ ON CONFLICT DO NOTHING;
 -- The replies of an exchange in the order of their choices: children of its request's last message.
 SELECT message_no
 FROM messages
-WHERE session_id = :session_id
+WHERE session_no = :session_no
   AND parent_no IS NOT DISTINCT FROM :leaf_no
   AND exchange_no = :exchange_no
   AND choice IS NOT NULL
@@ -212,7 +212,7 @@ ORDER BY message_no;
 -- Delete a message that no other follows, and that no request ends with.
 DELETE FROM messages
 WHERE message_no = :message_no
-  AND NOT EXISTS (SELECT 1 FROM messages AS c WHERE c.parent_no = :message_no)
+  AND NOT EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = :session_no AND c.parent_no = :message_no)
   AND NOT EXISTS (SELECT 1 FROM exchanges AS e WHERE e.session_no = :session_no AND e.leaf_no = :message_no)
 RETURNING tokens;
 
@@ -227,7 +227,8 @@ WHERE session_id = :session_id
 -- The messages that follow one take its place.
 UPDATE messages
 SET parent_no = :parent_no
-WHERE parent_no = :message_no;
+WHERE session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
+  AND parent_no = :message_no;
 
 -- name: delete_message
 DELETE FROM messages

@@ -50,7 +50,7 @@ CREATE TABLE messages (
     message_no   INTEGER PRIMARY KEY AUTOINCREMENT,    -- order of storing, never used twice; for links and the search index
     message_id   TEXT NOT NULL UNIQUE,                 -- UUIDv7
     session_id   TEXT NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE,
-    session_no   INTEGER NOT NULL,                     -- the same
+    session_no   INTEGER NOT NULL,                     -- the same, short: for links and indexes
     parent_no    INTEGER,                              -- the message above it, of the same session. No foreign key: a
                                                        -- cascade down a long branch goes beyond SQLite's depth limit,
                                                        -- and the index it wants would be paid for by every message
@@ -69,7 +69,10 @@ CREATE TABLE messages (
     metadata     TEXT,                                 -- JSON object
     created_at   DATETIME NOT NULL
 );
-CREATE INDEX idx_messages_session_id ON messages (session_id, parent_no);
+CREATE INDEX idx_messages_parent_no ON messages (session_no, parent_no);
+-- What a session begins with; all of its messages are found by the index on session and time, which begins with the same
+-- column.
+CREATE INDEX idx_messages_session_id ON messages (session_id) WHERE parent_no IS NULL;
 CREATE INDEX idx_messages_created_at ON messages (created_at);
 -- Half of all messages are of each of these two: no query is faster for an index on them.
 CREATE INDEX idx_messages_role ON messages (role) WHERE role NOT IN ('user', 'assistant');
