@@ -220,6 +220,30 @@ def delete_some_of_user(connection: sqlite3.Connection, user_id: str, *, limit: 
     return 0
 
 
+# --- tombstones
+
+
+def upsert_tombstone(connection: sqlite3.Connection, *, digest: bytes, kind: str, now: str) -> None:
+    """Something was deleted now."""
+    _changes(connection, "upsert_tombstone", {"digest": digest, "kind": kind, "now": now})
+
+
+def anything_deleted_since(connection: sqlite3.Connection, asked_at: str) -> bool:
+    """Whether anything was deleted at that moment or later."""
+    return bool(_one(connection, "anything_deleted_since", {"asked_at": asked_at})[0])
+
+
+def was_deleted(connection: sqlite3.Connection, user_digest: bytes, session_digest: bytes, *, asked_at: str) -> bool:
+    """Whether one of the two was deleted at that moment or later."""
+    parameters = {"user_digest": user_digest, "session_digest": session_digest, "asked_at": asked_at}
+    return bool(_one(connection, "was_deleted", parameters)[0])
+
+
+def delete_old_tombstones(connection: sqlite3.Connection, *, before: str, limit: int) -> int:
+    """Forget some deletions that are older; how many."""
+    return _changes(connection, "delete_old_tombstones", {"before": before, "limit": limit})
+
+
 # --- keys
 
 

@@ -10,7 +10,7 @@ from proxy import archive, jsontext
 from proxy.completion import Completion
 from proxy.database import connect, prepare, transaction
 from proxy.exchange import Exchange, Outcome, SessionRef, Status
-from proxy.ids import uuid7
+from proxy.ids import timestamp, uuid7
 
 IMAGE = "data:image/png;base64," + "iVBORw0KGgo" * 400
 
@@ -106,7 +106,12 @@ def fill(connection: sqlite3.Connection) -> None:
 def _claim_and_post(connection: sqlite3.Connection) -> None:
     with transaction(connection):
         archive.claim_session(
-            connection, user_id="bo", external_id="my-chat", session_id=uuid7(), title="By its own name"
+            connection,
+            user_id="bo",
+            external_id="my-chat",
+            session_id=uuid7(),
+            title="By its own name",
+            asked_at=timestamp(),
         )
         open_exchange = exchange([user("and now")], user_id="bo")
         archive.begin(connection, open_exchange, worker_id="gone")

@@ -29,7 +29,7 @@ LAYERS = (
     ("check",),
     ("journal", "writer"),
     ("archive", "presentation", "removal", "items"),
-    ("tree", "exchange_row"),
+    ("tree", "exchange_row", "tombstones"),
     ("queries", "upstream", "exchange", "spill", "demo"),
     ("completion", "thread", "message", "transport"),
     ("database", "logs", "metrics", "connection", "body"),

@@ -1,11 +1,14 @@
 """`DELETE /v1/users/{user_id}`: everything of a user goes."""
 
+import sqlite3
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy import queries
+from proxy import queries, tombstones
 from proxy.errors import NotFoundError, json_response
+from proxy.ids import timestamp
 from proxy.routes.parameters import named_user, services_of
 from proxy.routes.resource import Resource
 from proxy.services import Services, State
@@ -27,8 +30,13 @@ async def _delete(services: Services, user_id: str) -> None:
         raise NotFoundError("No such user.")
     while await services.write(lambda connection: queries.delete_some_of_user(connection, user_id, limit=_BATCH)):
         pass
-    # What a chat has stored in between goes with the row.
-    await services.write(lambda connection: queries.delete_user(connection, user_id))
+    await services.write(lambda connection: _delete_rest(connection, user_id))
+
+
+def _delete_rest(connection: sqlite3.Connection, user_id: str) -> None:
+    """What a chat has stored in between goes with the row; what is still to come of earlier ones does not come back."""
+    tombstones.bury(connection, "user", user_id, now=timestamp())
+    queries.delete_user(connection, user_id)
 
 
 routes = [Route("/v1/users/{user_id:path}", Resource(DELETE=delete_user))]
