@@ -273,6 +273,11 @@ def revoke_key(connection: sqlite3.Connection, key: str, *, now: str) -> list[st
     return [row[0] for row in _all(connection, "revoke_key", {"key": key, "now": now})]
 
 
+def revoke_keys_of_user(connection: sqlite3.Connection, user_id: str, *, now: str) -> int:
+    """Revoke a user's keys; how many were not revoked yet."""
+    return _changes(connection, "revoke_keys_of_user", {"user_id": user_id, "now": now})
+
+
 def touch_key(connection: sqlite3.Connection, key_id: str, *, used_at: str) -> None:
     """The key was used then."""
     _changes(connection, "touch_key", {"key_id": key_id, "used_at": used_at})

@@ -16,6 +16,7 @@ from proxy.ids import timestamp, uuid7
 from tests.chats import Chats, exchange_of, said, user
 from tests.fake_upstream import FakeUpstream, chat_completion, dumps, fake_upstream, until, whole
 from tests.serving import running_proxy, settings_for
+from tests.test_keys import bearer, make_key
 from tests.test_recorder import HELLO, WORLD, asking, die, eventually, lock, open_live, recording, rows, spilled
 
 CHAT = "/v1/chat/completions"
@@ -218,3 +219,26 @@ async def test_a_chat_in_flight_does_not_bring_its_session_back(
         async with asking(url, "anew", headers=named) as anew:
             await anew.read_until(b"[DONE]")
         assert rows(tmp_path, "SELECT external_id, message_count FROM sessions") == [("trip", 2)]
+
+
+async def test_another_process_does_not_let_a_deleted_user_in_again(upstream: FakeUpstream, tmp_path: Path) -> None:
+    """It remembers keys for a moment: the deletion waits for that, where there is another process."""
+    key = bearer(make_key(tmp_path))
+    upstream.on(CHAT, whole(dumps(chat_completion(1, [said("ok")]))))
+    settings = settings_for(tmp_path, upstream_url=upstream.url, auth="required")
+    body = {"model": "m", "messages": [user("still here")]}
+    async with (
+        running_proxy(settings) as here,
+        running_proxy(settings) as there,
+        httpx.AsyncClient(headers=key, timeout=20) as http,
+    ):
+        statuses = [(await http.post(there + CHAT, json=body)).status_code]
+        deleting = asyncio.create_task(http.delete(here + "/v1/users/ann"))
+        while not deleting.done():
+            statuses.append((await http.post(there + CHAT, json=body)).status_code)
+        assert (await deleting).status_code == 200
+        assert statuses[0] == 200
+        assert statuses[-1] == 401
+        assert (await http.post(there + CHAT, json=body)).status_code == 401
+        assert rows(tmp_path, "SELECT user_id FROM exchanges") == []
+        assert rows(tmp_path, "SELECT 1 FROM users WHERE user_id = 'ann'") == []
