@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import Literal
 
 from proxy import queries
+from proxy.ids import timestamp
 
 Kind = Literal["user", "session"]
 
@@ -28,6 +29,12 @@ def was_deleted(connection: sqlite3.Connection, *, user_id: str, session_id: str
         return False  # nearly always: every chat comes by here
     digests = _digest("user", user_id), _digest("session", session_id)
     return queries.was_deleted(connection, *digests, asked_at=asked_at)
+
+
+def forget_some(connection: sqlite3.Connection, *, now_seconds: float, limit: int = 1000) -> int:
+    """Forget some deletions of which no chat can be left; how many."""
+    before = timestamp(max(0.0, now_seconds - KEPT.total_seconds()))
+    return queries.delete_old_tombstones(connection, before=before, limit=limit)
 
 
 def _digest(kind: Kind, id_: str) -> bytes:

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import httpx
 import pytest
 
 from proxy import archive, journal, queries, sessions, tombstones
-from proxy.database import transaction
+from proxy.database import connect, prepare, transaction
 from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.ids import timestamp, uuid7
 from tests.chats import Chats, exchange_of, said, user
@@ -129,7 +130,26 @@ def test_who_was_deleted_cannot_be_read(chats: Chats) -> None:
     assert b"ann@example" not in path.read_bytes()
 
 
+def test_a_deletion_is_forgotten_after_a_month(chats: Chats) -> None:
+    now = 1_800_000_000.0
+    month = tombstones.KEPT.total_seconds()
+    for number, age in enumerate((0, month - 1, month + 1, 2 * month)):
+        tombstones.bury(chats.connection, "session", str(number), now=timestamp(now - age))
+    assert [tombstones.forget_some(chats.connection, now_seconds=now, limit=1) for _ in range(3)] == [1, 1, 0]
+    assert chats.count("tombstones") == 2
+
+
 # End to end
+
+
+async def test_a_server_forgets_old_deletions(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with closing(connect(settings.database_path)) as connection:
+        prepare(connection)
+        tombstones.bury(connection, "session", "s", now=BEFORE)
+        tombstones.bury(connection, "session", "t", now=timestamp())
+    async with running_proxy(settings):
+        await eventually(lambda: len(rows(tmp_path, "SELECT 1 FROM tombstones")) == 1)
 
 
 async def test_a_chat_in_flight_does_not_bring_its_user_back(upstream: FakeUpstream, tmp_path: Path) -> None:
