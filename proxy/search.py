@@ -10,7 +10,8 @@ words are. A query of up to three characters is one gram, a longer one all its t
 messages it is in, and nothing else. The user is one more term, so that a search stays among its own user's messages.
 
 The index comes in segments of message numbers, which are never used twice. Where most of a segment's messages have been
-deleted it is dropped, and made again of what is left: retention shrinks the index too.
+deleted it is dropped, and made again of what is left: retention shrinks the index too. So is one that holds a message
+of a deleted user, of whom nothing shall be left.
 """
 
 import fcntl
@@ -21,11 +22,11 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from proxy import tombstones
 from proxy.database import SQL, connect, transaction
 from proxy.errors import APIError
 from proxy.queries import named_statements
@@ -42,7 +43,7 @@ _BATCH = 200
 _BATCH_CHARACTERS = 2**19
 # Longer texts are cut for the gram maker, so that a thread of it never holds the interpreter for long.
 _CUT = 8192
-_SCHEMA = 1
+_SCHEMA = 2
 _END = 2**63 - 1
 _TICK_INSTRUCTIONS = 20_000
 
@@ -125,6 +126,8 @@ def opened(database: Path) -> Iterator[sqlite3.Connection]:
         if path.is_file():
             with suppress(sqlite3.Error):
                 connection.execute("ATTACH :path AS search", {"path": str(path)})
+                if _version_of(connection, "search") != _SCHEMA:  # it is about to be made anew
+                    connection.execute("DETACH search")
         connection.execute("PRAGMA query_only = ON")
         yield connection
 
@@ -252,12 +255,14 @@ class Index:
         return 0
 
     def clean(self) -> int:
-        """Drop the segments that hold mostly deleted messages, or those of another database; how many."""
+        """Drop the segments that hold mostly deleted messages, any of a deleted user, or those of another database;
+        how many."""
         dropped = 0
         for segment in _segments_of(self._connection):
             span = {"first": segment.first, "last": segment.indexed_no}
             living = self._messages.execute(STATEMENTS["count_messages"], span).fetchone()[0]
-            if 2 * living < segment.documents or self._is_foreign(segment):
+            is_thin = 2 * living < segment.documents
+            if is_thin or self._is_foreign(segment) or self._holds_deleted_user(segment):
                 self._drop(segment.segment)
                 dropped += 1
         if dropped:
@@ -296,6 +301,15 @@ class Index:
         row = self._messages.execute(STATEMENTS["message_id_of"], {"message_no": segment.indexed_no}).fetchone()
         return row is not None and row[0] != segment.indexed_id
 
+    def _holds_deleted_user(self, segment: _Segment) -> bool:
+        """Whether anything is left of a user who was deleted, and perhaps made anew."""
+        match = _statement("list_of_term", segment.segment)
+        for (user_digest,) in self._messages.execute(STATEMENTS["list_deleted_users"]).fetchall():
+            for (message_no,) in self._connection.execute(match, {"term": _term_of(user_digest)}):
+                if self._messages.execute(STATEMENTS["message_id_of"], {"message_no": message_no}).fetchone() is None:
+                    return True
+        return False
+
 
 def _open_index(path: Path) -> sqlite3.Connection:
     """The index file, made anew where it is damaged or of another version."""
@@ -327,9 +341,14 @@ def _prepared(path: Path) -> sqlite3.Connection:
 
 
 def _refuse_other_version(connection: sqlite3.Connection) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    version = _version_of(connection, "main")
     if version not in (0, _SCHEMA):
         raise sqlite3.DatabaseError(f"it has version {version}")
+
+
+def _version_of(connection: sqlite3.Connection, schema: str) -> int:
+    version: int = connection.execute(f"PRAGMA {schema}.user_version").fetchone()[0]
+    return version
 
 
 def _grams(content: str) -> str:
@@ -345,7 +364,11 @@ def _grams(content: str) -> str:
 
 def _user_term(user_id: str) -> str:
     """Longer than a gram, so never one."""
-    return "u" + blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return _term_of(tombstones.digest("user", user_id))
+
+
+def _term_of(user_digest: bytes) -> str:
+    return "u" + user_digest[:8].hex()
 
 
 def _statement(name: str, segment: int) -> str:

@@ -18,16 +18,21 @@ Kind = Literal["user", "session"]
 KEPT = timedelta(days=30)
 
 
+def digest(kind: Kind, id_: str) -> bytes:
+    """What stands for something that may be deleted."""
+    return sha256(f"{kind}\0{id_}".encode("utf-8", "surrogatepass")).digest()
+
+
 def bury(connection: sqlite3.Connection, kind: Kind, id_: str, *, now: str) -> None:
     """Remember that it is deleted now."""
-    queries.upsert_tombstone(connection, digest=_digest(kind, id_), kind=kind, now=now)
+    queries.upsert_tombstone(connection, digest=digest(kind, id_), kind=kind, now=now)
 
 
 def was_deleted(connection: sqlite3.Connection, *, user_id: str, session_id: str, asked_at: str) -> bool:
     """Whether the user or the session was deleted after a chat was asked for, or in the same millisecond."""
     if not queries.anything_deleted_since(connection, asked_at):
         return False  # nearly always: every chat comes by here
-    digests = _digest("user", user_id), _digest("session", session_id)
+    digests = digest("user", user_id), digest("session", session_id)
     return queries.was_deleted(connection, *digests, asked_at=asked_at)
 
 
@@ -35,7 +40,3 @@ def forget_some(connection: sqlite3.Connection, *, now_seconds: float, limit: in
     """Forget some deletions of which no chat can be left; how many."""
     before = timestamp(max(0.0, now_seconds - KEPT.total_seconds()))
     return queries.delete_old_tombstones(connection, before=before, limit=limit)
-
-
-def _digest(kind: Kind, id_: str) -> bytes:
-    return sha256(f"{kind}\0{id_}".encode("utf-8", "surrogatepass")).digest()
