@@ -328,6 +328,7 @@ def _prepared(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        connection.execute("PRAGMA secure_delete = ON").fetchall()
         # What a power cut takes of it is indexed again. https://sqlite.org/pragma.html#pragma_synchronous
         connection.execute("PRAGMA synchronous = NORMAL")
         _refuse_other_version(connection)
