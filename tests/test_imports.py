@@ -16,6 +16,7 @@ LAYERS = (
     ("app",),
     ("routes",),
     ("protocol",),
+    ("fallback",),
     ("inbound",),
     ("services",),
     ("upkeep", "observer"),
