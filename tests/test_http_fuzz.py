@@ -153,11 +153,27 @@ SHAPES: dict[str, tuple[tuple[bytes, ...], bytes]] = {
 }
 
 
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+
+
+def as_http_1_0(request: bytes) -> bytes:
+    return request.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", 1)
+
+
+def as_upgrade(request: bytes) -> bytes:
+    return request.replace(b"\r\n", b"\r\n" + UPGRADE, 1)
+
+
+other_parser = pytest.mark.parametrize("other", (as_http_1_0, as_upgrade))
+Other = Callable[[bytes], bytes]
+
+
+@pytest.mark.parametrize("other", (bytes, as_http_1_0, as_upgrade))
 @pytest.mark.parametrize("eof", (False, True), ids=("open", "half-closed"))
-async def test_smuggling_shapes_never_relay_what_has_no_key(target: Target, eof: bool) -> None:
+async def test_smuggling_shapes_never_relay_what_has_no_key(target: Target, eof: bool, other: Other) -> None:
     # Without a key nothing goes on, whatever it is.
     answers = await asyncio.gather(
-        *(target.send(post(*headers, body=body), eof=eof) for headers, body in SHAPES.values())
+        *(target.send(other(post(*headers, body=body)), eof=eof) for headers, body in SHAPES.values())
     )
     for name, answer in zip(SHAPES, answers, strict=True):
         assert b" 200 " not in answer, (name, answer)
@@ -165,7 +181,7 @@ async def test_smuggling_shapes_never_relay_what_has_no_key(target: Target, eof:
     # With one the first request may; what hides behind it has none.
     answers = await asyncio.gather(
         *(
-            target.send(post(b"X-Shape: %d" % number, *headers, body=body, key=target.ann), eof=eof)
+            target.send(other(post(b"X-Shape: %d" % number, *headers, body=body, key=target.ann)), eof=eof)
             for number, (headers, body) in enumerate(SHAPES.values())
         )
     )
@@ -178,7 +194,8 @@ async def test_smuggling_shapes_never_relay_what_has_no_key(target: Target, eof:
         assert len({"content-length", "transfer-encoding"} & set(call.headers)) <= 1
     for name, answer in zip(SHAPES, answers, strict=True):
         assert answer.count(b"HTTP/1.1 200 ") <= 1, (name, answer)
-        assert answer or eof, name
+        # To h11 a chunk of any size is one, which then does not come: it is cut off without a word.
+        assert answer or eof or (name == "chunk size overflows" and other is not bytes), name
     await target.is_well()
 
 
@@ -357,11 +374,14 @@ async def test_a_caller_that_takes_nothing_of_its_reply_is_cut_off(target: Targe
     await target.is_well()
 
 
+@pytest.mark.parametrize("other", (bytes, as_http_1_0, as_upgrade))
 @pytest.mark.parametrize("seed", range(4))
-async def test_mutated_requests_neither_crash_it_nor_reach_upstream_without_a_key(target: Target, seed: int) -> None:
+async def test_mutated_requests_neither_crash_it_nor_reach_upstream_without_a_key(
+    target: Target, seed: int, other: Other
+) -> None:
     dice = random.Random(seed)
     whole = post(LENGTH % 27, b"X-Api-Key: wrong", body=b'{"model":"m","messages":[]}', target=b"/v1/chat/completions")
-    data = [mutated(whole, dice) for _ in range(100)]
+    data = [mutated(other(whole), dice) for _ in range(100)]
     eofs = [dice.random() < 0.5 for _ in data]
     answers = await asyncio.gather(*(target.send(*each, eof=eof) for each, eof in zip(data, eofs, strict=True)))
     for sent, answer in zip(data, answers, strict=True):
@@ -390,20 +410,6 @@ def mutated(whole: bytes, dice: random.Random) -> list[bytes]:
 
 
 # HTTP/1.0 and upgrades are read by another parser: the same limits hold there.
-
-UPGRADE = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
-
-
-def as_http_1_0(request: bytes) -> bytes:
-    return request.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", 1)
-
-
-def as_upgrade(request: bytes) -> bytes:
-    return request.replace(b"\r\n", b"\r\n" + UPGRADE, 1)
-
-
-other_parser = pytest.mark.parametrize("other", (as_http_1_0, as_upgrade))
-Other = Callable[[bytes], bytes]
 
 
 @other_parser
