@@ -8,7 +8,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from proxy import jsontext, queries, thread, tree
+from proxy import jsontext, queries, thread, tombstones, tree
 from proxy.completion import Choice, Completion
 from proxy.exchange import Exchange, Outcome
 from proxy.exchange_row import IN_PROGRESS, outcome_columns, request_columns
@@ -24,6 +24,8 @@ _ALIKE = 64
 
 def begin(rows: Rows, exchange: Exchange, *, worker_id: str) -> None:
     """Store the request of an exchange whose reply is still coming."""
+    if _was_deleted(rows, exchange):
+        return
     stored = _store_request(rows, exchange)
     rows.add_exchange({**stored.columns, **IN_PROGRESS, "worker_id": worker_id})
     rows.touch_session(stored.place.session_id, stored.tally)
@@ -36,6 +38,8 @@ def append_fragment(rows: Rows, *, exchange_id: str, sequence: int, data: bytes)
 
 def finish(rows: Rows, exchange: Exchange, outcome: Outcome) -> None:
     """Store an exchange that was not begun and has ended."""
+    if _was_deleted(rows, exchange):
+        return
     stored = _store_request(rows, exchange)
     columns = {**stored.columns, **outcome_columns(outcome, model=stored.columns["model"])}
     rows.add_exchange(columns)
@@ -73,9 +77,14 @@ def recover(rows: Rows, worker_id: str) -> int:
 
 
 def claim_session(
-    connection: sqlite3.Connection, *, user_id: str, external_id: str, session_id: str, title: str
+    connection: sqlite3.Connection, *, user_id: str, external_id: str, session_id: str, title: str, asked_at: str
 ) -> str:
-    """The session of a client's own id, made with `session_id` where there is none yet."""
+    """The session of a client's own id, made with `session_id` where there is none yet.
+
+    None is made for a chat `asked_at` a moment that came before its user was deleted.
+    """
+    if tombstones.was_deleted(connection, user_id=user_id, session_id=session_id, asked_at=asked_at):
+        return session_id
     now = timestamp()
     known = queries.find_session_id(connection, id_=external_id, user_id=user_id)
     if known is not None:
@@ -127,6 +136,18 @@ def find_named(connection: sqlite3.Connection, exchange: Exchange) -> str | None
     """The session that the request's id names."""
     exchange.chain  # noqa: B018 - made here, while upstream works, rather than in the writer
     return queries.find_session_id(connection, id_=exchange.session.external_id or "", user_id=exchange.user_id)
+
+
+def _was_deleted(rows: Rows, exchange: Exchange) -> bool:
+    """Whether its user or session was deleted after the request had come, or in the same millisecond."""
+    if rows.newest_deletion < exchange.created_at:
+        return False  # nearly always
+    return tombstones.was_deleted(
+        rows.connection,
+        user_id=exchange.user_id,
+        session_id=exchange.session.session_id,
+        asked_at=exchange.created_at,
+    )
 
 
 @dataclass(slots=True)

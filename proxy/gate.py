@@ -32,7 +32,7 @@ _METRICS = "/metrics"
 _CHAT = "/v1/chat/completions"
 _READ = frozenset({b"authorization", b"x-api-key", b"content-length"})
 
-_REFRESH_SECONDS = 2.0
+REFRESH_SECONDS = 2.0  # how late a change to a key is noticed
 _TOUCH_SECONDS = 60.0
 _TOKENS_SECONDS = 5.0
 
@@ -193,7 +193,7 @@ class Gate:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(_REFRESH_SECONDS)
+            await asyncio.sleep(REFRESH_SECONDS)
             await self._refresh()
             if time.monotonic() - self._touched_at >= _TOUCH_SECONDS:
                 await self._touch()

@@ -14,11 +14,48 @@ from proxy.errors import APIError
 from proxy.settings import Settings
 
 # What a caller may still send of a body after the reply to it: enough for most to come to its end, and be reused.
-_UNWANTED_LIMIT_BYTES = 4 * 2**20
-_UNWANTED_SECONDS = 5.0
+UNWANTED_LIMIT_BYTES = 4 * 2**20
+UNWANTED_SECONDS = 5.0
 # A body that comes slower than this, over one time limit, is not awaited any longer.
-_BODY_BYTES_A_SECOND = 100
+BODY_BYTES_A_SECOND = 100
 _PIPELINE_LIMIT = 256
+
+
+class Taking:
+    """Cuts a caller off that takes nothing of what waits for it, within a time limit."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, *, patience_seconds: float
+    ) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._patience = patience_seconds
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Something waits."""
+        if self._timer is None:
+            left = self._transport.get_write_buffer_size()
+            self._timer = self._loop.call_later(self._patience, self._look, left)
+
+    def begin_if_closing(self) -> None:
+        """The connection ends when what waits has been taken."""
+        if self._transport.is_closing() and self._transport.get_write_buffer_size():
+            self.begin()
+
+    def end(self) -> None:
+        """It has taken enough, or is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self, left_before: int) -> None:
+        self._timer = None
+        left = self._transport.get_write_buffer_size()
+        if left >= left_before:
+            self._transport.abort()
+        elif left:
+            self.begin()
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -39,11 +76,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._working: RequestResponseCycle | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._body_timer: asyncio.TimerHandle | None = None
-        self._send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A caller has come: it has to say something."""
         super().connection_made(transport)
+        self._taking = Taking(self.loop, transport, patience_seconds=self._patience)
         self._head_timer = self.loop.call_later(self._patience, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -58,9 +95,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def stop_timers(self) -> None:
         """Nothing more is expected of this connection here."""
-        for timer in (self._head_timer, self._body_timer, self._send_timer):
+        for timer in (self._head_timer, self._body_timer):
             if timer is not None:
                 timer.cancel()
+        self._taking.end()
 
     def data_received(self, data: bytes) -> None:
         """Parse the next piece."""
@@ -71,7 +109,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_in_head:
             self._head_bytes += len(data)
             if self._head_bytes > self._head_limit:
-                self._refuse(self._head_is_too_large())
+                self._refuse(head_is_too_large(self._head_limit))
                 return
         if self._body_timer is None and self.cycle is not None and self.cycle.more_body:
             self._await_body()
@@ -88,7 +126,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """The head is there."""
         self._is_in_head = False
         if self._head_bytes + self._piece_bytes > self._head_limit and self._size_of_head() > self._head_limit:
-            self._refusal = self._head_is_too_large()
+            self._refusal = head_is_too_large(self._head_limit)
         elif len(self.pipeline) >= _PIPELINE_LIMIT:
             self._refusal = APIError("Too many requests are waiting on this connection.", status=429, type_="requests")
         if self._refusal is not None:
@@ -103,7 +141,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """A piece of a body; of one that nobody wants any more not too much is read."""
         if self.cycle.response_complete:
             self._unwanted_bytes += len(body)
-            if self._unwanted_bytes > _UNWANTED_LIMIT_BYTES:
+            if self._unwanted_bytes > UNWANTED_LIMIT_BYTES:
                 self.transport.abort()
             return
         self._body_bytes += len(body)
@@ -122,35 +160,31 @@ class LimitedProtocol(HttpToolsProtocol):
         """The reply is written; what it answered may not have come to its end."""
         super().on_response_complete()
         if self.transport.is_closing():
-            if self.transport.get_write_buffer_size():
-                self._await_taking()
+            self._taking.begin_if_closing()
         elif self.cycle.more_body and self.cycle.response_complete:
             self._unset_keepalive_if_required()
             if self._body_timer is not None:
                 self._body_timer.cancel()
-            self._body_timer = self.loop.call_later(_UNWANTED_SECONDS, self.transport.abort)
+            self._body_timer = self.loop.call_later(UNWANTED_SECONDS, self.transport.abort)
 
     def timeout_keep_alive_handler(self) -> None:
         """Nothing more has come; what was written should have been taken by now."""
         super().timeout_keep_alive_handler()
-        if self.transport.get_write_buffer_size():
-            self._await_taking()
+        self._taking.begin_if_closing()
 
     def pause_writing(self) -> None:
         """The caller is slower than its reply."""
         super().pause_writing()
-        self._await_taking()
+        self._taking.begin()
 
     def resume_writing(self) -> None:
         """It has taken most of it."""
         super().resume_writing()
-        if self._send_timer is not None:
-            self._send_timer.cancel()
-            self._send_timer = None
+        self._taking.end()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request, as every other error is told."""
-        self._refuse(self._refusal or APIError(msg, status=400, type_="invalid_request_error", code="bad_http"))
+        self._refuse(self._refusal or bad_http(msg))
 
     def _unsupported_upgrade_warning(self) -> None:
         """The request is answered as if it had not asked for another protocol; what follows it is not HTTP to the
@@ -173,23 +207,12 @@ class LimitedProtocol(HttpToolsProtocol):
             working.disconnected = True
             working.message_event.set()
         if working is None or working.response_complete or is_of_working:
-            body = orjson.dumps(error.as_json())
-            head = STATUS_LINE[error.status] + b"content-type: application/json\r\nconnection: close\r\n"
-            self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+            self.transport.write(refusal(error))
         self.transport.close()
-        if self.transport.get_write_buffer_size():
-            self._await_taking()
+        self._taking.begin_if_closing()
 
     def _size_of_head(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-
-    def _head_is_too_large(self) -> APIError:
-        return APIError(
-            f"The request's headers are larger than {self._head_limit} bytes.",
-            status=431,
-            type_="invalid_request_error",
-            code="headers_too_large",
-        )
 
     def _head_is_late(self) -> None:
         self._head_timer = None
@@ -197,7 +220,7 @@ class LimitedProtocol(HttpToolsProtocol):
             # A request is in work: the next one has time, but not for ever.
             self._head_timer = self.loop.call_later(self._patience, self._head_is_late)
         elif self._is_in_head:
-            self._refuse(APIError("The request did not come to its end.", status=408, type_="invalid_request_error"))
+            self._refuse(request_is_late())
         else:
             self.transport.close()
 
@@ -207,22 +230,35 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _look_at_body(self, was_paused: bool) -> None:  # noqa: FBT001 - called by the timer
         """Whether the body still comes; where it waits for us, that is not the caller's fault."""
-        is_slow = self._body_bytes < _BODY_BYTES_A_SECOND * self._patience
+        is_slow = self._body_bytes < BODY_BYTES_A_SECOND * self._patience
         if is_slow and not (was_paused or self.flow.read_paused or self.cycle.waiting_for_100_continue):
             self.transport.abort()
         else:
             self._await_body()
 
-    def _await_taking(self) -> None:
-        if self._send_timer is None:
-            left = self.transport.get_write_buffer_size()
-            self._send_timer = self.loop.call_later(self._patience, self._look_at_reply, left)
 
-    def _look_at_reply(self, left_before: int) -> None:
-        """Whether the caller has taken anything of what waits for it."""
-        self._send_timer = None
-        left = self.transport.get_write_buffer_size()
-        if left >= left_before:
-            self.transport.abort()
-        elif left:
-            self._await_taking()
+def refusal(error: APIError) -> bytes:
+    """A whole response, after which the connection closes."""
+    body = orjson.dumps(error.as_json())
+    head = STATUS_LINE[error.status] + b"content-type: application/json\r\nconnection: close\r\n"
+    return head + b"content-length: %d\r\n\r\n" % len(body) + body
+
+
+def bad_http(message: str) -> APIError:
+    """400 for what is no HTTP."""
+    return APIError(message, status=400, type_="invalid_request_error", code="bad_http")
+
+
+def request_is_late() -> APIError:
+    """408."""
+    return APIError("The request did not come to its end.", status=408, type_="invalid_request_error")
+
+
+def head_is_too_large(limit_bytes: int) -> APIError:
+    """431."""
+    return APIError(
+        f"The request's headers are larger than {limit_bytes} bytes.",
+        status=431,
+        type_="invalid_request_error",
+        code="headers_too_large",
+    )

@@ -1,7 +1,6 @@
 """HTTP towards callers: uvicorn on httptools, and on h11 for the two things that httptools gets wrong."""
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
+from proxy.fallback import LimitedH11Protocol
 from proxy.inbound import LimitedProtocol
 
 
@@ -26,7 +25,7 @@ class Protocol(LimitedProtocol):
         self._unset_keepalive_if_required()
         self.stop_timers()
         self.connections.discard(self)
-        protocol = H11Protocol(self.config, self.server_state, self.app_state, self.loop)
+        protocol = LimitedH11Protocol(self.config, self.server_state, self.app_state, self.loop)
         protocol.connection_made(self.transport)
         self.transport.set_protocol(protocol)
         protocol.data_received(data)

@@ -273,6 +273,31 @@ def count_sessions(connection: sqlite3.Connection, user_id: str, *, sessions: in
     _changes(connection, "count_sessions", {"user_id": user_id, "sessions": sessions, "active": active})
 
 
+# --- tombstones
+
+
+def upsert_tombstone(connection: sqlite3.Connection, *, digest: bytes, kind: str, now: str) -> None:
+    """Something was deleted now."""
+    _changes(connection, "upsert_tombstone", {"digest": digest, "kind": kind, "now": now})
+
+
+def newest_deletion(connection: sqlite3.Connection) -> str:
+    """When something was deleted last; empty where nothing was."""
+    moment: str = _one(connection, "newest_deletion", {})[0]
+    return moment
+
+
+def was_deleted(connection: sqlite3.Connection, user_digest: bytes, session_digest: bytes, *, asked_at: str) -> bool:
+    """Whether one of the two was deleted at that moment or later."""
+    parameters = {"user_digest": user_digest, "session_digest": session_digest, "asked_at": asked_at}
+    return bool(_one(connection, "was_deleted", parameters)[0])
+
+
+def delete_old_tombstones(connection: sqlite3.Connection, *, before: str, limit: int) -> int:
+    """Forget some deletions that are older; how many."""
+    return _changes(connection, "delete_old_tombstones", {"before": before, "limit": limit})
+
+
 # --- keys
 
 
@@ -300,6 +325,11 @@ def key_exists(connection: sqlite3.Connection) -> bool:
 def revoke_key(connection: sqlite3.Connection, key: str, *, now: str) -> list[str]:
     """Revoke the keys with this id, or these first characters; the ids of those that were not revoked yet."""
     return [row[0] for row in _all(connection, "revoke_key", {"key": key, "now": now})]
+
+
+def revoke_keys_of_user(connection: sqlite3.Connection, user_id: str, *, now: str) -> int:
+    """Revoke a user's keys; how many were not revoked yet."""
+    return _changes(connection, "revoke_keys_of_user", {"user_id": user_id, "now": now})
 
 
 def touch_key(connection: sqlite3.Connection, key_id: str, *, used_at: str) -> None:

@@ -55,6 +55,7 @@ class Rows:
         self._numbers: queries.Numbers | None = None
         self._parameters: dict[str, int] = {}
         self._active: set[str] = set()
+        self._newest_deletion: str | None = None
         self._waiting = _Waiting()
 
     @property
@@ -64,6 +65,7 @@ class Rows:
         self._numbers = None
         self._parameters.clear()
         self._active.clear()
+        self._newest_deletion = None
         return self._connection
 
     def about(self, id_: str) -> sqlite3.Connection:
@@ -91,6 +93,13 @@ class Rows:
         queries.insert_fragments(connection, waiting.fragments)
         queries.finish_exchanges(connection, waiting.outcomes)
         queries.touch_sessions(connection, list(waiting.touched.values()))
+
+    @property
+    def newest_deletion(self) -> str:
+        """When something was deleted by hand last; empty where nothing was."""
+        if self._newest_deletion is None:
+            self._newest_deletion = queries.newest_deletion(self._connection)
+        return self._newest_deletion
 
     # What waits
 

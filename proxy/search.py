@@ -14,7 +14,8 @@ each other, as many as `RANKED` and the bounds beside it say, and all older ones
 scores depends on itself and the query alone; so pages are parts of one order, which only a new hit can shift.
 
 The index comes in segments of message numbers, which are never used twice. Where most of a segment's messages have been
-deleted it is dropped, and made again of what is left: retention shrinks the index too.
+deleted it is dropped, and made again of what is left: retention shrinks the index too. So is one that holds a message
+of a deleted user, of whom nothing shall be left.
 """
 
 import fcntl
@@ -26,12 +27,12 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import islice
 from operator import add, itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from proxy import tombstones
 from proxy.database import SQL, connect, transaction
 from proxy.errors import APIError
 from proxy.queries import named_statements
@@ -71,7 +72,7 @@ _BATCH = 200
 _BATCH_CHARACTERS = 2**19
 # Longer texts are cut for the gram maker, so that a thread of it never holds the interpreter for long.
 _CUT = 8192
-_SCHEMA = 1
+_SCHEMA = 2
 _END = 2**63 - 1
 _TICK_INSTRUCTIONS = 20_000
 
@@ -156,6 +157,8 @@ def opened(database: Path) -> Iterator[sqlite3.Connection]:
         if path.is_file():
             with suppress(sqlite3.Error):
                 connection.execute("ATTACH :path AS search", {"path": str(path)})
+                if _version_of(connection, "search") != _SCHEMA:  # it is about to be made anew
+                    connection.execute("DETACH search")
         connection.execute("PRAGMA query_only = ON")
         yield connection
 
@@ -351,12 +354,14 @@ class Index:
         return 0
 
     def clean(self) -> int:
-        """Drop the segments that hold mostly deleted messages, or those of another database; how many."""
+        """Drop the segments that hold mostly deleted messages, any of a deleted user, or those of another database;
+        how many."""
         dropped = 0
         for segment in _segments_of(self._connection):
             span = {"first": segment.first, "last": segment.indexed_no}
             living = self._messages.execute(STATEMENTS["count_messages"], span).fetchone()[0]
-            if 2 * living < segment.documents or self._is_foreign(segment):
+            is_thin = 2 * living < segment.documents
+            if is_thin or self._is_foreign(segment) or self._holds_deleted_user(segment):
                 self._drop(segment.segment)
                 dropped += 1
         if dropped:
@@ -395,6 +400,15 @@ class Index:
         row = self._messages.execute(STATEMENTS["message_id_of"], {"message_no": segment.indexed_no}).fetchone()
         return row is not None and row[0] != segment.indexed_id
 
+    def _holds_deleted_user(self, segment: _Segment) -> bool:
+        """Whether anything is left of a user who was deleted, and perhaps made anew."""
+        match = _statement("list_of_term", segment.segment)
+        for (user_digest,) in self._messages.execute(STATEMENTS["list_deleted_users"]).fetchall():
+            for (message_no,) in self._connection.execute(match, {"term": _term_of(user_digest)}):
+                if self._messages.execute(STATEMENTS["message_id_of"], {"message_no": message_no}).fetchone() is None:
+                    return True
+        return False
+
 
 def _open_index(path: Path) -> sqlite3.Connection:
     """The index file, made anew where it is damaged or of another version."""
@@ -413,6 +427,7 @@ def _prepared(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        connection.execute("PRAGMA secure_delete = ON").fetchall()
         # What a power cut takes of it is indexed again. https://sqlite.org/pragma.html#pragma_synchronous
         connection.execute("PRAGMA synchronous = NORMAL")
         _refuse_other_version(connection)
@@ -426,9 +441,14 @@ def _prepared(path: Path) -> sqlite3.Connection:
 
 
 def _refuse_other_version(connection: sqlite3.Connection) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    version = _version_of(connection, "main")
     if version not in (0, _SCHEMA):
         raise sqlite3.DatabaseError(f"it has version {version}")
+
+
+def _version_of(connection: sqlite3.Connection, schema: str) -> int:
+    version: int = connection.execute(f"PRAGMA {schema}.user_version").fetchone()[0]
+    return version
 
 
 def _grams(content: str) -> str:
@@ -444,7 +464,11 @@ def _grams(content: str) -> str:
 
 def _user_term(user_id: str) -> str:
     """Longer than a gram, so never one."""
-    return "u" + blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return _term_of(tombstones.digest("user", user_id))
+
+
+def _term_of(user_digest: bytes) -> str:
+    return "u" + user_digest[:8].hex()
 
 
 def _statement(name: str, segment: int) -> str:

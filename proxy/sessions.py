@@ -4,7 +4,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from proxy import archive, queries
+from proxy import archive, queries, tombstones
 from proxy.errors import APIError
 from proxy.history import find_session, get_message
 from proxy.ids import timestamp, uuid7
@@ -72,8 +72,12 @@ def update_session(connection: sqlite3.Connection, id_: str, *, user_id: str | N
 
 
 def delete_session(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> str:
-    """Delete a session and all that is its; its own id. Raises NotFoundError."""
+    """Delete a session and all that is its; its own id. A chat that still streams does not bring it back.
+
+    Raises NotFoundError.
+    """
     session_id = find_session(connection, id_, user_id=user_id).session_id
+    tombstones.bury(connection, "session", session_id, now=timestamp())
     queries.delete_session(connection, session_id)
     return session_id
 

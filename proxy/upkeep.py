@@ -15,7 +15,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from proxy import backup, prune
+from proxy import backup, prune, tombstones
 from proxy.errors import APIError, ConfigurationError
 from proxy.recorder import Recorder
 from proxy.search import Index
@@ -84,6 +84,7 @@ class Upkeep:
                 self._fill(index)
                 self._back_up()
                 if self._is_due("_pruned_at"):
+                    self._forget()
                     self._prune()
                 if self._is_due("_cleaned_at"):
                     index.clean()
@@ -127,6 +128,10 @@ class Upkeep:
     def _pause(self, _done: int, _total: int) -> None:
         if self._stopping.wait(_BACKUP_PAUSE_SECONDS):
             raise _StoppedError
+
+    def _forget(self) -> None:
+        while self._write(partial(tombstones.forget_some, now_seconds=time.time())):
+            self._rest()
 
     def _prune(self) -> None:
         if not self._settings.retention_days:

@@ -10,7 +10,7 @@ from proxy import archive, jsontext
 from proxy.completion import Completion
 from proxy.database import connect, prepare
 from proxy.exchange import Exchange, Outcome, SessionRef, Status
-from proxy.ids import uuid7
+from proxy.ids import timestamp, uuid7
 from proxy.rows import storing
 
 IMAGE = "data:image/png;base64," + "iVBORw0KGgo" * 400
@@ -107,7 +107,12 @@ def fill(connection: sqlite3.Connection) -> None:
 def _claim_and_post(connection: sqlite3.Connection) -> None:
     with storing(connection) as rows:
         archive.claim_session(
-            rows.connection, user_id="bo", external_id="my-chat", session_id=uuid7(), title="By its own name"
+            rows.connection,
+            user_id="bo",
+            external_id="my-chat",
+            session_id=uuid7(),
+            title="By its own name",
+            asked_at=timestamp(),
         )
         open_exchange = exchange([user("and now")], user_id="bo")
         archive.begin(rows, open_exchange, worker_id="gone")

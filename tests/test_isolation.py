@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.routing import Route
 
+from proxy.database import connect
 from proxy.routes import route_table
 from proxy.routes.resource import Resource
 from tests.fake_upstream import FakeUpstream, fake_upstream, whole_json
@@ -371,6 +372,24 @@ async def test_deleting_a_user_waits_for_what_was_spilled_and_takes_it_too(tmp_p
         assert made.rows_of("ann") == [[], [], [], []]
         for file in made.folder.glob("stellarchat.db-spill-*"):
             assert b"while the database was locked" not in file.read_bytes()
+
+
+async def test_what_a_deleted_user_said_is_in_no_file_any_more(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+
+    def files_with(text: str) -> list[str]:
+        return [file.name for file in folder.rglob("*") if file.is_file() and text.encode() in file.read_bytes()]
+
+    async with house(folder) as made:
+        for number in range(20):
+            body = {"model": "m", "messages": [{"role": "user", "content": f"{SECRET['ann']} {number} " + "x" * 3000}]}
+            assert (await made.http.post(CHAT, json=body, headers=made.keys["ann"])).status_code == 200
+        assert files_with(SECRET["ann"])
+        assert (await made.http.delete("/v1/users/ann", headers=made.keys["ann"])).status_code == 200
+    assert files_with(SECRET["ann"]) == []
+    assert files_with(SECRET["bob"]) == ["stellarchat.db"]
+    with closing(connect(folder / "stellarchat.db")) as connection:
+        assert connection.execute("PRAGMA secure_delete").fetchone() == (1,)
 
 
 # What an injected query would need, and what breaks a quoting by hand.

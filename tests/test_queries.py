@@ -43,6 +43,9 @@ def test_query_names_are_unique() -> None:
 @pytest.mark.parametrize(
     ("name", "index"),
     (
+        ("newest_deletion", "SEARCH tombstones USING COVERING INDEX idx_tombstones_deleted_at"),
+        ("was_deleted", "PRIMARY KEY (digest=?"),
+        ("delete_old_tombstones", "idx_tombstones_deleted_at (deleted_at<?"),
         ("list_sessions", "idx_sessions_user_id (user_id=?"),
         ("list_session_ids", "idx_sessions_user_id (user_id=?"),
         ("count_sessions_between", "idx_sessions_user_id (user_id=?"),

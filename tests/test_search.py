@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy import search
+from proxy import search, tombstones
 from proxy.search import Index, Order, Query, TimeOutError
 from tests.serving import running_proxy, settings_for
 from tests.stored import chat, choice, exchange, opened, outcome, say, user
@@ -37,6 +37,17 @@ def index_all(path: Path) -> int:
         while count := index.step():
             done += count
         return done
+
+
+def grams(path: Path, gram: str) -> list[tuple[int]]:
+    """The messages that the index has with this gram, in whatever segment."""
+    with closing(sqlite3.connect(search.index_path(path))) as index:
+        segments = [row[0] for row in index.execute("SELECT segment FROM segments")]
+        return [
+            row
+            for segment in segments
+            for row in index.execute(f"SELECT rowid FROM grams_{segment} WHERE grams_{segment} MATCH ?", [f'"{gram}"'])
+        ]
 
 
 def numbers(
@@ -235,6 +246,45 @@ def test_segments_of_deleted_messages_go_and_what_is_left_is_found(
         with closing(sqlite3.connect(search.index_path(path))) as indexed:
             assert indexed.execute("SELECT COUNT(*), SUM(documents) FROM segments").fetchone() == (3, 20)
         assert numbers(path, "common") == scanned(connection, "common")
+
+
+def test_nothing_of_a_deleted_user_stays_in_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of one that was made anew either; segments without it stay as they are."""
+    monkeypatch.setattr(search, "SEGMENT", 16)
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        for number in range(20):
+            say(connection, f"common {number}", user_id="bob")
+        say(connection, "Zürich", user_id="ann")
+        index_all(path)
+        assert grams(path, "zür")
+        tombstones.bury(connection, "user", "ann", now="2026-01-01T00:00:00.000Z")
+        connection.execute("DELETE FROM users WHERE user_id = 'ann'")
+        say(connection, "Basel", user_id="ann")
+        with closing(Index(path)) as index:
+            assert not grams(path, "zür")
+            while index.step():
+                pass
+            assert index.clean() == 0
+        assert grams(path, "bas")
+        with closing(sqlite3.connect(search.index_path(path))) as indexed:
+            assert indexed.execute("SELECT segment FROM segments ORDER BY indexed_no").fetchall() == [(0,), (1,), (2,)]
+        for text in ("common", "Zürich", "Basel"):
+            assert numbers(path, text) == scanned(connection, text)
+
+
+def test_an_index_of_another_version_is_not_searched_and_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        say(connection, "find me")
+        index_all(path)
+        with closing(sqlite3.connect(search.index_path(path))) as index:
+            index.execute("DELETE FROM grams_0_data")
+            index.execute("PRAGMA user_version = 1")
+            index.commit()
+        assert numbers(path, "find") == [1]
+        assert index_all(path) == 2
+        assert numbers(path, "find", user_id="ann") == [1]
 
 
 @pytest.mark.parametrize("content", (b"", b"no database at all" * 500))

@@ -15,7 +15,7 @@ from proxy.auth import ANYONE, Caller
 from proxy.errors import APIError, UnavailableError
 from proxy.exchange import Exchange, SessionRef, Status
 from proxy.headers import Headers
-from proxy.ids import uuid7
+from proxy.ids import timestamp, uuid7
 from proxy.message import title_of
 from proxy.routes.relay import open_unrecorded, target_of, upstream_headers
 from proxy.services import Services
@@ -59,20 +59,21 @@ class ChatCompletions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Relay the chat, and record it however it ends."""
         services: Services = scope["state"]["services"]
+        asked_at = timestamp()
         try:
             raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
         except DepartedError:
             return
         chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"")
         request = body.parse(raw)
-        exchange = None if request is None else _exchange(services, scope, chat, request)
+        exchange = None if request is None else _exchange(services, scope, chat, request, asked_at)
         if exchange is None:
             await open_unrecorded(services, scope, receive, send, body=chat.body)
         else:
             await _Recorded(services, chat, exchange, self._orphans).run(receive, send)
 
 
-def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, Any]) -> Exchange | None:
+def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, Any], asked_at: str) -> Exchange | None:
     """What is to be recorded, or None; `chat` gets the body without what is ours. Raises InvalidRequestError."""
     given: Headers = scope["headers"]
     settings = services.settings
@@ -97,6 +98,7 @@ def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, A
         endpoint=scope["path"],
         request_id=request_id,
         request=sent,
+        created_at=asked_at,
         trace_context=headers.trace_context_of(given) if settings.traces_endpoint else None,
     )
 
@@ -214,6 +216,7 @@ class _Recorded:
                         external_id=asked.external_id or "",
                         session_id=asked.session_id,
                         title=title_of(self._exchange.messages),
+                        asked_at=self._exchange.created_at,
                     )
                 )
         except (TimeoutError, UnavailableError):

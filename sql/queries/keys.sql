@@ -30,6 +30,12 @@ WHERE (key_id = :key OR hint = :key)
   AND revoked_at IS NULL
 RETURNING key_id;
 
+-- name: revoke_keys_of_user
+UPDATE api_keys
+SET revoked_at = :now
+WHERE user_id = :user_id
+  AND revoked_at IS NULL;
+
 -- name: touch_key
 UPDATE api_keys
 SET last_used_at = :used_at

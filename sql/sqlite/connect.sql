@@ -7,6 +7,9 @@ PRAGMA synchronous = FULL;
 PRAGMA foreign_keys = ON;
 -- Other processes write the same file: wait for them, but not longer than a chat may be held up.
 PRAGMA busy_timeout = 2000;
+-- What is deleted is overwritten too; some builds of SQLite do so by default, others leave it in the file.
+-- https://sqlite.org/pragma.html#pragma_secure_delete
+PRAGMA secure_delete = ON;
 PRAGMA temp_store = MEMORY;
 PRAGMA cache_size = -16000;
 -- 8 MB of log before it is brought into the file: pages that change with every chat are copied once for many chats.

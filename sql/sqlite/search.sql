@@ -54,6 +54,16 @@ SELECT message_id
 FROM main.messages
 WHERE message_no = :message_no;
 
+-- name: list_deleted_users
+SELECT digest
+FROM main.tombstones
+WHERE kind = 'user';
+
+-- name: list_of_term
+SELECT rowid
+FROM grams_{segment}
+WHERE grams_{segment} MATCH :term;
+
 -- name: count_messages
 SELECT COUNT(*)
 FROM main.messages

@@ -1,0 +1,40 @@
+"""What was deleted by hand stays deleted: a chat that was asked before the deletion is not stored after it.
+
+Such a chat may still stream, in any process, or wait on a spill file. One that is asked later makes its user anew.
+Inside the writer's transaction.
+"""
+
+import sqlite3
+from datetime import timedelta
+from hashlib import sha256
+from typing import Literal
+
+from proxy import queries
+from proxy.ids import timestamp
+
+Kind = Literal["user", "session"]
+
+# Longer than any chat streams, and than a spill file should wait for the next start.
+KEPT = timedelta(days=30)
+
+
+def digest(kind: Kind, id_: str) -> bytes:
+    """What stands for something that may be deleted."""
+    return sha256(f"{kind}\0{id_}".encode("utf-8", "surrogatepass")).digest()
+
+
+def bury(connection: sqlite3.Connection, kind: Kind, id_: str, *, now: str) -> None:
+    """Remember that it is deleted now."""
+    queries.upsert_tombstone(connection, digest=digest(kind, id_), kind=kind, now=now)
+
+
+def was_deleted(connection: sqlite3.Connection, *, user_id: str, session_id: str, asked_at: str) -> bool:
+    """Whether the user or the session was deleted after a chat was asked for, or in the same millisecond."""
+    digests = digest("user", user_id), digest("session", session_id)
+    return queries.was_deleted(connection, *digests, asked_at=asked_at)
+
+
+def forget_some(connection: sqlite3.Connection, *, now_seconds: float, limit: int = 1000) -> int:
+    """Forget some deletions of which no chat can be left; how many."""
+    before = timestamp(max(0.0, now_seconds - KEPT.total_seconds()))
+    return queries.delete_old_tombstones(connection, before=before, limit=limit)
