@@ -87,6 +87,9 @@ class LimitedH11Protocol(H11Protocol):
         """Refuse what is no request, as every other error is told."""
         self._refuse(bad_http(msg))
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """The request is answered as if it had not asked: nothing to warn of, and strangers can ask often."""
+
     def _has_large_head(self, data: bytes) -> bool:
         head = self.conn.trailing_data[0] + data
         end = head.find(b"\r\n\r\n")

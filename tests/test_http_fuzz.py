@@ -480,3 +480,11 @@ async def test_a_broken_body_under_a_reply_ends_that_reply(target: Target) -> No
         answer = await target.send(*pieces)
         assert answer.count(b"HTTP/1.1 ") <= 1
     await target.is_well()
+
+
+async def test_an_upgrade_nobody_takes_is_not_worth_a_line_in_the_log(target: Target) -> None:
+    keyed = b"Host: x\r\nAuthorization: Bearer " + target.ann
+    answer = await target.send(as_upgrade(b"GET /v1/models HTTP/1.1\r\n" + keyed + b"\r\n\r\n"))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    await target.is_well()
+    assert not [line for line in target.server.output if "WebSocket" in line or "Unsupported" in line]
