@@ -1,10 +1,11 @@
 """Live exchanges: what is streaming now, written down as it goes, and stored when it ends, however it ends."""
 
 import asyncio
+import itertools
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,18 @@ logger = logging.getLogger(__name__)
 # After the grace time uvicorn cancels what is open; this is for the cancelled to say how they ended.
 _LAST_WORDS_SECONDS = 5.0
 _RECOVERY_SECONDS = 1.0
+# What streams is written down in turns, each a part of it, so that no turn keeps tokens waiting.
+_TURNS = 5
 
 
 class Live:
     """An exchange between its request and its end. `feed` takes the reply's bytes and never waits or raises."""
 
-    __slots__ = ("exchange", "is_begun", "is_placed", "opened_at", "pending", "sequence", "size")
+    __slots__ = ("exchange", "is_begun", "is_placed", "opened_at", "pending", "sequence", "size", "turn")
 
-    def __init__(self, exchange: Exchange, *, size: int) -> None:
+    def __init__(self, exchange: Exchange, *, size: int, turn: int = 0) -> None:
         self.exchange = exchange
+        self.turn = turn  # of the recorder's, in which it is written down
         self.opened_at = time.monotonic()
         self.is_placed = False  # its session is known
         self.is_begun = False  # its request is stored, or on the way
@@ -57,7 +61,8 @@ class Recorder:
         self.worker_id = uuid7()
         self._settings = settings
         self._database = database
-        self._live: set[Live] = set()
+        self._live: list[set[Live]] = [set() for _ in range(_TURNS)]
+        self._turns = itertools.cycle(range(_TURNS))
         self._ticking: asyncio.Task[None] | None = None
         self._recovering: asyncio.Task[None] | None = None
         self._is_empty = asyncio.Event()
@@ -82,7 +87,7 @@ class Recorder:
     @property
     def live_count(self) -> int:
         """Exchanges in progress."""
-        return len(self._live)
+        return sum(map(len, self._live))
 
     async def start(self) -> None:
         """Store what processes that are gone have left behind, then take exchanges."""
@@ -97,15 +102,15 @@ class Recorder:
 
     def open(self, exchange: Exchange, *, size: int) -> Live:
         """Begin to record. Nothing is written before the session is known and some time has passed."""
-        live = Live(exchange, size=size)
-        self._live.add(live)
+        live = Live(exchange, size=size, turn=next(self._turns))
+        self._live[live.turn].add(live)
         self._is_empty.clear()
         return live
 
     def finish(self, live: Live, outcome: Outcome) -> asyncio.Future[Any] | None:
         """Store the exchange with its outcome; the future says when it is on disk. None if the queue is full."""
-        self._live.discard(live)
-        if not self._live:
+        self._live[live.turn].discard(live)
+        if not any(self._live):
             self._is_empty.set()
         exchange, is_begun = live.exchange, live.is_begun
         if self.observe is not None:
@@ -131,7 +136,7 @@ class Recorder:
             async with asyncio.timeout(_LAST_WORDS_SECONDS):
                 await self._is_empty.wait()
         except TimeoutError:
-            logger.error("%d exchanges did not end; the next start saves what they had streamed", len(self._live))
+            logger.error("%d exchanges did not end; the next start saves what they had streamed", self.live_count)
         for task in (self._ticking, self._recovering):
             if task is not None:
                 task.cancel()
@@ -140,17 +145,17 @@ class Recorder:
         self._spill.close()
 
     async def _tick(self) -> None:
-        interval = self._settings.flush_interval_seconds
+        interval = self._settings.flush_interval_seconds / _TURNS
         due = time.monotonic()
-        while True:
+        for lives in itertools.cycle(self._live):
             due = max(due + interval, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
-            self._write_down()
+            self._write_down(lives)
 
-    def _write_down(self) -> None:
+    def _write_down(self, lives: Iterable[Live]) -> None:
         """Queue what has come since the last time: one transaction takes it all. What finds no room waits."""
         youngest = time.monotonic() - self._settings.flush_interval_seconds / 4
-        for live in self._live:
+        for live in lives:
             if live.is_placed and live.opened_at <= youngest:
                 if not live.is_begun and self.writer.has_room(live.size):
                     self._begin(live)

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_BATCH_LIMIT = 1000
+_BATCH_LIMIT = 256
 # Chats that end together are committed together: a commit costs about as much as storing one of them.
 _GROUP_SECONDS = 0.004
 # How long the writer waits for another program's lock before it spills; short, so that what streams stays on disk.

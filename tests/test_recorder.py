@@ -232,7 +232,7 @@ async def test_an_exchange_whose_beginning_found_no_room_is_stored_at_its_end(tm
         live = recorder.open(exchange_of("hi"), size=200)
         live.is_placed = True
         live.opened_at -= 10
-        recorder._write_down()
+        recorder._write_down([live])
         assert not live.is_begun
         live.size = 10
         saved = recorder.finish(live, Outcome(status="completed"))

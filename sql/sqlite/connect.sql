@@ -11,7 +11,7 @@ PRAGMA busy_timeout = 2000;
 -- https://sqlite.org/pragma.html#pragma_secure_delete
 PRAGMA secure_delete = ON;
 PRAGMA temp_store = MEMORY;
-PRAGMA cache_size = -16000;
+PRAGMA cache_size = -8000;
 -- 8 MB of log before it is brought into the file: pages that change with every chat are copied once for many chats.
 -- https://sqlite.org/pragma.html#pragma_wal_autocheckpoint
 PRAGMA wal_autocheckpoint = 8000;
