@@ -11,6 +11,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from proxy.errors import APIError
+from proxy.outlet import EXTENSION, Outlet
 from proxy.settings import Settings
 
 # What a caller may still send of a body after the reply to it: enough for most to come to its end, and be reused.
@@ -98,6 +99,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
         super().on_headers_complete()
+        # Its task has not begun yet.
+        self.scope["extensions"] = {EXTENSION: Outlet(self.cycle)}  # type: ignore[dict-item]
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body; of one that nobody wants any more not too much is read."""

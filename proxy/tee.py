@@ -17,6 +17,7 @@ from proxy.completion import Completion, has_token, is_terminator, is_usage_only
 from proxy.errors import APIError, too_large
 from proxy.exchange import Exchange, Outcome, Status
 from proxy.headers import Headers
+from proxy.outlet import Outlet
 from proxy.recorder import Recorder
 from proxy.sse import Decoder
 from proxy.upstream import Failure, Response, failure
@@ -267,23 +268,53 @@ class Tee:
 
 
 async def send_streamed(
-    response: Response, send: Send, recording: Recording, *, headers: Headers, hides_usage: bool, watch: Watch
+    response: Response,
+    send: Send,
+    recording: Recording,
+    *,
+    headers: Headers,
+    hides_usage: bool,
+    watch: Watch,
+    outlet: Outlet | None,
 ) -> None:
     """Relay an event stream while recording it."""
     tee = Tee(recording, hides_usage=hides_usage)
     await _start(send, response, headers)
     try:
-        while data := await response.read():
-            out = tee.feed(data)
-            if out and not watch.has_left:
-                await send({"type": "http.response.body", "body": out, "more_body": True})
-            if tee.has_ended and recording.saved is None:
-                await _send_end(send, recording, tee, watch)
+        if outlet is not None and outlet.is_open:
+            await _push(response, outlet, send, recording, tee, watch)
+        else:
+            await _pull(response, send, recording, tee, watch)
     except Failure as exc:
         await _send_cut(send, recording, failure(exc), rest=tee.rest(), headers=headers)
         return
     await committed(recording, recording.end_streamed())
     await send({"type": "http.response.body", "body": tee.rest(), "more_body": False})
+
+
+async def _push(response: Response, outlet: Outlet, send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
+    """The event loop's own call with a piece of the stream writes it to the caller: no task runs between them."""
+    feed, write = tee.feed, outlet.write
+
+    def sink(data: bytes) -> bool:
+        out = feed(data)
+        keeps_up = write(out) if out else True
+        return keeps_up and (not tee.has_ended or recording.saved is not None)
+
+    while not await response.pump(sink):
+        if tee.has_ended and recording.saved is None:
+            await _send_end(send, recording, tee, watch)
+        await outlet.drain()
+
+
+async def _pull(response: Response, send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
+    """The way of every server and client: a piece is read, and then sent."""
+    while data := await response.read():
+        out = tee.feed(data)
+        if out and not watch.has_left:
+            await send({"type": "http.response.body", "body": out, "more_body": True})
+        if tee.has_ended and recording.saved is None:
+            await _send_end(send, recording, tee, watch)
 
 
 async def _send_end(send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
@@ -312,12 +343,16 @@ async def send_whole(response: Response, send: Send, recording: Recording, *, he
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-async def send_unrecorded(response: Response, send: Send, *, headers: Headers) -> None:
+async def send_unrecorded(response: Response, send: Send, *, headers: Headers, outlet: Outlet | None) -> None:
     """Relay any reply as it comes. Where upstream dies, the caller's connection ends as abruptly."""
     await _start(send, response, headers)
     try:
-        while data := await response.read():
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+        if outlet is not None and outlet.is_open:
+            while not await response.pump(outlet.write):
+                await outlet.drain()
+        else:
+            while data := await response.read():
+                await send({"type": "http.response.body", "body": data, "more_body": True})
     except Failure as exc:
         logger.warning("a reply was cut: %s", failure(exc))
         return

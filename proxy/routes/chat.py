@@ -17,6 +17,7 @@ from proxy.exchange import Exchange, SessionRef, Status
 from proxy.headers import Headers
 from proxy.ids import uuid7
 from proxy.message import title_of
+from proxy.outlet import Outlet, outlet_of
 from proxy.routes.relay import open_unrecorded, target_of, upstream_headers
 from proxy.services import Services
 from proxy.tee import (
@@ -69,7 +70,7 @@ class ChatCompletions:
         if exchange is None:
             await open_unrecorded(services, scope, receive, send, body=chat.body)
         else:
-            await _Recorded(services, chat, exchange, self._orphans).run(receive, send)
+            await _Recorded(services, chat, exchange, self._orphans, outlet_of(scope)).run(receive, send)
 
 
 def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, Any]) -> Exchange | None:
@@ -106,11 +107,14 @@ def user_for(caller: Caller, given: Headers, request: dict[str, Any]) -> str:
 class _Recorded:
     """One chat that is recorded, from its request to its end."""
 
-    def __init__(self, services: Services, chat: Chat, exchange: Exchange, orphans: Orphans) -> None:
+    def __init__(
+        self, services: Services, chat: Chat, exchange: Exchange, orphans: Orphans, outlet: Outlet | None
+    ) -> None:
         self._services = services
         orphans.limit = services.settings.orphan_limit
         self._orphans = orphans if services.settings.on_disconnect == "finish" else None
         self._chat = chat
+        self._outlet = outlet
         self._exchange = exchange
         self._recording = Recording(services.recorder, exchange, size=len(chat.body))
         self._search: asyncio.Task[None] | None = None
@@ -155,7 +159,15 @@ class _Recorded:
         out.append((b"x-session-id", session.session_id.encode()))
         out.append((b"x-session-source", session.source.encode()))
         if is_stream:
-            await send_streamed(response, send, self._recording, headers=out, hides_usage=chat.hides_usage, watch=watch)
+            await send_streamed(
+                response,
+                send,
+                self._recording,
+                headers=out,
+                hides_usage=chat.hides_usage,
+                watch=watch,
+                outlet=self._outlet,
+            )
         else:
             await send_whole(response, send, self._recording, headers=out)
 
