@@ -84,6 +84,12 @@ class Completion:
         if self._lessons_left and self.malformed == malformed_before and self.error is None:
             self._learn(data, chunk)
 
+    def feed_alike(self, raw: bytes) -> bool:
+        """Fold `raw` if it is one event, whole, of one line, and like the last in all but its text. If not, it is left
+        to be cut into events, and fed."""
+        pattern = self._pattern
+        return pattern is not None and pattern.take_event(raw)
+
     @property
     def id(self) -> str | None:
         return _string(self._top.get("id"))
@@ -277,13 +283,15 @@ class _Pattern:
     it means what the last one meant, but for that string; so nothing else needs to be parsed or folded.
     """
 
-    __slots__ = ("_after", "_before", "_start", "_stop", "key", "pieces")
+    __slots__ = ("_after", "_before", "_event_after", "_event_before", "_start", "_stop", "key", "pieces")
 
     def __init__(self, key: str, before: bytes, after: bytes) -> None:
         self.key = key
         self.pieces: list[str] = []
         self._before, self._after = before, after
         self._start, self._stop = len(before), -len(after)
+        # With the quotes of the text: what is between them is then one string, and no line end can be in it.
+        self._event_before, self._event_after = b"data: " + before + b'"', b'"' + after + b"\n\n"
 
     @classmethod
     def of(cls, data: bytes, chunk: JSON) -> "_Pattern | None":
@@ -308,6 +316,8 @@ class _Pattern:
             probe = loads(before + found + b'"\\u0000"' + after)
         except (ValueError, orjson.JSONEncodeError):  # text spelled or spaced in another way than vLLM's
             return None
+        if b"\n" in data:  # it came in several lines
+            return None
         chunk["choices"][0]["delta"][key] = "\0"
         return cls(key, before + found, after) if probe == chunk else None
 
@@ -321,6 +331,16 @@ class _Pattern:
         except orjson.JSONDecodeError:
             return None
         return piece if type(piece) is str else None
+
+    def take_event(self, raw: bytes) -> bool:
+        """The same for an event as it came; its text is taken."""
+        if not (raw.startswith(self._event_before) and raw.endswith(self._event_after)):
+            return False
+        try:
+            self.pieces.append(orjson.loads(raw[self._start + 6 : self._stop - 2]))
+        except orjson.JSONDecodeError:
+            return False
+        return True
 
 
 def is_terminator(data: bytes) -> bool:

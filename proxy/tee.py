@@ -162,6 +162,11 @@ class Recording:
         """All is known that the head of the reply needs."""
         self._head = time.monotonic()
 
+    @property
+    def has_token(self) -> bool:
+        """Whether the first token has come."""
+        return self._first_token is not None
+
     def take(self, data: bytes) -> None:
         """Fold the data of one event of the stream."""
         if self._first_token is None and has_token(data):
@@ -215,7 +220,7 @@ class Recording:
 class Tee:
     """A stream's bytes: what goes out now, and what is held until its end is on disk."""
 
-    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds", "_recording", "has_ended")
+    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds", "_is_plain", "_recording", "has_ended")
 
     def __init__(self, recording: Recording, *, hides_usage: bool) -> None:
         self.has_ended = False  # `[DONE]` has come: nothing is recorded after it
@@ -225,12 +230,16 @@ class Tee:
         self._holds = recording.is_strict
         self._held = bytearray()
         self._gave_up = False
+        self._is_plain = False  # between two events, past the first token and before the end
 
     def feed(self, data: bytes) -> bytes:
         """Record a piece of the stream; the bytes of its whole events that the caller gets at once."""
+        recording = self._recording
+        if self._is_plain and recording.reply.feed_alike(data):
+            recording.live.feed(data)
+            return data
         if self._gave_up:
             return data
-        recording = self._recording
         if not self.has_ended:
             recording.live.feed(data)
         out = []
@@ -248,6 +257,7 @@ class Tee:
                 out.append(event.raw)
         if self._decoder.pending > _EVENT_BYTES or len(self._held) > _EVENT_BYTES:
             out.append(self._give_up())
+        self._is_plain = not self._decoder.pending and not self.has_ended and recording.has_token
         return out[0] if len(out) == 1 else b"".join(out)
 
     def release(self) -> bytes:
