@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
 from proxy import logs, settings
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _BACKLOG = 2048
 
 
-def application() -> Starlette:
+def application() -> ASGIApp:
     """The application of the environment's settings: what each worker process loads."""
     loaded = settings.load()
     logs.configure(loaded)

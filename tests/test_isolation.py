@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from starlette.routing import Route
 
 from proxy.routes import route_table
+from proxy.routes.chat import ChatCompletions
 from proxy.routes.resource import Resource
 from tests.fake_upstream import FakeUpstream, fake_upstream, whole_json
 from tests.serving import running_proxy, settings_for
@@ -150,7 +151,7 @@ ALL_ROWS = (
 def routes_of_table() -> set[tuple[str, str]]:
     """Every method of every route; `*` is whatever the last one relays."""
     found = set()
-    for route in route_table():
+    for route in route_table(ChatCompletions()):
         assert isinstance(route, Route)
         endpoint = route.endpoint
         methods = set(endpoint._handlers) if isinstance(endpoint, Resource) else set(route.methods or {"*"})

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from proxy import archive, body, headers, thread
 from proxy.attribution import session_of, user_header, user_of
 from proxy.auth import ANYONE, Caller
-from proxy.errors import APIError, UnavailableError
+from proxy.errors import APIError, UnavailableError, json_response
 from proxy.exchange import Exchange, SessionRef, Status
 from proxy.headers import Headers
 from proxy.ids import uuid7
@@ -35,6 +35,8 @@ from proxy.tee import (
 from proxy.upstream import Response
 
 logger = logging.getLogger(__name__)
+
+PATH = "/v1/chat/completions"
 
 # The headers wait for the claim of a new session; while the database is locked they do not wait longer.
 _CLAIM_SECONDS = 0.3
@@ -59,11 +61,16 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Relay the chat, and record it however it ends."""
-        services: Services = scope["state"]["services"]
         try:
-            raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
+            await self._relay(scope, receive, send)
         except DepartedError:
-            return
+            pass
+        except APIError as exc:
+            await json_response(exc.as_json(), status=exc.status, headers=exc.headers)(scope, receive, send)
+
+    async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services: Services = scope["state"]["services"]
+        raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
         chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"")
         request = body.parse(raw)
         exchange = None if request is None else _exchange(services, scope, chat, request)
