@@ -139,6 +139,12 @@ class Response:
             await self._wait()
         return self._take()
 
+    def read_whole_nowait(self) -> bytes | None:
+        """The body, for who has read none of it; None where it has not come to its end."""
+        if not self._over or self._error is not None:
+            return None
+        return self._take() if self._pieces else b""
+
     async def pump(self, sink: Sink) -> bool:
         """Give the body to the sink, each piece as soon as it has come. True at the body's end, False when the sink
         said to stop: what comes then waits here for the next call.

@@ -335,26 +335,37 @@ async def _send_end(send: Send, recording: Recording, tee: Tee, watch: Watch) ->
         await send({"type": "http.response.body", "body": held, "more_body": True})
 
 
-async def send_whole(response: Response, send: Send, recording: Recording, *, headers: Headers) -> None:
+async def send_whole(
+    response: Response, send: Send, recording: Recording, *, headers: Headers, outlet: Outlet | None
+) -> None:
     """Relay a reply that is not a stream: its body is the end, and goes out when it is on disk.
 
     Raises UpstreamError where upstream dies within it: nothing has gone out yet.
     """
+    body = response.read_whole_nowait()
+    if body is None:
+        body = await _read_whole(response)
+    recording.take_whole(body)
+    await committed(recording, recording.end_whole())
+    await _send_at_once(response, send, body, headers=headers, outlet=outlet)
+
+
+async def _read_whole(response: Response) -> bytes:
     pieces = []
     try:
         while data := await response.read():
             pieces.append(data)
     except Failure as exc:
         raise failure(exc) from exc
-    body = b"".join(pieces)
-    recording.take_whole(body)
-    await committed(recording, recording.end_whole())
-    await _start(send, response, headers)
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    return b"".join(pieces)
 
 
 async def send_unrecorded(response: Response, send: Send, *, headers: Headers, outlet: Outlet | None) -> None:
     """Relay any reply as it comes. Where upstream dies, the caller's connection ends as abruptly."""
+    body = response.read_whole_nowait()
+    if body is not None:
+        await _send_at_once(response, send, body, headers=headers, outlet=outlet)
+        return
     await _start(send, response, headers)
     try:
         if outlet is not None and outlet.is_open:
@@ -367,6 +378,15 @@ async def send_unrecorded(response: Response, send: Send, *, headers: Headers, o
         logger.warning("a reply was cut: %s", failure(exc))
         return
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _send_at_once(
+    response: Response, send: Send, body: bytes, *, headers: Headers, outlet: Outlet | None
+) -> None:
+    if outlet is not None and outlet.answer(send, response.status, headers, body):
+        return
+    await _start(send, response, headers)
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 async def _start(send: Send, response: Response, headers: Headers) -> None:

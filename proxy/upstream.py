@@ -31,6 +31,9 @@ class Response(Protocol):
     async def read(self) -> bytes:
         """The next piece of the body, b"" at its end. Raises Failure."""
 
+    def read_whole_nowait(self) -> bytes | None:
+        """The body, for who has read none of it; None where it has not come to its end."""
+
     async def pump(self, sink: Sink) -> bool:
         """Give the body to the sink, each piece as it comes, until the end (True) or until the sink says to stop.
 
@@ -150,6 +153,9 @@ class _HTTPXResponse:
                 return piece
         await self._stream.aclose()
         return b""
+
+    def read_whole_nowait(self) -> None:
+        """It is not known before it has been read."""
 
     async def pump(self, sink: Sink) -> bool:
         while data := await self.read():

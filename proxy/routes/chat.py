@@ -176,7 +176,7 @@ class _Recorded:
                 outlet=self._outlet,
             )
         else:
-            await send_whole(response, send, self._recording, headers=out)
+            await send_whole(response, send, self._recording, headers=out, outlet=self._outlet)
 
     def _begin_search(self) -> None:
         exchange = self._exchange
