@@ -23,6 +23,7 @@ _NESTING_MAX = 250  # orjson writes 254 levels, so that what was read can be wri
 _LESSONS_MAX = 8
 _INDEX_MAX = 2**31
 
+_LF = 10  # `in` looks for a number of a byte at once, and for bytes only after a TypeError
 _EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 
@@ -336,8 +337,11 @@ class _Pattern:
         """The same for an event as it came; its text is taken."""
         if not (raw.startswith(self._event_before) and raw.endswith(self._event_after)):
             return False
+        text = raw[self._start + 6 : self._stop - 2]
+        if _LF in text:  # several events: said here, an exception of orjson's costs more
+            return False
         try:
-            self.pieces.append(orjson.loads(raw[self._start + 6 : self._stop - 2]))
+            self.pieces.append(orjson.loads(text))
         except orjson.JSONDecodeError:
             return False
         return True
@@ -349,7 +353,7 @@ def is_terminator(data: bytes) -> bool:
 
 def is_usage_only(data: bytes) -> bool:
     """The extra chunk that `stream_options.include_usage` asks for: usage, and no choice."""
-    if b'"usage"' not in data or not _EMPTY_CHOICES.search(data):
+    if data.find(b'"usage"') < 0 or not _EMPTY_CHOICES.search(data):
         return False
     chunk = _object(data)
     return chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict) and not chunk.get("error")
