@@ -35,7 +35,8 @@ def session_of(
     headers: Headers, request: Mapping[str, Any], *, vendor_headers: tuple[bytes, ...]
 ) -> tuple[str, str] | None:
     """The session id a chat carries, and where: header, body, metadata or vendor. Raises InvalidRequestError."""
-    header = value_of(headers, b"x-session-id")
+    given = dict(reversed(headers))  # the first of those that are repeated
+    header = given.get(b"x-session-id")
     if header:
         return checked_id(text_of(header), param="X-Session-Id"), "header"
     if request.get("session_id") is not None:
@@ -46,7 +47,7 @@ def session_of(
             if metadata.get(key) is not None:
                 return checked_id(metadata[key], param=f"metadata.{key}"), "metadata"
     for name in vendor_headers:
-        value = value_of(headers, name)
+        value = given.get(name)
         if value:
             return checked_id(text_of(value), param=name.decode()), "vendor"
     return None

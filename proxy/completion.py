@@ -23,6 +23,7 @@ _NESTING_MAX = 250  # orjson writes 254 levels, so that what was read can be wri
 _LESSONS_MAX = 8
 _INDEX_MAX = 2**31
 
+_LF = 10  # `in` looks for a number of a byte at once, and for bytes only after a TypeError
 _EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 
@@ -83,6 +84,12 @@ class Completion:
             self._fold_choice(position, choice)
         if self._lessons_left and self.malformed == malformed_before and self.error is None:
             self._learn(data, chunk)
+
+    def feed_alike(self, raw: bytes) -> bool:
+        """Fold `raw` if it is one event, whole, of one line, and like the last in all but its text. If not, it is left
+        to be cut into events, and fed."""
+        pattern = self._pattern
+        return pattern is not None and pattern.take_event(raw)
 
     @property
     def id(self) -> str | None:
@@ -284,13 +291,15 @@ class _Pattern:
     it means what the last one meant, but for that string; so nothing else needs to be parsed or folded.
     """
 
-    __slots__ = ("_after", "_before", "_start", "_stop", "key", "pieces")
+    __slots__ = ("_after", "_before", "_event_after", "_event_before", "_start", "_stop", "key", "pieces")
 
     def __init__(self, key: str, before: bytes, after: bytes) -> None:
         self.key = key
         self.pieces: list[str] = []
         self._before, self._after = before, after
         self._start, self._stop = len(before), -len(after)
+        # With the quotes of the text: what is between them is then one string, and no line end can be in it.
+        self._event_before, self._event_after = b"data: " + before + b'"', b'"' + after + b"\n\n"
 
     @classmethod
     def of(cls, data: bytes, chunk: JSON) -> "_Pattern | None":
@@ -315,6 +324,8 @@ class _Pattern:
             probe = loads(before + found + b'"\\u0000"' + after)
         except (ValueError, orjson.JSONEncodeError):  # text spelled or spaced in another way than vLLM's
             return None
+        if b"\n" in data:  # it came in several lines
+            return None
         chunk["choices"][0]["delta"][key] = "\0"
         return cls(key, before + found, after) if probe == chunk else None
 
@@ -329,6 +340,19 @@ class _Pattern:
             return None
         return piece if type(piece) is str else None
 
+    def take_event(self, raw: bytes) -> bool:
+        """The same for an event as it came; its text is taken."""
+        if not (raw.startswith(self._event_before) and raw.endswith(self._event_after)):
+            return False
+        text = raw[self._start + 6 : self._stop - 2]
+        if _LF in text:  # several events: said here, an exception of orjson's costs more
+            return False
+        try:
+            self.pieces.append(orjson.loads(text))
+        except orjson.JSONDecodeError:
+            return False
+        return True
+
 
 def is_terminator(data: bytes) -> bool:
     return data.lstrip().startswith(b"[DONE]")
@@ -336,7 +360,7 @@ def is_terminator(data: bytes) -> bool:
 
 def is_usage_only(data: bytes) -> bool:
     """The extra chunk that `stream_options.include_usage` asks for: usage, and no choice."""
-    if b'"usage"' not in data or not _EMPTY_CHOICES.search(data):
+    if data.find(b'"usage"') < 0 or not _EMPTY_CHOICES.search(data):
         return False
     chunk = _object(data)
     return chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict) and not chunk.get("error")

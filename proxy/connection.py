@@ -17,6 +17,8 @@ import httpx
 
 Headers = list[tuple[bytes, bytes]]
 Body = bytes | AsyncIterable[bytes]
+Sink = Callable[[bytes], bool]
+"""Takes a piece of a body at once, and says whether the next may come."""
 
 UNREAD_LIMIT_BYTES = 64 * 1024
 """Bytes off the wire that may wait unread: a head has to fit; a body beyond it stops the reading."""
@@ -88,6 +90,7 @@ class Response:
         "_paused",
         "_pieces",
         "_read_s",
+        "_sink",
         "_unread",
         "_upload",
         "_uploading",
@@ -113,6 +116,7 @@ class Response:
         self._over = False  # nothing will follow what is in _pieces
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None  # gets what comes while its reader waits in `pump`
         self._upload: asyncio.Task[None] | None = None
         self._uploading = False
         self.replayable = True  # nothing has been taken from a body that can be read once
@@ -132,16 +136,46 @@ class Response:
                 if self._error is not None:
                     raise self._error
                 return b""
-            self._waiter = waiter = self._loop.create_future()
-            self._connection.expect(self._read_s)
-            try:
-                await waiter
-            except BaseException:  # cancelled: nobody will read on
-                self.close()
-                raise
-            finally:
-                self._waiter = None
+            await self._wait()
         return self._take()
+
+    def read_whole_nowait(self) -> bytes | None:
+        """The body, for who has read none of it; None where it has not come to its end."""
+        if not self._over or self._error is not None:
+            return None
+        return self._take() if self._pieces else b""
+
+    async def pump(self, sink: Sink) -> bool:
+        """Give the body to the sink, each piece as soon as it has come. True at the body's end, False when the sink
+        said to stop: what comes then waits here for the next call.
+
+        Raises what `read` raises, and what the sink does.
+        """
+        while True:
+            if self._pieces and not sink(self._take()):
+                return False
+            if self._over:
+                if self._error is not None:
+                    raise self._error
+                return True
+            self._sink = sink
+            try:
+                await self._wait()
+            finally:
+                stopped, self._sink = self._sink is None, None
+            if stopped:
+                return False
+
+    async def _wait(self) -> None:
+        self._waiter = waiter = self._loop.create_future()
+        self._connection.expect(self._read_s)
+        try:
+            await waiter
+        except BaseException:  # cancelled: nobody will read on
+            self.close()
+            raise
+        finally:
+            self._waiter = None
 
     def read_nowait(self) -> bytes | None:
         """What is there of the body, or None: then `read` tells the end, an error and a wait apart."""
@@ -184,6 +218,18 @@ class Response:
         self.close()
         if self._upload is not None and not self._upload.done():
             await asyncio.wait((self._upload,), timeout=UPLOAD_STOP_S)
+
+    def push(self, sink: Sink) -> None:
+        """For the connection: a piece has come while the reader waits in `pump`."""
+        try:
+            if sink(self._take()):
+                self._connection.expect(self._read_s)
+                return
+        except Exception as exc:  # noqa: BLE001 - it is for the reader to see
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_exception(exc)
+        self._sink = None
+        self.wake()
 
     def finish(self, error: Exception | None) -> None:
         """For the connection: nothing follows. An upload still running has lost its purpose."""
@@ -401,6 +447,10 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as exc:
             self._refuse(response, str(exc.__context__ or exc))
             return
+        if response._sink is not None and response._pieces:
+            response.push(response._sink)
+            if not self._complete:
+                return
         if self._complete:
             self._complete_exchange(response)
         elif response._unread > UNREAD_LIMIT_BYTES:

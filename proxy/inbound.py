@@ -8,9 +8,11 @@ import asyncio
 from typing import Any
 
 import orjson
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from proxy.errors import APIError
+from proxy.outlet import EXTENSION, Outlet
 from proxy.settings import Settings
 
 # What a caller may still send of a body after the reply to it: enough for most to come to its end, and be reused.
@@ -74,6 +76,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unwanted_bytes = 0
         self._refusal: APIError | None = None
         self._working: RequestResponseCycle | None = None
+        self._extensions: dict[str, Any] = {EXTENSION: self._outlet_of}
         self._head_timer: asyncio.TimerHandle | None = None
         self._body_timer: asyncio.TimerHandle | None = None
 
@@ -86,6 +89,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller has gone; uvicorn tells the last request of a pipeline, and not the one in work."""
         self.stop_timers()
+        self._extensions = {}
         working = self._working
         if working is not None and working is not self.cycle and not working.response_complete:
             working.disconnected = True
@@ -136,6 +140,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
         super().on_headers_complete()
+        # Its task has not begun yet. A request is not to refer to itself: the garbage collector would have to find it.
+        self.scope["extensions"] = self._extensions
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body; of one that nobody wants any more not too much is read."""
@@ -192,6 +198,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self.cycle.keep_alive = False
         if self.cycle.response_complete:
             self.transport.close()
+
+    def _outlet_of(self, scope: Scope) -> Outlet | None:
+        working = self._working
+        return Outlet(working) if working is not None and working.scope is scope else None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._working = cycle

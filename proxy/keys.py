@@ -22,6 +22,7 @@ from proxy.queries import DEFAULT_USER_ID, ApiKey
 logger = logging.getLogger(__name__)
 
 PREFIX = "sk-stellar-"
+_PREFIX_BYTES = PREFIX.encode()
 _RANDOM_BYTES = 32
 _HINT_LENGTH = len(PREFIX) + 4
 
@@ -117,7 +118,7 @@ class KeyRing:
 
     def is_ours(self, secret: bytes) -> bool:
         """Whether it looks like a key of this server, known or not."""
-        return secret.startswith(PREFIX.encode()) or self._is_admin(hash_of(secret))
+        return secret.startswith(_PREFIX_BYTES) or (self._admin is not None and self._is_admin(hash_of(secret)))
 
     def held(self, secret: bytes) -> Holder | None:
         """The key, revoked or not, if it has been seen lately."""

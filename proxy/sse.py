@@ -6,6 +6,7 @@ Line ends are LF, CRLF and CR, nothing else. Only `data` fields matter to us; co
 import re
 from typing import NamedTuple
 
+_CR, _LF = 13, 10  # `in` looks for a number of a byte at once, and for bytes only after a TypeError
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 # The end of a line and the blank line after it. After a bare CR the stream is taken to use bare CRs, so that its events
@@ -45,12 +46,12 @@ class Decoder:
 
     def feed(self, chunk: bytes) -> list[Event]:
         if self._buffer:
-            if b"\n\n" not in chunk:
+            if chunk.find(b"\n\n") < 0:
                 return self._feed_any(chunk)
             chunk = self.rest + chunk  # at most once for each byte: the event it completes leaves the buffer
             self._buffer.clear()
             self._scanned = 0
-        if chunk[:6] == b"data: " and b"\r" not in chunk:
+        if chunk[:6] == b"data: " and _CR not in chunk:
             end = len(chunk) - 2
             if chunk.find(b"\n") == end and chunk[-1:] == b"\n":
                 self._at_start = False
@@ -66,7 +67,7 @@ class Decoder:
         if tail[:1] == b"\n":
             return []
         for piece in pieces:
-            if piece[:6] != b"data: " or b"\n" in piece:
+            if piece[:6] != b"data: " or _LF in piece:
                 return []
         self._at_start = self._at_start and not pieces
         if pieces:

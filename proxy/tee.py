@@ -17,6 +17,7 @@ from proxy.completion import Completion, has_token, is_terminator, is_usage_only
 from proxy.errors import APIError, too_large
 from proxy.exchange import Exchange, Outcome, Status
 from proxy.headers import Headers
+from proxy.outlet import Outlet
 from proxy.recorder import Recorder
 from proxy.sse import Decoder
 from proxy.upstream import Failure, Response, failure
@@ -161,6 +162,11 @@ class Recording:
         """All is known that the head of the reply needs."""
         self._head = time.monotonic()
 
+    @property
+    def has_token(self) -> bool:
+        """Whether the first token has come."""
+        return self._first_token is not None
+
     def take(self, data: bytes) -> None:
         """Fold the data of one event of the stream."""
         if self._first_token is None and has_token(data):
@@ -214,7 +220,7 @@ class Recording:
 class Tee:
     """A stream's bytes: what goes out now, and what is held until its end is on disk."""
 
-    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds", "_recording", "has_ended")
+    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds", "_is_plain", "_recording", "has_ended")
 
     def __init__(self, recording: Recording, *, hides_usage: bool) -> None:
         self.has_ended = False  # `[DONE]` has come: nothing is recorded after it
@@ -224,12 +230,16 @@ class Tee:
         self._holds = recording.is_strict
         self._held = bytearray()
         self._gave_up = False
+        self._is_plain = False  # between two events, past the first token and before the end
 
     def feed(self, data: bytes) -> bytes:
         """Record a piece of the stream; the bytes of its whole events that the caller gets at once."""
+        recording = self._recording
+        if self._is_plain and recording.reply.feed_alike(data):
+            recording.live.feed(data)
+            return data
         if self._gave_up:
             return data
-        recording = self._recording
         if not self.has_ended:
             recording.live.feed(data)
         out = []
@@ -247,6 +257,7 @@ class Tee:
                 out.append(event.raw)
         if self._decoder.pending > _EVENT_BYTES or len(self._held) > _EVENT_BYTES:
             out.append(self._give_up())
+        self._is_plain = not self._decoder.pending and not self.has_ended and recording.has_token
         return out[0] if len(out) == 1 else b"".join(out)
 
     def release(self) -> bytes:
@@ -267,23 +278,53 @@ class Tee:
 
 
 async def send_streamed(
-    response: Response, send: Send, recording: Recording, *, headers: Headers, hides_usage: bool, watch: Watch
+    response: Response,
+    send: Send,
+    recording: Recording,
+    *,
+    headers: Headers,
+    hides_usage: bool,
+    watch: Watch,
+    outlet: Outlet | None,
 ) -> None:
     """Relay an event stream while recording it."""
     tee = Tee(recording, hides_usage=hides_usage)
     await _start(send, response, headers)
     try:
-        while data := await response.read():
-            out = tee.feed(data)
-            if out and not watch.has_left:
-                await send({"type": "http.response.body", "body": out, "more_body": True})
-            if tee.has_ended and recording.saved is None:
-                await _send_end(send, recording, tee, watch)
+        if outlet is not None and outlet.is_open:
+            await _push(response, outlet, send, recording, tee, watch)
+        else:
+            await _pull(response, send, recording, tee, watch)
     except Failure as exc:
         await _send_cut(send, recording, failure(exc), rest=tee.rest(), headers=headers)
         return
     await committed(recording, recording.end_streamed())
     await send({"type": "http.response.body", "body": tee.rest(), "more_body": False})
+
+
+async def _push(response: Response, outlet: Outlet, send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
+    """The event loop's own call with a piece of the stream writes it to the caller: no task runs between them."""
+    feed, write = tee.feed, outlet.write
+
+    def sink(data: bytes) -> bool:
+        out = feed(data)
+        keeps_up = write(out) if out else True
+        return keeps_up and (not tee.has_ended or recording.saved is not None)
+
+    while not await response.pump(sink):
+        if tee.has_ended and recording.saved is None:
+            await _send_end(send, recording, tee, watch)
+        await outlet.drain()
+
+
+async def _pull(response: Response, send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
+    """The way of every server and client: a piece is read, and then sent."""
+    while data := await response.read():
+        out = tee.feed(data)
+        if out and not watch.has_left:
+            await send({"type": "http.response.body", "body": out, "more_body": True})
+        if tee.has_ended and recording.saved is None:
+            await _send_end(send, recording, tee, watch)
 
 
 async def _send_end(send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
@@ -294,34 +335,58 @@ async def _send_end(send: Send, recording: Recording, tee: Tee, watch: Watch) ->
         await send({"type": "http.response.body", "body": held, "more_body": True})
 
 
-async def send_whole(response: Response, send: Send, recording: Recording, *, headers: Headers) -> None:
+async def send_whole(
+    response: Response, send: Send, recording: Recording, *, headers: Headers, outlet: Outlet | None
+) -> None:
     """Relay a reply that is not a stream: its body is the end, and goes out when it is on disk.
 
     Raises UpstreamError where upstream dies within it: nothing has gone out yet.
     """
+    body = response.read_whole_nowait()
+    if body is None:
+        body = await _read_whole(response)
+    recording.take_whole(body)
+    await committed(recording, recording.end_whole())
+    await _send_at_once(response, send, body, headers=headers, outlet=outlet)
+
+
+async def _read_whole(response: Response) -> bytes:
     pieces = []
     try:
         while data := await response.read():
             pieces.append(data)
     except Failure as exc:
         raise failure(exc) from exc
-    body = b"".join(pieces)
-    recording.take_whole(body)
-    await committed(recording, recording.end_whole())
-    await _start(send, response, headers)
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    return b"".join(pieces)
 
 
-async def send_unrecorded(response: Response, send: Send, *, headers: Headers) -> None:
+async def send_unrecorded(response: Response, send: Send, *, headers: Headers, outlet: Outlet | None) -> None:
     """Relay any reply as it comes. Where upstream dies, the caller's connection ends as abruptly."""
+    body = response.read_whole_nowait()
+    if body is not None:
+        await _send_at_once(response, send, body, headers=headers, outlet=outlet)
+        return
     await _start(send, response, headers)
     try:
-        while data := await response.read():
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+        if outlet is not None and outlet.is_open:
+            while not await response.pump(outlet.write):
+                await outlet.drain()
+        else:
+            while data := await response.read():
+                await send({"type": "http.response.body", "body": data, "more_body": True})
     except Failure as exc:
         logger.warning("a reply was cut: %s", failure(exc))
         return
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _send_at_once(
+    response: Response, send: Send, body: bytes, *, headers: Headers, outlet: Outlet | None
+) -> None:
+    if outlet is not None and outlet.answer(send, response.status, headers, body):
+        return
+    await _start(send, response, headers)
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 async def _start(send: Send, response: Response, headers: Headers) -> None:

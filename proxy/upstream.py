@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from proxy.connection import Timeouts
+from proxy.connection import Sink, Timeouts
 from proxy.errors import UpstreamError
 from proxy.headers import Headers
 from proxy.settings import Settings
@@ -30,6 +30,15 @@ class Response(Protocol):
 
     async def read(self) -> bytes:
         """The next piece of the body, b"" at its end. Raises Failure."""
+
+    def read_whole_nowait(self) -> bytes | None:
+        """The body, for who has read none of it; None where it has not come to its end."""
+
+    async def pump(self, sink: Sink) -> bool:
+        """Give the body to the sink, each piece as it comes, until the end (True) or until the sink says to stop.
+
+        Raises Failure, and what the sink raises.
+        """
 
     def close(self) -> None:
         """Leave; upstream notices where the body has not ended."""
@@ -144,6 +153,15 @@ class _HTTPXResponse:
                 return piece
         await self._stream.aclose()
         return b""
+
+    def read_whole_nowait(self) -> None:
+        """It is not known before it has been read."""
+
+    async def pump(self, sink: Sink) -> bool:
+        while data := await self.read():
+            if not sink(data):
+                return False
+        return True
 
     def close(self) -> None:
         _closing.add(task := asyncio.ensure_future(self._stream.aclose()))

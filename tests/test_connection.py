@@ -11,7 +11,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.connection import HEADER_LIMIT, UNREAD_LIMIT_BYTES, request_head
+from proxy.connection import HEADER_LIMIT, UNREAD_LIMIT_BYTES, Response, Sink, request_head
 from proxy.transport import Timeouts
 from tests.raw_upstream import (
     HOST,
@@ -407,6 +407,131 @@ async def test_closing_wakes_the_reader() -> None:
         response.close()
         with pytest.raises(httpx.ReadError):
             await reading
+
+
+# Pumping
+
+
+def into(pieces: list[bytes], *, goes_on: bool = True) -> Sink:
+    def sink(data: bytes) -> bool:
+        pieces.append(data)
+        return goes_on
+
+    return sink
+
+
+async def pump_all(response: Response) -> bytes:
+    pieces: list[bytes] = []
+    assert await response.pump(into(pieces))
+    return b"".join(pieces)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+async def test_body_split_at_every_byte_is_pumped_whole(name: str) -> None:
+    answer, body = WHOLE[name]
+    for split in range(1, len(answer)):
+        async with pooling(answering(answer, split=split)) as (pool, upstream):
+            for _ in range(2):
+                assert await pump_all(await get(pool)) == body, split
+            assert upstream.connections == 1
+
+
+async def test_pumped_body_that_ends_with_its_connection_is_whole() -> None:
+    async with pooling(answering(OK + b"\r\nabc", split=len(OK) + 2, then_close=True)) as (pool, _):
+        assert await pump_all(await get(pool)) == b"abc"
+
+
+async def test_sink_that_says_stop_gets_nothing_before_it_is_pumped_again() -> None:
+    size, sent, taken = 8 * 1024 * 1024, 0, 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await receive(reader)
+        writer.write(OK + b"Content-Length: %d\r\n\r\n" % size)
+        while sent < size:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+            sent += 65536
+
+    def sink(data: bytes) -> bool:
+        nonlocal taken
+        taken += len(data)
+        return taken > size // 2
+
+    async with pooling(script) as (pool, _):
+        response = await get(pool)
+        assert not await response.pump(sink)
+        before, taken_before = -1, taken
+        while before != sent:
+            before = sent
+            await asyncio.sleep(0.05)
+        assert taken == taken_before
+        assert sent < size
+        assert sum(map(len, response._pieces)) <= UNREAD_LIMIT_BYTES + 256 * 1024  # a segment more at most
+        while not await response.pump(sink):
+            pass
+        assert taken == size
+
+
+async def test_sink_that_says_stop_at_the_end_is_told_of_the_end_next() -> None:
+    async with pooling(answering(OK + b"Content-Length: 3\r\n\r\nabc", split=len(OK) + 21)) as (pool, _):
+        response = await get(pool)
+        pieces: list[bytes] = []
+        assert not await response.pump(into(pieces, goes_on=False))
+        assert pieces == [b"abc"]
+        assert await response.pump(into(pieces))
+        assert pool.idle == 1
+
+
+async def test_exception_of_the_sink_reaches_the_pumping_task_and_no_other() -> None:
+    def sink(_: bytes) -> bool:
+        raise KeyError("a bug")
+
+    async with pooling(answering(OK + b"Content-Length: 9\r\n\r\nabc", split=len(OK) + 21)) as (pool, _):
+        response = await get(pool)
+        with pytest.raises(KeyError, match="a bug"):
+            await response.pump(sink)
+        assert pool.connections == 0
+
+
+async def test_pumped_body_cut_short_raises_after_what_came_before() -> None:
+    cut = OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+    for rest in (b"", b"zz\r\n"):
+        async with pooling(answering(cut + rest, split=len(OK), then_close=True)) as (pool, _):
+            response = await get(pool)
+            pieces: list[bytes] = []
+            with pytest.raises(httpx.RemoteProtocolError):
+                await response.pump(into(pieces))
+            assert pieces == [b"abc"]
+            assert pool.connections == 0
+
+
+async def test_cancelled_pump_closes_its_connection() -> None:
+    async with pooling(answering(OK + b"Content-Length: 9\r\n\r\nabc")) as (pool, upstream):
+        pumping = asyncio.create_task(pump_all(await get(pool)))
+        await asyncio.sleep(0.01)
+        pumping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pumping
+        assert pool.connections == 0
+        await eventually(lambda: upstream.open == 0)
+
+
+async def test_silence_ends_a_pump_and_a_slow_body_does_not() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await receive(reader)
+        writer.write(OK + b"Content-Length: 11\r\n\r\n")
+        for _ in range(10):
+            await asyncio.sleep(0.03)
+            writer.write(b"x")
+        await reader.read()
+
+    async with pooling(script, timeouts=Timeouts(read_s=0.2)) as (pool, _):
+        pieces: list[bytes] = []
+        with pytest.raises(httpx.ReadTimeout):
+            await (await get(pool)).pump(into(pieces))
+        assert b"".join(pieces) == b"x" * 10
+        assert pool.connections == 0
 
 
 # Uploads

@@ -35,7 +35,7 @@ LAYERS = (
     ("queries", "upstream", "exchange", "spill", "demo"),
     ("completion", "thread", "message", "transport"),
     ("database", "logs", "metrics", "connection", "body"),
-    ("settings", "headers"),
+    ("settings", "headers", "outlet"),
     ("errors", "sse", "jsontext", "ids"),
 )
 RANK = {module: rank for rank, layer in enumerate(reversed(LAYERS)) for module in layer}

@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from proxy.database import connect
 from proxy.routes import route_table
+from proxy.routes.chat import ChatCompletions
 from proxy.routes.resource import Resource
 from tests.fake_upstream import FakeUpstream, fake_upstream, whole_json
 from tests.serving import running_proxy, settings_for
@@ -151,7 +152,7 @@ ALL_ROWS = (
 def routes_of_table() -> set[tuple[str, str]]:
     """Every method of every route; `*` is whatever the last one relays."""
     found = set()
-    for route in route_table():
+    for route in route_table(ChatCompletions()):
         assert isinstance(route, Route)
         endpoint = route.endpoint
         methods = set(endpoint._handlers) if isinstance(endpoint, Resource) else set(route.methods or {"*"})

@@ -984,6 +984,55 @@ def test_a_slow_caller_slows_upstream_and_still_gets_every_byte(upstream: Script
     assert sum(len(piece) for piece in reply.read_pieces()) == size
 
 
+@pytest.mark.parametrize("body", (STREAMED_WITH_USAGE, STREAMED[:-1] + b',"store":false}'), ids=("recorded", "not"))
+def test_a_slow_caller_of_a_stream_slows_upstream_and_still_gets_every_event(
+    upstream: ScriptedUpstream, wire: Wire, body: bytes
+) -> None:
+    count, event = 256, b": " + b"z" * (1 << 17) + b"\n\n"
+    sent = 0
+
+    def flood(received: Received) -> Iterator[bytes | Step]:
+        nonlocal sent
+        yield SSE_HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+        while sent < count:
+            yield b"%x\r\n%s\r\n" % (len(event), event)
+            sent += 1
+        yield b"0\r\n\r\n"
+
+    upstream.play(flood)
+    wire.send(request(CHAT, body))
+    reply = Reply(wire, b"POST").read_head()
+    assert not wait_until(lambda: sent == count, seconds=1.0)
+    assert b"".join(reply.read_pieces()) == event * count
+    assert reply.ending is Ending.TERMINATED
+
+
+def test_a_caller_who_leaves_while_it_is_slow_ends_the_stream(upstream: ScriptedUpstream, wire: Wire) -> None:
+    event = b": " + b"z" * (1 << 17) + b"\n\n"
+
+    def flood(received: Received) -> Iterator[bytes | Step]:
+        yield SSE_HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+        for _ in range(256):
+            yield b"%x\r\n%s\r\n" % (len(event), event)
+        yield Step.AWAIT_HANGUP
+
+    upstream.play(flood)
+    wire.send(request(CHAT, STREAMED))
+    Reply(wire, b"POST").read_head()
+    received = upstream.await_request()
+    assert not received.hung_up.wait(0.3)
+    wire.reset()
+    assert wait_until(received.hung_up.is_set, seconds=WAIT_SECONDS)
+
+
+def test_pipelined_streams_come_one_after_the_other(upstream: ScriptedUpstream, wire: Wire) -> None:
+    upstream.play(stream_of(PLAIN_EVENTS))
+    wire.send(request(CHAT, STREAMED) * 3)
+    for _ in range(3):
+        reply = Reply(wire, b"POST").read_head().read_body()
+        assert (reply.ending, reply.body) == (Ending.TERMINATED, b"".join(PLAIN_EVENTS))
+
+
 def wait_until(condition: Callable[[], bool], *, seconds: float) -> bool:
     pause = threading.Event()
     for _ in range(round(seconds / 0.05)):

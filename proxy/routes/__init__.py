@@ -3,14 +3,14 @@
 from starlette.routing import BaseRoute, Route
 
 from proxy.routes import api, completions, conversations, export, health, metrics, search, sessions, users
-from proxy.routes.chat import ChatCompletions
+from proxy.routes.chat import PATH, ChatCompletions
 from proxy.routes.relay import Relay
 
 
-def route_table() -> list[BaseRoute]:
-    """Every route, the hottest first; what no other takes is relayed."""
+def route_table(chats: ChatCompletions) -> list[BaseRoute]:
+    """Every route; what no other takes is relayed. Chats get here only by another method."""
     return [
-        Route("/v1/chat/completions", ChatCompletions(), methods=["POST"]),
+        Route(PATH, chats, methods=["POST"]),
         *health.routes,
         *metrics.routes,
         *search.routes,

@@ -12,11 +12,12 @@ from starlette.types import Receive, Scope, Send
 from proxy import archive, body, headers, thread
 from proxy.attribution import session_of, user_header, user_of
 from proxy.auth import ANYONE, Caller
-from proxy.errors import APIError, UnavailableError
+from proxy.errors import APIError, UnavailableError, json_response
 from proxy.exchange import Exchange, SessionRef, Status
 from proxy.headers import Headers
 from proxy.ids import timestamp, uuid7
 from proxy.message import title_of
+from proxy.outlet import Outlet, outlet_of
 from proxy.routes.relay import open_unrecorded, target_of, upstream_headers
 from proxy.services import Services
 from proxy.tee import (
@@ -34,6 +35,8 @@ from proxy.tee import (
 from proxy.upstream import Response
 
 logger = logging.getLogger(__name__)
+
+PATH = "/v1/chat/completions"
 
 # The headers wait for the claim of a new session; while the database is locked they do not wait longer.
 _CLAIM_SECONDS = 0.3
@@ -58,19 +61,24 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Relay the chat, and record it however it ends."""
+        try:
+            await self._relay(scope, receive, send)
+        except DepartedError:
+            pass
+        except APIError as exc:
+            await json_response(exc.as_json(), status=exc.status, headers=exc.headers)(scope, receive, send)
+
+    async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
         services: Services = scope["state"]["services"]
         asked_at = timestamp()
-        try:
-            raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
-        except DepartedError:
-            return
+        raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
         chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"")
         request = body.parse(raw)
         exchange = None if request is None else _exchange(services, scope, chat, request, asked_at)
         if exchange is None:
             await open_unrecorded(services, scope, receive, send, body=chat.body)
         else:
-            await _Recorded(services, chat, exchange, self._orphans).run(receive, send)
+            await _Recorded(services, chat, exchange, self._orphans, outlet_of(scope)).run(receive, send)
 
 
 def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, Any], asked_at: str) -> Exchange | None:
@@ -113,11 +121,14 @@ def user_for(caller: Caller, given: Headers, request: dict[str, Any]) -> str:
 class _Recorded:
     """One chat that is recorded, from its request to its end."""
 
-    def __init__(self, services: Services, chat: Chat, exchange: Exchange, orphans: Orphans) -> None:
+    def __init__(
+        self, services: Services, chat: Chat, exchange: Exchange, orphans: Orphans, outlet: Outlet | None
+    ) -> None:
         self._services = services
         orphans.limit = services.settings.orphan_limit
         self._orphans = orphans if services.settings.on_disconnect == "finish" else None
         self._chat = chat
+        self._outlet = outlet
         self._exchange = exchange
         self._recording = Recording(services.recorder, exchange, size=len(chat.body))
         self._search: asyncio.Task[None] | None = None
@@ -162,9 +173,17 @@ class _Recorded:
         out.append((b"x-session-id", session.session_id.encode()))
         out.append((b"x-session-source", session.source.encode()))
         if is_stream:
-            await send_streamed(response, send, self._recording, headers=out, hides_usage=chat.hides_usage, watch=watch)
+            await send_streamed(
+                response,
+                send,
+                self._recording,
+                headers=out,
+                hides_usage=chat.hides_usage,
+                watch=watch,
+                outlet=self._outlet,
+            )
         else:
-            await send_whole(response, send, self._recording, headers=out)
+            await send_whole(response, send, self._recording, headers=out, outlet=self._outlet)
 
     def _begin_search(self) -> None:
         exchange = self._exchange

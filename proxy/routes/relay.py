@@ -10,6 +10,7 @@ from proxy.auth import ANYONE, Caller
 from proxy.errors import NotFoundError
 from proxy.headers import Headers
 from proxy.ids import uuid7
+from proxy.outlet import outlet_of
 from proxy.services import Services
 from proxy.tee import DepartedError, Watch, send_unrecorded, stream_body
 from proxy.upstream import Body
@@ -67,7 +68,7 @@ async def open_unrecorded(
             out = headers.to_caller(response.headers, drops_length=response.status == 304)
             if headers.value_of(out, b"x-request-id") is None:
                 out.append((b"x-request-id", headers.value_of(sent, b"x-request-id") or b""))
-            await send_unrecorded(response, send, headers=out)
+            await send_unrecorded(response, send, headers=out, outlet=outlet_of(scope))
         finally:
             response.close()
     except asyncio.CancelledError:

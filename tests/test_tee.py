@@ -1,0 +1,136 @@
+"""A stream through the tee: what goes out, and what is recorded, however the bytes come."""
+
+import random
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.completion import Completion
+from proxy.database import Database
+from proxy.exchange import Exchange, SessionRef
+from proxy.recorder import Recorder
+from proxy.sse import Decoder
+from proxy.tee import Recording, Tee
+from tests.serving import settings_for
+
+STREAMS = sorted((Path(__file__).parent / "streams").glob("*.sse"))
+HEAD = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":'
+TAIL = b'},"finish_reason":null}]}\n\n'
+# After an ordinary event, each of these looks like another one to a hasty reader.
+LOOKALIKES = {
+    "another text": b'"b"',
+    "an escaped quote": b'"b\\"},\\n\\n\\ud83d\\ude00"',
+    "no text": b"",
+    "half a text": b'"',
+    "null": b"null",
+    "blank space before": b' "b"',
+    "blank space after": b'"b" ',
+    "the end of an event before": b'\n\n"b"',
+    "the end of an event after": b'"b"\n\n',
+    "a line end before": b'\n"b"',
+    "a bare CR": b'\r"b"',
+    "a line end inside": b'"b\nc"',
+    "another member": b'"b","refusal":"c"',
+    "a broken string": b'"b"c"',
+    "bytes that are not UTF-8": b'"\xff"',
+    "another event inside": b'"b"' + TAIL + HEAD + b'"c"',
+    "a comment inside": b'"b"' + TAIL + b": c\n\n" + HEAD + b'"c"',
+    "an end inside": b'"b"' + TAIL + b"data: [DONE]\n\n" + HEAD + b'"c"',
+}
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Recording:
+    return new_recording(tmp_path)
+
+
+def new_recording(folder: Path, **changes: Any) -> Recording:
+    settings = settings_for(folder, **changes)
+    exchange = Exchange(
+        user_id="u",
+        session=SessionRef("s", "new"),
+        endpoint="/v1/chat/completions",
+        request_id="r",
+        request={"messages": []},
+    )
+    return Recording(Recorder(Database(settings.database_path), settings), exchange, size=0)
+
+
+def expected(stream: bytes) -> Completion:
+    completion = Completion()
+    for event in Decoder().feed(stream):
+        if event.data and not completion.terminated:
+            completion.feed(event.data)
+    return completion
+
+
+def assert_recorded(recording: Recording, stream: bytes) -> None:
+    reply = expected(stream)
+    assert recording.reply.to_json_dict() == reply.to_json_dict()
+    assert (recording.reply.malformed, recording.reply.terminated) == (reply.malformed, reply.terminated)
+
+
+def boundaries(stream: bytes) -> list[int]:
+    return list(accumulate(len(event.raw) for event in Decoder().feed(stream)))
+
+
+def pieces_of(stream: bytes, cuts: set[int]) -> list[bytes]:
+    return [stream[start:end] for start, end in pairwise(sorted({0, *cuts, len(stream)}))]
+
+
+@pytest.mark.parametrize("path", STREAMS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("durability", ("strict", "relaxed"))
+def test_recorded_stream_passes_unchanged_in_any_pieces(tmp_path: Path, path: Path, durability: str) -> None:
+    stream, dice = path.read_bytes(), random.Random(11)
+    ends = boundaries(stream)
+    for extra in (set[int](), *({dice.randrange(1, len(stream)) for _ in range(3)} for _ in range(20))):
+        recording = new_recording(tmp_path, durability=durability)
+        tee = Tee(recording, hides_usage=False)
+        pieces = pieces_of(stream, {*ends, *extra} - set(dice.sample(ends, len(ends) // 4) if extra else ()))
+        out = b"".join(map(tee.feed, pieces)) + tee.rest()
+        assert out == stream
+        kept = b"".join(recording.live.pending)
+        assert kept == stream or (tee.has_ended and stream.startswith(kept) and b"[DONE]" in kept)
+        assert_recorded(recording, stream)
+
+
+@pytest.mark.parametrize("middle", LOOKALIKES.values(), ids=LOOKALIKES)
+@pytest.mark.parametrize("hides_usage", (False, True))
+def test_event_like_the_last_one_is_that_only_where_it_is(
+    recording: Recording, middle: bytes, hides_usage: bool
+) -> None:
+    first, odd = HEAD + b'"a"' + TAIL, HEAD + middle + TAIL
+    tee = Tee(recording, hides_usage=hides_usage)
+    out = [tee.feed(piece) for piece in (first, first, odd, first, odd[:-1], odd[-1:], first)]
+    stream = first + first + odd + first + odd + first
+    assert b"".join(out) + tee.rest() == stream
+    assert_recorded(recording, stream)
+
+
+def test_event_of_several_lines_is_not_taken_for_one(recording: Recording) -> None:
+    several = b'data: {"choices":[{"index":0,\ndata: "delta":{"content":"a"}}]}\n\n'
+    one = several.replace(b"\ndata: ", b"\n")
+    tee = Tee(recording, hides_usage=False)
+    assert b"".join(map(tee.feed, (several, several, one, several))) == several * 2 + one + several
+    assert_recorded(recording, several * 2 + one + several)
+
+
+def test_rest_of_an_event_is_not_taken_for_one(recording: Recording) -> None:
+    event = HEAD + b'"a"' + TAIL
+    tee = Tee(recording, hides_usage=False)
+    stream = event + event + b"x" + event + event
+    assert b"".join(map(tee.feed, (event, event, b"x", event, event))) == stream
+    assert_recorded(recording, stream)
+
+
+def test_first_token_is_noticed_in_a_stream_of_likes(recording: Recording) -> None:
+    empty, event = HEAD + b'""' + TAIL, HEAD + b'"a"' + TAIL
+    tee = Tee(recording, hides_usage=False)
+    seen = []
+    for piece in (empty, empty, event, event):
+        tee.feed(piece)
+        seen.append(recording.has_token)
+    assert seen == [False, False, True, True]
+    assert_recorded(recording, empty * 2 + event * 2)
