@@ -140,7 +140,9 @@ class LimitedH11Protocol(H11Protocol):
         if self.transport.is_closing():
             return
         cycle = self.cycle
-        if cycle is None or cycle.response_complete or not cycle.response_started:
+        # A request that has its answer, and whose body is broken after that, gets no other one.
+        is_next = cycle is None or (cycle.response_complete and not cycle.more_body)
+        if is_next or not cycle.response_started:
             self.transport.write(refusal(error))
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True

@@ -216,7 +216,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if working is not None and is_of_working:
             working.disconnected = True
             working.message_event.set()
-        if working is None or working.response_complete or is_of_working:
+        # A request that has its answer, and whose body is broken after that, gets no other one.
+        is_next = working is None or (working.response_complete and not working.more_body)
+        if is_next or is_of_working:
             self.transport.write(refusal(error))
         self.transport.close()
         self._taking.begin_if_closing()

@@ -482,6 +482,21 @@ async def test_a_broken_body_under_a_reply_ends_that_reply(target: Target) -> No
     await target.is_well()
 
 
+@pytest.mark.parametrize("starts", (bytes, as_upgrade))
+async def test_a_body_that_breaks_after_its_answer_gets_no_other_answer(
+    target: Target, starts: Callable[[bytes], bytes]
+) -> None:
+    reader, writer = await asyncio.open_connection(*target.address)
+    writer.write(starts(post(TE, body=b"2\r\n{}\r\n")))
+    async with asyncio.timeout(20):
+        answer = await reader.readuntil(b"}}")
+        writer.write(b"zz\r\n")
+        answer += await read_all(reader)
+    writer.transport.abort()
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b" 401 ") == 1
+    await target.is_well()
+
+
 async def test_an_upgrade_nobody_takes_is_not_worth_a_line_in_the_log(target: Target) -> None:
     keyed = b"Host: x\r\nAuthorization: Bearer " + target.ann
     answer = await target.send(as_upgrade(b"GET /v1/models HTTP/1.1\r\n" + keyed + b"\r\n\r\n"))
