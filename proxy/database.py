@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiosqlite
 
@@ -27,6 +27,13 @@ class Connection(aiosqlite.Connection):
 
     A hop between threads costs more than most queries, so a transaction or a page of rows is one hop.
     """
+
+    stopped: asyncio.Future[Any] | None = None
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        """Ask the thread to end; `stopped` is done when it has nothing more to tell the event loop."""
+        self.stopped = super().stop()
+        return self.stopped
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What `work` returns or raises, run in the connection's thread after what was asked before."""
@@ -91,7 +98,12 @@ class Database:
 
     async def _connect(self) -> Connection:
         connection = Connection(lambda: connect(self.path), 64)
-        await connection
+        try:
+            await connection
+        except BaseException:
+            if connection.stopped is not None:  # the event loop may end after this: not before the thread has
+                await connection.stopped
+            raise
         self._opened.append(connection)
         return connection
 
@@ -124,6 +136,11 @@ def prepare(connection: sqlite3.Connection) -> None:
         raise ConfigurationError(
             f"the database has schema {_user_version(connection)}, this program knows up to {newest_schema()}: "
             "run the newer StellarChat that wrote it"
+        )
+    if 0 < _user_version(connection) < min(migrations):
+        raise ConfigurationError(
+            "the database is of a version before the first release: export it with the StellarChat that wrote it, and "
+            "import that into a new one"
         )
     for number, script in sorted(migrations.items()):
         if _user_version(connection) >= number:

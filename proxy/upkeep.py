@@ -29,8 +29,10 @@ _PASS_SECONDS = 1.0
 _CANDIDATE_SECONDS = 15.0
 _LAST_STEP_SECONDS = 5.0
 _HOUR = 3600.0
-# Up to this many messages a search looks through as they are; they can wait until no chat streams.
+# Up to this many messages a search looks through as they are; they can wait until there is little to do.
 _BACKLOG = 20_000
+# Short chats are seldom seen while they last: so many commits since the last pass are much to do as well.
+_MANY_COMMITS = 50
 _WRITE_SECONDS = 60.0
 # Of the time it works, how long it rests: after a step of the index while chats stream, and after each deletion.
 _REST_BUSY = 4.0
@@ -53,6 +55,7 @@ class Upkeep:
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
         self._loop = asyncio.get_running_loop()
         self._pruned_at = self._cleaned_at = 0.0
+        self._commits = 0  # when the index was last looked at
 
     def start(self) -> None:
         """Begin."""
@@ -105,7 +108,7 @@ class Upkeep:
         while not self._stopping.is_set():
             if not self._settings.search_index:
                 return
-            is_busy = self._recorder.live_count > 0
+            is_busy = self._is_busy()
             if is_busy and index.backlog() <= _BACKLOG:
                 return
             started = time.monotonic()
@@ -113,6 +116,10 @@ class Upkeep:
                 return
             took = time.monotonic() - started
             self._stopping.wait(took * (_REST_BUSY if is_busy else _REST_IDLE))
+
+    def _is_busy(self) -> bool:
+        before, self._commits = self._commits, self._recorder.writer.commits
+        return self._recorder.live_count > 0 or self._commits - before > _MANY_COMMITS
 
     def _back_up(self) -> None:
         every, database = self._settings.backup_every_seconds, self._settings.database_path

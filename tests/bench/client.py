@@ -243,4 +243,6 @@ def _count_events(pieces: list[bytes]) -> int:
 
 if __name__ == "__main__":
     outcome = uvloop.run(Run(Load(**json.loads(sys.argv[1]))).perform())
+    outcome.first_token_ms = [round(each, 3) for each in outcome.first_token_ms]
+    outcome.lag_ms = [round(each, 3) for each in outcome.lag_ms]
     print(json.dumps(dataclasses.asdict(outcome)))

@@ -61,7 +61,7 @@ def main() -> None:
     machine.prepare(cores=2)
     sizes = (options.small, options.messages)
     with tempfile.TemporaryDirectory(prefix="growth-", dir=options.dir) as folder:
-        made = {messages: _make(Path(folder) / f"{messages}.db", messages=messages) for messages in sizes}
+        made = {messages: make(Path(folder) / f"{messages}.db", messages=messages) for messages in sizes}
         # Both are made first: what is compared is measured at the same time of day.
         results = {messages: _at(Path(folder) / f"{messages}.db", made[messages], options) for messages in sizes}
     small, large = results[options.small], results[options.messages]
@@ -74,7 +74,8 @@ def main() -> None:
         print(f"{name:<34} {figures.number(value):>20} {figures.number(large[name]):>20} {ratio:>7.2f}")
 
 
-def _make(path: Path, *, messages: int) -> list[Stored]:
+def make(path: Path, *, messages: int) -> list[Stored]:
+    """A database of so many messages, with its search index."""
     began = time.monotonic()
     stored = fill(path, messages=messages)
     size = path.stat().st_size

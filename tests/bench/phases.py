@@ -223,12 +223,20 @@ def perform(load: Load, *, label: int, each: Callable[[], None] | None = None) -
                 if each is not None:
                     each()
                 continue
-            return Outcome(**json.loads(out)) if out else Outcome(elapsed_s=1.0, errors={"the load client failed": 1})
+            return _reported(out)
         return Outcome(elapsed_s=1.0, errors={"the load client did not come to an end": 1})
     finally:
         accounting.stop(client)
         if client.stdout is not None:
             client.stdout.close()
+
+
+def _reported(out: bytes) -> Outcome:
+    """What the client says. A report that is none costs its phase, and not the run."""
+    try:
+        return Outcome(**json.loads(out))
+    except ValueError:
+        return Outcome(elapsed_s=1.0, errors={f"the load client failed after {len(out)} bytes of its report": 1})
 
 
 def _require_no_errors(outcome: Outcome) -> None:

@@ -1,3 +1,5 @@
+-- The first schema that is released; the one before it had other keys.
+
 -- Who talks. A user is made by the first chat or session that names it.
 CREATE TABLE users (
     user_id              TEXT PRIMARY KEY,

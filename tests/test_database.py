@@ -1,0 +1,129 @@
+"""The database file: what is made of a new one, what is refused, and how migrations fail."""
+
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from proxy import database
+from proxy.database import APPLICATION_ID, Database, connect, newest_schema, prepare
+from proxy.errors import ConfigurationError
+
+
+def version_of(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as connection:
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        return version
+
+
+def tables_of(path: Path) -> set[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+
+
+def opened_twice(path: Path) -> None:
+    for _ in range(2):
+        with closing(connect(path)) as connection:
+            prepare(connection)
+
+
+def test_a_new_file_is_private_and_set_up(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "chat.db"
+    opened_twice(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert version_of(path) == newest_schema()
+    with closing(connect(path)) as connection:
+        asked = ("application_id", "journal_mode", "synchronous", "foreign_keys", "auto_vacuum", "page_size")
+        told = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in asked]
+    assert told == [APPLICATION_ID, "wal", 2, 1, 2, 1024]
+
+
+def test_the_tables_columns_and_indexes_of_the_founding_documents_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    opened_twice(path)
+    wanted = {
+        "users": "user_id username created_at last_active",
+        "sessions": "session_id user_id title created_at updated_at is_active",
+        "messages": "message_id session_id role content model tokens created_at metadata",
+    }
+    indexes = (
+        "users_last_active sessions_user_id sessions_created_at sessions_active messages_session_id "
+        "messages_created_at messages_role messages_session_created"
+    )
+    with closing(sqlite3.connect(path)) as connection:
+        for table, columns in wanted.items():
+            there = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+            assert set(columns.split()) <= there
+        named = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'index'")}
+        assert {f"idx_{name}" for name in indexes.split()} <= named
+        assert connection.execute("SELECT user_id FROM users").fetchall() == [("default_user",)]
+
+
+@pytest.mark.parametrize(
+    ("version", "words"), ((9999, "run the newer StellarChat"), (1, "before the first release: export it"))
+)
+def test_a_schema_that_this_program_does_not_know_is_refused(tmp_path: Path, version: int, words: str) -> None:
+    path = tmp_path / "chat.db"
+    opened_twice(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
+    with closing(connect(path)) as connection, pytest.raises(ConfigurationError, match=words):
+        prepare(connection)
+    assert version_of(path) == version
+
+
+@pytest.mark.parametrize("content", (b"not a database, but long enough to be read as one" * 20, b"SQLite format 3\0"))
+async def test_what_is_no_database_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "chat.db"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError) as raised:
+        await Database(path).open()
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert path.read_bytes() == content
+
+
+def test_the_database_of_another_program_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+        connection.commit()
+    with pytest.raises(ConfigurationError, match="another program"):
+        connect(path)
+    assert tables_of(path) == {"theirs"}
+
+
+def test_a_failed_migration_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "chat.db"
+    opened_twice(path)
+    newest = newest_schema()
+    broken = "CREATE TABLE half (x);\nINSERT INTO users (user_id) VALUES (NULL);\n"
+    migrations = database._migrations()
+    monkeypatch.setattr(database, "_migrations", lambda: migrations | {newest + 1: broken})
+    with closing(connect(path)) as connection, pytest.raises(sqlite3.IntegrityError):
+        prepare(connection)
+    assert version_of(path) == newest
+    assert "half" not in tables_of(path)
+
+
+def test_processes_that_open_a_new_file_at_once_migrate_it_once(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    failures: list[BaseException] = []
+    together = threading.Barrier(4)
+
+    def open_it() -> None:
+        together.wait()
+        try:
+            opened_twice(path)
+        except BaseException as exc:  # noqa: BLE001 - the test looks at it
+            failures.append(exc)
+
+    threads = [threading.Thread(target=open_it) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert version_of(path) == newest_schema()
