@@ -61,7 +61,10 @@ def main() -> None:
     machine.prepare(cores=2)
     sizes = (options.small, options.messages)
     with tempfile.TemporaryDirectory(prefix="growth-", dir=options.dir) as folder:
-        made = {messages: make(Path(folder) / f"{messages}.db", messages=messages) for messages in sizes}
+        made = {
+            messages: make(Path(folder) / f"{messages}.db", messages=messages, search=options.search)
+            for messages in sizes
+        }
         # Both are made first: what is compared is measured at the same time of day.
         results = {messages: _at(Path(folder) / f"{messages}.db", made[messages], options) for messages in sizes}
     small, large = results[options.small], results[options.messages]
@@ -74,14 +77,15 @@ def main() -> None:
         print(f"{name:<34} {figures.number(value):>20} {figures.number(large[name]):>20} {ratio:>7.2f}")
 
 
-def make(path: Path, *, messages: int) -> list[Stored]:
-    """A database of so many messages, with its search index."""
+def make(path: Path, *, messages: int, search: bool = True) -> list[Stored]:
+    """A database of so many messages, with its search index where that is wanted."""
     began = time.monotonic()
     stored = fill(path, messages=messages)
     size = path.stat().st_size
     print(f"filled {messages:,} messages, {size / 1e6:,.0f} MB, {time.monotonic() - began:.0f} s", file=sys.stderr)
-    _index(path)  # or the server would, while it is measured
-    print(f"indexed after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    if search:
+        _index(path)  # or the server would, while it is measured
+        print(f"indexed after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return stored
 
 
@@ -90,14 +94,17 @@ def _at(path: Path, stored: list[Stored], options: argparse.Namespace) -> dict[s
     relay = relays.Relay(
         "strict",
         "StellarChat, strict",
-        lambda place: relays.stellarchat(place, DATABASE_URL=f"sqlite:///{path}"),
+        lambda place: relays.stellarchat(
+            place, DATABASE_URL=f"sqlite:///{path}", STELLARCHAT_SEARCH_INDEX="on" if options.search else "off"
+        ),
     )
     commands = os.environ.get("PATH", "")
     with (
         relays.upstream() as upstream,
         relays.running(relay, upstream_port=upstream.port, commands=commands, work=options.dir, start_s=120) as running,
     ):
-        return dict(_measure(running, stored, seconds=options.seconds))
+        probes = {name: asked for name, asked in _probes(stored).items() if options.search or "search" not in name}
+        return dict(_measure(running, probes, seconds=options.seconds))
 
 
 def _index(path: Path) -> None:
@@ -106,7 +113,7 @@ def _index(path: Path) -> None:
             pass
 
 
-def _measure(running: relays.Running, stored: list[Stored], *, seconds: float) -> Iterator[tuple[str, float]]:
+def _measure(running: relays.Running, probes: dict[str, list[Asked]], *, seconds: float) -> Iterator[tuple[str, float]]:
     assert running.pid is not None
     cpu = accounting.cpu_seconds(running.pid)
     load = Load(port=running.port, stream=False, connections=32, seconds=seconds, deadline_s=seconds + 60)
@@ -115,7 +122,7 @@ def _measure(running: relays.Running, stored: list[Stored], *, seconds: float) -
         raise SystemExit(f"new chats: {outcome.errors}")
     yield "new chats, CPU µs", (accounting.cpu_seconds(running.pid) - cpu) * 1e6 / outcome.finished
     yield "new chats/s, 32 connections", outcome.finished / outcome.elapsed_s
-    for name, asked in _probes(stored).items():
+    for name, asked in probes.items():
         cpu = accounting.cpu_seconds(running.pid)
         try:
             times = _ask(running.port, asked)
@@ -300,6 +307,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.growth", description=__doc__)
     parser.add_argument("--messages", type=int, default=10_000_000)
     parser.add_argument("--small", type=int, default=10_000)
+    parser.add_argument(
+        "--no-search", dest="search", action="store_false", help="without the index, which takes longest"
+    )
     parser.add_argument("--seconds", type=float, default=5, help="how long new chats are recorded")
     parser.add_argument("--dir", type=Path, help="where the databases go: 10 million messages take some 10 GB")
     return parser.parse_args()
