@@ -15,8 +15,8 @@ from proxy.database import connect, prepare, transaction
 from proxy.prune import Pruned
 
 # Chats wait for the lock of a transaction; between two it is theirs.
-_REST = 3.0
-_PAUSE_SECONDS = 0.02
+_REST = 4.0
+_PAUSE_SECONDS = 0.03
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 
