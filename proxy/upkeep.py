@@ -31,7 +31,7 @@ _LAST_STEP_SECONDS = 5.0
 _HOUR = 3600.0
 # Up to this many messages a search looks through as they are; they can wait until there is little to do.
 _BACKLOG = 20_000
-# Short chats are seldom seen while they last: so many commits since the last pass are much to do as well.
+# Short chats are seldom seen while they last: so many commits a second are much to do as well.
 _MANY_COMMITS = 50
 _WRITE_SECONDS = 60.0
 # Of the time it works, how long it rests: after a step of the index while chats stream, and after each deletion.
@@ -55,7 +55,9 @@ class Upkeep:
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
         self._loop = asyncio.get_running_loop()
         self._pruned_at = self._cleaned_at = 0.0
-        self._commits = 0  # when the index was last looked at
+        self._counted_at = 0.0
+        self._commits = 0  # at that moment
+        self._commits_are_many = False
 
     def start(self) -> None:
         """Begin."""
@@ -118,8 +120,13 @@ class Upkeep:
             self._stopping.wait(took * (_REST_BUSY if is_busy else _REST_IDLE))
 
     def _is_busy(self) -> bool:
-        before, self._commits = self._commits, self._recorder.writer.commits
-        return self._recorder.live_count > 0 or self._commits - before > _MANY_COMMITS
+        now = time.monotonic()
+        passed = now - self._counted_at
+        if passed >= _PASS_SECONDS / 2:
+            before, self._commits = self._commits, self._recorder.writer.commits
+            self._commits_are_many = self._commits - before > _MANY_COMMITS * passed
+            self._counted_at = now
+        return self._commits_are_many or self._recorder.live_count > 0
 
     def _back_up(self) -> None:
         every, database = self._settings.backup_every_seconds, self._settings.database_path
