@@ -4,7 +4,7 @@ Nothing here raises on what an upstream sends: what cannot be understood is coun
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,7 @@ class Completion:
         self._whole: JSON | None = None
         self._whole_choices: list[Choice] = []
         self._pattern: _Pattern | None = None
+        self._taken: list[bytes] = []
         self._lessons_left = _LESSONS_MAX
 
     @classmethod
@@ -65,6 +66,7 @@ class Completion:
 
     def feed(self, data: bytes) -> None:
         """Fold one event's data. What cannot be understood is counted, never raised."""
+        self._settle()
         pattern = self._pattern
         if pattern is not None and (piece := pattern.piece_of(data)) is not None:
             pattern.pieces.append(piece)
@@ -85,11 +87,18 @@ class Completion:
         if self._lessons_left and self.malformed == malformed_before and self.error is None:
             self._learn(data, chunk)
 
-    def feed_alike(self, raw: bytes) -> bool:
-        """Fold `raw` if it is one event, whole, of one line, and like the last in all but its text. If not, it is left
-        to be cut into events, and fed."""
-        pattern = self._pattern
-        return pattern is not None and pattern.take_event(raw)
+    @property
+    def take_alike(self) -> Callable[[bytes], bool] | None:
+        """What takes an event as it came if it is whole, of one line, and like the last one in all but its text; if
+        not, it has to be fed. None where the last one was not ordinary. Good until the next `feed`.
+        """
+        return None if self._pattern is None else self._pattern.take_event
+
+    def taken(self) -> bytes:
+        """The events that `take_alike` has taken since the last call: a stream of as few events as mean the same."""
+        self._settle()
+        taken, self._taken = b"".join(self._taken), []
+        return taken
 
     @property
     def id(self) -> str | None:
@@ -114,6 +123,7 @@ class Completion:
 
     @property
     def choices(self) -> list[Choice]:
+        self._settle()
         folded = [fold.choice(index) for index, fold in self._folds.items()]
         return sorted(self._whole_choices + folded, key=lambda choice: choice.index)
 
@@ -139,6 +149,22 @@ class Completion:
             for choice in self.choices
         ]
         return self.envelope | {"choices": choices, "usage": self.usage}
+
+    def _settle(self) -> None:
+        """Fold the events that `take_alike` has taken."""
+        pattern = self._pattern
+        if pattern is None or not pattern.texts:
+            return
+        texts, pattern.texts[:] = pattern.texts[:], ()
+        pieces = _strings(texts)
+        if pieces is not None:
+            pattern.pieces += pieces
+            self._taken.append(pattern.event(orjson.dumps("".join(pieces))))
+            return
+        for text in texts:
+            event = pattern.event(text)
+            self._taken.append(event)
+            self.feed(event[len(b"data: ") : -len(b"\n\n")])
 
     def _parsed(self, data: bytes) -> JSON | None:
         try:
@@ -291,11 +317,12 @@ class _Pattern:
     it means what the last one meant, but for that string; so nothing else needs to be parsed or folded.
     """
 
-    __slots__ = ("_after", "_before", "_event_after", "_event_before", "_start", "_stop", "key", "pieces")
+    __slots__ = ("_after", "_before", "_event_after", "_event_before", "_start", "_stop", "key", "pieces", "texts")
 
     def __init__(self, key: str, before: bytes, after: bytes) -> None:
         self.key = key
         self.pieces: list[str] = []
+        self.texts: list[bytes] = []  # JSON strings, not looked into yet, that come after the pieces
         self._before, self._after = before, after
         self._start, self._stop = len(before), -len(after)
         # With the quotes of the text: what is between them is then one string, and no line end can be in it.
@@ -341,17 +368,27 @@ class _Pattern:
         return piece if type(piece) is str else None
 
     def take_event(self, raw: bytes) -> bool:
-        """The same for an event as it came; its text is taken."""
-        if not (raw.startswith(self._event_before) and raw.endswith(self._event_after)):
-            return False
-        text = raw[self._start + 6 : self._stop - 2]
-        if _LF in text:  # several events: said here, an exception of orjson's costs more
-            return False
-        try:
-            self.pieces.append(orjson.loads(text))
-        except orjson.JSONDecodeError:
-            return False
-        return True
+        """Take the text of an event as it came, if it differs in nothing else."""
+        if raw.startswith(self._event_before) and raw.endswith(self._event_after):
+            text = raw[self._start + 6 : self._stop - 2]
+            if _LF not in text:  # else it is several events
+                self.texts.append(text)
+                return True
+        return False
+
+    def event(self, text: bytes) -> bytes:
+        """An event with another text, a JSON string."""
+        return self._event_before[:-1] + text + self._event_after[1:]
+
+
+def _strings(texts: list[bytes]) -> list[str] | None:
+    """The values of JSON strings that are each in one line; None if one of them is no such thing."""
+    try:
+        # No string goes on over a line end: each line has its own, and one that has two is one too many.
+        values: list[str] = orjson.loads(b"[" + b",\n".join(texts) + b"]")
+    except orjson.JSONDecodeError:
+        return None
+    return values if len(values) == len(texts) else None
 
 
 def is_terminator(data: bytes) -> bool:

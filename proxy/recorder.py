@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy import archive, journal
+from proxy.completion import Completion
 from proxy.database import Database
 from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.ids import uuid7
@@ -32,15 +33,17 @@ _TURNS = 5
 class Live:
     """An exchange between its request and its end. `feed` takes the reply's bytes and never waits or raises."""
 
-    __slots__ = ("exchange", "is_begun", "is_placed", "opened_at", "pending", "sequence", "size", "turn")
+    __slots__ = ("_pending", "_reply", "exchange", "is_begun", "is_placed", "opened_at", "sequence", "size", "turn")
 
-    def __init__(self, exchange: Exchange, *, size: int, turn: int = 0) -> None:
+    def __init__(self, exchange: Exchange, reply: Completion, *, size: int, turn: int = 0) -> None:
+        """`reply` is what the stream is folded to: it may have taken events that were not fed here."""
         self.exchange = exchange
+        self._reply = reply
         self.turn = turn  # of the recorder's, in which it is written down
         self.opened_at = time.monotonic()
         self.is_placed = False  # its session is known
         self.is_begun = False  # its request is stored, or on the way
-        self.pending: list[bytes] = []  # streamed, and not written down yet
+        self._pending: list[bytes] = []  # streamed, and not written down yet
         self.sequence = 0
         self.size = size  # bytes of the request, and of the reply so far
 
@@ -51,7 +54,25 @@ class Live:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of a streamed reply."""
-        self.pending.append(data)
+        self._take()
+        self._pending.append(data)
+
+    def unwritten(self) -> bytes:
+        """What has been streamed and is not written down yet: a stream that means the same."""
+        self._take()
+        if len(self._pending) > 1:
+            self._pending = [b"".join(self._pending)]
+        return self._pending[0] if self._pending else b""
+
+    def has_written(self, data: bytes) -> None:
+        """All that was unwritten is on its way."""
+        self._pending.clear()
+        self.sequence += 1
+        self.size += len(data)
+
+    def _take(self) -> None:
+        if taken := self._reply.taken():
+            self._pending.append(taken)
 
 
 class Recorder:
@@ -100,9 +121,9 @@ class Recorder:
         await self.writer.start()
         self._ticking = asyncio.create_task(self._tick(), name="recorder")
 
-    def open(self, exchange: Exchange, *, size: int) -> Live:
+    def open(self, exchange: Exchange, reply: Completion, *, size: int) -> Live:
         """Begin to record. Nothing is written before the session is known and some time has passed."""
-        live = Live(exchange, size=size, turn=next(self._turns))
+        live = Live(exchange, reply, size=size, turn=next(self._turns))
         self._live[live.turn].add(live)
         self._is_empty.clear()
         return live
@@ -123,7 +144,7 @@ class Recorder:
             return self.writer.submit(
                 work,
                 spilled=lambda: journal.finish_line(exchange, outcome, is_begun=is_begun),
-                size=live.size + sum(map(len, live.pending)),
+                size=live.size + len(live.unwritten()),
             )
         except QueueFullError:
             self.lost += 1
@@ -159,7 +180,7 @@ class Recorder:
             if live.is_placed and live.opened_at <= youngest:
                 if not live.is_begun and self.writer.has_room(live.size):
                     self._begin(live)
-                if live.is_begun and live.pending:
+                if live.is_begun:
                     self._append(live)
 
     def _begin(self, live: Live) -> None:
@@ -172,9 +193,8 @@ class Recorder:
         live.is_begun = True
 
     def _append(self, live: Live) -> None:
-        data = b"".join(live.pending)
-        if not self.writer.has_room(len(data)):
-            live.pending = [data]
+        data = live.unwritten()
+        if not data or not self.writer.has_room(len(data)):
             return
         exchange_id, sequence = live.exchange.exchange_id, live.sequence
         self.writer.submit(
@@ -182,9 +202,7 @@ class Recorder:
             spilled=lambda: journal.fragment_line(exchange_id=exchange_id, sequence=sequence, data=data),
             size=len(data),
         )
-        live.pending = []
-        live.sequence += 1
-        live.size += len(data)
+        live.has_written(data)
 
     async def _recover_later(self, exc: BaseException) -> None:
         """Recover when the database can be written; chats do not wait for it."""

@@ -7,7 +7,7 @@ until the exchange is on disk.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import orjson
@@ -141,8 +141,8 @@ class Recording:
         self._started = time.monotonic()
         self._first_token: float | None = None
         self._has_ended = False
-        self.live = recorder.open(exchange, size=size)
         self.reply = Completion()
+        self.live = recorder.open(exchange, self.reply, size=size)
         self.http_status: int | None = None
         self._answered: float | None = None
         self._head: float | None = None
@@ -220,7 +220,7 @@ class Recording:
 class Tee:
     """A stream's bytes: what goes out now, and what is held until its end is on disk."""
 
-    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds", "_is_plain", "_recording", "has_ended")
+    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds", "_recording", "has_ended", "take_alike")
 
     def __init__(self, recording: Recording, *, hides_usage: bool) -> None:
         self.has_ended = False  # `[DONE]` has come: nothing is recorded after it
@@ -230,13 +230,14 @@ class Tee:
         self._holds = recording.is_strict
         self._held = bytearray()
         self._gave_up = False
-        self._is_plain = False  # between two events, past the first token and before the end
+        # Takes a piece that is an ordinary event, which then goes out as it is. None but between two events, past the
+        # first token and before the end.
+        self.take_alike: Callable[[bytes], bool] | None = None
 
     def feed(self, data: bytes) -> bytes:
         """Record a piece of the stream; the bytes of its whole events that the caller gets at once."""
         recording = self._recording
-        if self._is_plain and recording.reply.feed_alike(data):
-            recording.live.feed(data)
+        if self.take_alike is not None and self.take_alike(data):
             return data
         if self._gave_up:
             return data
@@ -257,7 +258,8 @@ class Tee:
                 out.append(event.raw)
         if self._decoder.pending > _EVENT_BYTES or len(self._held) > _EVENT_BYTES:
             out.append(self._give_up())
-        self._is_plain = not self._decoder.pending and not self.has_ended and recording.has_token
+        is_plain = not self._decoder.pending and not self.has_ended and recording.has_token
+        self.take_alike = recording.reply.take_alike if is_plain else None
         return out[0] if len(out) == 1 else b"".join(out)
 
     def release(self) -> bytes:
@@ -307,6 +309,8 @@ async def _push(response: Response, outlet: Outlet, send: Send, recording: Recor
     feed, write = tee.feed, outlet.write
 
     def sink(data: bytes) -> bool:
+        if tee.take_alike is not None and tee.take_alike(data):
+            return write(data)
         out = feed(data)
         keeps_up = write(out) if out else True
         return keeps_up and (not tee.has_ended or recording.saved is not None)

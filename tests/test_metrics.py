@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import metrics
 from proxy.app import open_services
+from proxy.completion import Completion
 from proxy.demo import MODEL
 from proxy.metrics import MODELS_MAX, Metrics
 from proxy.observer import Observer
@@ -132,7 +133,7 @@ async def test_a_chat_that_ends_after_the_last_measurement_is_still_saved(tmp_pa
     async with open_services(settings) as services:
         observer = Observer(settings, services.recorder)
         observer.start()
-        live = services.recorder.open(exchange([user("hi")]), size=2)
+        live = services.recorder.open(exchange([user("hi")]), Completion(), size=2)
         await observer.close()
         saved = services.recorder.finish(live, outcome(choice("yes")))
         assert saved is not None

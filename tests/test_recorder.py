@@ -133,7 +133,7 @@ def exchange_of(text: str) -> Exchange:
 
 
 def open_live(recorder: Recorder, text: str = "hi") -> Live:
-    live = recorder.open(exchange_of(text), size=10)
+    live = recorder.open(exchange_of(text), Completion(), size=10)
     live.is_placed = True
     return live
 
@@ -211,7 +211,7 @@ async def test_a_full_queue_leaves_no_gap_in_what_is_written_down(tmp_path: Path
             for live in lives:
                 live.feed(piece)
             await asyncio.sleep(0.06)
-        await eventually(lambda: not any(live.pending for live in lives))
+        await eventually(lambda: not any(live.unwritten() for live in lives))
         await eventually(lambda: not recorder.writer.waiting)
         for live in lives:
             fragments = rows(
@@ -229,7 +229,7 @@ async def test_a_full_queue_leaves_no_gap_in_what_is_written_down(tmp_path: Path
 async def test_an_exchange_whose_beginning_found_no_room_is_stored_at_its_end(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, flush_interval_seconds=0.05, queue_limit_bytes=100)
     async with recording(settings) as recorder:
-        live = recorder.open(exchange_of("hi"), size=200)
+        live = recorder.open(exchange_of("hi"), Completion(), size=200)
         live.is_placed = True
         live.opened_at -= 10
         recorder._write_down([live])
