@@ -76,6 +76,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unwanted_bytes = 0
         self._refusal: APIError | None = None
         self._working: RequestResponseCycle | None = None
+        self._outlet: Outlet | None = None
         self._extensions: dict[str, Any] = {EXTENSION: self._outlet_of}
         self._head_timer: asyncio.TimerHandle | None = None
         self._body_timer: asyncio.TimerHandle | None = None
@@ -91,10 +92,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self.stop_timers()
         self._extensions = {}
         working = self._working
-        if working is not None and working is not self.cycle and not working.response_complete:
+        is_awaited = working is not None and not working.response_complete
+        if working is not None and working is not self.cycle and is_awaited:
             working.disconnected = True
             working.message_event.set()
         super().connection_lost(exc)
+        if is_awaited:
+            self._tell_outlet()
         self._unset_keepalive_if_required()
 
     def stop_timers(self) -> None:
@@ -164,6 +168,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The reply is written; what it answered may not have come to its end."""
+        self._outlet = None
         super().on_response_complete()
         if self.transport.is_closing():
             self._taking.begin_if_closing()
@@ -201,7 +206,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _outlet_of(self, scope: Scope) -> Outlet | None:
         working = self._working
-        return Outlet(working) if working is not None and working.scope is scope else None
+        if working is None or working.scope is not scope:
+            return None
+        if self._outlet is None or not self._outlet.is_of(working):
+            self._outlet = Outlet(working)
+        return self._outlet
+
+    def _tell_outlet(self) -> None:
+        if self._outlet is not None and self._working is not None and self._outlet.is_of(self._working):
+            self._outlet.caller_has_left()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._working = cycle
@@ -216,6 +229,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if working is not None and is_of_working:
             working.disconnected = True
             working.message_event.set()
+            self._tell_outlet()
         # A request that has its answer, and whose body is broken after that, gets no other one.
         is_next = working is None or (working.response_complete and not working.more_body)
         if is_next or is_of_working:

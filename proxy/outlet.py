@@ -5,6 +5,7 @@ one, each with a system call. What can be written without it is; every other fra
 """
 
 import re
+from collections.abc import Callable
 
 from starlette.types import Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -21,12 +22,35 @@ _FOR_SEND = frozenset({b"connection", b"transfer-encoding"})
 class Outlet:
     """Where the reply to one request goes."""
 
-    __slots__ = ("_cycle", "_flow", "_transport")
+    __slots__ = ("_cycle", "_flow", "_on_left", "_transport")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
         self._flow = cycle.flow
         self._transport = cycle.transport
+        self._on_left: Callable[[], None] | None = None
+
+    def is_of(self, cycle: RequestResponseCycle) -> bool:
+        """Whether it is for this request."""
+        return self._cycle is cycle
+
+    def watch(self, on_left: Callable[[], None]) -> bool:
+        """Have `on_left` called once if the caller leaves before its reply has ended. False if it has left."""
+        if self._cycle.disconnected or self._cycle.response_complete:
+            return False
+        self._on_left = on_left
+        self._flow.resume_reading()  # who is not read from is not seen to leave
+        return True
+
+    def unwatch(self) -> None:
+        """Nobody wants to know any more."""
+        self._on_left = None
+
+    def caller_has_left(self) -> None:
+        """For the connection: its caller has left, and waits for no reply."""
+        on_left, self._on_left = self._on_left, None
+        if on_left is not None:
+            on_left()
 
     @property
     def is_open(self) -> bool:

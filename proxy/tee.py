@@ -24,7 +24,8 @@ from proxy.upstream import Failure, Response, failure
 
 logger = logging.getLogger(__name__)
 
-# A caller who leaves within the first moments is noticed after them: most replies end before, and need no watch.
+# Where the connection does not say so by itself, a caller who leaves within the first moments is noticed after them:
+# most replies end before, and need no watch.
 _WATCH_AFTER_SECONDS = 0.05
 
 # What is held of one stream at most: an event until it is whole, and what follows [DONE].
@@ -95,7 +96,14 @@ class Orphans:
 class Watch:
     """Notices that the caller leaves while its request is worked on, and cancels the work, or lets it finish."""
 
-    def __init__(self, receive: Receive, *, orphans: Orphans | None = None, after: asyncio.Event | None = None) -> None:
+    def __init__(
+        self,
+        receive: Receive,
+        *,
+        outlet: Outlet | None = None,
+        orphans: Orphans | None = None,
+        after: asyncio.Event | None = None,
+    ) -> None:
         """With `orphans` the work finishes where they have room. `after`: somebody else still receives the request's
         body until then."""
         self.has_left = False
@@ -106,17 +114,24 @@ class Watch:
         self._receive = receive
         task = asyncio.current_task()
         assert task is not None
-        self._work = task
+        self._work: asyncio.Task[Any] | None = task
         self._watching: asyncio.Task[None] | None = None
-        self._start = asyncio.get_running_loop().call_later(_WATCH_AFTER_SECONDS, self._begin)
+        self._start: asyncio.TimerHandle | None = None
+        self._outlet = outlet if outlet is not None and after is None and outlet.watch(self._leaves) else None
+        if self._outlet is None:
+            self._start = asyncio.get_running_loop().call_later(_WATCH_AFTER_SECONDS, self._begin)
 
     def stop(self) -> None:
-        """The work is done."""
-        self._start.cancel()
+        """The work is done. What refers to this, and this to it, is let go: else it would wait for the collector."""
+        if self._outlet is not None:
+            self._outlet.unwatch()
+        if self._start is not None:
+            self._start.cancel()
         if self._watching is not None:
             self._watching.cancel()
         if self._is_orphan and self._orphans is not None:
             self._orphans.count -= 1
+        self._outlet = self._start = self._watching = self._work = None
 
     def _begin(self) -> None:
         self._watching = asyncio.create_task(self._notice(), name="watch")
@@ -126,9 +141,12 @@ class Watch:
             await self._after.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._leaves()
+
+    def _leaves(self) -> None:
         self.has_left = True
         self._is_orphan = self._orphans is not None and self._orphans.take()
-        if not self._is_orphan:
+        if not self._is_orphan and self._work is not None:
             self.has_cancelled = True
             self._work.cancel()
 
@@ -409,5 +427,6 @@ async def _send_cut(send: Send, recording: Recording, error: APIError, *, rest: 
 
 async def committed(recording: Recording, saved: asyncio.Future[Any] | None) -> None:
     """In strict mode, wait until the end of the exchange is on disk."""
-    if saved is not None and recording.is_strict:
+    # Whoever leaves while waiting cancels the future, and not the write: nobody is left to be told of it.
+    if saved is not None and recording.is_strict and not saved.cancelled():
         await saved

@@ -348,6 +348,22 @@ async def test_an_upstream_that_dies_leaves_an_incomplete_reply_and_no_done(
         assert replies(tmp_path) == [("Hello", "incomplete")]
 
 
+async def test_a_caller_who_leaves_while_the_end_is_stored_leaves_a_whole_reply(
+    tmp_path: Path, upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.on(CHAT, sse([*HELLO, *WORLD]))
+    async with running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url:
+        holder = lock(tmp_path)
+        async with asking(url) as caller:
+            await caller.read_until(b'"stop"')
+            await asyncio.sleep(0.05)  # [DONE] has come, and is held
+            assert b"[DONE]" not in caller.received
+        await asyncio.sleep(0.05)
+        holder.close()
+        await eventually(lambda: replies(tmp_path) == [("Hello", "completed")])
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_garbage_is_a_502_and_a_failed_exchange(tmp_path: Path, upstream: FakeUpstream) -> None:
     upstream.on(CHAT, garbage())
     async with running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url, asking(url) as caller:

@@ -135,7 +135,7 @@ class _Recorded:
 
     async def run(self, receive: Receive, send: Send) -> None:
         """Relay it, and end the recording on every way out."""
-        watch = Watch(receive, orphans=self._orphans)
+        watch = Watch(receive, outlet=self._outlet, orphans=self._orphans)
         try:
             # Upstream works already while the session is looked for.
             self._begin_search()

@@ -61,14 +61,15 @@ async def open_unrecorded(
         upload = _Upload(receive, services.settings.body_limit_bytes)
         if length := headers.value_of(scope["headers"], b"content-length"):
             sent.append((b"content-length", length))
-    watch = Watch(receive, after=upload.has_ended if upload else None)
+    outlet = outlet_of(scope)
+    watch = Watch(receive, outlet=outlet, after=upload.has_ended if upload else None)
     try:
         response = await services.upstream.open(scope["method"].encode(), target_of(scope), sent, upload or body or b"")
         try:
             out = headers.to_caller(response.headers, drops_length=response.status == 304)
             if headers.value_of(out, b"x-request-id") is None:
                 out.append((b"x-request-id", headers.value_of(sent, b"x-request-id") or b""))
-            await send_unrecorded(response, send, headers=out, outlet=outlet_of(scope))
+            await send_unrecorded(response, send, headers=out, outlet=outlet)
         finally:
             response.close()
     except asyncio.CancelledError:
