@@ -14,6 +14,7 @@ from tests.bench import wire
 _STREAM = re.compile(rb'"stream": ?true')
 _MODELS = {"object": "list", "data": [{"id": wire.MODEL, "object": "model", "created": 0, "owned_by": "vllm"}]}
 _HEALTHY = wire.plain_reply("200 OK", {})
+_TICK_S = 0.001
 _NOT_FOUND = wire.plain_reply("404 Not Found", {"detail": "Not Found"})
 
 
@@ -42,8 +43,8 @@ class Wheel:
     def add(self, connection: "Connection") -> None:
         loop = asyncio.get_running_loop()
         if not self.running:
-            self.due = loop.time() + 0.001
-            loop.call_at(self.due, self._turn, loop)
+            self.due = loop.time() + _TICK_S
+            loop.call_later(_TICK_S, self._turn, loop)
         self.running += 1
         # The slot just past comes round again one whole turn from now.
         self.slots[(self.tick - 1) % len(self.slots)].append(connection)
@@ -58,9 +59,10 @@ class Wheel:
                 self.slots[slot] = after
                 self.running -= len(before) - len(after)
             self.tick += 1
-            self.due += 0.001
+            self.due += _TICK_S
         if self.running:
-            loop.call_at(self.due, self._turn, loop)
+            # Not `call_at`: uvloop rounds to milliseconds, and less than half of one is a timer that spins until then.
+            loop.call_later(_TICK_S, self._turn, loop)
 
 
 class Connection(asyncio.Protocol):
