@@ -47,7 +47,7 @@ WHERE m.chain_hash = (
     WHERE EXISTS (SELECT 1 FROM messages AS stored WHERE stored.chain_hash = probe.hash)
     LIMIT 1
 )
-ORDER BY m.message_no DESC
+ORDER BY m.session_no DESC, m.message_no DESC
 LIMIT :limit;
 
 -- name: find_prefix_in_session
