@@ -31,7 +31,7 @@ def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         print(f"a chat of {_TURNS} turns, resent in full each turn")
-        head = ("characters", "bytes/said", "empty file", "bytes/turn", "turn 2 ms", "turn 200")
+        head = ("characters", "bytes/said", "less empty", "bytes/turn", "turn 2 ms", "turn 200")
         print(*(f"{name:>10}" for name in head))
         for length in _LENGTHS:
             print(_long_chat(Path(folder) / f"{length}.db", length), flush=True)
@@ -46,7 +46,7 @@ def _long_chat(path: Path, length: int) -> str:
     connection = database.connect(path)
     database.prepare(connection)
     connection.execute("PRAGMA synchronous = OFF")  # the disk's time is not ours
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()  # the schema is in the file now
     empty = path.stat().st_size
     messages: list[Message] = []
     times = []
@@ -64,13 +64,14 @@ def _long_chat(path: Path, length: int) -> str:
         times.append((time.perf_counter() - began) * 1e3)
         messages.append({"role": "assistant", "content": answer})
     assert connection.execute("SELECT COUNT(*) FROM messages").fetchone() == (2 * _TURNS,)
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    connection.close()  # the log and the shared memory beside it are there only while it is open
     size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
-    connection.close()
     said = 2 * length * _TURNS
     early, late = statistics.median(times[1:6]), statistics.median(times[-5:])
     over = (size - empty - said) / _TURNS
-    return f"{length:>10} {size / said:>10.2f} {empty:>10,} {over:>10,.0f} {early:>10.2f} {late:>10.2f}"
+    return (
+        f"{length:>10} {size / said:>10.2f} {(size - empty) / said:>10.2f} {over:>10,.0f} {early:>10.2f} {late:>10.2f}"
+    )
 
 
 def _text(length: int) -> str:
