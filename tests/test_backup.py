@@ -1,5 +1,6 @@
 """Backup and restore: under load, and what they refuse."""
 
+import json
 import os
 import subprocess
 import sys
@@ -105,6 +106,16 @@ def test_a_copy_replaces_another_only_by_force(tmp_path: Path) -> None:
     assert copy.read_text() == "precious"
     assert run(path, "backup", str(copy), "--force").exit_code == 0
     assert contents(copy) == contents(path)
+
+
+def test_json_names_the_files_and_their_size(tmp_path: Path) -> None:
+    path, copy, other = tmp_path / "chat.db", tmp_path / "copy.db", tmp_path / "other.db"
+    with opened(path) as connection:
+        fill(connection)
+    made = json.loads(run(path, "backup", str(copy), "--json").output)
+    assert made == {"file": str(copy), "bytes": copy.stat().st_size}
+    restored = json.loads(run(other, "restore", str(copy), "--json").output)
+    assert restored == {"database": str(other), "file": str(copy), "bytes": other.stat().st_size}
 
 
 def test_a_copy_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:

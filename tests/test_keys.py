@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import re
 import sqlite3
 import subprocess
@@ -81,6 +82,17 @@ def test_list_shows_state_and_quotas_are_kept(run: Callable[..., Result], tmp_pa
         (5, 100)
     ]
     assert len(run("list", "--user", "ann").output.splitlines()) == 2
+
+
+def test_json_says_all_but_the_hash(run: Callable[..., Result]) -> None:
+    made = json.loads(run("create", "--user", "ann", "--admin", "--tokens-per-day", "9", "--json").output)
+    [listed] = json.loads(run("list", "--json").output)["keys"]
+    secret = made.pop("key")
+    assert secret.startswith(listed["hint"])
+    assert made == listed
+    assert (listed["user_id"], listed["is_admin"], listed["state"]) == ("ann", True, "valid")
+    assert listed["tokens_per_day"] == 9
+    assert "key_hash" not in listed
 
 
 @pytest.mark.parametrize("value", ("yesterday", "2020-01-01", "0d", "-1d", "9999999d", ""))

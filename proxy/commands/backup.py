@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from proxy import backup, settings
-from proxy.commands.console import database_path, says_errors, shown_progress
+from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
 
 # The disk is the chats' as long as they need it.
 _PAUSE_SECONDS = 0.005
@@ -15,8 +15,9 @@ _PAUSE_SECONDS = 0.005
 @click.command("backup")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--force", is_flag=True, help="Replace FILE where it is there already.")
+@as_json_option
 @says_errors
-def backup_command(*, file: Path, force: bool) -> None:
+def backup_command(*, file: Path, force: bool, as_json: bool) -> None:
     """Copy the database into FILE, also while it is served. The copy is checked before it takes its name."""
     with shown_progress("backup") as show:
 
@@ -25,16 +26,24 @@ def backup_command(*, file: Path, force: bool) -> None:
             time.sleep(_PAUSE_SECONDS)
 
         backup.backup(database_path(), file, progress=progress, overwrites=force)
-    click.echo(f"{file}: {file.stat().st_size:,} bytes, checked")
+    size = file.stat().st_size
+    if as_json:
+        print_json({"file": str(file), "bytes": size})
+    else:
+        click.echo(f"{file}: {size:,} bytes, checked")
 
 
 @click.command("restore")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--force", is_flag=True, help="Replace the database that is there.")
+@as_json_option
 @says_errors
-def restore_command(*, file: Path, force: bool) -> None:
+def restore_command(*, file: Path, force: bool, as_json: bool) -> None:
     """Put the backup FILE in the database's place, checked first. The server must be stopped."""
     path = settings.load().database_path
     with shown_progress("restore") as show:
         backup.restore(file, path, progress=show, overwrites=force)
-    click.echo(f"{path}: restored from {file}")
+    if as_json:
+        print_json({"database": str(path), "file": str(file), "bytes": path.stat().st_size})
+    else:
+        click.echo(f"{path}: restored from {file}")

@@ -7,17 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-import orjson
 
 from proxy import check
 from proxy.check import Problem
-from proxy.commands.console import database_path, says_errors, shown_progress
+from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
 from proxy.database import connect
 from proxy.errors import ConfigurationError
 
 
 @click.command("check")
-@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
+@as_json_option
 @says_errors
 def check_command(*, as_json: bool) -> None:
     """Check the database, also while it is served. Exit code 1 when something is wrong."""
@@ -25,7 +24,7 @@ def check_command(*, as_json: bool) -> None:
     problems = _find_problems(path)
     if as_json:
         content = {"database": str(path), "ok": not problems, "problems": [asdict(each) for each in problems]}
-        click.echo(orjson.dumps(content).decode())
+        print_json(content)
     elif problems:
         for problem in problems:
             click.echo(f"{problem.message} ({problem.count}): {', '.join(problem.examples)}".rstrip(": "))

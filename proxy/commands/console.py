@@ -5,14 +5,23 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import click
+import orjson
 
 from proxy import settings
 from proxy.errors import ConfigurationError
 
 P = ParamSpec("P")
+
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """What `--json` prints."""
+    click.echo(orjson.dumps(content).decode())
 
 
 def says_errors(command: Callable[P, None]) -> Callable[P, None]:

@@ -6,10 +6,9 @@ from dataclasses import asdict
 from typing import BinaryIO
 
 import click
-import orjson
 
 from proxy import export, imports, queries, settings
-from proxy.commands.console import database_path, says_errors, shown_progress
+from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
 from proxy.database import connect, prepare
 from proxy.errors import ConfigurationError
 from proxy.export import FORMATS, Format, Scope
@@ -50,7 +49,7 @@ _SESSION_STARTS = ('{"kind":"session"', "# ", '{"messages"')
 
 @click.command("import")
 @click.argument("file", type=click.File("rb"), default="-")
-@click.option("--json", "as_json", is_flag=True, help="What was added, as one JSON object.")
+@as_json_option
 @says_errors
 def import_command(*, file: BinaryIO, as_json: bool) -> None:
     """Add what a jsonl export in FILE, or on the standard input, holds and the database does not."""
@@ -66,7 +65,7 @@ def import_command(*, file: BinaryIO, as_json: bool) -> None:
     added = asdict(imported)
     del added["read_bytes"]
     if as_json:
-        click.echo(orjson.dumps(added).decode())
+        print_json(added)
     else:
         click.echo("added: " + ", ".join(f"{count:,} {kind}" for kind, count in added.items()))
 

@@ -4,12 +4,14 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 
 from proxy import database, queries, settings
+from proxy.commands.console import as_json_option, print_json
 from proxy.database import transaction
 from proxy.errors import ConfigurationError
 from proxy.ids import timestamp
@@ -54,23 +56,32 @@ def keys() -> None:
 @click.option("--expires", "expires_at", callback=_expiry, help="90d, 12h, or a date. Default: never.")
 @click.option("--requests-per-minute", type=_COUNT, help="Quota, in each worker process. Default: none.")
 @click.option("--tokens-per-day", type=_COUNT, help="Quota on the user's recorded chats. Default: none.")
-def create(**given: Any) -> None:
+@as_json_option
+def create(*, as_json: bool, **given: Any) -> None:
     """Make a key and print it, this once."""
     grant = Grant(**given)
     if not grant.user_id.strip():
         raise click.BadParameter("it is empty", param_hint="'--user'")
     with _database() as connection, transaction(connection):
         secret, row = create_key(connection, grant)
+    if as_json:
+        print_json({"key": secret, **_shown(row)})
+        return
     click.echo(secret)
     click.echo(f"Key {row.key_id} of user {row.user_id}. It is not shown again: keep it now.", err=True)
 
 
 @keys.command("list")
 @click.option("--user", "user_id", help="Only the keys of this user.")
-def list_(*, user_id: str | None) -> None:
+@as_json_option
+def list_(*, user_id: str | None, as_json: bool) -> None:
     """List all keys by their first characters."""
     with _database() as connection:
-        rows = [_COLUMNS, *(_row(key) for key in queries.list_keys(connection, user_id=user_id))]
+        listed = queries.list_keys(connection, user_id=user_id)
+    if as_json:
+        print_json({"keys": [_shown(key) for key in listed]})
+        return
+    rows = [_COLUMNS, *map(_row, listed)]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -89,15 +100,25 @@ def revoke(*, key: str) -> None:
     click.echo(f"Revoked {revoked[0]}.")
 
 
+def _state(key: ApiKey) -> str:
+    return "revoked" if key.revoked_at else "expired" if key.expires_at and key.expires_at <= timestamp() else "valid"
+
+
+def _shown(key: ApiKey) -> dict[str, Any]:
+    """All that is kept of a key but its hash."""
+    shown = asdict(key) | {"is_admin": bool(key.is_admin), "state": _state(key)}
+    del shown["key_hash"]
+    return shown
+
+
 def _row(key: ApiKey) -> tuple[str, ...]:
-    state = "revoked" if key.revoked_at else "expired" if key.expires_at and key.expires_at <= timestamp() else "valid"
     return (
         key.key_id,
         key.hint + "…",
         _printable(key.user_id),
         _printable(key.name or "-"),
         "yes" if key.is_admin else "-",
-        state,
+        _state(key),
         key.created_at,
         key.last_used_at or "never",
         key.expires_at or "never",

@@ -7,10 +7,9 @@ from contextlib import closing
 from datetime import timedelta
 
 import click
-import orjson
 
 from proxy import prune
-from proxy.commands.console import database_path, says_errors, shown_progress
+from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
 from proxy.database import connect, prepare, transaction
 from proxy.prune import Pruned
 
@@ -30,7 +29,7 @@ def _age(_ctx: click.Context, _param: click.Parameter, value: str) -> timedelta:
 @click.command("prune")
 @click.option("--older-than", "age", callback=_age, required=True, help="Time without activity, such as 90d.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
-@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
+@as_json_option
 @says_errors
 def prune_command(*, age: timedelta, dry_run: bool, as_json: bool) -> None:
     """Delete old sessions and give their space back, also while chats go on."""
@@ -43,7 +42,7 @@ def prune_command(*, age: timedelta, dry_run: bool, as_json: bool) -> None:
             pruned = _prune(connection, before=before, expected=pruned)
     if as_json:
         content = {"before": before, "dry_run": dry_run, "sessions": pruned.sessions, "messages": pruned.messages}
-        click.echo(orjson.dumps(content).decode())
+        print_json(content)
     else:
         verb = "would be deleted" if dry_run else "deleted"
         click.echo(f"{pruned.sessions:,} sessions, {pruned.messages:,} messages {verb}")

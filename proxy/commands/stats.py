@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import orjson
 
-from proxy.commands.console import database_path, says_errors
+from proxy.commands.console import as_json_option, database_path, print_json, says_errors
 from proxy.database import connect
 from proxy.ids import timestamp
 from proxy.queries import QUERIES
@@ -19,13 +18,13 @@ _FILES = {"database": "", "log": "-wal", "search": "-search"}
 
 @click.command("stats")
 @click.option("--days", type=click.IntRange(1, 36_600), default=30, show_default=True, help="Days of tokens shown.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@as_json_option
 @says_errors
 def stats_command(*, days: int, as_json: bool) -> None:
     """Count what is kept: users, sessions, messages, tokens by day and model, size on disk."""
     stats = _stats(database_path(), days=days)
     if as_json:
-        click.echo(orjson.dumps(stats).decode())
+        print_json(stats)
         return
     for name, count in stats["counts"].items():
         click.echo(f"{name:<12}{count:>16,}")
