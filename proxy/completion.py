@@ -4,7 +4,7 @@ Nothing here raises on what an upstream sends: what cannot be understood is coun
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ _NESTING_MAX = 250  # orjson writes 254 levels, so that what was read can be wri
 _LESSONS_MAX = 8
 _INDEX_MAX = 2**31
 
-_LF = 10  # `in` looks for a number of a byte at once, and for bytes only after a TypeError
+_CR, _LF = 13, 10  # `in` looks for a number of a byte at once, and for bytes only after a TypeError
 _EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 
@@ -48,7 +48,7 @@ class Completion:
         self._whole: JSON | None = None
         self._whole_choices: list[Choice] = []
         self._pattern: _Pattern | None = None
-        self._taken: list[bytes] = []
+        self._alike: list[bytes] = []  # events that were taken, and not asked for yet
         self._lessons_left = _LESSONS_MAX
 
     @classmethod
@@ -66,7 +66,7 @@ class Completion:
 
     def feed(self, data: bytes) -> None:
         """Fold one event's data. What cannot be understood is counted, never raised."""
-        self._settle()
+        self._fold_alike()
         pattern = self._pattern
         if pattern is not None and (piece := pattern.piece_of(data)) is not None:
             pattern.pieces.append(piece)
@@ -87,18 +87,17 @@ class Completion:
         if self._lessons_left and self.malformed == malformed_before and self.error is None:
             self._learn(data, chunk)
 
-    @property
-    def take_alike(self) -> Callable[[bytes], bool] | None:
-        """What takes an event as it came if it is whole, of one line, and like the last one in all but its text; if
-        not, it has to be fed. None where the last one was not ordinary. Good until the next `feed`.
-        """
-        return None if self._pattern is None else self._pattern.take_event
+    def take_alike(self, raw: bytes) -> bool:
+        """Take an event as it came, if it is whole, of one line, and like the last one in all but its text. If not, it
+        has to be cut out and fed."""
+        pattern = self._pattern
+        return pattern is not None and pattern.take_event(raw)
 
-    def taken(self) -> bytes:
-        """The events that `take_alike` has taken since the last call: a stream of as few events as mean the same."""
-        self._settle()
-        taken, self._taken = b"".join(self._taken), []
-        return taken
+    def alike_events(self) -> bytes:
+        """The events that `take_alike` took since the last call, as a stream: as few events as mean the same."""
+        self._fold_alike()
+        events, self._alike = b"".join(self._alike), []
+        return events
 
     @property
     def id(self) -> str | None:
@@ -123,7 +122,7 @@ class Completion:
 
     @property
     def choices(self) -> list[Choice]:
-        self._settle()
+        self._fold_alike()
         folded = [fold.choice(index) for index, fold in self._folds.items()]
         return sorted(self._whole_choices + folded, key=lambda choice: choice.index)
 
@@ -150,20 +149,20 @@ class Completion:
         ]
         return self.envelope | {"choices": choices, "usage": self.usage}
 
-    def _settle(self) -> None:
-        """Fold the events that `take_alike` has taken."""
+    def _fold_alike(self) -> None:
+        """Fold what `take_alike` took. What it should not have taken is fed as it came."""
         pattern = self._pattern
         if pattern is None or not pattern.texts:
             return
-        texts, pattern.texts[:] = pattern.texts[:], ()
+        texts, pattern.texts = pattern.texts, []
         pieces = _strings(texts)
         if pieces is not None:
             pattern.pieces += pieces
-            self._taken.append(pattern.event(orjson.dumps("".join(pieces))))
+            self._alike.append(pattern.event(orjson.dumps("".join(pieces))))
             return
         for text in texts:
             event = pattern.event(text)
-            self._taken.append(event)
+            self._alike.append(event)
             self.feed(event[len(b"data: ") : -len(b"\n\n")])
 
     def _parsed(self, data: bytes) -> JSON | None:
@@ -371,7 +370,7 @@ class _Pattern:
         """Take the text of an event as it came, if it differs in nothing else."""
         if raw.startswith(self._event_before) and raw.endswith(self._event_after):
             text = raw[self._start + 6 : self._stop - 2]
-            if _LF not in text:  # else it is several events
+            if _LF not in text and _CR not in text:  # else it may be several events
                 self.texts.append(text)
                 return True
         return False
@@ -384,11 +383,12 @@ class _Pattern:
 def _strings(texts: list[bytes]) -> list[str] | None:
     """The values of JSON strings that are each in one line; None if one of them is no such thing."""
     try:
-        # No string goes on over a line end: each line has its own, and one that has two is one too many.
+        # A string cannot go on over a line end, and a list or an object that does is a value that is no string: then as
+        # many strings as lines are one a line.
         values: list[str] = orjson.loads(b"[" + b",\n".join(texts) + b"]")
     except orjson.JSONDecodeError:
         return None
-    return values if len(values) == len(texts) else None
+    return values if len(values) == len(texts) and set(map(type, values)) == {str} else None
 
 
 def is_terminator(data: bytes) -> bool:

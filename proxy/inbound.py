@@ -90,7 +90,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller has gone; uvicorn tells the last request of a pipeline, and not the one in work."""
         self.stop_timers()
-        self._extensions = {}
+        self._extensions.clear()  # requests hold it too, and it refers to this
         working = self._working
         is_awaited = working is not None and not working.response_complete
         if working is not None and working is not self.cycle and is_awaited:
@@ -99,6 +99,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if is_awaited:
             self._tell_outlet()
+        self._outlet = None
         self._unset_keepalive_if_required()
 
     def stop_timers(self) -> None:
@@ -144,6 +145,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
         super().on_headers_complete()
+        if self.pipeline and self._outlet is not None:
+            self._outlet.keep_reading()  # uvicorn has paused it; what comes is bounded, by number and by size
         # Its task has not begun yet. A request is not to refer to itself: the garbage collector would have to find it.
         self.scope["extensions"] = self._extensions
 

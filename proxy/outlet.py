@@ -39,8 +39,13 @@ class Outlet:
         if self._cycle.disconnected or self._cycle.response_complete:
             return False
         self._on_left = on_left
-        self._flow.resume_reading()  # who is not read from is not seen to leave
+        self.keep_reading()
         return True
+
+    def keep_reading(self) -> None:
+        """While it is watched: a caller who is not read from is not seen to leave."""
+        if self._on_left is not None:
+            self._flow.resume_reading()
 
     def unwatch(self) -> None:
         """Nobody wants to know any more."""

@@ -54,12 +54,12 @@ class Live:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of a streamed reply."""
-        self._take()
+        self._gather()
         self._pending.append(data)
 
     def unwritten(self) -> bytes:
         """What has been streamed and is not written down yet: a stream that means the same."""
-        self._take()
+        self._gather()
         if len(self._pending) > 1:
             self._pending = [b"".join(self._pending)]
         return self._pending[0] if self._pending else b""
@@ -70,9 +70,9 @@ class Live:
         self.sequence += 1
         self.size += len(data)
 
-    def _take(self) -> None:
-        if taken := self._reply.taken():
-            self._pending.append(taken)
+    def _gather(self) -> None:
+        if events := self._reply.alike_events():
+            self._pending.append(events)
 
 
 class Recorder:
@@ -178,10 +178,13 @@ class Recorder:
         youngest = time.monotonic() - self._settings.flush_interval_seconds / 4
         for live in lives:
             if live.is_placed and live.opened_at <= youngest:
-                if not live.is_begun and self.writer.has_room(live.size):
-                    self._begin(live)
-                if live.is_begun:
-                    self._append(live)
+                try:
+                    if not live.is_begun and self.writer.has_room(live.size):
+                        self._begin(live)
+                    if live.is_begun:
+                        self._append(live)
+                except Exception:  # what is wrong with one of them must not keep the others from being written down
+                    logger.exception("a reply in progress could not be written down")
 
     def _begin(self, live: Live) -> None:
         exchange, worker_id = live.exchange, self.worker_id

@@ -7,7 +7,7 @@ until the exchange is on disk.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
@@ -131,6 +131,7 @@ class Watch:
             self._watching.cancel()
         if self._is_orphan and self._orphans is not None:
             self._orphans.count -= 1
+        self._is_orphan = False
         self._outlet = self._start = self._watching = self._work = None
 
     def _begin(self) -> None:
@@ -198,9 +199,9 @@ class Recording:
 
     def end_streamed(self) -> asyncio.Future[Any] | None:
         """Upstream's stream is over: whole if every choice says how it finished, cut if not."""
-        error = self.reply.error
         if self.reply.is_whole:
             return self.end("completed")
+        error = self.reply.error
         if error is not None and not self.reply.choices:
             return self.end("failed", error=error)
         return self.end("incomplete", error=error)
@@ -238,7 +239,7 @@ class Recording:
 class Tee:
     """A stream's bytes: what goes out now, and what is held until its end is on disk."""
 
-    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds", "_recording", "has_ended", "take_alike")
+    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds", "_recording", "has_ended", "is_plain")
 
     def __init__(self, recording: Recording, *, hides_usage: bool) -> None:
         self.has_ended = False  # `[DONE]` has come: nothing is recorded after it
@@ -248,15 +249,18 @@ class Tee:
         self._holds = recording.is_strict
         self._held = bytearray()
         self._gave_up = False
-        # Takes a piece that is an ordinary event, which then goes out as it is. None but between two events, past the
-        # first token and before the end.
-        self.take_alike: Callable[[bytes], bool] | None = None
+        # Between two events, past the first token and before the end: what the reply takes as it is may go out so.
+        self.is_plain = False
 
     def feed(self, data: bytes) -> bytes:
         """Record a piece of the stream; the bytes of its whole events that the caller gets at once."""
-        recording = self._recording
-        if self.take_alike is not None and self.take_alike(data):
+        if self.is_plain and self._recording.reply.take_alike(data):
             return data
+        return self.cut(data)
+
+    def cut(self, data: bytes) -> bytes:
+        """The same for a piece that is not plain, or that the reply does not take as it is."""
+        recording = self._recording
         if self._gave_up:
             return data
         if not self.has_ended:
@@ -276,8 +280,7 @@ class Tee:
                 out.append(event.raw)
         if self._decoder.pending > _EVENT_BYTES or len(self._held) > _EVENT_BYTES:
             out.append(self._give_up())
-        is_plain = not self._decoder.pending and not self.has_ended and recording.has_token
-        self.take_alike = recording.reply.take_alike if is_plain else None
+        self.is_plain = not self._decoder.pending and not self.has_ended and recording.has_token
         return out[0] if len(out) == 1 else b"".join(out)
 
     def release(self) -> bytes:
@@ -324,12 +327,12 @@ async def send_streamed(
 
 async def _push(response: Response, outlet: Outlet, send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
     """The event loop's own call with a piece of the stream writes it to the caller: no task runs between them."""
-    feed, write = tee.feed, outlet.write
+    take_alike, write = recording.reply.take_alike, outlet.write
 
     def sink(data: bytes) -> bool:
-        if tee.take_alike is not None and tee.take_alike(data):
+        if tee.is_plain and take_alike(data):  # as in `feed`, for a call less a token
             return write(data)
-        out = feed(data)
+        out = tee.cut(data)
         keeps_up = write(out) if out else True
         return keeps_up and (not tee.has_ended or recording.saved is not None)
 

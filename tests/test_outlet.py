@@ -1,5 +1,6 @@
 """The short way to a caller: what it leaves to `send`, and what it leaves behind."""
 
+import asyncio
 import gc
 from collections.abc import Iterator
 from contextlib import suppress
@@ -138,3 +139,15 @@ async def test_request_leaves_no_garbage_to_collect(tmp_path: Path, collected: N
             await http.get("/")
         outlets = sum(isinstance(found, Outlet) for found in gc.get_objects())
     assert outlets == 0
+
+
+async def test_connection_leaves_no_garbage_to_collect(tmp_path: Path, collected: None) -> None:
+    app = App(tmp_path, GOOD)
+    async with running(app, http=LimitedProtocol) as url:
+        gc.collect()
+        for _ in range(5):
+            async with httpx.AsyncClient(base_url=url) as http:
+                await http.get("/")
+        await asyncio.sleep(0.1)  # until the server has noticed
+        connections = sum(isinstance(found, LimitedProtocol) for found in gc.get_objects())
+    assert connections == 0

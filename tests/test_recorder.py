@@ -226,6 +226,30 @@ async def test_a_full_queue_leaves_no_gap_in_what_is_written_down(tmp_path: Path
     assert statuses(tmp_path) == ["completed"] * 40
 
 
+async def test_a_reply_that_cannot_be_written_down_does_not_keep_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unwritten = Live.unwritten
+
+    def broken(live: Live) -> bytes:
+        if live.exchange.messages[0]["content"] == "odd":
+            raise TypeError("odd")
+        return unwritten(live)
+
+    monkeypatch.setattr(Live, "unwritten", broken)
+    async with recording(settings_for(tmp_path, flush_interval_seconds=0.05)) as recorder:
+        odd, plain = open_live(recorder, "odd"), open_live(recorder, "plain")
+        plain.feed(b"".join(HELLO))
+        await eventually(lambda: rows(tmp_path, "SELECT 1 FROM exchange_fragments"))
+        plain.feed(b"".join(WORLD))
+        await eventually(lambda: len(rows(tmp_path, "SELECT 1 FROM exchange_fragments")) == 2)
+        monkeypatch.undo()
+        for live in (odd, plain):
+            saved = recorder.finish(live, Outcome(status="completed"))
+            assert saved is not None
+            await saved
+
+
 async def test_an_exchange_whose_beginning_found_no_room_is_stored_at_its_end(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, flush_interval_seconds=0.05, queue_limit_bytes=100)
     async with recording(settings) as recorder:
@@ -361,6 +385,33 @@ async def test_a_caller_who_leaves_while_the_end_is_stored_leaves_a_whole_reply(
         await asyncio.sleep(0.05)
         holder.close()
         await eventually(lambda: replies(tmp_path) == [("Hello", "completed")])
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_caller_who_leaves_after_a_second_request_is_noticed(tmp_path: Path, upstream: FakeUpstream) -> None:
+    gate = asyncio.Event()
+    upstream.on(CHAT, until(gate, HELLO, WORLD))
+    async with running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url:
+        async with asking(url) as caller:
+            await caller.read_until(b"Hel")
+            caller.writer.write(b"GET /v1/models HTTP/1.1\r\nHost: proxy\r\n\r\n")
+            await asyncio.sleep(0.1)  # until it has been read, and waits for its turn
+        await eventually(lambda: replies(tmp_path) == [("Hel", "incomplete")])
+    gate.set()
+
+
+async def test_a_caller_who_leaves_while_a_failure_is_stored_raises_nothing(
+    tmp_path: Path, upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.on(CHAT, garbage())
+    async with running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url:
+        holder = lock(tmp_path)
+        async with asking(url):
+            await upstream.until(lambda: upstream.calls)
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)
+        holder.close()
+        await eventually(lambda: statuses(tmp_path) == ["failed"])
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 

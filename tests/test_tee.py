@@ -31,6 +31,13 @@ LOOKALIKES = {
     "the end of an event after": b'"b"\n\n',
     "a line end before": b'\n"b"',
     "a bare CR": b'\r"b"',
+    "a bare CR inside": b'"b\rc"',
+    "another event after bare CRs": b'"b"' + TAIL[:-2] + b"\r\r" + HEAD + b'"c"',
+    "half an emoji": b'"\\ud83d"',
+    "a control character": b'"\1"',
+    "another key": b'"b","x":"c"',
+    "the begin of a list": b'"b",["c"',
+    "the end of a list": b'"b"],"c"',
     "a line end inside": b'"b\nc"',
     "another member": b'"b","refusal":"c"',
     "a broken string": b'"b"c"',
@@ -108,16 +115,29 @@ def test_recorded_stream_passes_unchanged_in_any_pieces(tmp_path: Path, path: Pa
 
 @pytest.mark.parametrize("middle", LOOKALIKES.values(), ids=LOOKALIKES)
 @pytest.mark.parametrize("hides_usage", (False, True))
+@pytest.mark.parametrize("written_after", range(8))
 def test_event_like_the_last_one_is_that_only_where_it_is(
-    recording: Recording, middle: bytes, hides_usage: bool
+    recording: Recording, middle: bytes, hides_usage: bool, written_after: int
 ) -> None:
     first, odd = HEAD + b'"a"' + TAIL, HEAD + middle + TAIL
     tee = Tee(recording, hides_usage=hides_usage)
-    out = [tee.feed(piece) for piece in (first, first, odd, first, odd[:-1], odd[-1:], first)]
-    stream = first + first + odd + first + odd + first
+    out, written = [], []
+    for place, piece in enumerate((first, first, odd, first, odd[:-1], odd[-1:], first, first)):
+        out.append(tee.feed(piece))
+        if place == written_after:
+            written.append(write_down(recording))
+    stream = first + first + odd + first + odd + first + first
     assert b"".join(out) + tee.rest() == stream
     assert_recorded(recording, stream)
+    assert_recorded(recording, b"".join(written) + write_down(recording))
+
+
+def test_texts_that_are_a_list_only_together_are_none(recording: Recording) -> None:
+    tee = Tee(recording, hides_usage=False)
+    texts = (b'"a"', b'"a"', b'"b",["c"', b'"d"', b'"e"],"f"', b'"a"')
+    stream = b"".join(map(tee.feed, (HEAD + text + TAIL for text in texts)))
     assert_recorded(recording, write_down(recording))
+    assert_recorded(recording, stream)
 
 
 def test_ordinary_events_are_written_down_as_one(recording: Recording) -> None:

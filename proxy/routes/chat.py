@@ -141,6 +141,7 @@ class _Recorded:
             self._begin_search()
             await self._relay(send, watch)
         except APIError as exc:
+            watch.stop()  # there is no work left that a caller who leaves could end
             await self._end("failed", exc.as_json()["error"])
             raise
         except asyncio.CancelledError:
