@@ -70,7 +70,7 @@ _WITHIN_WORD = re.compile(
 
 _GRAM = 3
 _GRAMS_ASKED = 24
-_BATCH = 200
+_BATCH = 100
 _BATCH_CHARACTERS = 2**19
 # Longer texts are cut for the gram maker, so that a thread of it never holds the interpreter for long.
 _CUT = 8192
