@@ -211,16 +211,16 @@ class LimitedProtocol(HttpToolsProtocol):
         working = self._working
         if working is None or working.scope is not scope:
             return None
-        if self._outlet is None or not self._outlet.is_of(working):
+        if self._outlet is None:
             self._outlet = Outlet(working)
         return self._outlet
 
     def _tell_outlet(self) -> None:
-        if self._outlet is not None and self._working is not None and self._outlet.is_of(self._working):
+        if self._outlet is not None:
             self._outlet.caller_has_left()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._working = cycle
+        self._working, self._outlet = cycle, None
         super()._start_asgi_task(cycle, app)
 
     def _refuse(self, error: APIError) -> None:

@@ -30,10 +30,6 @@ class Outlet:
         self._transport = cycle.transport
         self._on_left: Callable[[], None] | None = None
 
-    def is_of(self, cycle: RequestResponseCycle) -> bool:
-        """Whether it is for this request."""
-        return self._cycle is cycle
-
     def watch(self, on_left: Callable[[], None]) -> bool:
         """Have `on_left` called once if the caller leaves before its reply has ended. False if it has left."""
         if self._cycle.disconnected or self._cycle.response_complete:

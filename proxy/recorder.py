@@ -179,12 +179,15 @@ class Recorder:
         for live in lives:
             if live.is_placed and live.opened_at <= youngest:
                 try:
-                    if not live.is_begun and self.writer.has_room(live.size):
-                        self._begin(live)
-                    if live.is_begun:
-                        self._append(live)
+                    self._write_down_one(live)
                 except Exception:  # what is wrong with one of them must not keep the others from being written down
                     logger.exception("a reply in progress could not be written down")
+
+    def _write_down_one(self, live: Live) -> None:
+        if not live.is_begun and self.writer.has_room(live.size):
+            self._begin(live)
+        if live.is_begun:
+            self._append(live)
 
     def _begin(self, live: Live) -> None:
         exchange, worker_id = live.exchange, self.worker_id

@@ -134,7 +134,7 @@ BEGIN
       AND NOT EXISTS (SELECT 1 FROM exchanges WHERE parameters_no = OLD.parameters_no);
 END;
 
--- What a reply in progress has streamed so far, as upstream sent it; gone when the reply is stored.
+-- What a reply in progress has streamed so far: events that mean what upstream sent. Gone when the reply is stored.
 CREATE TABLE exchange_fragments (
     exchange_id TEXT NOT NULL REFERENCES exchanges (exchange_id) ON DELETE CASCADE,
     sequence    INTEGER NOT NULL,
