@@ -23,9 +23,15 @@ IN_PROGRESS: Columns = {
     "duration_ms": None,
     "completion_id": None,
     "completion": None,
+    "completion_created": None,
     "error": None,
     "completed_at": None,
 }
+
+
+def asked_model(parameters: dict[str, Any]) -> str | None:
+    """The model that a request names."""
+    return _storable(parameters.get("model"))
 
 
 def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | None) -> Columns:
@@ -33,6 +39,7 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
     request = exchange.request
     kept_apart = ("messages", "metadata") if exchange.messages else ("metadata",)
     metadata = request.get("metadata")
+    model = asked_model(request)
     return {
         "exchange_id": exchange.exchange_id,
         "user_id": exchange.user_id,
@@ -40,7 +47,8 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
         "context": context,
         "linked_count": len(exchange.linked),
         "endpoint": exchange.endpoint,
-        "model": _storable(request.get("model")),
+        "model": model,
+        "asked_model": model,
         "parameters": jsontext.dumps({key: value for key, value in request.items() if key not in kept_apart}),
         "metadata": None if metadata is None else jsontext.dumps(metadata),
         "request_id": exchange.request_id,
@@ -49,14 +57,14 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
     }
 
 
-def outcome_columns(outcome: Outcome, *, model: str | None) -> Columns:
-    """What is known when the reply has ended; `model` is the request's, for a reply that names none."""
+def outcome_columns(outcome: Outcome, *, asked_model: str | None) -> Columns:
+    """What is known when the reply has ended; `asked_model` is for one that names none."""
     reply = outcome.reply or Completion()
     usage = _dict(reply.usage)
     choices = reply.choices
     columns = {
         "status": outcome.status,
-        "model": _storable(reply.model) or model,
+        "model": _storable(reply.model) or asked_model,
         "http_status": outcome.http_status,
         "finish_reason": _storable(choices[0].finish_reason) if choices else None,
         "prompt_tokens": _count(usage.get("prompt_tokens")),
@@ -68,14 +76,20 @@ def outcome_columns(outcome: Outcome, *, model: str | None) -> Columns:
         "duration_ms": outcome.duration_ms,
         "completion_id": _storable(reply.id) or None,
         "error": None if outcome.error is None else jsontext.dumps(outcome.error),
-        "completed_at": outcome.completed_at,
+        "completion_created": _count(reply.created),
+        "completed_at": None if outcome.duration_ms is not None else outcome.completed_at,
     }
     return columns | {"completion": _envelope(reply, columns)}
 
 
 def _envelope(reply: Completion, columns: Columns) -> str | None:
     """The reply's own keys as JSON text, but for nulls and for what the columns say: every reply repeats them."""
-    said = {"id": columns["completion_id"], "object": "chat.completion", "model": columns["model"]}
+    said = {
+        "id": columns["completion_id"],
+        "object": "chat.completion",
+        "model": columns["model"],
+        "created": columns["completion_created"],
+    }
     envelope = {key: value for key, value in reply.envelope.items() if value is not None and value != said.get(key)}
     usage = {key: value for key, value in _dict(reply.usage).items() if value is not None}
     if any(value != columns.get(key) for key, value in usage.items()):

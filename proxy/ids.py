@@ -1,6 +1,7 @@
 """UUIDv7 identifiers (RFC 9562 §5.7) and the ISO 8601 timestamps every row carries."""
 
 import time
+from datetime import datetime, timedelta
 from random import Random, SystemRandom
 
 # Identifiers must not collide, they need not be unguessable: who may read what does not hang on them. Asking the system
@@ -28,3 +29,12 @@ def timestamp(seconds: float | None = None) -> str:
         _prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
         _second = int(second)
     return f"{_prefix}{int(fraction * 1000):03d}Z"
+
+
+def timestamp_after(earlier: str, duration_ms: int) -> str | None:
+    """The point in time that comes so long after another; none where it cannot be told: an import may hold anything."""
+    try:
+        moment = datetime.fromisoformat(earlier) + timedelta(milliseconds=duration_ms)
+    except (ValueError, OverflowError):
+        return None
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

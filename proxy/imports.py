@@ -9,7 +9,9 @@ from typing import Any
 from proxy import jsontext, queries
 from proxy.database import transaction
 from proxy.errors import ConfigurationError
+from proxy.exchange_row import asked_model
 from proxy.export import VERSION
+from proxy.ids import timestamp_after
 from proxy.queries import QUERIES
 
 # Chats wait for a transaction of an import, so each is small.
@@ -141,6 +143,7 @@ class _Reader:
         row["depth"] = above[1] + 1 if above else 0
         row["chain_hash"] = bytes.fromhex(row["chain_hash"])
         row["session_no"] = self._session_no
+        queries.leave_out_usual(row)
         message_no = self._connection.execute(QUERIES["insert_message"], row | {"message_no": None}).lastrowid
         assert message_no is not None
         for digest in blobs:
@@ -159,8 +162,17 @@ class _Reader:
             places = [(position, self._place(message_id)) for position, message_id in context]
             row["context"] = jsontext.dumps([[position, place[0]] for position, place in places if place])
         row["session_no"] = self._session_no
-        row["parameters_no"] = queries.keep_parameters(self._connection, row["parameters"])
-        queries.insert_exchanges(self._connection, [row | {"exchange_no": None}])
+        row["exchange_no"] = None
+        row.setdefault("completion_created", None)  # exports of before the first release have it in `completion`
+        row["asked_model"] = asked_model(jsontext.loads(row["parameters"]))
+        row["parameters_no"] = queries.keep_parameters(
+            self._connection, row["parameters"], endpoint=row["endpoint"], asked_model=row["asked_model"]
+        )
+        if row["duration_ms"] is not None and row["completed_at"] == timestamp_after(
+            row["created_at"], row["duration_ms"]
+        ):
+            row["completed_at"] = None
+        queries.insert_exchanges(self._connection, [row])
         exchange_no = queries.find_exchange_no(self._connection, exchange_id)
         for message_no in self._unclaimed.pop(exchange_id, ()):
             self._run("set_exchange", message_no=message_no, exchange_no=exchange_no)

@@ -11,7 +11,7 @@ JSON = dict[str, Any]
 
 _JSON_COLUMNS = ("parameters", "metadata", "error")
 _INTERNAL_COLUMNS = frozenset(
-    {"exchange_no", "session_no", "leaf_no", "context", "linked_count", "completion", "worker_id"}
+    {"exchange_no", "session_no", "leaf_no", "context", "linked_count", "completion", "completion_created", "worker_id"}
 )
 
 

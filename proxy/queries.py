@@ -3,12 +3,13 @@
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 from proxy.database import SQL
+from proxy.ids import timestamp_after
 from proxy.message import Columns
 
 DEFAULT_USER_ID = "default_user"
@@ -18,6 +19,9 @@ _ROWS_MAX = 64
 
 # How vLLM, and StellarChat where no one else has, names a reply: by the id of its request.
 COMPLETION_PREFIX = "chatcmpl-"
+
+# What nearly all messages say, and what stands for it in the table.
+_USUAL = {"content_form": ("text", None), "choice": ('{"finish_reason":"stop"}', ""), "status": ("completed", None)}
 
 
 def load_queries() -> dict[str, str]:
@@ -145,6 +149,7 @@ class ExchangeRow:
     request_id: str
     completion_id: str | None
     completion: str | None
+    completion_created: int | None
     error: str | None
     worker_id: str | None
     created_at: str
@@ -177,7 +182,7 @@ class Unfinished(NamedTuple):
     session_id: str
     session_no: int
     user_id: str
-    model: str | None
+    asked_model: str | None
     leaf_no: int | None
     goes_on: bool  # something follows its request's last message
 
@@ -493,7 +498,16 @@ def last_numbers(connection: sqlite3.Connection) -> Numbers:
 
 def insert_messages(connection: sqlite3.Connection, rows: Sequence[dict[str, Any]]) -> None:
     """Store messages given by all their columns."""
+    for row in rows:
+        leave_out_usual(row)
     _store(connection, "insert_message", rows)
+
+
+def leave_out_usual(columns: dict[str, Any]) -> None:
+    """What nearly all messages say is not written out; queries put it back."""
+    for name, (usual, short) in _USUAL.items():
+        if columns.get(name) == usual:
+            columns[name] = short
 
 
 def list_prefix(connection: sqlite3.Connection, hashes: Iterable[bytes], *, limit: int) -> list[Place]:
@@ -588,8 +602,14 @@ def delete_message(connection: sqlite3.Connection, message_no: int) -> int:
 
 def update_message(connection: sqlite3.Connection, message_no: int, columns: Columns) -> None:
     """Set what a message says. Its large parts stay until it is deleted."""
-    parameters = {"message_no": message_no, "content": columns.content, "content_form": columns.content_form}
-    _changes(connection, "update_message", parameters | {"extra": columns.extra})
+    parameters: dict[str, Any] = {
+        "message_no": message_no,
+        "content": columns.content,
+        "content_form": columns.content_form,
+        "extra": columns.extra,
+    }
+    leave_out_usual(parameters)
+    _changes(connection, "update_message", parameters)
 
 
 def list_message_blobs(connection: sqlite3.Connection, message_no: int) -> dict[str, str]:
@@ -599,6 +619,7 @@ def list_message_blobs(connection: sqlite3.Connection, message_no: int) -> dict[
 
 def adopt_reply(connection: sqlite3.Connection, columns: dict[str, Any]) -> int | None:
     """Make the copy of a reply that a later request brought along the reply itself; its number, where there is one."""
+    leave_out_usual(columns)
     row = _one(connection, "adopt_reply", columns)
     return None if row is None else int(row[0])
 
@@ -612,26 +633,27 @@ def insert_blob(connection: sqlite3.Connection, *, message_no: int, digest: str,
 # --- exchanges
 
 
-def keep_parameters(connection: sqlite3.Connection, data: str) -> int:
-    """The number of a request's parameters, JSON text, stored once."""
-    digest = sha256(data.encode()).digest()
+def keep_parameters(connection: sqlite3.Connection, data: str, *, endpoint: str, asked_model: str | None) -> int:
+    """The number of a request's parameters, JSON text, stored once. `asked_model` is the one they name."""
+    digest = sha256(f"{endpoint}\n{data}".encode()).digest()
     row = _one(connection, "find_parameters", {"digest": digest})
     if row is not None:
         return int(row[0])
     # Half as dear as RETURNING; PostgreSQL would return it.
-    number = connection.execute(QUERIES["insert_parameters"], {"digest": digest, "data": data}).lastrowid
+    parameters = {"digest": digest, "endpoint": endpoint, "model": asked_model, "data": data}
+    number = connection.execute(QUERIES["insert_parameters"], parameters).lastrowid
     assert number is not None
     return number
 
 
 def insert_exchanges(connection: sqlite3.Connection, rows: Sequence[dict[str, Any]]) -> None:
     """Store exchanges given by all their columns."""
-    _store(connection, "insert_exchange", [_with_short_ids(row) for row in rows])
+    _store(connection, "insert_exchange", [_shortened(row) for row in rows])
 
 
 def finish_exchanges(connection: sqlite3.Connection, rows: Sequence[dict[str, Any]]) -> None:
     """Store the outcomes of exchanges in progress, given by their ids and the columns that their end sets."""
-    _store(connection, "finish_exchange", [_with_short_ids(row) for row in rows])
+    _store(connection, "finish_exchange", [_shortened(row) for row in rows])
     _store(connection, "delete_fragments", rows)
 
 
@@ -653,24 +675,33 @@ def find_exchange_no(connection: sqlite3.Connection, exchange_id: str) -> int | 
     return None if row is None else row[0]
 
 
-def _with_short_ids(row: dict[str, Any]) -> dict[str, Any]:
-    """Ids that follow from the exchange's own are not written out."""
-    exchange_id = row["exchange_id"]
-    if row["completion_id"] == COMPLETION_PREFIX + exchange_id:
-        row = row | {"completion_id": ""}
-    return row | {"request_id": None} if row.get("request_id") == exchange_id else row
+def _shortened(row: dict[str, Any]) -> dict[str, Any]:
+    """Ids that follow from the exchange's own are not written out, nor is a model that is the one asked for."""
+    exchange_id, request_id, completion_id = row["exchange_id"], row.get("request_id"), row["completion_id"]
+    return row | {
+        "request_id": None if request_id == exchange_id else request_id,
+        "completion_id": "" if completion_id == COMPLETION_PREFIX + exchange_id else completion_id,
+        "model": None if row["model"] == row["asked_model"] else row["model"],
+    }
 
 
 def get_exchange(connection: sqlite3.Connection, exchange_id: str) -> ExchangeRow | None:
     """The exchange, if it is there."""
     row = _one(connection, "get_exchange", {"exchange_id": exchange_id})
-    return None if row is None else ExchangeRow(*row)
+    return None if row is None else _exchange(row)
 
 
 def list_exchanges(connection: sqlite3.Connection, *, session_id: str, page: Page) -> list[ExchangeRow]:
-    """One page of a session's exchanges, oldest first."""
+    """One page of a session's exchanges in the order they were stored."""
     parameters = {"session_id": session_id, "limit": page.limit, "offset": page.offset, "after": page.after}
-    return [ExchangeRow(*row) for row in _all(connection, "list_exchanges", parameters)]
+    return [_exchange(row) for row in _all(connection, "list_exchanges", parameters)]
+
+
+def _exchange(row: Sequence[Any]) -> ExchangeRow:
+    exchange = ExchangeRow(*row)
+    if exchange.completed_at is not None or exchange.duration_ms is None:
+        return exchange
+    return replace(exchange, completed_at=timestamp_after(exchange.created_at, exchange.duration_ms))
 
 
 def count_exchanges(connection: sqlite3.Connection, session_id: str) -> int:

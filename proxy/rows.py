@@ -53,7 +53,7 @@ class Rows:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._numbers: queries.Numbers | None = None
-        self._parameters: dict[str, int] = {}
+        self._parameters: dict[tuple[str, str], int] = {}
         self._active: set[str] = set()
         self._newest_deletion: str | None = None
         self._waiting = _Waiting()
@@ -126,7 +126,7 @@ class Rows:
 
     def add_exchange(self, columns: Columns) -> None:
         """An exchange, given by its columns; its parameters as JSON text."""
-        self._waiting.exchanges.append(columns | {"parameters_no": self._parameters_no(columns["parameters"])})
+        self._waiting.exchanges.append(columns | {"parameters_no": self._parameters_no(columns)})
         self._waiting.ids.update((columns["session_id"], columns["exchange_id"]))
 
     def add_message(self, columns: Columns, *, blobs: dict[str, str]) -> int:
@@ -177,10 +177,13 @@ class Rows:
             self._numbers = queries.last_numbers(self._connection)
         return self._numbers
 
-    def _parameters_no(self, data: str) -> int:
-        number = self._parameters.get(data)
+    def _parameters_no(self, columns: Columns) -> int:
+        endpoint, data = key = (columns["endpoint"], columns["parameters"])
+        number = self._parameters.get(key)
         if number is None:
-            number = self._parameters[data] = queries.keep_parameters(self._connection, data)
+            number = self._parameters[key] = queries.keep_parameters(
+                self._connection, data, endpoint=endpoint, asked_model=columns["asked_model"]
+            )
         return number
 
 

@@ -203,7 +203,7 @@ def _completion(connection: sqlite3.Connection, row: ExchangeRow) -> JSON:
     sent = jsontext.loads(row.completion) if row.completion else {}
     parameters = jsontext.loads(row.parameters)
     shown = {key: value for key, value in parameters.items() if key not in _NOT_PARAMETERS}
-    created = sent.get("created")
+    created = sent.get("created") if row.completion_created is None else row.completion_created
     own: JSON = {
         "id": _public_id(connection, row),
         "object": "chat.completion",

@@ -47,7 +47,7 @@ async def test_a_whole_reply_is_relayed_and_stored(client: httpx.AsyncClient, tm
     reply = response.json()["choices"][0]["message"]
     assert response.headers["x-session-source"] == "new"
     stored = rows(tmp_path, "SELECT role, content, status FROM messages ORDER BY message_no")
-    assert stored == [("user", "hello", "completed"), ("assistant", reply["content"], "completed")]
+    assert stored == [("user", "hello", None), ("assistant", reply["content"], None)]
     assert rows(tmp_path, "SELECT session_id, title FROM sessions") == [(response.headers["x-session-id"], "hello")]
     assert rows(tmp_path, "SELECT status, http_status FROM exchanges") == [("completed", 200)]
 

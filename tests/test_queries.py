@@ -53,8 +53,8 @@ def test_query_names_are_unique() -> None:
         ("list_exchanges", "idx_exchanges_session_no (session_no=?"),
         ("scan_exchanges_of_user", "idx_exchanges_user_id (user_id=? AND exchange_id>?"),
         ("scan_exchanges_of_user_newest_first", "idx_exchanges_user_id (user_id=? AND exchange_id<?"),
-        ("scan_exchanges_of_session", "idx_exchanges_session_no (session_no=? AND exchange_id>?"),
-        ("scan_exchanges_of_session_newest_first", "idx_exchanges_session_no (session_no=? AND exchange_id<?"),
+        ("scan_exchanges_of_session", "idx_exchanges_session_no (session_no=?"),
+        ("scan_exchanges_of_session_newest_first", "idx_exchanges_session_no (session_no=?"),
         ("find_stored_exchange", "idx_exchanges_completion_id (user_id=? AND completion_id=?"),
         ("find_stored_exchange_of_anyone", "idx_exchanges_completion_id (user_id=? AND completion_id=?"),
         ("list_replies", "idx_messages_parent_no (session_no=? AND parent_no=?"),
@@ -76,6 +76,13 @@ def test_query_reads_no_more_than_it_shows(connection: sqlite3.Connection, name:
     plan = [row[3] for row in connection.execute("EXPLAIN QUERY PLAN " + QUERIES[name], parameters)]
     assert any(index in line for line in plan), plan
     sorts = [line for line in plan if "TEMP B-TREE" in line]
-    # The first sorts two rows at most; the next two those of one id; the last the ends of one session.
-    sorted_ = ("find_session_id", "find_stored_exchange", "find_stored_exchange_of_anyone", "list_leaves")
+    # The first sorts two rows at most; the next two those of one id; the others what one session has.
+    sorted_ = (
+        "find_session_id",
+        "find_stored_exchange",
+        "find_stored_exchange_of_anyone",
+        "list_leaves",
+        "scan_exchanges_of_session",
+        "scan_exchanges_of_session_newest_first",
+    )
     assert not sorts or name in sorted_, plan

@@ -77,7 +77,10 @@ async def eventually(condition: Callable[[], object]) -> None:
 
 
 def replies(folder: Path) -> list[tuple[Any, ...]]:
-    return rows(folder, "SELECT content, status FROM messages WHERE role = 'assistant' ORDER BY message_no")
+    return rows(
+        folder,
+        "SELECT content, COALESCE(status, 'completed') FROM messages WHERE role = 'assistant' ORDER BY message_no",
+    )
 
 
 def statuses(folder: Path) -> list[str]:

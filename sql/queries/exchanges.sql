@@ -1,12 +1,12 @@
 -- name: insert_exchange
-INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_id, leaf_no, context, linked_count, endpoint, model,
-                       status, http_status, finish_reason, prompt_tokens, completion_tokens, total_tokens,
-                       reasoning_tokens, cached_tokens, time_to_first_token_ms, duration_ms, parameters_no, metadata,
-                       request_id, completion_id, completion, error, worker_id, created_at, completed_at)
-VALUES (:exchange_no, :exchange_id, :session_no, :user_id, :leaf_no, :context, :linked_count, :endpoint, :model,
-        :status, :http_status, :finish_reason, :prompt_tokens, :completion_tokens, :total_tokens,
-        :reasoning_tokens, :cached_tokens, :time_to_first_token_ms, :duration_ms, :parameters_no, :metadata,
-        :request_id, :completion_id, :completion, :error, :worker_id, :created_at, :completed_at);
+INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_id, leaf_no, context, linked_count, model, status,
+                       http_status, finish_reason, prompt_tokens, completion_tokens, total_tokens, reasoning_tokens,
+                       cached_tokens, time_to_first_token_ms, duration_ms, parameters_no, metadata, request_id,
+                       completion_id, completion, completion_created, error, worker_id, created_at, completed_at)
+VALUES (:exchange_no, :exchange_id, :session_no, :user_id, :leaf_no, :context, :linked_count, :model, :status,
+        :http_status, :finish_reason, :prompt_tokens, :completion_tokens, :total_tokens, :reasoning_tokens,
+        :cached_tokens, :time_to_first_token_ms, :duration_ms, :parameters_no, :metadata, :request_id,
+        :completion_id, :completion, :completion_created, :error, :worker_id, :created_at, :completed_at);
 
 -- name: last_numbers
 -- The numbers that sessions, messages and exchanges have reached. https://sqlite.org/autoinc.html
@@ -20,8 +20,8 @@ FROM parameters
 WHERE digest = :digest;
 
 -- name: insert_parameters
-INSERT INTO parameters (digest, data)
-VALUES (:digest, :data);
+INSERT INTO parameters (digest, endpoint, model, data)
+VALUES (:digest, :endpoint, :model, :data);
 
 -- name: finish_exchange
 -- The outcome of an exchange in progress.
@@ -39,21 +39,23 @@ SET status = column2,
     duration_ms = column12,
     completion_id = column13,
     completion = column14,
-    error = column15,
-    completed_at = column16,
+    completion_created = column15,
+    error = column16,
+    completed_at = column17,
     worker_id = NULL
 FROM (
     VALUES (:exchange_no, :status, :model, :http_status, :finish_reason, :prompt_tokens, :completion_tokens,
             :total_tokens, :reasoning_tokens, :cached_tokens, :time_to_first_token_ms, :duration_ms, :completion_id,
-            :completion, :error, :completed_at)
+            :completion, :completion_created, :error, :completed_at)
 ) AS outcome
 WHERE exchanges.exchange_no = column1;
 
 -- name: get_exchange_in_progress
 -- What is needed to store its end: where its request's last message stands, and whether anything follows there already.
-SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, e.user_id, e.model, e.leaf_no,
+SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, e.user_id, p.model, e.leaf_no,
        EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = e.session_no AND c.parent_no = e.leaf_no)
 FROM exchanges AS e
+JOIN parameters AS p ON p.parameters_no = e.parameters_no
 JOIN sessions AS s ON s.session_no = e.session_no
 WHERE e.exchange_id = :exchange_id
   AND e.status = 'in_progress';
@@ -69,31 +71,34 @@ FROM exchanges
 WHERE exchange_id = :exchange_id;
 
 -- name: get_exchange
-SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, e.user_id, e.leaf_no, e.context, e.linked_count, e.endpoint, e.model,
-       e.status, e.http_status, e.finish_reason, e.prompt_tokens, e.completion_tokens, e.total_tokens,
-       e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms, e.duration_ms, p.data, e.metadata,
-       COALESCE(e.request_id, e.exchange_id),
+SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, e.user_id, e.leaf_no, e.context, e.linked_count,
+       p.endpoint, COALESCE(e.model, p.model), e.status, e.http_status, e.finish_reason, e.prompt_tokens,
+       e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms,
+       e.duration_ms, p.data, e.metadata, COALESCE(e.request_id, e.exchange_id),
        CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END,
-       e.completion, e.error, e.worker_id, e.created_at, e.completed_at
+       e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
 JOIN sessions AS s ON s.session_no = e.session_no
 WHERE e.exchange_id = :exchange_id;
 
 -- name: list_exchanges
--- One page of a session's exchanges, oldest first.
-SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, e.user_id, e.leaf_no, e.context, e.linked_count, e.endpoint, e.model,
-       e.status, e.http_status, e.finish_reason, e.prompt_tokens, e.completion_tokens, e.total_tokens,
-       e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms, e.duration_ms, p.data, e.metadata,
-       COALESCE(e.request_id, e.exchange_id),
+-- One page of a session's exchanges in the order they were stored. One that the page goes on after may be deleted by
+-- then: it goes on after the one before that.
+SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, e.user_id, e.leaf_no, e.context, e.linked_count,
+       p.endpoint, COALESCE(e.model, p.model), e.status, e.http_status, e.finish_reason, e.prompt_tokens,
+       e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms,
+       e.duration_ms, p.data, e.metadata, COALESCE(e.request_id, e.exchange_id),
        CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END,
-       e.completion, e.error, e.worker_id, e.created_at, e.completed_at
+       e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
 JOIN sessions AS s ON s.session_no = e.session_no
-WHERE s.session_id = :session_id
-  AND (:after IS NULL OR e.exchange_id > :after)
-ORDER BY e.exchange_id
+WHERE e.session_no = (SELECT o.session_no FROM sessions AS o WHERE o.session_id = :session_id)
+  AND e.exchange_no > COALESCE(
+      (SELECT a.exchange_no FROM exchanges AS a WHERE a.exchange_id <= :after ORDER BY a.exchange_id DESC LIMIT 1), 0
+  )
+ORDER BY e.exchange_no
 LIMIT :limit OFFSET :offset;
 
 -- name: count_exchanges
@@ -159,36 +164,40 @@ LIMIT 1;
 
 -- name: scan_exchanges_of_user
 -- The next exchanges of a user after one, oldest first, by what a list of completions is filtered by.
-SELECT exchange_id, status, model, metadata
-FROM exchanges
-WHERE user_id = :user_id
-  AND exchange_id > :after
-ORDER BY exchange_id
+SELECT e.exchange_id, e.status, COALESCE(e.model, p.model), e.metadata
+FROM exchanges AS e
+JOIN parameters AS p ON p.parameters_no = e.parameters_no
+WHERE e.user_id = :user_id
+  AND e.exchange_id > :after
+ORDER BY e.exchange_id
 LIMIT :limit;
 
 -- name: scan_exchanges_of_user_newest_first
-SELECT exchange_id, status, model, metadata
-FROM exchanges
-WHERE user_id = :user_id
-  AND exchange_id < :after
-ORDER BY exchange_id DESC
+SELECT e.exchange_id, e.status, COALESCE(e.model, p.model), e.metadata
+FROM exchanges AS e
+JOIN parameters AS p ON p.parameters_no = e.parameters_no
+WHERE e.user_id = :user_id
+  AND e.exchange_id < :after
+ORDER BY e.exchange_id DESC
 LIMIT :limit;
 
 -- name: scan_exchanges_of_session
--- The same within a session.
-SELECT exchange_id, status, model, metadata
-FROM exchanges
-WHERE session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
-  AND exchange_id > :after
-ORDER BY exchange_id
+-- The same within a session, whose exchanges are sorted: the index that would have them so is larger than they are worth.
+SELECT e.exchange_id, e.status, COALESCE(e.model, p.model), e.metadata
+FROM exchanges AS e
+JOIN parameters AS p ON p.parameters_no = e.parameters_no
+WHERE e.session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
+  AND e.exchange_id > :after
+ORDER BY e.exchange_id
 LIMIT :limit;
 
 -- name: scan_exchanges_of_session_newest_first
-SELECT exchange_id, status, model, metadata
-FROM exchanges
-WHERE session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
-  AND exchange_id < :after
-ORDER BY exchange_id DESC
+SELECT e.exchange_id, e.status, COALESCE(e.model, p.model), e.metadata
+FROM exchanges AS e
+JOIN parameters AS p ON p.parameters_no = e.parameters_no
+WHERE e.session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
+  AND e.exchange_id < :after
+ORDER BY e.exchange_id DESC
 LIMIT :limit;
 
 -- name: update_exchange_metadata

@@ -33,8 +33,9 @@ ORDER BY s.session_id;
 -- name: export_messages
 -- A session's messages in the order they were stored: parents before what follows them.
 SELECT m.message_no, m.message_id, m.session_id, p.message_id AS parent_id, lower(hex(m.chain_hash)) AS chain_hash,
-       e.exchange_id, m.role, m.content, m.content_form, m.extra, m.choice, m.model, m.tokens, m.status, m.metadata,
-       m.created_at
+       e.exchange_id, m.role, m.content, COALESCE(m.content_form, 'text') AS content_form, m.extra,
+       CASE WHEN m.choice = '' THEN '{"finish_reason":"stop"}' ELSE m.choice END AS choice, m.model, m.tokens,
+       COALESCE(m.status, 'completed') AS status, m.metadata, m.created_at
 FROM messages AS m
 LEFT JOIN messages AS p ON p.message_no = m.parent_no
 LEFT JOIN exchanges AS e ON e.exchange_no = m.exchange_no
@@ -48,18 +49,18 @@ WHERE message_no = :message_no
 ORDER BY digest;
 
 -- name: export_exchanges
-SELECT e.exchange_id, s.session_id, e.user_id, m.message_id AS leaf_id, e.context, e.linked_count, e.endpoint, e.model, e.status,
-       e.http_status, e.finish_reason, e.prompt_tokens, e.completion_tokens, e.total_tokens, e.reasoning_tokens,
-       e.cached_tokens, e.time_to_first_token_ms, e.duration_ms,
+SELECT e.exchange_id, s.session_id, e.user_id, m.message_id AS leaf_id, e.context, e.linked_count, p.endpoint,
+       COALESCE(e.model, p.model) AS model, e.status, e.http_status, e.finish_reason, e.prompt_tokens,
+       e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms, e.duration_ms,
        p.data AS parameters, e.metadata, COALESCE(e.request_id, e.exchange_id) AS request_id,
        CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END AS completion_id,
-       e.completion, e.error, e.worker_id, e.created_at, e.completed_at
+       e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at
 FROM exchanges AS e
 LEFT JOIN messages AS m ON m.message_no = e.leaf_no
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
 JOIN sessions AS s ON s.session_no = e.session_no
 WHERE s.session_id = :session_id
-ORDER BY e.exchange_id;
+ORDER BY e.exchange_no;
 
 -- name: find_message_id
 SELECT message_id

@@ -141,8 +141,9 @@ WHERE session_id = :session_id;
 -- One message of a session as the routes show it: with its parent's id and the number of its alternatives, itself
 -- included. System messages stand in the tree where they changed, but a reply below one is an alternative to the reply
 -- beside it: those count whose nearest message of the conversation above is the same.
-SELECT m.message_id, m.session_id, p.message_id, e.exchange_id, m.role, m.content, m.content_form, m.extra, m.choice,
-       m.model, m.tokens, m.status, m.metadata, m.created_at, m.message_no,
+SELECT m.message_id, m.session_id, p.message_id, e.exchange_id, m.role, m.content, COALESCE(m.content_form, 'text'),
+       m.extra, CASE WHEN m.choice = '' THEN '{"finish_reason":"stop"}' ELSE m.choice END, m.model, m.tokens,
+       COALESCE(m.status, 'completed'), m.metadata, m.created_at, m.message_no,
        (
            WITH RECURSIVE
            above (message_no) AS (

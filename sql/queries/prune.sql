@@ -36,11 +36,11 @@ RETURNING tokens;
 
 -- name: delete_newest_exchanges
 DELETE FROM exchanges
-WHERE exchange_id IN (
-    SELECT e.exchange_id
+WHERE exchange_no IN (
+    SELECT e.exchange_no
     FROM exchanges AS e
     WHERE e.session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
-    ORDER BY e.exchange_id DESC
+    ORDER BY e.exchange_no DESC
     LIMIT :limit
 );
 

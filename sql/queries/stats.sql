@@ -7,9 +7,11 @@ SELECT (SELECT COUNT(*) FROM users) AS users,
 
 -- name: list_tokens_by_day
 -- What was used, by day and model, newest day first.
-SELECT substr(created_at, 1, 10) AS day, model, COUNT(*) AS exchanges,
-       COALESCE(SUM(prompt_tokens), 0) AS prompt_tokens, COALESCE(SUM(completion_tokens), 0) AS completion_tokens
-FROM exchanges
-WHERE created_at >= :since
-GROUP BY substr(created_at, 1, 10), model
+SELECT substr(e.created_at, 1, 10) AS day, COALESCE(e.model, p.model) AS model, COUNT(*) AS exchanges,
+       COALESCE(SUM(e.prompt_tokens), 0) AS prompt_tokens,
+       COALESCE(SUM(e.completion_tokens), 0) AS completion_tokens
+FROM exchanges AS e
+JOIN parameters AS p ON p.parameters_no = e.parameters_no
+WHERE e.created_at >= :since
+GROUP BY substr(e.created_at, 1, 10), COALESCE(e.model, p.model)
 ORDER BY day DESC, exchanges DESC, model;

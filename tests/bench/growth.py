@@ -234,7 +234,7 @@ class _Batch:
             exchange_no = (no + 1) // 2
             is_reply = depth % 2
             if not is_reply:
-                self.exchanges.append((exchange_no, exchange_id, number + 1, user_id, no, wire.MODEL, now))
+                self.exchanges.append((exchange_no, exchange_id, number + 1, user_id, no, now))
             place = (no, message_id, session_id, number + 1, no - 1 if depth else None, depth, chain_hash, exchange_no)
             what = (message["role"], message["content"], wire.MODEL if is_reply else None, 40 * is_reply, now)
             self.messages.append((*place, *what))
@@ -249,7 +249,7 @@ class _Batch:
         connection.executemany(_INSERT_USER, self.users)
         connection.executemany(_INSERT_SESSION, self.sessions)
         connection.executemany(_COUNT_SESSION, [(user_id,) for user_id, *_ in self.users])
-        connection.execute(_INSERT_PARAMETERS)
+        connection.execute(_INSERT_PARAMETERS, (wire.MODEL,))
         connection.executemany(_INSERT_MESSAGE, self.messages)
         connection.executemany(_INSERT_EXCHANGE, self.exchanges)
         connection.execute("COMMIT")
@@ -287,10 +287,10 @@ INSERT INTO messages (message_no, message_id, session_id, session_no, parent_no,
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _INSERT_EXCHANGE = """
-INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_id, leaf_no, endpoint, model, status, http_status,
-                       finish_reason, prompt_tokens, completion_tokens, total_tokens, time_to_first_token_ms,
-                       duration_ms, parameters_no, completion_id, created_at, completed_at)
-VALUES (?1, ?2, ?3, ?4, ?5, '/v1/chat/completions', ?6, 'completed', 200, 'stop', 60, 40, 100, 30, 900, 1, '', ?7, ?7)
+INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_id, leaf_no, status, http_status, finish_reason,
+                       prompt_tokens, completion_tokens, total_tokens, time_to_first_token_ms, duration_ms,
+                       parameters_no, completion_id, completion_created, created_at)
+VALUES (?, ?, ?, ?, ?, 'completed', 200, 'stop', 60, 40, 100, 30, 900, 1, '', 1790000000, ?)
 """
 _COUNT_SESSION = """
 UPDATE users
@@ -298,7 +298,8 @@ SET session_count = session_count + 1, active_session_count = active_session_cou
 WHERE user_id = ?
 """
 _INSERT_PARAMETERS = """
-INSERT INTO parameters (parameters_no, digest, data) VALUES (1, x'00', '{"temperature":0.7,"max_tokens":400}')
+INSERT INTO parameters (parameters_no, digest, endpoint, model, data)
+VALUES (1, x'00', '/v1/chat/completions', ?, '{"temperature":0.7,"max_tokens":400}')
 ON CONFLICT DO NOTHING
 """
 

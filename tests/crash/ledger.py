@@ -117,7 +117,7 @@ def _stored(
     ):
         by_number[number].exchanges.append(tuple(exchange))
     for number, *reply in connection.execute(
-        """SELECT reply.parent_no, reply.content, reply.status FROM messages AS said
+        """SELECT reply.parent_no, reply.content, COALESCE(reply.status, 'completed') FROM messages AS said
            JOIN names ON said.content = name JOIN exchanges ON leaf_no = said.message_no
            JOIN messages AS reply ON reply.parent_no = leaf_no AND reply.exchange_no = exchanges.exchange_no
            WHERE reply.role = 'assistant'"""

@@ -1,4 +1,4 @@
--- The first schema that is released; the one before it had other keys.
+-- The first schema that is released; those before it had other columns.
 
 -- Who talks. A user is made by the first chat or session that names it.
 CREATE TABLE users (
@@ -27,7 +27,7 @@ CREATE TABLE sessions (
     created_at    DATETIME NOT NULL,
     updated_at    DATETIME NOT NULL
 );
-CREATE UNIQUE INDEX idx_sessions_external_id ON sessions (user_id, external_id);
+CREATE UNIQUE INDEX idx_sessions_external_id ON sessions (user_id, external_id) WHERE external_id IS NOT NULL;
 CREATE INDEX idx_sessions_user_id ON sessions (user_id, updated_at DESC, session_id DESC);
 CREATE INDEX idx_sessions_created_at ON sessions (created_at DESC);
 CREATE INDEX idx_sessions_active ON sessions (is_active, updated_at DESC);
@@ -47,7 +47,8 @@ BEGIN
     WHERE user_id = NEW.user_id;
 END;
 
--- What was said, each message once.
+-- What was said, each message once. What nearly all say is not written out (content_form, choice, status): with the
+-- indexes a message costs some 300 bytes besides its text, and each of them counts.
 CREATE TABLE messages (
     message_no   INTEGER PRIMARY KEY AUTOINCREMENT,    -- order of storing, never used twice; for links and the search index
     message_id   TEXT NOT NULL UNIQUE,                 -- UUIDv7
@@ -61,13 +62,14 @@ CREATE TABLE messages (
     exchange_no  INTEGER,                              -- the exchange that stored it; none when posted by hand
     role         TEXT NOT NULL,
     content      TEXT NOT NULL,                        -- the text, as people read and search it
-    content_form TEXT NOT NULL DEFAULT 'text' CHECK (content_form IN ('text', 'json', 'none')),
-                                                       -- json: the exact content is in extra; none: it had no content
+    content_form TEXT CHECK (content_form IN ('json', 'none')), -- null: content is what was sent; json: the exact content
+                                                       -- is in extra; none: it had no content
     extra        TEXT,                                 -- JSON object: its other OpenAI keys, as sent
-    choice       TEXT,                                 -- JSON object, replies only: finish_reason, logprobs, index if not 0
+    choice       TEXT,                                 -- JSON object, replies only: finish_reason, logprobs, index if not
+                                                       -- 0; '' where it is {"finish_reason":"stop"}
     model        TEXT,
     tokens       INTEGER NOT NULL DEFAULT 0,
-    status       TEXT NOT NULL DEFAULT 'completed' CHECK (status IN ('completed', 'incomplete', 'failed')),
+    status       TEXT CHECK (status IN ('incomplete', 'failed')), -- null: completed
     metadata     TEXT,                                 -- JSON object
     created_at   DATETIME NOT NULL
 );
@@ -92,8 +94,7 @@ CREATE TABLE exchanges (
                                                        -- messages as sent; null for those before all linked ones
     linked_count          INTEGER,                     -- the request's messages without the system messages: as many
                                                        -- of those up to leaf_no were sent
-    endpoint              TEXT NOT NULL,
-    model                 TEXT,
+    model                 TEXT,                        -- the one that answered; null where it is the one asked for
     status                TEXT NOT NULL CHECK (status IN ('in_progress', 'completed', 'incomplete', 'failed')),
     http_status           INTEGER,                     -- upstream's; none when it gave none
     finish_reason         TEXT,                        -- of the first choice, exactly as sent
@@ -109,22 +110,27 @@ CREATE TABLE exchanges (
     request_id            TEXT,                        -- X-Request-Id; null where it is the exchange's id
     completion_id         TEXT,                        -- upstream's id of the reply; '' where it is, as vLLM makes it,
                                                        -- chatcmpl- and the exchange's id
-    completion            TEXT,                        -- JSON object: the reply without its choices and id
+    completion            TEXT,                        -- JSON object: the reply without its choices and what is in
+                                                       -- columns
+    completion_created    INTEGER,                     -- upstream's time of the reply, in seconds since 1970
     error                 TEXT,                        -- JSON, as upstream or the proxy said it
     worker_id             TEXT,                        -- the process that streams it, while in progress
     created_at            DATETIME NOT NULL,
-    completed_at          DATETIME
+    completed_at          DATETIME                     -- null where it is duration_ms after created_at
 );
-CREATE INDEX idx_exchanges_session_no ON exchanges (session_no, exchange_id);
+CREATE INDEX idx_exchanges_session_no ON exchanges (session_no); -- in the order of exchange_no
 CREATE INDEX idx_exchanges_user_id ON exchanges (user_id, exchange_id);
 CREATE INDEX idx_exchanges_completion_id ON exchanges (user_id, completion_id) WHERE completion_id <> '';
 CREATE INDEX idx_exchanges_in_progress ON exchanges (worker_id) WHERE status = 'in_progress';
 CREATE INDEX idx_exchanges_parameters ON exchanges (parameters_no);
 
--- What exchanges' requests asked for besides their messages, each once: a client sends the same with every turn.
+-- What exchanges' requests asked for, and where, besides their messages; each once: a client sends the same with every
+-- turn.
 CREATE TABLE parameters (
     parameters_no INTEGER PRIMARY KEY,
-    digest        BLOB NOT NULL UNIQUE,                -- SHA-256 of the data
+    digest        BLOB NOT NULL UNIQUE,                -- SHA-256 of endpoint and data
+    endpoint      TEXT NOT NULL,
+    model         TEXT,                                -- the one that data names
     data          TEXT NOT NULL                        -- JSON object: the request without its messages
 );
 CREATE TRIGGER parameters_go_with_their_last_exchange AFTER DELETE ON exchanges
