@@ -162,7 +162,7 @@ class _Stored:
 
 def _store_request(rows: Rows, exchange: Exchange) -> _Stored:
     tally = Tally(timestamp())
-    rows.user_is_active(exchange.user_id, now=tally.now)
+    user_no = rows.active_user_no(exchange.user_id, now=tally.now)
     session, matched = _find_session(rows, exchange), 0
     if session is None:
         place = _make_session(rows, exchange, now=tally.now)
@@ -171,7 +171,12 @@ def _store_request(rows: Rows, exchange: Exchange) -> _Stored:
     exchange_no = rows.next_exchange_no()
     context = tree.store_messages(rows, exchange, place, matched, tally, exchange_no=exchange_no)
     columns = request_columns(exchange, leaf_no=place.parent_no, context=context)
-    columns |= {"exchange_no": exchange_no, "session_id": place.session_id, "session_no": place.session_no}
+    columns |= {
+        "exchange_no": exchange_no,
+        "session_id": place.session_id,
+        "session_no": place.session_no,
+        "user_no": user_no,
+    }
     return _Stored(columns, place, tally)
 
 

@@ -42,7 +42,6 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
     model = asked_model(request)
     return {
         "exchange_id": exchange.exchange_id,
-        "user_id": exchange.user_id,
         "leaf_no": leaf_no,
         "context": context,
         "linked_count": len(exchange.linked),

@@ -162,6 +162,7 @@ class _Reader:
             places = [(position, self._place(message_id)) for position, message_id in context]
             row["context"] = jsontext.dumps([[position, place[0]] for position, place in places if place])
         row["session_no"] = self._session_no
+        row["user_no"] = queries.find_user_no(self._connection, row["user_id"])
         row["exchange_no"] = None
         row.setdefault("completion_created", None)  # exports of before the first release have it in `completion`
         row["asked_model"] = asked_model(jsontext.loads(row["parameters"]))

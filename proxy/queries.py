@@ -253,6 +253,12 @@ def upsert_user(connection: sqlite3.Connection, *, user_id: str, now: str) -> No
     _changes(connection, "upsert_user", {"user_id": user_id, "now": now})
 
 
+def find_user_no(connection: sqlite3.Connection, user_id: str) -> int | None:
+    """The number of the user, if there is one."""
+    row = _one(connection, "find_user_no", {"user_id": user_id})
+    return None if row is None else row[0]
+
+
 def get_user(connection: sqlite3.Connection, user_id: str) -> User | None:
     """The user, if there is one."""
     row = _one(connection, "get_user", {"user_id": user_id})

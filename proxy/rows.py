@@ -54,7 +54,7 @@ class Rows:
         self._connection = connection
         self._numbers: queries.Numbers | None = None
         self._parameters: dict[tuple[str, str], int] = {}
-        self._active: set[str] = set()
+        self._active: dict[str, int] = {}
         self._newest_deletion: str | None = None
         self._waiting = _Waiting()
 
@@ -103,11 +103,15 @@ class Rows:
 
     # What waits
 
-    def user_is_active(self, user_id: str, *, now: str) -> None:
-        """Make the user where there is none; it was active now."""
-        if user_id not in self._active:
-            self._active.add(user_id)
+    def active_user_no(self, user_id: str, *, now: str) -> int:
+        """The number of a user that is active now, who is made where there is none."""
+        number = self._active.get(user_id)
+        if number is None:
             queries.upsert_user(self._connection, user_id=user_id, now=now)
+            number = queries.find_user_no(self._connection, user_id)
+            assert number is not None
+            self._active[user_id] = number
+        return number
 
     def add_session(self, columns: Columns) -> int:
         """A new session, given by its columns; its number."""

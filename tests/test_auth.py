@@ -62,7 +62,7 @@ async def test_no_key_bad_key_and_good_key_in_openai_s_words(upstream: FakeUpstr
                 await client.models.list()
         async with AsyncOpenAI(base_url=f"{url}/v1", api_key=key) as client:
             assert (await client.chat.completions.create(**BODY)).choices
-    assert rows(tmp_path, "SELECT DISTINCT user_id FROM exchanges") == [("ann",)]
+    assert rows(tmp_path, "SELECT DISTINCT user_id FROM exchanges JOIN users USING (user_no)") == [("ann",)]
 
 
 async def test_health_and_ready_are_open_and_nothing_that_looks_like_them(
@@ -181,7 +181,9 @@ async def test_an_admin_chats_for_whom_it_names_and_a_user_for_itself(upstream: 
         ):
             body = {**BODY, "user": "mallory", "safety_identifier": "mallory"}
             assert (await http.post(CHAT, json=body, headers={**bearer(secret), **named})).status_code == 200
-            assert rows(tmp_path, "SELECT user_id FROM exchanges ORDER BY exchange_id DESC LIMIT 1") == [(user,)]
+            assert rows(
+                tmp_path, "SELECT user_id FROM exchanges JOIN users USING (user_no) ORDER BY exchange_id DESC LIMIT 1"
+            ) == [(user,)]
 
 
 async def test_metrics_are_for_admins_where_others_can_come_in(upstream: FakeUpstream, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_database_with_everything_in_it_is_whole(path: Path) -> None:
         ("UPDATE sessions SET tokens = tokens + 1", "miscounted_sessions"),
         ("UPDATE sessions SET leaf_no = 9999 WHERE leaf_no IS NOT NULL", "miscounted_sessions"),
         ("UPDATE messages SET depth = 7", "misplaced_messages"),
-        ("UPDATE exchanges SET user_id = 'eve'", "misplaced_exchanges"),
+        ("UPDATE exchanges SET user_no = 99", "misplaced_exchanges"),
         ("UPDATE exchanges SET leaf_no = 9999", "misplaced_exchanges"),
         ("INSERT INTO blobs VALUES ('x', 'y')", "stray_blobs"),
         (

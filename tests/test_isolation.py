@@ -213,7 +213,7 @@ class House:
                     "SELECT session_id, title, is_active, metadata, message_count FROM sessions"
                     " WHERE user_id = ? ORDER BY 1",
                     "SELECT m.* FROM messages m JOIN sessions s USING (session_id) WHERE s.user_id = ? ORDER BY 1",
-                    "SELECT * FROM exchanges WHERE user_id = ? ORDER BY 1",
+                    "SELECT * FROM exchanges WHERE user_no = (SELECT user_no FROM users WHERE user_id = ?) ORDER BY 1",
                     "SELECT key_id FROM api_keys WHERE user_id = ? ORDER BY 1",
                 )
             ]

@@ -107,8 +107,8 @@ async def play(world: World, number: int, rounds: Sequence[Sequence[Turn]]) -> N
 
 LEAVES = """
     SELECT COALESCE(e.request_id, e.exchange_id), m.session_id, m.message_id
-    FROM messages AS m JOIN exchanges AS e USING (exchange_no)
-    WHERE e.user_id = ? AND m.role = 'assistant'
+    FROM messages AS m JOIN exchanges AS e USING (exchange_no) JOIN users AS u USING (user_no)
+    WHERE u.user_id = ? AND m.role = 'assistant'
       AND NOT EXISTS (SELECT 1 FROM messages AS c WHERE c.parent_no = m.message_no)
 """
 

@@ -173,7 +173,7 @@ async def test_a_chat_in_flight_does_not_bring_its_user_back(upstream: FakeUpstr
         assert rows(tmp_path, "SELECT 1 FROM users WHERE user_id = 'ann'") == []
         async with asking(url, "later", headers=named) as later:
             await later.read_until(b"[DONE]")
-        assert rows(tmp_path, "SELECT user_id FROM exchanges") == [("ann",)]
+        assert rows(tmp_path, "SELECT user_id FROM exchanges JOIN users USING (user_no)") == [("ann",)]
 
 
 async def test_what_another_process_has_spilled_does_not_come_back(upstream: FakeUpstream, tmp_path: Path) -> None:
@@ -261,5 +261,5 @@ async def test_another_process_does_not_let_a_deleted_user_in_again(upstream: Fa
         assert statuses[0] == 200
         assert statuses[-1] == 401
         assert (await http.post(there + CHAT, json=body)).status_code == 401
-        assert rows(tmp_path, "SELECT user_id FROM exchanges") == []
+        assert rows(tmp_path, "SELECT exchange_id FROM exchanges") == []
         assert rows(tmp_path, "SELECT 1 FROM users WHERE user_id = 'ann'") == []

@@ -32,7 +32,8 @@ WHERE m.depth <> COALESCE(p.depth + 1, 0)
 SELECT e.exchange_id
 FROM exchanges AS e
 JOIN sessions AS s ON s.session_no = e.session_no
-WHERE s.user_id <> e.user_id
+LEFT JOIN users AS u ON u.user_no = e.user_no
+WHERE s.user_id IS DISTINCT FROM u.user_id
    OR (e.leaf_no IS NOT NULL
        AND NOT EXISTS (SELECT 1 FROM messages AS m WHERE m.message_no = e.leaf_no AND m.session_no = e.session_no));
 

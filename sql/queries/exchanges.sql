@@ -1,9 +1,9 @@
 -- name: insert_exchange
-INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_id, leaf_no, context, linked_count, model, status,
+INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_no, leaf_no, context, linked_count, model, status,
                        http_status, finish_reason, prompt_tokens, completion_tokens, total_tokens, reasoning_tokens,
                        cached_tokens, time_to_first_token_ms, duration_ms, parameters_no, metadata, request_id,
                        completion_id, completion, completion_created, error, worker_id, created_at, completed_at)
-VALUES (:exchange_no, :exchange_id, :session_no, :user_id, :leaf_no, :context, :linked_count, :model, :status,
+VALUES (:exchange_no, :exchange_id, :session_no, :user_no, :leaf_no, :context, :linked_count, :model, :status,
         :http_status, :finish_reason, :prompt_tokens, :completion_tokens, :total_tokens, :reasoning_tokens,
         :cached_tokens, :time_to_first_token_ms, :duration_ms, :parameters_no, :metadata, :request_id,
         :completion_id, :completion, :completion_created, :error, :worker_id, :created_at, :completed_at);
@@ -52,7 +52,7 @@ WHERE exchanges.exchange_no = column1;
 
 -- name: get_exchange_in_progress
 -- What is needed to store its end: where its request's last message stands, and whether anything follows there already.
-SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, e.user_id, p.model, e.leaf_no,
+SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, p.model, e.leaf_no,
        EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = e.session_no AND c.parent_no = e.leaf_no)
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
@@ -71,7 +71,7 @@ FROM exchanges
 WHERE exchange_id = :exchange_id;
 
 -- name: get_exchange
-SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, e.user_id, e.leaf_no, e.context, e.linked_count,
+SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, e.leaf_no, e.context, e.linked_count,
        p.endpoint, COALESCE(e.model, p.model), e.status, e.http_status, e.finish_reason, e.prompt_tokens,
        e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms,
        e.duration_ms, p.data, e.metadata, COALESCE(e.request_id, e.exchange_id),
@@ -85,7 +85,7 @@ WHERE e.exchange_id = :exchange_id;
 -- name: list_exchanges
 -- One page of a session's exchanges in the order they were stored. One that the page goes on after may be deleted by
 -- then: it goes on after the one before that.
-SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, e.user_id, e.leaf_no, e.context, e.linked_count,
+SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, e.leaf_no, e.context, e.linked_count,
        p.endpoint, COALESCE(e.model, p.model), e.status, e.http_status, e.finish_reason, e.prompt_tokens,
        e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms,
        e.duration_ms, p.data, e.metadata, COALESCE(e.request_id, e.exchange_id),
@@ -143,7 +143,7 @@ WHERE exchange_id IN (VALUES (:exchange_id));
 -- The exchange of a user that upstream's id names: the newest, since a client may use a request id again.
 SELECT exchange_id
 FROM exchanges
-WHERE user_id = :user_id
+WHERE user_no = (SELECT u.user_no FROM users AS u WHERE u.user_id = :user_id)
   AND completion_id = :completion_id
   AND completion_id <> ''
   AND status IN ('completed', 'incomplete')
@@ -155,7 +155,7 @@ LIMIT 1;
 SELECT e.exchange_id
 FROM users AS u
 CROSS JOIN exchanges AS e
-WHERE e.user_id = u.user_id
+WHERE e.user_no = u.user_no
   AND e.completion_id = :completion_id
   AND e.completion_id <> ''
   AND e.status IN ('completed', 'incomplete')
@@ -167,7 +167,7 @@ LIMIT 1;
 SELECT e.exchange_id, e.status, COALESCE(e.model, p.model), e.metadata
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
-WHERE e.user_id = :user_id
+WHERE e.user_no = (SELECT u.user_no FROM users AS u WHERE u.user_id = :user_id)
   AND e.exchange_id > :after
 ORDER BY e.exchange_id
 LIMIT :limit;
@@ -176,7 +176,7 @@ LIMIT :limit;
 SELECT e.exchange_id, e.status, COALESCE(e.model, p.model), e.metadata
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
-WHERE e.user_id = :user_id
+WHERE e.user_no = (SELECT u.user_no FROM users AS u WHERE u.user_id = :user_id)
   AND e.exchange_id < :after
 ORDER BY e.exchange_id DESC
 LIMIT :limit;

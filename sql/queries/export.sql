@@ -49,7 +49,7 @@ WHERE message_no = :message_no
 ORDER BY digest;
 
 -- name: export_exchanges
-SELECT e.exchange_id, s.session_id, e.user_id, m.message_id AS leaf_id, e.context, e.linked_count, p.endpoint,
+SELECT e.exchange_id, s.session_id, s.user_id, m.message_id AS leaf_id, e.context, e.linked_count, p.endpoint,
        COALESCE(e.model, p.model) AS model, e.status, e.http_status, e.finish_reason, e.prompt_tokens,
        e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms, e.duration_ms,
        p.data AS parameters, e.metadata, COALESCE(e.request_id, e.exchange_id) AS request_id,

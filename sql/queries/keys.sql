@@ -46,5 +46,5 @@ WHERE key_id = :key_id
 -- What a user's recorded chats have used since a moment, which is given as the least identifier of that time.
 SELECT COALESCE(SUM(total_tokens), 0)
 FROM exchanges
-WHERE user_id = :user_id
+WHERE user_no = (SELECT u.user_no FROM users AS u WHERE u.user_id = :user_id)
   AND exchange_id >= :since_id;

@@ -13,6 +13,11 @@ SET session_count = session_count + :sessions,
     active_session_count = active_session_count + :active
 WHERE user_id = :user_id;
 
+-- name: find_user_no
+SELECT user_no
+FROM users
+WHERE user_id = :user_id;
+
 -- name: get_user
 SELECT user_id, username, session_count, active_session_count, created_at, last_active
 FROM users
@@ -45,7 +50,7 @@ DELETE FROM exchanges
 WHERE exchange_id IN (
     SELECT exchange_id
     FROM exchanges
-    WHERE user_id = :user_id
+    WHERE user_no = (SELECT u.user_no FROM users AS u WHERE u.user_id = :user_id)
     LIMIT :limit
 );
 

@@ -287,10 +287,12 @@ INSERT INTO messages (message_no, message_id, session_id, session_no, parent_no,
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _INSERT_EXCHANGE = """
-INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_id, leaf_no, status, http_status, finish_reason,
+INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_no, leaf_no, status, http_status, finish_reason,
                        prompt_tokens, completion_tokens, total_tokens, time_to_first_token_ms, duration_ms,
                        parameters_no, completion_id, completion_created, created_at)
-VALUES (?, ?, ?, ?, ?, 'completed', 200, 'stop', 60, 40, 100, 30, 900, 1, '', 1790000000, ?)
+SELECT ?1, ?2, ?3, user_no, ?5, 'completed', 200, 'stop', 60, 40, 100, 30, 900, 1, '', 1790000000, ?6
+FROM users
+WHERE user_id = ?4
 """
 _COUNT_SESSION = """
 UPDATE users

@@ -2,7 +2,8 @@
 
 -- Who talks. A user is made by the first chat or session that names it.
 CREATE TABLE users (
-    user_id              TEXT PRIMARY KEY,
+    user_no              INTEGER PRIMARY KEY,          -- what exchanges refer to: shorter than the identifier
+    user_id              TEXT NOT NULL UNIQUE,
     username             TEXT,
     session_count        INTEGER NOT NULL DEFAULT 0,   -- so that a list's total costs nothing; counted up by what makes
                                                        -- sessions, down by triggers, since deletes cascade
@@ -88,7 +89,7 @@ CREATE TABLE exchanges (
     exchange_no           INTEGER PRIMARY KEY AUTOINCREMENT, -- never used twice: messages refer to it
     exchange_id           TEXT NOT NULL UNIQUE,        -- UUIDv7
     session_no            INTEGER NOT NULL REFERENCES sessions (session_no) ON DELETE CASCADE,
-    user_id               TEXT NOT NULL,               -- the session's; for lists by user
+    user_no               INTEGER NOT NULL,            -- the session's; for lists by user
     leaf_no               INTEGER,                     -- last message of the request, parent of the replies
     context               TEXT,                        -- JSON [[linked messages after it, message_no], ...]: the system
                                                        -- messages as sent; null for those before all linked ones
@@ -119,8 +120,8 @@ CREATE TABLE exchanges (
     completed_at          DATETIME                     -- null where it is duration_ms after created_at
 );
 CREATE INDEX idx_exchanges_session_no ON exchanges (session_no); -- in the order of exchange_no
-CREATE INDEX idx_exchanges_user_id ON exchanges (user_id, exchange_id);
-CREATE INDEX idx_exchanges_completion_id ON exchanges (user_id, completion_id) WHERE completion_id <> '';
+CREATE INDEX idx_exchanges_user_no ON exchanges (user_no, exchange_id);
+CREATE INDEX idx_exchanges_completion_id ON exchanges (user_no, completion_id) WHERE completion_id <> '';
 CREATE INDEX idx_exchanges_in_progress ON exchanges (worker_id) WHERE status = 'in_progress';
 CREATE INDEX idx_exchanges_parameters ON exchanges (parameters_no);
 
