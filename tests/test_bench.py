@@ -1,7 +1,9 @@
 """The benchmark itself: its statistics and tables on made-up figures, and a short run of the direct row."""
 
 import contextlib
+import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ if sys.platform != "linux":
     pytest.skip("the benchmark reads /proc", allow_module_level=True)
 
 from tests.bench import accounting, figures, phases, relays, wire
-from tests.bench.client import Connection, Load, Run
+from tests.bench.client import Connection, Load, Outcome, Run
 from tests.bench.figures import Cell, Column, Measured
 
 CPU = Column("chunk_cpu_us", "CPU", "chunk")
@@ -85,6 +87,50 @@ def test_the_report_has_a_line_for_each_relay_and_says_what_failed(markdown: boo
     assert "error" in text
     assert "mine: json: 3 × closed early" in text
     assert text.count("\n| mine |" if markdown else "\nmine ") == len(figures.TABLES)
+
+
+def test_the_report_says_which_relay_did_not_come_to_rest() -> None:
+    rounds = rounds_of(direct=[{}], nginx=[{}], mine=[{"chunk_cpu_us": 10.0}])
+    rounds[0]["mine"].notes["chunk"] = "still at work"
+    text = figures.report(rounds, TITLES, markdown=False)
+    assert "10.0" in text
+    assert "mine: chunk: still at work" in text
+
+
+def test_a_relay_is_at_rest_once_its_processor_time_stands_still() -> None:
+    readings = iter((0.0, 0.2, 0.2, 0.5, 0.5, 0.5))  # of the begin and the end of each look
+    assert phases.settle(lambda: next(readings), at_most_s=60, quiet_s=0.001)
+    assert list(readings) == []
+
+
+def test_a_relay_that_is_never_at_rest_is_not_waited_for_any_longer() -> None:
+    working = itertools.count()
+    assert not phases.settle(lambda: float(next(working)), at_most_s=0.01, quiet_s=0.001)
+
+
+class PutsOff(phases.Round):
+    """A relay that takes a second for a load of ten requests, and two more when that is over."""
+
+    seconds = 5.0  # from before
+    put_off: Iterator[float] = iter(())
+
+    def _cpu(self) -> float:
+        self.seconds += next(self.put_off, 0.0)
+        return self.seconds
+
+    def _perform(self, load: Load) -> Outcome:
+        self.has_settled = False
+        self.seconds += 1.0
+        self.put_off = iter((0.0, 0.0, 2.0))
+        return Outcome(elapsed_s=1.0, finished=10)
+
+
+def test_a_load_is_charged_with_what_was_put_off_until_it_was_over() -> None:
+    one, plan = relays.Running(1, 1), phases.Plan(quiet_s=0.001)
+    relay = PutsOff(plan, one, one, Measured())
+    for _ in range(2):
+        figures_of = dict(relay._phase("json"))
+        assert figures_of == {"json_rps": 10.0, "json_cpu_us": 300_000.0, "json_later_us": 200_000.0}
 
 
 def test_a_relay_that_is_not_installed_says_how_to_install_it(tmp_path: Path) -> None:

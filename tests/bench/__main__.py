@@ -8,6 +8,9 @@ chunk  200 streams of 50 tokens/s: processor time of the relay's processes for e
 first  1, 50, 200, 1,000 streams open at any time: time from the request to the first token, less the direct way's
 json   whole replies over 32 connections, as many as will go: processor time of each, and how many a second
 
+Each load finds the relay at rest, and processor time is counted until it is at rest again: what a relay puts off, such
+as filling an index, is charged to the load that caused it. Where one does not come to rest in time, a line says so.
+
 A relay that fails at a load, or falls behind, has an error in place of that figure and is started afresh for the next.
 Connections are kept open and opened before the clock starts. What comes is checked to the last event. Figures are
 medians over the rounds, with (smallest-largest) and x the ratio to nginx.

@@ -11,10 +11,11 @@ YARDSTICK = "nginx"
 
 @dataclasses.dataclass(slots=True)
 class Measured:
-    """One relay in one round: its figures, or why a phase has none."""
+    """One relay in one round: its figures, or why a phase has none; `notes` say what to know of figures it has."""
 
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
     errors: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def busy_with(self, key: str, share: float) -> None:
         """Keep the largest share of a core that the client or the upstream took."""
@@ -109,6 +110,11 @@ def errors_of(rounds: Rounds, key: str) -> dict[str, str]:
     return {phase: text for measured in rounds if key in measured for phase, text in measured[key].errors.items()}
 
 
+def notes_of(rounds: Rounds, key: str) -> dict[str, str]:
+    """What to know of a relay's figures, by phase: the last round's word on each."""
+    return {phase: text for measured in rounds if key in measured for phase, text in measured[key].notes.items()}
+
+
 def show(cell: Cell | None) -> str:
     """`16.7 (15.1–17.9) ×1.2`; without a spread where there is one round."""
     if cell is None:
@@ -127,14 +133,19 @@ def number(value: float) -> str:
 
 
 def report(rounds: Rounds, titles: Mapping[str, str], *, markdown: bool) -> str:
-    """All tables, and below them what went wrong."""
+    """All tables, and below them what went wrong and what is to be known."""
     layout = _markdown if markdown else _plain
     parts = []
     for title, columns in TABLES.items():
         head = ["", *(column.title for column in columns)]
         rows = [[titles[key], *(_text(rounds, column, key) for column in columns)] for key in titles]
         parts.append(f"{'### ' if markdown else ''}{title}\n\n{layout(head, rows)}")
-    notes = [f"{titles[key]}: {phase}: {text}" for key in titles for phase, text in errors_of(rounds, key).items()]
+    notes = [
+        f"{titles[key]}: {phase}: {text}"
+        for key in titles
+        for of_key in (errors_of(rounds, key), notes_of(rounds, key))
+        for phase, text in of_key.items()
+    ]
     return "\n\n".join([*parts, *(["\n".join(f"- {note}" for note in notes)] if notes else []), _shares(rounds)]) + "\n"
 
 

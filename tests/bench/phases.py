@@ -14,6 +14,8 @@ from tests.bench.figures import Measured, quantile
 
 LEVELS = (1, 50, 200, 1000)
 _MEGABYTE = 1e6
+# Of a core. Processor time is counted in ticks of 10 ms: this is five of them in the time that `Plan` says.
+_QUIET_SHARE = 0.02
 
 
 class PhaseError(Exception):
@@ -35,6 +37,10 @@ class Plan:
     levels: tuple[int, ...] = LEVELS
     grace_s: float = 40.0
     """How much longer than planned a phase may last before it is given up."""
+    quiet_s: float = 2.5
+    """How long a relay must do nothing to be at rest. StellarChat begins with what it put off two seconds later."""
+    settle_s: float = 20.0
+    """How long it is waited for to come to rest, before and after a load."""
 
 
 QUICK = Plan(hold_tokens=80, chunk_tokens=100, first_token_s=2.0, json_s=1.5, grace_s=25.0)
@@ -63,6 +69,7 @@ class Round:
         self.measured = measured
         self.label = 0
         self.peak = 0
+        self.has_settled = False
 
     def run(self, phases: Sequence[str]) -> list[str]:
         """Run the phases up to the first that fails, which leaves its error. Those that are left."""
@@ -71,6 +78,7 @@ class Round:
         left = list(phases)
         while left:
             name = left.pop(0)
+            self._settle(name)
             try:
                 for key, value in self._phase(name):  # those before a failure count
                     self.measured.figures[key] = value
@@ -125,10 +133,8 @@ class Round:
             deadline_s=nominal + 2 * plan.grace_s,
             requests=plan.chunk_streams,
         )
-        cpu = self._cpu() - cpu
         _require_no_errors(outcome)
-        if self.relay.pid is not None and outcome.events:
-            yield "chunk_cpu_us", cpu * 1e6 / outcome.events
+        yield from self._cost("chunk", each=outcome.events, since=cpu)
         _require_all_finished(outcome)
 
     def _first_token(self, streams: int) -> Iterator[tuple[str, float]]:
@@ -158,12 +164,28 @@ class Round:
         seconds = self.plan.json_s
         load = Load(port=self.relay.port, stream=False, connections=32, seconds=seconds, deadline_s=seconds + 15)
         outcome = self._perform(load)
-        cpu = self._cpu() - cpu
         _require_no_errors(outcome)
         _require_all_finished(outcome)
         yield "json_rps", outcome.finished / outcome.elapsed_s
-        if self.relay.pid is not None:
-            yield "json_cpu_us", cpu * 1e6 / outcome.finished
+        yield from self._cost("json", each=outcome.finished, since=cpu)
+
+    def _cost(self, phase: str, *, each: int, since: float) -> Iterator[tuple[str, float]]:
+        """Processor time that a load has just caused, with what the relay put off until it was over."""
+        if self.relay.pid is None or not each:
+            return
+        over = self._cpu()
+        self._settle(phase)
+        yield f"{phase}_cpu_us", (self._cpu() - since) * 1e6 / each
+        yield f"{phase}_later_us", (self._cpu() - over) * 1e6 / each
+
+    def _settle(self, phase: str) -> None:
+        """Wait until the relay has done what earlier loads left it to do, so that the next is not charged with it."""
+        if self.relay.pid is None or self.has_settled:
+            return
+        self.has_settled = settle(self._cpu, quiet_s=self.plan.quiet_s, at_most_s=self.plan.settle_s)
+        if not self.has_settled:
+            waited = f"the relay was still at work after {self.plan.settle_s:.0f} s without a load"
+            self.measured.notes[phase] = f"{waited}: a part is charged to the wrong phase, or to none"
 
     def _streams(self, *, streams: int, tokens: int, rate: int, deadline_s: float, **more: float) -> Outcome:
         relays.set_pace(self.upstream.port, tokens=tokens, rate=rate)
@@ -185,6 +207,7 @@ class Round:
     def _perform(self, load: Load) -> Outcome:
         """Run the load in a process of its own, watching the relay's memory and how busy the other two are."""
         self.label += 1
+        self.has_settled = False
         upstream_cpu = accounting.cpu_seconds(self.upstream.pid or 0)
         outcome = perform(load, label=self.label, each=self._watch)
         upstream_cpu = accounting.cpu_seconds(self.upstream.pid or 0) - upstream_cpu
@@ -206,6 +229,17 @@ class Round:
 
     def _resident(self) -> int:
         return accounting.resident_bytes(self.relay.pid) if self.relay.pid is not None else 0
+
+
+def settle(cpu_seconds: Callable[[], float], *, quiet_s: float, at_most_s: float) -> bool:
+    """Wait until a process has done next to nothing for a while; whether it came to that."""
+    deadline = time.monotonic() + at_most_s
+    while time.monotonic() < deadline:
+        before = cpu_seconds()
+        time.sleep(quiet_s)
+        if cpu_seconds() - before <= _QUIET_SHARE * quiet_s:
+            return True
+    return False
 
 
 def perform(load: Load, *, label: int, each: Callable[[], None] | None = None) -> Outcome:
