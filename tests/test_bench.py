@@ -11,7 +11,7 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("the benchmark reads /proc", allow_module_level=True)
 
-from tests.bench import accounting, figures, phases, relays, wire
+from tests.bench import accounting, figures, floor, phases, relays, wire
 from tests.bench.client import Connection, Load, Outcome, Run
 from tests.bench.figures import Cell, Column, Measured
 
@@ -184,3 +184,19 @@ def test_the_direct_row_can_be_measured() -> None:
     assert {"lag_p50_ms", "first_1_p50_ms", "first_20_p99_ms", "json_rps"} <= measured.figures.keys()
     assert pid is not None
     assert accounting.cpu_seconds(pid) == 0
+
+
+def test_what_was_written_down_stores_every_chat_again(tmp_path: Path) -> None:
+    warm_up, transactions = floor._written_down(tmp_path, 40, a_commit=16)
+    assert len(transactions) == 3
+    with floor._opened(tmp_path) as connection:
+        floor._repeat(connection, [*warm_up, *transactions])
+        chats = floor._WARM_UP + 40
+        assert connection.execute("SELECT COUNT(*) FROM exchanges WHERE status = 'completed'").fetchone() == (chats,)
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def test_more_chats_a_commit_write_fewer_pages_of_the_log(tmp_path: Path) -> None:
+    (alone, entries), (together, same) = (floor._footprint(tmp_path, 32, a_commit=each) for each in (1, 16))
+    assert alone > together > 0
+    assert entries == same > 0
