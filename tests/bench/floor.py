@@ -57,20 +57,18 @@ def main() -> None:
             pages, entries = _footprint(folder, options.chats, a_commit=a_commit)
             cells = (a_commit, *median, median.storing / median.rows, pages)
             print(*(f"{cell if isinstance(cell, int) else figures.number(cell):>16}" for cell in cells), flush=True)
-    print(
-        f"A chat makes {entries:.1f} index entries. `rows` is the floor: where nothing is decided, that much is left."
-    )
+    print(f"A chat makes {entries:.1f} index entries. `rows` is the floor: what is left where nothing is decided.")
     print(f"SQLite {sqlite3.sqlite_version}, {machine.line(here)}")
 
 
 def _cost(folder: Path, chats: int, *, a_commit: int) -> Cost:
     """Both ways one after the other, so that what else the machine does meets both."""
+    made = _chats(_WARM_UP + chats)
     with _opened(folder) as connection:
-        _store(connection, _chats(_WARM_UP), a_commit=a_commit)
-        measured = _chats(chats)
+        _store(connection, made[:_WARM_UP], a_commit=a_commit)
         _freeze()
         began = time.thread_time()
-        _store(connection, measured, a_commit=a_commit)
+        _store(connection, made[_WARM_UP:], a_commit=a_commit)
         whole = time.thread_time() - began
     warm_up, transactions = _written_down(folder, chats, a_commit=a_commit)
     with _opened(folder) as connection:
