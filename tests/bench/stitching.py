@@ -103,7 +103,7 @@ def _outcome(answer: str, *, completion_id: str) -> Outcome:
     envelope = {
         "id": completion_id,
         "object": "chat.completion",
-        "created": 1_790_000_000,
+        "created": int(time.time()),  # near when it is stored, as a server's is
         "model": _MODEL,
         "choices": [choice],
         "usage": {"prompt_tokens": 30, "total_tokens": 50, "completion_tokens": 20, "prompt_tokens_details": None},
