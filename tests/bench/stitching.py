@@ -7,7 +7,7 @@ import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,33 +25,53 @@ _SAMPLES = 500
 _BATCH = 10_000
 
 Message = dict[str, str]
+Turn = tuple[str, str]  # a question and its answer
 
 
 def main() -> None:
     options = _options()
-    with tempfile.TemporaryDirectory(dir=options.dir) as folder:
-        print(f"a chat of {_TURNS} turns, resent in full each turn")
-        head = ("characters", "bytes/said", "less empty", "bytes/turn", "turn 2 ms", "turn 200")
-        print(*(f"{name:>10}" for name in head))
-        for length in _LENGTHS:
-            print(_long_chat(Path(folder) / f"{length}.db", length), flush=True)
+    with tempfile.TemporaryDirectory(dir=options.dir) as name:
+        folder = Path(name)
+        print(f"a chat of {_TURNS} turns, resent in full each turn; plain: the same in the first design's tables alone")
+        head = ("characters", "bytes/said", "less empty", "bytes/turn", "turn 2 ms", "turn 200", "plain", "less empty")
+        print(*(f"{column:>10}" for column in head))
+        for number, (characters, said) in enumerate(_chats().items()):
+            ours, plain = folder / f"{number}.db", folder / f"{number}-plain.db"
+            print(f"{characters:>10}", _long_chat(ours, said), _plain_chat(plain, said), flush=True)
         if options.chats:
-            _find(Path(folder) / "many.db", chats=options.chats, alike=options.alike)
+            _find(folder / "many.db", chats=options.chats, alike=options.alike)
 
 
 # --- one long chat
 
 
-def _long_chat(path: Path, length: int) -> str:
+def _chats() -> dict[str, list[Turn]]:
+    """What is said, by how long the messages are."""
+    return {str(length): list(zip(_alike_long(length), _alike_long(length), strict=True)) for length in _LENGTHS}
+
+
+def _alike_long(length: int) -> list[str]:
+    return [_text(length) for _ in range(_TURNS)]
+
+
+def _long_chat(path: Path, said: Sequence[Turn]) -> str:
     connection = database.connect(path)
     database.prepare(connection)
     connection.execute("PRAGMA synchronous = OFF")  # the disk's time is not ours
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()  # the schema is in the file now
     empty = path.stat().st_size
+    times = list(_stored(connection, said))
+    assert connection.execute("SELECT COUNT(*) FROM messages").fetchone() == (2 * len(said),)
+    connection.close()  # the log and the shared memory beside it are there only while it is open
+    ratio, less_empty, over = _on_disk(path, said, empty=empty)
+    early, late = statistics.median(times[1:6]), statistics.median(times[-5:])
+    return f"{ratio:>10.2f} {less_empty:>10.2f} {over:>10,.0f} {early:>10.2f} {late:>10.2f}"
+
+
+def _stored(connection: sqlite3.Connection, said: Iterable[Turn]) -> Iterator[float]:
+    """Store a chat that is resent in full each turn; the milliseconds of each turn."""
     messages: list[Message] = []
-    times = []
-    for _ in range(_TURNS):
-        question, answer = (_text(length) for _ in range(2))
+    for question, answer in said:
         messages.append({"role": "user", "content": question})
         exchange = _exchange("default_user", messages)
         places = archive.list_stitched(connection, exchange)
@@ -61,17 +81,32 @@ def _long_chat(path: Path, length: int) -> str:
         began = time.perf_counter()
         with storing(connection) as rows:
             archive.finish(rows, exchange, outcome)
-        times.append((time.perf_counter() - began) * 1e3)
+        yield (time.perf_counter() - began) * 1e3
         messages.append({"role": "assistant", "content": answer})
-    assert connection.execute("SELECT COUNT(*) FROM messages").fetchone() == (2 * _TURNS,)
-    connection.close()  # the log and the shared memory beside it are there only while it is open
+
+
+def _plain_chat(path: Path, said: Sequence[Turn]) -> str:
+    """The same chat without exchanges, tree and hashes: the least that a file with these columns and indexes takes."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA page_size = 1024")  # as ours
+    connection.execute("PRAGMA synchronous = OFF")
+    connection.executescript(_PLAIN)
+    empty = path.stat().st_size
+    session_id, now = ids.uuid7(), ids.timestamp()
+    connection.execute(_PLAIN_SESSION, (session_id, said[0][0][:80], now, now))
+    for question, answer in said:
+        connection.execute(_PLAIN_MESSAGE, (ids.uuid7(), session_id, "user", question, None, 0, ids.timestamp()))
+        connection.execute(_PLAIN_MESSAGE, (ids.uuid7(), session_id, "assistant", answer, _MODEL, 20, ids.timestamp()))
+    connection.close()
+    ratio, less_empty, _ = _on_disk(path, said, empty=empty)
+    return f"{ratio:>10.2f} {less_empty:>10.2f}"
+
+
+def _on_disk(path: Path, said: Sequence[Turn], *, empty: int) -> tuple[float, float, float]:
+    """Bytes for each that was said, the same without the `empty` file's, and what a turn takes over what it says."""
     size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
-    said = 2 * length * _TURNS
-    early, late = statistics.median(times[1:6]), statistics.median(times[-5:])
-    over = (size - empty - said) / _TURNS
-    return (
-        f"{length:>10} {size / said:>10.2f} {(size - empty) / said:>10.2f} {over:>10,.0f} {early:>10.2f} {late:>10.2f}"
-    )
+    said_bytes = sum(len(text) for turn in said for text in turn)
+    return size / said_bytes, (size - empty) / said_bytes, (size - empty - said_bytes) / len(said)
 
 
 def _text(length: int) -> str:
@@ -111,6 +146,52 @@ def _outcome(answer: str, *, completion_id: str) -> Outcome:
     }
     reply = Completion.from_body(json.dumps(envelope).encode())
     return Outcome(status="completed", http_status=200, reply=reply, time_to_first_token_ms=10, duration_ms=500)
+
+
+_PLAIN_SESSION = """
+INSERT INTO sessions (session_id, user_id, title, created_at, updated_at) VALUES (?, 'default_user', ?, ?, ?)
+"""
+_PLAIN_MESSAGE = """
+INSERT INTO messages (message_id, session_id, role, content, model, tokens, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+# The tables as they were first designed, with every column and index that they were given.
+_PLAIN = """
+CREATE TABLE users (
+    user_id TEXT PRIMARY KEY,
+    username TEXT,
+    created_at DATETIME DEFAULT CURRENT_TIMESTAMP,
+    last_active DATETIME DEFAULT CURRENT_TIMESTAMP
+);
+CREATE INDEX idx_users_last_active ON users(last_active);
+CREATE TABLE sessions (
+    session_id TEXT PRIMARY KEY,
+    user_id TEXT NOT NULL,
+    title TEXT DEFAULT 'New Conversation',
+    created_at DATETIME DEFAULT CURRENT_TIMESTAMP,
+    updated_at DATETIME DEFAULT CURRENT_TIMESTAMP,
+    is_active BOOLEAN DEFAULT TRUE,
+    FOREIGN KEY (user_id) REFERENCES users(user_id)
+);
+CREATE INDEX idx_sessions_user_id ON sessions(user_id);
+CREATE INDEX idx_sessions_created_at ON sessions(created_at DESC);
+CREATE INDEX idx_sessions_active ON sessions(is_active, updated_at DESC);
+CREATE TABLE messages (
+    message_id TEXT PRIMARY KEY,
+    session_id TEXT NOT NULL,
+    role TEXT NOT NULL CHECK (role IN ('user', 'assistant', 'system')),
+    content TEXT NOT NULL,
+    model TEXT,
+    tokens INTEGER DEFAULT 0,
+    created_at DATETIME DEFAULT CURRENT_TIMESTAMP,
+    metadata TEXT,
+    FOREIGN KEY (session_id) REFERENCES sessions(session_id) ON DELETE CASCADE
+);
+CREATE INDEX idx_messages_session_id ON messages(session_id);
+CREATE INDEX idx_messages_created_at ON messages(created_at);
+CREATE INDEX idx_messages_role ON messages(role);
+CREATE INDEX idx_messages_session_created ON messages(session_id, created_at);
+INSERT INTO users (user_id, username) VALUES ('default_user', 'Developer');
+"""
 
 
 # --- one among many
