@@ -11,7 +11,7 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("the benchmark reads /proc", allow_module_level=True)
 
-from tests.bench import accounting, figures, floor, phases, relays, wire
+from tests.bench import accounting, figures, floor, phases, relays, stitching, wire
 from tests.bench.client import Connection, Load, Outcome, Run
 from tests.bench.figures import Cell, Column, Measured
 
@@ -200,3 +200,16 @@ def test_more_chats_a_commit_write_fewer_pages_of_the_log(tmp_path: Path) -> Non
     (alone, entries), (together, same) = (floor._footprint(tmp_path, 32, a_commit=each) for each in (1, 16))
     assert alone > together > 0
     assert entries == same > 0
+
+
+def test_mixed_lengths_are_the_same_in_every_run() -> None:
+    lengths = [len(text) for text in stitching._mixed(900)]
+    assert lengths == [len(text) for text in stitching._mixed(900)]
+    assert len(set(lengths)) > len(lengths) / 2
+
+
+def test_a_plain_file_takes_less_than_ours(tmp_path: Path) -> None:
+    said = [("What is it?" * 20, "It is this." * 40)] * 20
+    stitching._long_chat(tmp_path / "ours.db", said)
+    stitching._plain_chat(tmp_path / "plain.db", said)
+    assert (tmp_path / "ours.db").stat().st_size > (tmp_path / "plain.db").stat().st_size > 20 * 660

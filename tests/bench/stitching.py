@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import random
 import sqlite3
 import statistics
@@ -18,6 +19,8 @@ from proxy.rows import storing
 
 _TURNS = 200
 _LENGTHS = (200, 500, 1000, 2000, 4000)
+_MEANS = ((300, 900), (1180, 1760))  # characters of a question and of its answer
+_SIGMA = 1.0
 _WORDS = ("river", "bridge", "engine", "paper", "window", "garden", "signal", "copper", "winter", "market", "planet")
 _MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _ALIKE = "alike"  # the user whose chats all begin alike
@@ -46,12 +49,24 @@ def main() -> None:
 
 
 def _chats() -> dict[str, list[Turn]]:
-    """What is said, by how long the messages are."""
-    return {str(length): list(zip(_alike_long(length), _alike_long(length), strict=True)) for length in _LENGTHS}
+    """What is said, by how long the messages are: all alike, or mixed about a mean for each side, as they are in life.
+
+    Where all are alike, the figures depend on how many of just that length fill a page.
+    """
+    alike = {str(length): list(zip(_alike_long(length), _alike_long(length), strict=True)) for length in _LENGTHS}
+    mixed = {f"~{asked}/{told}": list(zip(_mixed(asked), _mixed(told), strict=True)) for asked, told in _MEANS}
+    return alike | mixed
 
 
 def _alike_long(length: int) -> list[str]:
     return [_text(length) for _ in range(_TURNS)]
+
+
+def _mixed(mean: int) -> list[str]:
+    """Texts of lognormal lengths, which are the same in every run."""
+    lengths = random.Random(mean)
+    location = math.log(mean) - _SIGMA**2 / 2  # https://en.wikipedia.org/wiki/Log-normal_distribution
+    return [_text(max(1, round(lengths.lognormvariate(location, _SIGMA)))) for _ in range(_TURNS)]
 
 
 def _long_chat(path: Path, said: Sequence[Turn]) -> str:
@@ -112,7 +127,7 @@ def _on_disk(path: Path, said: Sequence[Turn], *, empty: int) -> tuple[float, fl
 def _text(length: int) -> str:
     words: list[str] = []
     size = 0
-    while size < length:
+    while size <= length:  # one more than the spaces between them
         words.append(random.choice(_WORDS))
         size += len(words[-1]) + 1
     return " ".join(words)[:length]
