@@ -24,6 +24,7 @@ _LESSONS_MAX = 8
 _INDEX_MAX = 2**31
 
 _CR, _LF = 13, 10  # `in` looks for a number of a byte at once, and for bytes only after a TypeError
+_BEFORE_DATA, _AFTER_DATA = b"data: ", b"\n\n"
 _EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 
@@ -48,8 +49,12 @@ class Completion:
         self._whole: JSON | None = None
         self._whole_choices: list[Choice] = []
         self._pattern: _Pattern | None = None
-        self._alike: list[bytes] = []  # events that were taken, and not asked for yet
         self._lessons_left = _LESSONS_MAX
+        # Events that `may_wait`, as they came. A look at many at once costs a fraction of one at each: what it needs of
+        # a stream is in no cache any more when the next token comes.
+        self.waiting: list[bytes] = []
+        self.is_ordinary = False  # the next event is likely to differ from the last in nothing but its text
+        self._unasked: list[bytes] = []  # what waited and has been folded, for `take_waited`
 
     @classmethod
     def from_body(cls, body: bytes) -> "Completion":
@@ -66,12 +71,13 @@ class Completion:
 
     def feed(self, data: bytes) -> None:
         """Fold one event's data. What cannot be understood is counted, never raised."""
-        self._fold_alike()
+        self._fold_waiting()
         pattern = self._pattern
         if pattern is not None and (piece := pattern.piece_of(data)) is not None:
             pattern.pieces.append(piece)
             return
         self._pattern = None
+        self.is_ordinary = False
         if not data or data.isspace():
             return
         if is_terminator(data):
@@ -87,16 +93,10 @@ class Completion:
         if self._lessons_left and self.malformed == malformed_before and self.error is None:
             self._learn(data, chunk)
 
-    def take_alike(self, raw: bytes) -> bool:
-        """Take an event as it came, if it is whole, of one line, and like the last one in all but its text. If not, it
-        has to be cut out and fed."""
-        pattern = self._pattern
-        return pattern is not None and pattern.take_event(raw)
-
-    def alike_events(self) -> bytes:
-        """The events that `take_alike` took since the last call, as a stream: as few events as mean the same."""
-        self._fold_alike()
-        events, self._alike = b"".join(self._alike), []
+    def take_waited(self) -> bytes:
+        """The events that have waited since the last call, as a stream: as few events as mean the same."""
+        self._fold_waiting()
+        events, self._unasked = b"".join(self._unasked), []
         return events
 
     @property
@@ -122,7 +122,7 @@ class Completion:
 
     @property
     def choices(self) -> list[Choice]:
-        self._fold_alike()
+        self._fold_waiting()
         folded = [fold.choice(index) for index, fold in self._folds.items()]
         return sorted(self._whole_choices + folded, key=lambda choice: choice.index)
 
@@ -149,21 +149,20 @@ class Completion:
         ]
         return self.envelope | {"choices": choices, "usage": self.usage}
 
-    def _fold_alike(self) -> None:
-        """Fold what `take_alike` took. What it should not have taken is fed as it came."""
+    def _fold_waiting(self) -> None:
+        if not self.waiting:
+            return
+        events = self.waiting.copy()
+        self.waiting.clear()
         pattern = self._pattern
-        if pattern is None or not pattern.texts:
-            return
-        texts, pattern.texts = pattern.texts, []
-        pieces = _strings(texts)
-        if pieces is not None:
+        pieces = None if pattern is None else pattern.pieces_of(events)
+        if pattern is not None and pieces is not None:
             pattern.pieces += pieces
-            self._alike.append(pattern.event(orjson.dumps("".join(pieces))))
+            self._unasked.append(pattern.event("".join(pieces)))
             return
-        for text in texts:
-            event = pattern.event(text)
-            self._alike.append(event)
-            self.feed(event[len(b"data: ") : -len(b"\n\n")])
+        self._unasked += events
+        for event in events:
+            self.feed(event[len(_BEFORE_DATA) : -len(_AFTER_DATA)])
 
     def _parsed(self, data: bytes) -> JSON | None:
         try:
@@ -260,6 +259,7 @@ class Completion:
             fold = self._folds[chunk["choices"][0]["index"]]
             pattern.pieces = _pieces(fold.message, pattern.key)
             self._pattern = pattern
+            self.is_ordinary = True
 
 
 class _Pieces(list[str]):
@@ -316,16 +316,13 @@ class _Pattern:
     it means what the last one meant, but for that string; so nothing else needs to be parsed or folded.
     """
 
-    __slots__ = ("_after", "_before", "_event_after", "_event_before", "_start", "_stop", "key", "pieces", "texts")
+    __slots__ = ("_after", "_before", "_start", "_stop", "key", "pieces")
 
     def __init__(self, key: str, before: bytes, after: bytes) -> None:
         self.key = key
         self.pieces: list[str] = []
-        self.texts: list[bytes] = []  # JSON strings, not looked into yet, that come after the pieces
         self._before, self._after = before, after
         self._start, self._stop = len(before), -len(after)
-        # With the quotes of the text: what is between them is then one string, and no line end can be in it.
-        self._event_before, self._event_after = b"data: " + before + b'"', b'"' + after + b"\n\n"
 
     @classmethod
     def of(cls, data: bytes, chunk: JSON) -> "_Pattern | None":
@@ -366,18 +363,28 @@ class _Pattern:
             return None
         return piece if type(piece) is str else None
 
-    def take_event(self, raw: bytes) -> bool:
-        """Take the text of an event as it came, if it differs in nothing else."""
-        if raw.startswith(self._event_before) and raw.endswith(self._event_after):
-            text = raw[self._start + 6 : self._stop - 2]
-            if _LF not in text and _CR not in text:  # else it may be several events
-                self.texts.append(text)
-                return True
-        return False
+    def pieces_of(self, events: list[bytes]) -> list[str] | None:
+        """The texts of events that each `may_wait`, if all of them differ in nothing else."""
+        first, last = _BEFORE_DATA + self._before, self._after + _AFTER_DATA
+        start, stop = len(first), -len(last)
+        texts = [event[start:stop] for event in events if event.startswith(first) and event.endswith(last)]
+        return _strings(texts) if len(texts) == len(events) else None
 
-    def event(self, text: bytes) -> bytes:
-        """An event with another text, a JSON string."""
-        return self._event_before[:-1] + text + self._event_after[1:]
+    def event(self, text: str) -> bytes:
+        """An event with another text."""
+        return b"".join((_BEFORE_DATA, self._before, orjson.dumps(text), self._after, _AFTER_DATA))
+
+
+def may_wait(data: bytes) -> bool:
+    """Whether this is one whole event of a stream, on one line, that nobody needs to look into at once: it has a
+    choice, so it is neither the end nor only usage."""
+    return (
+        data[:7] == b"data: {"
+        and data.find(b"\n") == len(data) - 2
+        and data[-1] == _LF
+        and _CR not in data
+        and data.count(b'"choices":[{') == data.count(b'"choices"') == 1
+    )
 
 
 def _strings(texts: list[bytes]) -> list[str] | None:

@@ -54,12 +54,12 @@ class Live:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of a streamed reply."""
-        self._gather()
+        self.gather()
         self._pending.append(data)
 
     def unwritten(self) -> bytes:
         """What has been streamed and is not written down yet: a stream that means the same."""
-        self._gather()
+        self.gather()
         if len(self._pending) > 1:
             self._pending = [b"".join(self._pending)]
         return self._pending[0] if self._pending else b""
@@ -70,8 +70,9 @@ class Live:
         self.sequence += 1
         self.size += len(data)
 
-    def _gather(self) -> None:
-        if events := self._reply.alike_events():
+    def gather(self) -> None:
+        """Bring together what waits to be looked into, which takes less room then."""
+        if events := self._reply.take_waited():
             self._pending.append(events)
 
 
@@ -134,6 +135,7 @@ class Recorder:
         if not any(self._live):
             self._is_empty.set()
         exchange, is_begun = live.exchange, live.is_begun
+        size = live.size + len(live.unwritten())
         if self.observe is not None:
             self.observe(exchange, outcome)
         if is_begun:
@@ -144,7 +146,7 @@ class Recorder:
             return self.writer.submit(
                 work,
                 spilled=lambda: journal.finish_line(exchange, outcome, is_begun=is_begun),
-                size=live.size + len(live.unwritten()),
+                size=size,
             )
         except QueueFullError:
             self.lost += 1
@@ -188,6 +190,8 @@ class Recorder:
             self._begin(live)
         if live.is_begun:
             self._append(live)
+        else:
+            live.gather()
 
     def _begin(self, live: Live) -> None:
         exchange, worker_id = live.exchange, self.worker_id

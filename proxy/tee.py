@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from starlette.types import Message, Receive, Send
 
-from proxy.completion import Completion, has_token, is_terminator, is_usage_only
+from proxy.completion import Completion, has_token, is_terminator, is_usage_only, may_wait
 from proxy.errors import APIError, too_large
 from proxy.exchange import Exchange, Outcome, Status
 from proxy.headers import Headers
@@ -249,17 +249,19 @@ class Tee:
         self._holds = recording.is_strict
         self._held = bytearray()
         self._gave_up = False
-        # Between two events, past the first token and before the end: what the reply takes as it is may go out so.
+        # Between two events, past the first token and before the end: what may wait goes out as it is.
         self.is_plain = False
 
     def feed(self, data: bytes) -> bytes:
         """Record a piece of the stream; the bytes of its whole events that the caller gets at once."""
-        if self.is_plain and self._recording.reply.take_alike(data):
+        reply = self._recording.reply
+        if self.is_plain and reply.is_ordinary and may_wait(data):
+            reply.waiting.append(data)
             return data
         return self.cut(data)
 
     def cut(self, data: bytes) -> bytes:
-        """The same for a piece that is not plain, or that the reply does not take as it is."""
+        """The same for a piece that may not wait."""
         recording = self._recording
         if self._gave_up:
             return data
@@ -327,10 +329,12 @@ async def send_streamed(
 
 async def _push(response: Response, outlet: Outlet, send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
     """The event loop's own call with a piece of the stream writes it to the caller: no task runs between them."""
-    take_alike, write = recording.reply.take_alike, outlet.write
+    reply, write = recording.reply, outlet.write
+    wait = reply.waiting.append
 
     def sink(data: bytes) -> bool:
-        if tee.is_plain and take_alike(data):  # as in `feed`, for a call less a token
+        if reply.is_ordinary and tee.is_plain and may_wait(data):  # as in `feed`, for a call less a token
+            wait(data)
             return write(data)
         out = tee.cut(data)
         keeps_up = write(out) if out else True

@@ -256,10 +256,13 @@ async def test_a_reply_that_cannot_be_written_down_does_not_keep_the_others(
 async def test_an_exchange_whose_beginning_found_no_room_is_stored_at_its_end(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, flush_interval_seconds=0.05, queue_limit_bytes=100)
     async with recording(settings) as recorder:
-        live = recorder.open(exchange_of("hi"), Completion(), size=200)
+        reply = Completion()
+        reply.waiting.append(b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n')
+        live = recorder.open(exchange_of("hi"), reply, size=200)
         live.is_placed = True
         live.opened_at -= 10
         recorder._write_down([live])
+        assert reply.waiting == []  # what cannot be written down yet is kept in little room
         assert not live.is_begun
         live.size = 10
         saved = recorder.finish(live, Outcome(status="completed"))

@@ -175,3 +175,34 @@ def test_first_token_is_noticed_in_a_stream_of_likes(recording: Recording) -> No
         seen.append(recording.has_token)
     assert seen == [False, False, True, True]
     assert_recorded(recording, empty * 2 + event * 2)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    (
+        b'{"id":"c","choices":[],"usage":{"total_tokens":3}}',
+        b'{"id":"c","choices" : [ ],"usage":{"total_tokens":3}}',
+        b'{"x":[{"choices":[{"index":0}]}],"choices":[],"usage":{"total_tokens":3}}',
+    ),
+)
+def test_usage_that_nobody_asked_for_is_kept_back_from_among_ordinary_events(
+    recording: Recording, usage: bytes
+) -> None:
+    event, hidden = HEAD + b'"a"' + TAIL, b"data: " + usage + b"\n\n"
+    tee = Tee(recording, hides_usage=True)
+    out = b"".join(map(tee.feed, (event, event, event, hidden, event)))
+    assert out == event * 4
+    assert_recorded(recording, event * 3 + hidden + event)
+    assert recording.reply.usage == {"total_tokens": 3}
+
+
+def test_what_waits_is_looked_into_where_the_events_are_of_two_kinds_by_turns(recording: Recording) -> None:
+    one, other = HEAD + b'"a"' + TAIL, HEAD.replace(b'"index":0', b'"index":1') + b'"b"' + TAIL
+    tee = Tee(recording, hides_usage=False)
+    for number in range(40):
+        assert tee.feed(one) + tee.feed(other) == one + other
+        if number % 9 == 0:
+            write_down(recording)
+    assert not recording.reply.is_ordinary
+    assert recording.reply.waiting == []
+    assert_recorded(recording, (one + other) * 40)
