@@ -62,7 +62,11 @@ def test_the_tables_columns_and_indexes_of_the_founding_documents_are_there(tmp_
 
 
 @pytest.mark.parametrize(
-    ("version", "words"), ((9999, "run the newer StellarChat"), (1, "before the first release: export it"))
+    ("version", "words"),
+    (
+        (9999, "run the newer StellarChat"),
+        *((version, "before the first release: export it") for version in (1, 2, 3)),
+    ),
 )
 def test_a_schema_that_this_program_does_not_know_is_refused(tmp_path: Path, version: int, words: str) -> None:
     path = tmp_path / "chat.db"
