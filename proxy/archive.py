@@ -41,7 +41,8 @@ def finish(rows: Rows, exchange: Exchange, outcome: Outcome) -> None:
     if _was_deleted(rows, exchange):
         return
     stored = _store_request(rows, exchange)
-    columns = {**stored.columns, **outcome_columns(outcome, asked_model=stored.columns["asked_model"])}
+    asked_model, created_at = stored.columns["asked_model"], exchange.created_at
+    columns = {**stored.columns, **outcome_columns(outcome, asked_model=asked_model, created_at=created_at)}
     rows.add_exchange(columns)
     may_be_there = not stored.tally.messages  # the request itself was
     _store_reply(rows, columns, stored.place, outcome, stored.tally, may_be_there=may_be_there)
@@ -57,7 +58,7 @@ def finish_begun(rows: Rows, exchange_id: str, outcome: Outcome) -> None:
         return
     place = tree.top(begun) if begun.leaf_no is None else tree.below(rows.about(exchange_id), begun, begun.leaf_no)
     columns = {
-        **outcome_columns(outcome, asked_model=begun.asked_model),
+        **outcome_columns(outcome, asked_model=begun.asked_model, created_at=begun.created_at),
         "asked_model": begun.asked_model,
         "exchange_no": begun.exchange_no,
         "exchange_id": exchange_id,

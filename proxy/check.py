@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.database import APPLICATION_ID, newest_schema
+from proxy.database import APPLICATION_ID, refuse_unknown_schema
+from proxy.errors import ConfigurationError
 from proxy.queries import QUERIES
 from proxy.spill import Abandoned, spill_path, worker_ids
 
@@ -47,13 +48,14 @@ def steps(path: Path) -> list[tuple[str, Step]]:
 
 
 def find_foreign_schema(connection: sqlite3.Connection) -> Iterator[Problem]:
-    """Not a StellarChat database, or one of a newer program."""
-    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if application_id != APPLICATION_ID:
+    """Not a StellarChat database, or one that this program does not know."""
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         yield Problem("schema", "this is not a StellarChat database", 1)
-    elif version > newest_schema():
-        yield Problem("schema", f"its schema {version} is newer than this program's {newest_schema()}", 1)
+        return
+    try:
+        refuse_unknown_schema(connection)
+    except ConfigurationError as exc:
+        yield Problem("schema", str(exc), 1)
 
 
 def find_damage(connection: sqlite3.Connection) -> Iterator[Problem]:

@@ -53,7 +53,9 @@ class Completion:
         # Events that `may_wait`, as they came. A look at many at once costs a fraction of one at each: what it needs of
         # a stream is in no cache any more when the next token comes.
         self.waiting: list[bytes] = []
-        self.is_ordinary = False  # the next event is likely to differ from the last in nothing but its text
+        # There is a pattern: the next event is likely to differ from the last in nothing but its text. A property that
+        # looks would cost every token a call.
+        self.is_ordinary = False
         self._unasked: list[bytes] = []  # what waited and has been folded, for `take_waited`
 
     @classmethod
@@ -129,6 +131,7 @@ class Completion:
     @property
     def finish_reasons(self) -> list[str]:
         """Those of the choices that have one, without putting their messages together."""
+        self._fold_waiting()
         reasons = [(choice.index, choice.finish_reason) for choice in self._whole_choices]
         reasons += [(index, fold.finish_reason) for index, fold in self._folds.items()]
         return [reason for _, reason in sorted(reasons, key=lambda numbered: numbered[0]) if reason]
@@ -366,7 +369,7 @@ class _Pattern:
     def pieces_of(self, events: list[bytes]) -> list[str] | None:
         """The texts of events that each `may_wait`, if all of them differ in nothing else."""
         first, last = _BEFORE_DATA + self._before, self._after + _AFTER_DATA
-        start, stop = len(first), -len(last)
+        start, stop = self._start + len(_BEFORE_DATA), self._stop - len(_AFTER_DATA)
         texts = [event[start:stop] for event in events if event.startswith(first) and event.endswith(last)]
         return _strings(texts) if len(texts) == len(events) else None
 

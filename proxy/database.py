@@ -131,24 +131,29 @@ def connect(path: Path) -> sqlite3.Connection:
 
 def prepare(connection: sqlite3.Connection) -> None:
     """Apply the migrations the file does not have yet, each in one transaction. Refuses a file of a newer program."""
-    migrations = _migrations()
-    if _user_version(connection) > newest_schema():
-        raise ConfigurationError(
-            f"the database has schema {_user_version(connection)}, this program knows up to {newest_schema()}: "
-            "run the newer StellarChat that wrote it"
-        )
-    if 0 < _user_version(connection) < min(migrations):
-        raise ConfigurationError(
-            "the database is of a version before the first release: export it with the StellarChat that wrote it, and "
-            "import that into a new one"
-        )
-    for number, script in sorted(migrations.items()):
+    refuse_unknown_schema(connection)
+    for number, script in sorted(_migrations().items()):
         if _user_version(connection) >= number:
             continue  # no lock is needed to see that: another program may hold it for long
         with transaction(connection):
             # Read under the lock: another worker may have been first.
             if _user_version(connection) < number:
                 _migrate(connection, number=number, script=script)
+
+
+def refuse_unknown_schema(connection: sqlite3.Connection) -> None:
+    """Raise ConfigurationError where the file is of a newer program, or of one before the first release."""
+    version, known = _user_version(connection), _migrations()
+    if version > max(known):
+        raise ConfigurationError(
+            f"the database has schema {version}, this program knows up to {max(known)}: "
+            "run the newer StellarChat that wrote it"
+        )
+    if 0 < version < min(known):
+        raise ConfigurationError(
+            "the database is of a version before the first release: export it with the StellarChat that wrote it, and "
+            "import that into a new one"
+        )
 
 
 def newest_schema() -> int:

@@ -5,10 +5,13 @@ from typing import Any
 from proxy import jsontext
 from proxy.completion import Completion
 from proxy.exchange import Exchange, Outcome
+from proxy.ids import milliseconds_between
 
 Columns = dict[str, Any]
 
 _LARGEST_INTEGER = 2**63 - 1
+# The beginning and the duration of an exchange are taken at two moments, from two clocks.
+_CLOCKS_DIFFER_MS = 5
 
 IN_PROGRESS: Columns = {
     "status": "in_progress",
@@ -56,7 +59,7 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
     }
 
 
-def outcome_columns(outcome: Outcome, *, asked_model: str | None) -> Columns:
+def outcome_columns(outcome: Outcome, *, asked_model: str | None, created_at: str) -> Columns:
     """What is known when the reply has ended; `asked_model` is for one that names none."""
     reply = outcome.reply or Completion()
     usage = _dict(reply.usage)
@@ -76,9 +79,17 @@ def outcome_columns(outcome: Outcome, *, asked_model: str | None) -> Columns:
         "completion_id": _storable(reply.id) or None,
         "error": None if outcome.error is None else jsontext.dumps(outcome.error),
         "completion_created": _count(reply.created),
-        "completed_at": None if outcome.duration_ms is not None else outcome.completed_at,
+        "completed_at": _end_if_it_does_not_follow(outcome, created_at),
     }
     return columns | {"completion": _envelope(reply, columns)}
+
+
+def _end_if_it_does_not_follow(outcome: Outcome, created_at: str) -> str | None:
+    """The duration says it, but where the body took its time to come, or the clock was set."""
+    if outcome.duration_ms is None:
+        return outcome.completed_at
+    differ_ms = milliseconds_between(created_at, outcome.completed_at) - outcome.duration_ms
+    return None if abs(differ_ms) <= _CLOCKS_DIFFER_MS else outcome.completed_at
 
 
 def _envelope(reply: Completion, columns: Columns) -> str | None:

@@ -52,7 +52,7 @@ def _after_session(connection: sqlite3.Connection, page: Page, *, user_id: str) 
 
 
 def list_exchanges(connection: sqlite3.Connection, id_: str, *, user_id: str | None, page: Page) -> JSON:
-    """One page of a session's exchanges, oldest first."""
+    """One page of a session's exchanges in the order they were stored."""
     session = find_session(connection, id_, user_id=user_id)
     if page.after is not None:
         before = queries.get_exchange(connection, page.after)

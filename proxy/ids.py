@@ -7,6 +7,7 @@ from random import Random, SystemRandom
 # Identifiers must not collide, they need not be unguessable: who may read what does not hang on them. Asking the system
 # for every one would cost as much as all the rest.
 _random = Random(SystemRandom().getrandbits(256)).getrandbits  # noqa: S311
+_MILLISECOND = timedelta(milliseconds=1)
 _last = 0  # 48 bits of milliseconds and 12 bits of counter of the newest identifier
 _second = 0  # the second whose timestamps begin with `_prefix`
 _prefix = ""
@@ -38,3 +39,8 @@ def timestamp_after(earlier: str, duration_ms: int) -> str | None:
     except (ValueError, OverflowError):
         return None
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def milliseconds_between(earlier: str, later: str) -> float:
+    """How long after a point in time another is."""
+    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)) / _MILLISECOND

@@ -68,6 +68,7 @@ class _Reader:
         self._session: Row | None = None
         self._has_news = False
         self._session_no = 0
+        self._user_no: int | None = None
         self._unclaimed: dict[str, list[int]] = {}  # messages whose exchange comes after them
         self.has_header = False
         self.imported = Imported()
@@ -123,6 +124,7 @@ class _Reader:
         session = queries.get_session(self._connection, row["session_id"])
         assert session is not None
         self._session_no = session.session_no
+        self._user_no = queries.find_user_no(self._connection, session.user_id)
         return is_new
 
     def _take_message(self, row: Row) -> bool:
@@ -162,7 +164,7 @@ class _Reader:
             places = [(position, self._place(message_id)) for position, message_id in context]
             row["context"] = jsontext.dumps([[position, place[0]] for position, place in places if place])
         row["session_no"] = self._session_no
-        row["user_no"] = queries.find_user_no(self._connection, row["user_id"])
+        row["user_no"] = self._user_no
         row["exchange_no"] = None
         row.setdefault("completion_created", None)  # exports of before the first release have it in `completion`
         row["asked_model"] = asked_model(jsontext.loads(row["parameters"]))

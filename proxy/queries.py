@@ -20,7 +20,7 @@ _ROWS_MAX = 64
 # How vLLM, and StellarChat where no one else has, names a reply: by the id of its request.
 COMPLETION_PREFIX = "chatcmpl-"
 
-# What nearly all messages say, and what stands for it in the table.
+# What nearly all messages say, and what stands for it in the table; get_message and export_messages put it back.
 _USUAL = {"content_form": ("text", None), "choice": ('{"finish_reason":"stop"}', ""), "status": ("completed", None)}
 
 
@@ -183,6 +183,7 @@ class Unfinished(NamedTuple):
     session_no: int
     user_id: str
     asked_model: str | None
+    created_at: str
     leaf_no: int | None
     goes_on: bool  # something follows its request's last message
 
@@ -510,7 +511,7 @@ def insert_messages(connection: sqlite3.Connection, rows: Sequence[dict[str, Any
 
 
 def leave_out_usual(columns: dict[str, Any]) -> None:
-    """What nearly all messages say is not written out; queries put it back."""
+    """Have columns of a message say nothing of what nearly all say, in place."""
     for name, (usual, short) in _USUAL.items():
         if columns.get(name) == usual:
             columns[name] = short

@@ -135,7 +135,7 @@ class Recorder:
         if not any(self._live):
             self._is_empty.set()
         exchange, is_begun = live.exchange, live.is_begun
-        size = live.size + len(live.unwritten())
+        size = live.size + len(live.unwritten())  # which folds what waited: who is told of the outcome reads the reply
         if self.observe is not None:
             self.observe(exchange, outcome)
         if is_begun:

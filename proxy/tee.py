@@ -333,7 +333,7 @@ async def _push(response: Response, outlet: Outlet, send: Send, recording: Recor
     wait = reply.waiting.append
 
     def sink(data: bytes) -> bool:
-        if reply.is_ordinary and tee.is_plain and may_wait(data):  # as in `feed`, for a call less a token
+        if tee.is_plain and reply.is_ordinary and may_wait(data):  # as in `feed`, for a call less a token
             wait(data)
             return write(data)
         out = tee.cut(data)

@@ -101,3 +101,12 @@ def test_no_database_is_one_line(tmp_path: Path) -> None:
     result = run(tmp_path / "none.db", "check")
     assert result.exit_code == 2
     assert "there is no database" in result.output
+
+
+@pytest.mark.parametrize("command", ("export", "stats", "check"))
+def test_a_file_of_before_the_first_release_is_refused_in_words(path: Path, command: str) -> None:
+    with opened(path) as connection:
+        connection.execute("PRAGMA user_version = 3")
+    result = run(path, command)
+    assert result.exit_code != 0
+    assert "export it with the StellarChat that wrote it" in result.output

@@ -9,7 +9,7 @@ import click
 
 from proxy import export, imports, queries, settings
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
-from proxy.database import connect, prepare
+from proxy.database import connect, prepare, refuse_unknown_schema
 from proxy.errors import ConfigurationError
 from proxy.export import FORMATS, Format, Scope
 from proxy.imports import Imported
@@ -27,6 +27,7 @@ def export_command(
 ) -> None:
     """Write the history to FILE, or to the standard output, also while it is served."""
     with closing(connect(database_path())) as connection:
+        refuse_unknown_schema(connection)
         connection.execute("BEGIN")  # one snapshot
         if session_id is not None:
             found = queries.find_session_id(connection, id_=session_id, user_id=user_id)

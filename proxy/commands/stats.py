@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors
-from proxy.database import connect
+from proxy.database import connect, refuse_unknown_schema
 from proxy.ids import timestamp
 from proxy.queries import QUERIES
 
@@ -39,6 +39,7 @@ def stats_command(*, days: int, as_json: bool) -> None:
 
 def _stats(path: Path, *, days: int) -> dict[str, Any]:
     with closing(connect(path)) as connection:
+        refuse_unknown_schema(connection)
         connection.execute("BEGIN")
         since = timestamp(max(0.0, time.time() - days * _DAY_SECONDS))
         counted = connection.execute(QUERIES["count_everything"])

@@ -52,7 +52,7 @@ WHERE exchanges.exchange_no = column1;
 
 -- name: get_exchange_in_progress
 -- What is needed to store its end: where its request's last message stands, and whether anything follows there already.
-SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, p.model, e.leaf_no,
+SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, p.model, e.created_at, e.leaf_no,
        EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = e.session_no AND c.parent_no = e.leaf_no)
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
@@ -83,8 +83,7 @@ JOIN sessions AS s ON s.session_no = e.session_no
 WHERE e.exchange_id = :exchange_id;
 
 -- name: list_exchanges
--- One page of a session's exchanges in the order they were stored. One that the page goes on after may be deleted by
--- then: it goes on after the one before that.
+-- One page of a session's exchanges in the order they were stored.
 SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, e.leaf_no, e.context, e.linked_count,
        p.endpoint, COALESCE(e.model, p.model), e.status, e.http_status, e.finish_reason, e.prompt_tokens,
        e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms,
@@ -95,9 +94,7 @@ FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
 JOIN sessions AS s ON s.session_no = e.session_no
 WHERE e.session_no = (SELECT o.session_no FROM sessions AS o WHERE o.session_id = :session_id)
-  AND e.exchange_no > COALESCE(
-      (SELECT a.exchange_no FROM exchanges AS a WHERE a.exchange_id <= :after ORDER BY a.exchange_id DESC LIMIT 1), 0
-  )
+  AND e.exchange_no > COALESCE((SELECT a.exchange_no FROM exchanges AS a WHERE a.exchange_id = :after), 0)
 ORDER BY e.exchange_no
 LIMIT :limit OFFSET :offset;
 
@@ -182,7 +179,8 @@ ORDER BY e.exchange_id DESC
 LIMIT :limit;
 
 -- name: scan_exchanges_of_session
--- The same within a session, whose exchanges are sorted: the index that would have them so is larger than they are worth.
+-- The same within a session. Its exchanges are sorted for it, all of them at each step: an index that has them sorted
+-- would cost every exchange some 40 bytes, and a session of 60,000 takes 14 ms a step without.
 SELECT e.exchange_id, e.status, COALESCE(e.model, p.model), e.metadata
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no

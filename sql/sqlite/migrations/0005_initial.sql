@@ -117,7 +117,7 @@ CREATE TABLE exchanges (
     error                 TEXT,                        -- JSON, as upstream or the proxy said it
     worker_id             TEXT,                        -- the process that streams it, while in progress
     created_at            DATETIME NOT NULL,
-    completed_at          DATETIME                     -- null where it is duration_ms after created_at
+    completed_at          DATETIME                     -- null where it is duration_ms after created_at, but for a few ms
 );
 CREATE INDEX idx_exchanges_session_no ON exchanges (session_no); -- in the order of exchange_no
 CREATE INDEX idx_exchanges_user_no ON exchanges (user_no, exchange_id);
