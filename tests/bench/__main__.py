@@ -9,7 +9,9 @@ first  1, 50, 200, 1,000 streams open at any time: time from the request to the 
 json   whole replies over 32 connections, as many as will go: processor time of each, and how many a second
 
 Each load finds the relay at rest, and processor time is counted until it is at rest again: what a relay puts off, such
-as filling an index, is charged to the load that caused it. Where one does not come to rest in time, a line says so.
+as filling an index, is charged to the load that caused it, and so is what it takes at rest, up to 2 % of a core, in the
+seconds it is looked at. `--json` says how much came after the load (`chunk_later_us`, `json_later_us`). Where a relay
+does not come to rest in time, a line says so.
 
 A relay that fails at a load, or falls behind, has an error in place of that figure and is started afresh for the next.
 Connections are kept open and opened before the clock starts. What comes is checked to the last event. Figures are

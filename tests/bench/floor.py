@@ -182,7 +182,7 @@ def _chat(request: bytes, reply: bytes) -> Chat:
         request=json.loads(request.partition(b"\r\n\r\n")[2]),
     )
     completion = Completion.from_body(wire.body_of(reply))
-    return exchange, Outcome(status="completed", http_status=200, reply=completion, duration_ms=5)
+    return exchange, Outcome(status="completed", http_status=200, reply=completion, duration_ms=1)
 
 
 def _freeze() -> None:

@@ -153,14 +153,16 @@ def _outcome(answer: str, *, completion_id: str) -> Outcome:
     envelope = {
         "id": completion_id,
         "object": "chat.completion",
-        "created": int(time.time()),  # near when it is stored, as a server's is
+        "created": int(time.time()),
         "model": _MODEL,
         "choices": [choice],
         "usage": {"prompt_tokens": 30, "total_tokens": 50, "completion_tokens": 20, "prompt_tokens_details": None},
         **dict.fromkeys(("service_tier", "system_fingerprint", "prompt_logprobs", "kv_transfer_params")),
     }
     reply = Completion.from_body(json.dumps(envelope).encode())
-    return Outcome(status="completed", http_status=200, reply=reply, time_to_first_token_ms=10, duration_ms=500)
+    ended = {"time_to_first_token_ms": 10, "duration_ms": 500}
+    completed_at = ids.timestamp(time.time() + 0.5)  # as long after the beginning as the duration says
+    return Outcome(status="completed", http_status=200, reply=reply, completed_at=completed_at, **ended)
 
 
 _PLAIN_SESSION = """
