@@ -23,6 +23,7 @@ import logging
 import os
 import re
 import sqlite3
+import string
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -74,13 +75,16 @@ _BATCH = 100
 _BATCH_CHARACTERS = 2**19
 # Longer texts are cut for the gram maker, so that a thread of it never holds the interpreter for long.
 _CUT = 8192
-_SCHEMA = 2
+_SCHEMA = 3
 _END = 2**63 - 1
 _TICK_INSTRUCTIONS = 20_000
 
-# What FTS5's tokenizer takes for the end of a word goes to a private area, so that every gram is one word. A message
-# with characters of that area becomes a candidate too often, which costs a look and changes nothing.
-_TO_WORD = {code: 0xE000 + code for code in range(128) if not chr(code).isalnum()}
+# What FTS5's tokenizer takes for the end of a word becomes a character beyond ASCII that hardly anybody writes, so that
+# every gram is one word; one of Latin-1, since text of one byte a character is the quickest to cut. All control
+# characters become the same. What is mixed up so becomes a candidate too often, which costs a look and changes nothing.
+_TO_WORD = {code: 0x80 for code in range(128) if not chr(code).isalnum()}
+_TO_WORD |= {ord(character): 0x81 + place for place, character in enumerate(string.punctuation)}
+_ASCII_TO_WORD = bytes(_TO_WORD.get(code, code) for code in range(256))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +265,7 @@ def _segments_of(connection: sqlite3.Connection) -> list[_Segment]:
 
 
 def _match(query: Query) -> str:
-    folded = query.text.casefold().translate(_TO_WORD)
+    folded = _folded_to_words(query.text)
     starts = range(max(1, len(folded) - _GRAM + 1))
     grams = list(dict.fromkeys(folded[start : start + _GRAM] for start in starts))
     step = -(-len(grams) // _GRAMS_ASKED)
@@ -459,13 +463,20 @@ def _version_of(connection: sqlite3.Connection, schema: str) -> int:
 
 def _grams(content: str) -> str:
     """The grams of a text, each once."""
-    folded = content.casefold().translate(_TO_WORD)
+    folded = _folded_to_words(content)
     grams: set[str] = set()
     for start in range(0, len(folded), _CUT):
         text = folded[start : start + _CUT + _GRAM - 1]
         pairs = list(map(add, text, text[1:]))
         grams.update(text, pairs, map(add, pairs, text[2:]))
     return " ".join(grams)
+
+
+def _folded_to_words(text: str) -> str:
+    """Text without case and without what ends a word."""
+    if text.isascii():  # the same, in a twentieth of the time
+        return text.lower().encode("ascii").translate(_ASCII_TO_WORD).decode("latin-1")
+    return text.casefold().translate(_TO_WORD)
 
 
 def _user_term(user_id: str) -> str:

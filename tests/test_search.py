@@ -1,6 +1,7 @@
 """Search finds what a look through every message finds, however much of it is indexed."""
 
 import sqlite3
+import string
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -386,3 +387,11 @@ async def test_the_route_finds_a_message_with_its_session_and_keeps_to_its_user(
         assert (await client.get("/v1/search", params={"q": "x", "session_id": "none"})).status_code == 404
         mine = await client.get("/v1/search", params={"q": "needle"}, headers={"X-User-Id": "bo"})
         assert len(mine.json()["results"]) == 1
+
+
+def test_ascii_is_folded_as_all_text_is_and_holds_no_end_of_a_word() -> None:
+    text = "".join(map(chr, range(128)))
+    folded = search._folded_to_words(text)
+    assert folded == search._folded_to_words(text + "é")[:-1]
+    assert all(character.isalnum() or ord(character) > 127 for character in folded)
+    assert len({*search._folded_to_words(string.punctuation + " ")}) == len(string.punctuation) + 1
