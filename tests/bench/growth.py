@@ -86,6 +86,7 @@ def make(path: Path, *, messages: int, search: bool = True) -> list[Stored]:
     if search:
         _index(path)  # or the server would, while it is measured
         print(f"indexed after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    os.sync()  # or the disk would be busy with gigabytes while chats wait for it
     return stored
 
 
