@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 STATEMENTS = named_statements((SQL / "sqlite" / "search.sql").read_text(encoding="utf-8"))
 SEGMENT = 2**18
-# Messages of a segment that are looked at to see how many are left.
-_SAMPLE = 1024
+# Messages of a segment that are looked at to see how many are left: each may be a read from the disk.
+_SAMPLE = 256
 QUERY_LENGTH_MAX = 1000
 
 Order = Literal["relevance", "newest"]

@@ -78,6 +78,7 @@ class Upkeep:
                 # Another worker does it, or the database is in trouble, which the writer says.
                 self._stopping.wait(_CANDIDATE_SECONDS)
                 continue
+            self._cleaned_at = time.monotonic()  # opened, it is clean
             try:
                 self._keep(index)
             finally:
