@@ -217,10 +217,12 @@ def _user_version(connection: sqlite3.Connection) -> int:
 
 
 def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
+    # In this order: another process may make the tables meanwhile, and does so together with the id.
+    has_tables = connection.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0] > 0
     application_id = connection.execute("PRAGMA application_id").fetchone()[0]
     if application_id == APPLICATION_ID:
         return
-    if connection.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0] or application_id:
+    if has_tables or application_id:
         raise ConfigurationError(f"{path} is a database of another program; set DATABASE_URL to a file of its own")
 
 
