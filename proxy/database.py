@@ -143,13 +143,13 @@ def prepare(connection: sqlite3.Connection) -> None:
 
 def refuse_unknown_schema(connection: sqlite3.Connection) -> None:
     """Raise ConfigurationError where the file is of a newer program, or of one before the first release."""
-    version, known = _user_version(connection), _migrations()
-    if version > max(known):
+    version = _user_version(connection)
+    if version > newest_schema():
         raise ConfigurationError(
-            f"the database has schema {version}, this program knows up to {max(known)}: "
+            f"the database has schema {version}, this program knows up to {newest_schema()}: "
             "run the newer StellarChat that wrote it"
         )
-    if 0 < version < min(known):
+    if 0 < version < min(_migrations()):
         raise ConfigurationError(
             "the database is of a version before the first release: export it with the StellarChat that wrote it, and "
             "import that into a new one"

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from proxy import history, jsontext, queries
-from proxy.ids import timestamp_after
 from proxy.message import readable
 from proxy.presentation import openai_message
 from proxy.queries import DEFAULT_USER_ID, QUERIES
@@ -73,8 +72,7 @@ def _jsonl_session(connection: sqlite3.Connection, session_id: str) -> Iterator[
         yield _line("message", row)
     for row in _rows(connection, "export_exchanges", session_id=session_id):
         row["context"] = _context_by_id(connection, row["context"])
-        if row["completed_at"] is None and row["duration_ms"] is not None:
-            row["completed_at"] = timestamp_after(row["created_at"], row["duration_ms"])
+        row["completed_at"] = queries.end_of(row["created_at"], row["duration_ms"], row["completed_at"])
         if row["status"] == "in_progress":
             fragments = queries.iterate_fragments(connection, row["exchange_id"])
             row["fragments"] = [b64encode(data).decode() for data in fragments]

@@ -11,7 +11,6 @@ from proxy.database import transaction
 from proxy.errors import ConfigurationError
 from proxy.exchange_row import asked_model
 from proxy.export import VERSION
-from proxy.ids import timestamp_after
 from proxy.queries import QUERIES
 
 # Chats wait for a transaction of an import, so each is small.
@@ -171,9 +170,7 @@ class _Reader:
         row["parameters_no"] = queries.keep_parameters(
             self._connection, row["parameters"], endpoint=row["endpoint"], asked_model=row["asked_model"]
         )
-        if row["duration_ms"] is not None and row["completed_at"] == timestamp_after(
-            row["created_at"], row["duration_ms"]
-        ):
+        if row["completed_at"] == queries.end_of(row["created_at"], row["duration_ms"], None):
             row["completed_at"] = None
         queries.insert_exchanges(self._connection, [row])
         exchange_no = queries.find_exchange_no(self._connection, exchange_id)

@@ -706,9 +706,14 @@ def list_exchanges(connection: sqlite3.Connection, *, session_id: str, page: Pag
 
 def _exchange(row: Sequence[Any]) -> ExchangeRow:
     exchange = ExchangeRow(*row)
-    if exchange.completed_at is not None or exchange.duration_ms is None:
-        return exchange
-    return replace(exchange, completed_at=timestamp_after(exchange.created_at, exchange.duration_ms))
+    return replace(exchange, completed_at=end_of(exchange.created_at, exchange.duration_ms, exchange.completed_at))
+
+
+def end_of(created_at: str, duration_ms: int | None, completed_at: str | None) -> str | None:
+    """When an exchange ended, by its columns: where that is not written, the duration says it."""
+    if completed_at is not None or duration_ms is None:
+        return completed_at
+    return timestamp_after(created_at, duration_ms)
 
 
 def count_exchanges(connection: sqlite3.Connection, session_id: str) -> int:
