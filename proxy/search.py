@@ -4,10 +4,11 @@ The index is derived data in a file of its own: it may lag, be missing or be thr
 It only names candidates; each is looked through before it counts, and what is not indexed yet is looked through too. So
 it can be filled in spare time: indexing costs about a millisecond a message, which no chat should pay.
 
-What is indexed are the grams of a message: all its runs of one, two and three characters, case-folded. Words would need
-to know where Chinese or Thai words end; FTS5's own trigrams do not find a word of two characters, which most Chinese
-words are. A query of up to three characters is one gram, a longer one all its trigrams. FTS5 keeps for each gram the
-messages it is in, and nothing else. The user is one more term, so that a search stays among its own user's messages.
+What is indexed are the grams of a message, case-folded: its characters, all runs of three, and the last two. Words would
+need to know where Chinese or Thai words end; FTS5's own trigrams do not find a word of two characters, which most Chinese
+words are. Here those are what a run of three begins with, or what a message ends with: a third of all grams is saved.
+A query of one or three characters is one gram, a longer one all its trigrams. FTS5 keeps for each gram the messages it
+is in, and nothing else. The user is one more term, so that a search stays among its own user's messages.
 
 That leaves FTS5 without what bm25 needs, so hits are ranked by their texts, which are at hand: the newest of them among
 each other, as many as `RANKED` and the bounds beside it say, and all older ones follow newest first. What a message
@@ -71,11 +72,11 @@ _WITHIN_WORD = re.compile(
 
 _GRAM = 3
 _GRAMS_ASKED = 24
-_BATCH = 100
+_BATCH = 400
 _BATCH_CHARACTERS = 2**19
 # Longer texts are cut for the gram maker, so that a thread of it never holds the interpreter for long.
 _CUT = 8192
-_SCHEMA = 3
+_SCHEMA = 4
 _END = 2**63 - 1
 _TICK_INSTRUCTIONS = 20_000
 
@@ -243,6 +244,8 @@ def _candidates(connection: sqlite3.Connection, query: Query) -> Iterator[tuple[
         yield from connection.execute(STATEMENTS["list_not_indexed"], unindexed)
         # What lies below a segment and above the next one is not indexed: it is a segment not begun yet.
         end = segment.first
+        if query.user_id is not None and not _holds_user(connection, segment, query.user_id):
+            continue  # to look two characters up costs the more, the more of them all users have written
         indexed = {**filters, "match": match, "first": first, "indexed_no": segment.indexed_no}
         yield from connection.execute(_statement("list_indexed", segment.segment), indexed)
     yield from connection.execute(STATEMENTS["list_not_indexed"], {**filters, "after": first - 1, "end": end})
@@ -264,15 +267,22 @@ def _segments_of(connection: sqlite3.Connection) -> list[_Segment]:
         return []
 
 
+def _holds_user(connection: sqlite3.Connection, segment: _Segment, user_id: str) -> bool:
+    found = connection.execute(_statement("list_of_term", segment.segment), {"term": _user_term(user_id)})
+    return found.fetchone() is not None
+
+
 def _match(query: Query) -> str:
     folded = _folded_to_words(query.text)
     starts = range(max(1, len(folded) - _GRAM + 1))
     grams = list(dict.fromkeys(folded[start : start + _GRAM] for start in starts))
     step = -(-len(grams) // _GRAMS_ASKED)
-    terms = grams[::step]
+    terms = [f'"{gram}"' for gram in grams[::step]]
+    if len(folded) == _GRAM - 1:
+        terms = [f"{terms[0]} *"]
     if query.user_id is not None:
-        terms.append(_user_term(query.user_id))
-    return " AND ".join(f'"{term}"' for term in terms)
+        terms.append(f'"{_user_term(query.user_id)}"')
+    return " AND ".join(terms)
 
 
 def _snippet(content: str, position: int, length: int) -> str:
@@ -467,8 +477,8 @@ def _grams(content: str) -> str:
     grams: set[str] = set()
     for start in range(0, len(folded), _CUT):
         text = folded[start : start + _CUT + _GRAM - 1]
-        pairs = list(map(add, text, text[1:]))
-        grams.update(text, pairs, map(add, pairs, text[2:]))
+        grams.update(text, map(add, map(add, text, text[1:]), text[2:]))
+    grams.add(folded[1 - _GRAM :])
     return " ".join(grams)
 
 
@@ -480,12 +490,12 @@ def _folded_to_words(text: str) -> str:
 
 
 def _user_term(user_id: str) -> str:
-    """Longer than a gram, so never one."""
+    """Like no gram, and beginning like none: case-folded text has no upper case, which the tokenizer leaves as it is."""
     return _term_of(tombstones.digest("user", user_id))
 
 
 def _term_of(user_digest: bytes) -> str:
-    return "u" + user_digest[:8].hex()
+    return "Ü" + user_digest[:8].hex()
 
 
 def _statement(name: str, segment: int) -> str:
