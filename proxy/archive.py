@@ -5,6 +5,7 @@ that race from the same point cannot store a message twice.
 """
 
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,11 @@ def begin(rows: Rows, exchange: Exchange, *, worker_id: str) -> None:
 def append_fragment(rows: Rows, *, exchange_id: str, sequence: int, data: bytes) -> None:
     """Store what a reply in progress has streamed since the last time."""
     rows.add_fragment(exchange_id=exchange_id, sequence=sequence, data=data)
+
+
+def delete_fragments(rows: Rows, exchange_ids: Iterable[str]) -> None:
+    """Delete what exchanges had streamed, of which the replies are stored now."""
+    queries.delete_fragments(rows.connection, exchange_ids)
 
 
 def finish(rows: Rows, exchange: Exchange, outcome: Outcome) -> None:
@@ -75,6 +81,7 @@ def recover(rows: Rows, worker_id: str) -> int:
     exchange_ids = queries.list_exchanges_in_progress(rows.connection, worker_id)
     for exchange_id in exchange_ids:
         finish_begun(rows, exchange_id, _interrupted(rows.connection, exchange_id))
+    queries.delete_stray_fragments(rows.connection)
     return len(exchange_ids)
 
 

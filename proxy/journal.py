@@ -1,6 +1,7 @@
 """The recorder's writes as lines of the spill file, and back: what begins, goes on and ends an exchange. Pure."""
 
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from typing import Any
 
 from proxy import archive, jsontext, queries
@@ -19,6 +20,11 @@ def fragment_line(*, exchange_id: str, sequence: int, data: bytes) -> bytes:
     return _line(kind="fragment", exchange_id=exchange_id, sequence=sequence, data=b64encode(data).decode())
 
 
+def delete_fragments_line(exchange_ids: Sequence[str]) -> bytes:
+    """Stands for `archive.delete_fragments`."""
+    return _line(kind="delete_fragments", exchange_ids=exchange_ids)
+
+
 def finish_line(exchange: Exchange, outcome: Outcome, *, is_begun: bool) -> bytes:
     """Stands for `archive.finish`, or `archive.finish_begun`."""
     return _line(kind="finish", exchange=_exchange(exchange), outcome=_outcome(outcome), is_begun=is_begun)
@@ -34,6 +40,9 @@ def replay(rows: Rows, line: bytes) -> None:
             sequence=entry["sequence"],
             data=b64decode(entry["data"]),
         )
+        return
+    if entry["kind"] == "delete_fragments":
+        archive.delete_fragments(rows, entry["exchange_ids"])
         return
     exchange = _to_exchange(entry["exchange"])
     is_stored = queries.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is not None

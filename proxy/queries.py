@@ -661,7 +661,6 @@ def insert_exchanges(connection: sqlite3.Connection, rows: Sequence[dict[str, An
 def finish_exchanges(connection: sqlite3.Connection, rows: Sequence[dict[str, Any]]) -> None:
     """Store the outcomes of exchanges in progress, given by their ids and the columns that their end sets."""
     _store(connection, "finish_exchange", [_shortened(row) for row in rows])
-    _store(connection, "delete_fragments", rows)
 
 
 def get_exchange_in_progress(connection: sqlite3.Connection, exchange_id: str) -> Unfinished | None:
@@ -793,3 +792,13 @@ def iterate_fragments(connection: sqlite3.Connection, exchange_id: str) -> Itera
     """What a reply in progress had streamed, in order."""
     for row in connection.execute(QUERIES["list_fragments"], {"exchange_id": exchange_id}):
         yield row[0]
+
+
+def delete_fragments(connection: sqlite3.Connection, exchange_ids: Iterable[str]) -> None:
+    """Delete the pieces of those of the exchanges that have ended."""
+    _store(connection, "delete_fragments", [{"exchange_id": exchange_id} for exchange_id in exchange_ids])
+
+
+def delete_stray_fragments(connection: sqlite3.Connection) -> None:
+    """Delete the pieces of all exchanges that have ended."""
+    _changes(connection, "delete_stray_fragments", {})

@@ -84,6 +84,7 @@ class Recorder:
         self._settings = settings
         self._database = database
         self._live: list[set[Live]] = [set() for _ in range(_TURNS)]
+        self._ended: list[str] = []  # exchanges whose pieces are still to be deleted
         self._turns = itertools.cycle(range(_TURNS))
         self._ticking: asyncio.Task[None] | None = None
         self._recovering: asyncio.Task[None] | None = None
@@ -142,6 +143,8 @@ class Recorder:
             work = partial(archive.finish_begun, exchange_id=exchange.exchange_id, outcome=outcome)
         else:
             work = partial(archive.finish, exchange=exchange, outcome=outcome)
+        if live.sequence:
+            self._ended.append(exchange.exchange_id)
         try:
             return self.writer.submit(
                 work,
@@ -164,6 +167,7 @@ class Recorder:
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
+        self._delete_fragments()
         await self.writer.close()
         self._spill.close()
 
@@ -174,6 +178,8 @@ class Recorder:
             due = max(due + interval, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
             self._write_down(lives)
+            if lives is self._live[-1]:
+                self._delete_fragments()
 
     def _write_down(self, lives: Iterable[Live]) -> None:
         """Queue what has come since the last time: one transaction takes it all. What finds no room waits."""
@@ -213,6 +219,17 @@ class Recorder:
             size=len(data),
         )
         live.has_written(data)
+
+    def _delete_fragments(self) -> None:
+        """Many together, so that pages they share are written once; what finds no room is for the next time."""
+        ended = self._ended
+        if not ended or not self.writer.has_room(0):
+            return
+        self._ended = []
+        self.writer.submit(
+            lambda rows: archive.delete_fragments(rows, ended),
+            spilled=lambda: journal.delete_fragments_line(ended),
+        )
 
     async def _recover_later(self, exc: BaseException) -> None:
         """Recover when the database can be written; chats do not wait for it."""

@@ -150,7 +150,7 @@ class Rows:
         self._weigh(data)
 
     def finish_exchange(self, columns: Columns) -> None:
-        """The outcome of an exchange in progress, given by its columns. Its fragments go."""
+        """The outcome of an exchange in progress, given by its columns."""
         self._waiting.outcomes.append(columns)
         self._waiting.ids.update((columns["session_id"], columns["exchange_id"]))
 

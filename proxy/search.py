@@ -4,11 +4,11 @@ The index is derived data in a file of its own: it may lag, be missing or be thr
 It only names candidates; each is looked through before it counts, and what is not indexed yet is looked through too. So
 it can be filled in spare time: indexing costs about a millisecond a message, which no chat should pay.
 
-What is indexed are the grams of a message, case-folded: its characters, all runs of three, and the last two. Words would
-need to know where Chinese or Thai words end; FTS5's own trigrams do not find a word of two characters, which most Chinese
-words are. Here those are what a run of three begins with, or what a message ends with: a third of all grams is saved.
-A query of one or three characters is one gram, a longer one all its trigrams. FTS5 keeps for each gram the messages it
-is in, and nothing else. The user is one more term, so that a search stays among its own user's messages.
+What is indexed are the grams of a message, case-folded: its characters, all runs of three, and the last two. Words
+would need to know where Chinese or Thai words end; FTS5's own trigrams do not find a word of two characters, which most
+Chinese words are. Two characters are here what a run of three begins with, or what a message ends with. A query of one
+or three characters is one gram, a longer one all its trigrams. FTS5 keeps for each gram the messages it is in, and
+nothing else. The user is one more term, so that a search stays among its own user's messages.
 
 That leaves FTS5 without what bm25 needs, so hits are ranked by their texts, which are at hand: the newest of them among
 each other, as many as `RANKED` and the bounds beside it say, and all older ones follow newest first. What a message
@@ -490,7 +490,7 @@ def _folded_to_words(text: str) -> str:
 
 
 def _user_term(user_id: str) -> str:
-    """Like no gram, and beginning like none: case-folded text has no upper case, which the tokenizer leaves as it is."""
+    """It begins as no gram does: case-folded text has no capitals, and FTS5's tokenizer leaves this one as it is."""
     return _term_of(tombstones.digest("user", user_id))
 
 

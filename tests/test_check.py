@@ -52,7 +52,7 @@ def test_a_database_with_everything_in_it_is_whole(path: Path) -> None:
         ("UPDATE exchanges SET leaf_no = 9999", "misplaced_exchanges"),
         ("INSERT INTO blobs VALUES ('x', 'y')", "stray_blobs"),
         (
-            "INSERT INTO exchange_fragments SELECT exchange_id, 0, x'' FROM exchanges LIMIT 1",
+            "INSERT INTO exchange_fragments SELECT NULL, exchange_no, 0, x'' FROM exchanges LIMIT 1",
             "stray_fragments",
         ),
         ("PRAGMA foreign_keys = OFF; UPDATE messages SET session_id = 'none'", "links"),
@@ -75,7 +75,9 @@ def test_what_a_living_process_streams_is_no_orphan(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     with opened(path) as connection:
         fill(connection)
-    assert [problem.kind for problem in problems_of(path)] == ["unfinished"]
+        ended = "SELECT exchange_no, 0, x'' FROM exchanges WHERE status <> 'in_progress' LIMIT 1"
+        connection.execute(f"INSERT INTO exchange_fragments (exchange_no, sequence, data) {ended}")
+    assert [problem.kind for problem in problems_of(path)] == ["stray_fragments", "unfinished"]
     spill = Spill(spill_path(path, "gone"), reserve_bytes=0)
     try:
         assert problems_of(path) == []

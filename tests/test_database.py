@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from proxy import database
+from proxy import archive, database, queries
 from proxy.database import APPLICATION_ID, Database, connect, newest_schema, prepare
 from proxy.errors import ConfigurationError
+from proxy.rows import storing
+from tests.stored import exchange, user
 
 
 def version_of(path: Path) -> int:
@@ -110,6 +112,24 @@ def test_a_failed_migration_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
         prepare(connection)
     assert version_of(path) == newest
     assert "half" not in tables_of(path)
+
+
+def test_what_was_streaming_comes_along_from_an_earlier_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "chat.db"
+    migrations = database._migrations()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(database, "_migrations", lambda: {n: text for n, text in migrations.items() if n < 7})
+        opened_twice(path)
+    asked = exchange([user("q")])
+    with closing(connect(path)) as connection:
+        with storing(connection) as rows:
+            archive.begin(rows, asked, worker_id="w")
+        pieces = [(asked.exchange_id, sequence, b"%d" % sequence) for sequence in (1, 0)]
+        connection.executemany("INSERT INTO exchange_fragments VALUES (?, ?, ?)", pieces)
+    opened_twice(path)
+    with closing(connect(path)) as connection:
+        assert list(queries.iterate_fragments(connection, asked.exchange_id)) == [b"0", b"1"]
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
 def test_processes_that_open_a_new_file_at_once_migrate_it_once(tmp_path: Path) -> None:

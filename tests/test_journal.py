@@ -80,6 +80,7 @@ def test_lines_replayed_twice_store_once(connection: sqlite3.Connection) -> None
         journal.begin_line(exchange, worker_id="w"),
         journal.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=b"\x00\xff\ndata"),
         journal.finish_line(exchange, OUTCOMES[0], is_begun=True),
+        journal.delete_fragments_line([exchange.exchange_id]),
     ]
     assert not any(b"\n" in line or b"\0" in line for line in lines)
     for _ in range(2):

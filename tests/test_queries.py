@@ -68,7 +68,8 @@ def test_query_names_are_unique() -> None:
         ("touch_session", "sqlite_autoindex_sessions_1 (session_id=?"),
         ("finish_exchange", "SEARCH exchanges USING INTEGER PRIMARY KEY (rowid=?"),
         ("insert_fragment", "sqlite_autoindex_exchanges_1 (exchange_id=?"),
-        ("delete_fragments", "PRIMARY KEY (exchange_id=?"),
+        ("delete_fragments", "sqlite_autoindex_exchange_fragments_1 (exchange_no=?"),
+        ("list_fragments", "sqlite_autoindex_exchange_fragments_1 (exchange_no=?"),
     ),
 )
 def test_query_reads_no_more_than_it_shows(connection: sqlite3.Connection, name: str, index: str) -> None:

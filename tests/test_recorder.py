@@ -157,6 +157,34 @@ async def test_what_a_killed_process_had_written_down_is_incomplete_at_the_next_
             assert len(worker_ids(settings.database_path)) == 1
 
 
+async def test_pieces_of_replies_that_ended_just_before_a_kill_go_at_the_next_start(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, flush_interval_seconds=0.05)
+    async with recording(settings) as killed:
+        live = open_live(killed)
+        live.feed(HELLO[0] + HELLO[1])
+        await eventually(lambda: rows(tmp_path, "SELECT 1 FROM exchange_fragments"))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(killed, "_delete_fragments", lambda: None)
+            saved = killed.finish(live, Outcome(status="completed"))
+            assert saved is not None
+            await saved
+            await die(killed)
+        assert rows(tmp_path, "SELECT 1 FROM exchange_fragments")
+        async with recording(settings):
+            assert statuses(tmp_path) == ["completed"]
+            assert rows(tmp_path, "SELECT 1 FROM exchange_fragments") == []
+
+
+async def test_a_drained_process_leaves_no_pieces(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, flush_interval_seconds=0.05)
+    async with recording(settings) as recorder:
+        live = open_live(recorder)
+        live.feed(HELLO[0] + HELLO[1])
+        await eventually(lambda: rows(tmp_path, "SELECT 1 FROM exchange_fragments"))
+        recorder.finish(live, Outcome(status="completed"))
+    assert rows(tmp_path, "SELECT 1 FROM exchange_fragments") == []
+
+
 async def test_what_a_living_process_streams_is_not_touched_by_another_that_starts(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, flush_interval_seconds=0.05)
     async with recording(settings) as living:
@@ -219,8 +247,8 @@ async def test_a_full_queue_leaves_no_gap_in_what_is_written_down(tmp_path: Path
         for live in lives:
             fragments = rows(
                 tmp_path,
-                f"SELECT data FROM exchange_fragments WHERE exchange_id = '{live.exchange.exchange_id}' "
-                "ORDER BY sequence",
+                "SELECT data FROM exchange_fragments JOIN exchanges USING (exchange_no) "
+                f"WHERE exchange_id = '{live.exchange.exchange_id}' ORDER BY sequence",
             )
             assert b"".join(data for (data,) in fragments) == b"".join([*HELLO, *WORLD])
             while (saved := recorder.finish(live, Outcome(status="completed"))) is None:
@@ -298,7 +326,7 @@ async def test_a_reply_is_written_down_while_it_streams(tmp_path: Path, upstream
         gate.set()
         await caller.read_until(b"[DONE]")
         assert replies(tmp_path) == [("Hello", "completed")]
-        assert rows(tmp_path, "SELECT * FROM exchange_fragments") == []
+        await eventually(lambda: not rows(tmp_path, "SELECT * FROM exchange_fragments"))
 
 
 async def test_only_done_waits_while_the_database_is_locked_whatever_it_is_packed_with(

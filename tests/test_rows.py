@@ -72,7 +72,21 @@ def test_an_exchange_begun_continued_and_ended_in_one_transaction_is_whole(conne
         archive.finish_begun(rows, asked.exchange_id, outcome(choice("again")))
     assert texts(connection) == ["q", "a"]
     assert connection.execute("SELECT status, worker_id FROM exchanges").fetchall() == [("completed", None)]
+    with storing(connection) as rows:
+        archive.delete_fragments(rows, [asked.exchange_id])
     assert connection.execute("SELECT COUNT(*) FROM exchange_fragments").fetchone() == (0,)
+
+
+def test_only_ended_exchanges_lose_their_pieces(connection: sqlite3.Connection) -> None:
+    ended, going = exchange([user("q")]), exchange([user("another")])
+    with storing(connection) as rows:
+        for each in (ended, going):
+            archive.begin(rows, each, worker_id="w")
+            archive.append_fragment(rows, exchange_id=each.exchange_id, sequence=0, data=each.exchange_id.encode())
+        archive.finish_begun(rows, ended.exchange_id, outcome(choice("a")))
+        archive.delete_fragments(rows, [ended.exchange_id, going.exchange_id])
+    left = connection.execute("SELECT data FROM exchange_fragments").fetchall()
+    assert left == [(going.exchange_id.encode(),)]
 
 
 def test_many_ends_at_once_each_get_their_own_outcome(connection: sqlite3.Connection) -> None:

@@ -45,9 +45,9 @@ WHERE status = 'in_progress';
 
 -- name: list_stray_fragments
 -- Pieces of replies that have ended.
-SELECT DISTINCT f.exchange_id
+SELECT DISTINCT e.exchange_id
 FROM exchange_fragments AS f
-JOIN exchanges AS e ON e.exchange_id = f.exchange_id
+JOIN exchanges AS e ON e.exchange_no = f.exchange_no
 WHERE e.status <> 'in_progress';
 
 -- name: list_stray_blobs

@@ -118,8 +118,8 @@ WHERE status = 'in_progress'
 
 -- name: insert_fragment
 -- Nothing happens where the exchange has ended, or was deleted, or the piece is there already: it may be replayed.
-INSERT INTO exchange_fragments (exchange_id, sequence, data)
-SELECT e.exchange_id, column2, column3
+INSERT INTO exchange_fragments (exchange_no, sequence, data)
+SELECT e.exchange_no, column2, column3
 FROM (VALUES (:exchange_id, :sequence, :data)) AS fragment
 CROSS JOIN exchanges AS e
 WHERE e.exchange_id = column1
@@ -129,12 +129,29 @@ ON CONFLICT DO NOTHING;
 -- name: list_fragments
 SELECT data
 FROM exchange_fragments
-WHERE exchange_id = :exchange_id
+WHERE exchange_no = (SELECT e.exchange_no FROM exchanges AS e WHERE e.exchange_id = :exchange_id)
 ORDER BY sequence;
 
 -- name: delete_fragments
+-- Of exchanges that have ended.
 DELETE FROM exchange_fragments
-WHERE exchange_id IN (VALUES (:exchange_id));
+WHERE exchange_no IN (
+    SELECT e.exchange_no
+    FROM (VALUES (:exchange_id)) AS ended
+    CROSS JOIN exchanges AS e
+    WHERE e.exchange_id = column1
+      AND e.status <> 'in_progress'
+);
+
+-- name: delete_stray_fragments
+-- Of all exchanges that have ended: a process may be gone before it has deleted them.
+DELETE FROM exchange_fragments
+WHERE exchange_no IN (
+    SELECT f.exchange_no
+    FROM exchange_fragments AS f
+    JOIN exchanges AS e ON e.exchange_no = f.exchange_no
+    WHERE e.status <> 'in_progress'
+);
 
 -- name: find_stored_exchange
 -- The exchange of a user that upstream's id names: the newest, since a client may use a request id again.
