@@ -4,11 +4,11 @@ The index is derived data in a file of its own: it may lag, be missing or be thr
 It only names candidates; each is looked through before it counts, and what is not indexed yet is looked through too. So
 it can be filled in spare time: indexing costs about a millisecond a message, which no chat should pay.
 
-What is indexed are the grams of a message, case-folded: its characters, all runs of three, and the last two. Words
-would need to know where Chinese or Thai words end; FTS5's own trigrams do not find a word of two characters, which most
-Chinese words are. Two characters are here what a run of three begins with, or what a message ends with. A query of one
-or three characters is one gram, a longer one all its trigrams. FTS5 keeps for each gram the messages it is in, and
-nothing else. The user is one more term, so that a search stays among its own user's messages.
+What is indexed are FTS5's trigrams of a message, case-folded: all its runs of three characters. Words would need to
+know where Chinese or Thai words end. A query of three characters or more is all its trigrams. FTS5 finds nothing
+shorter by itself, and most Chinese words have two characters: such a query is any of the trigrams that begin with it,
+to which end every message is followed by two characters more. FTS5 keeps for each trigram the messages it is in, and
+nothing else. The user is one more, so that a search stays among its own user's messages.
 
 That leaves FTS5 without what bm25 needs, so hits are ranked by their texts, which are at hand: the newest of them among
 each other, as many as `RANKED` and the bounds beside it say, and all older ones follow newest first. What a message
@@ -24,13 +24,14 @@ import logging
 import os
 import re
 import sqlite3
-import string
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
-from operator import add, itemgetter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -72,20 +73,18 @@ _WITHIN_WORD = re.compile(
 
 _GRAM = 3
 _GRAMS_ASKED = 24
+# More runs of three than this begin with characters that most messages have: it is quicker to look through these.
+_RUNS_ASKED = 500
+# Follows each message, so that its last characters are what a run of three begins with.
+_PADDING = "\x02" * (_GRAM - 1)
 _BATCH = 400
 _BATCH_CHARACTERS = 2**19
-# Longer texts are cut for the gram maker, so that a thread of it never holds the interpreter for long.
-_CUT = 8192
 _SCHEMA = 4
+_LAST_CHARACTER = "\U0010ffff"
+# Who may write what he likes uses it for little, and never in texts: a user is three characters of it.
+_PRIVATE_USE = 0xF0000
 _END = 2**63 - 1
 _TICK_INSTRUCTIONS = 20_000
-
-# What FTS5's tokenizer takes for the end of a word becomes a character beyond ASCII that hardly anybody writes, so that
-# every gram is one word; one of Latin-1, since text of one byte a character is the quickest to cut. All control
-# characters become the same. What is mixed up so becomes a candidate too often, which costs a look and changes nothing.
-_TO_WORD = {code: 0x80 for code in range(128) if not chr(code).isalnum()}
-_TO_WORD |= {ord(character): 0x81 + place for place, character in enumerate(string.punctuation)}
-_ASCII_TO_WORD = bytes(_TO_WORD.get(code, code) for code in range(256))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,17 +236,19 @@ def _candidates(connection: sqlite3.Connection, query: Query) -> Iterator[tuple[
         yield from connection.execute(STATEMENTS["list_in_session"], {**filters, "session_id": query.session_id})
         return
     filters["user_id"] = query.user_id
-    match = _match(query)
     first, end = _first_of(connection, query), _END
     for segment in _segments_of(connection):
         unindexed = {**filters, "after": max(segment.indexed_no, first - 1), "end": end}
         yield from connection.execute(STATEMENTS["list_not_indexed"], unindexed)
         # What lies below a segment and above the next one is not indexed: it is a segment not begun yet.
         end = segment.first
-        if query.user_id is not None and not _holds_user(connection, segment, query.user_id):
-            continue  # to look two characters up costs the more, the more of them all users have written
-        indexed = {**filters, "match": match, "first": first, "indexed_no": segment.indexed_no}
-        yield from connection.execute(_statement("list_indexed", segment.segment), indexed)
+        match = _match(connection, segment, query)
+        if match == "":
+            every = {**filters, "after": max(segment.first, first) - 1, "end": segment.indexed_no + 1}
+            yield from connection.execute(STATEMENTS["list_not_indexed"], every)
+        elif match is not None:
+            indexed = {**filters, "match": match, "first": first, "indexed_no": segment.indexed_no}
+            yield from connection.execute(_statement("list_indexed", segment.segment), indexed)
     yield from connection.execute(STATEMENTS["list_not_indexed"], {**filters, "after": first - 1, "end": end})
 
 
@@ -267,22 +268,30 @@ def _segments_of(connection: sqlite3.Connection) -> list[_Segment]:
         return []
 
 
-def _holds_user(connection: sqlite3.Connection, segment: _Segment, user_id: str) -> bool:
-    found = connection.execute(_statement("list_of_term", segment.segment), {"term": _user_term(user_id)})
-    return found.fetchone() is not None
-
-
-def _match(query: Query) -> str:
-    folded = _folded_to_words(query.text)
-    starts = range(max(1, len(folded) - _GRAM + 1))
-    grams = list(dict.fromkeys(folded[start : start + _GRAM] for start in starts))
-    step = -(-len(grams) // _GRAMS_ASKED)
-    terms = [f'"{gram}"' for gram in grams[::step]]
-    if len(folded) == _GRAM - 1:
-        terms = [f"{terms[0]} *"]
+def _match(connection: sqlite3.Connection, segment: _Segment, query: Query) -> str | None:
+    """What FTS5 finds the candidates of a segment by: None where it has none, "" where they are all its messages."""
+    conditions = []
     if query.user_id is not None:
-        terms.append(f'"{_user_term(query.user_id)}"')
-    return " AND ".join(terms)
+        owner = _quoted(_owner(query.user_id))
+        if connection.execute(_statement("list_of_term", segment.segment), {"term": owner}).fetchone() is None:
+            return None
+        conditions.append(owner)
+    folded = _folded(query.text)
+    if len(folded) >= _GRAM:
+        grams = list(dict.fromkeys(folded[start : start + _GRAM] for start in range(len(folded) - _GRAM + 1)))
+        conditions += map(_quoted, grams[:: -(-len(grams) // _GRAMS_ASKED)])
+    else:
+        span = {"first": folded, "end": folded + _LAST_CHARACTER * _GRAM, "limit": _RUNS_ASKED + 1}
+        runs = [run for (run,) in connection.execute(_statement("list_vocabulary", segment.segment), span)]
+        if not runs:
+            return None
+        if len(runs) <= _RUNS_ASKED:
+            conditions.append("(" + " OR ".join(map(_quoted, runs)) + ")")
+    return " AND ".join(conditions)
+
+
+def _quoted(term: str) -> str:
+    return '"' + term.replace('"', '""') + '"'
 
 
 def _snippet(content: str, position: int, length: int) -> str:
@@ -386,12 +395,13 @@ class Index:
         entries, size, last = [], 0, (after, "")
         for message_no, message_id, user_id, content in self._messages.execute(STATEMENTS["list_unindexed"], span):
             last = message_no, message_id
-            entries.append({"message_no": message_no, "grams": f"{_user_term(user_id)} {_grams(content)}"})
+            entries.append({"message_no": message_no, "text": _folded(content) + _PADDING, "owner": _owner(user_id)})
             size += len(content)
             if size >= _BATCH_CHARACTERS:
                 break
         with transaction(self._connection):
             self._connection.execute(_statement("create_segment", segment))
+            self._connection.execute(_statement("create_vocabulary", segment))
             self._connection.executemany(_statement("insert_grams", segment), entries)
             self._connection.execute(
                 STATEMENTS["upsert_segment"],
@@ -401,6 +411,7 @@ class Index:
 
     def _drop(self, segment: int) -> None:
         with transaction(self._connection):
+            self._connection.execute(_statement("drop_vocabulary", segment))
             self._connection.execute(_statement("drop_segment", segment))
             self._connection.execute(STATEMENTS["forget_segment"], {"segment": segment})
         self._connection.execute("PRAGMA incremental_vacuum").fetchall()
@@ -424,7 +435,7 @@ class Index:
         """Whether anything is left of a user who was deleted, and perhaps made anew."""
         match = _statement("list_of_term", segment.segment)
         for (user_digest,) in self._messages.execute(STATEMENTS["list_deleted_users"]).fetchall():
-            for (message_no,) in self._connection.execute(match, {"term": _term_of(user_digest)}):
+            for (message_no,) in self._connection.execute(match, {"term": _quoted(_owner_of(user_digest))}):
                 if self._messages.execute(STATEMENTS["message_id_of"], {"message_no": message_no}).fetchone() is None:
                     return True
         return False
@@ -471,31 +482,19 @@ def _version_of(connection: sqlite3.Connection, schema: str) -> int:
     return version
 
 
-def _grams(content: str) -> str:
-    """The grams of a text, each once."""
-    folded = _folded_to_words(content)
-    grams: set[str] = set()
-    for start in range(0, len(folded), _CUT):
-        text = folded[start : start + _CUT + _GRAM - 1]
-        grams.update(text, map(add, map(add, text, text[1:]), text[2:]))
-    grams.add(folded[1 - _GRAM :])
-    return " ".join(grams)
+def _folded(text: str) -> str:
+    """Text without case; FTS5 would not read on after a NUL."""
+    return text.casefold().replace("\0", _PADDING[0])
 
 
-def _folded_to_words(text: str) -> str:
-    """Text without case and without what ends a word."""
-    if text.isascii():  # the same, in a twentieth of the time
-        return text.lower().encode("ascii").translate(_ASCII_TO_WORD).decode("latin-1")
-    return text.casefold().translate(_TO_WORD)
+@lru_cache(maxsize=1024)
+def _owner(user_id: str) -> str:
+    return _owner_of(tombstones.digest("user", user_id))
 
 
-def _user_term(user_id: str) -> str:
-    """It begins as no gram does: case-folded text has no capitals, and FTS5's tokenizer leaves this one as it is."""
-    return _term_of(tombstones.digest("user", user_id))
-
-
-def _term_of(user_digest: bytes) -> str:
-    return "Ü" + user_digest[:8].hex()
+def _owner_of(user_digest: bytes) -> str:
+    """What stands for a user in the index: few users share it, and whose message a candidate is is looked at."""
+    return "".join(chr(_PRIVATE_USE + code) for code in struct.unpack(">3H", user_digest[:6]))
 
 
 def _statement(name: str, segment: int) -> str:

@@ -11,14 +11,23 @@ CREATE TABLE IF NOT EXISTS segments (
 );
 
 -- name: create_segment
--- Keeps only which messages a gram is in: no text, no positions, no sizes. https://sqlite.org/fts5.html
+-- Keeps only which messages a run of three characters is in: no text, no positions, no sizes.
+-- https://sqlite.org/fts5.html#the_trigram_tokenizer
 CREATE VIRTUAL TABLE IF NOT EXISTS grams_{segment} USING fts5 (
-    grams,
+    text,
+    owner,                                             -- three characters that stand for the user
     content = '',
     detail = none,
     columnsize = 0,
-    tokenize = 'ascii'
+    tokenize = 'trigram case_sensitive 1'
 );
+
+-- name: create_vocabulary
+-- The runs of a segment in their order, so that those that begin alike are found.
+CREATE VIRTUAL TABLE IF NOT EXISTS vocabulary_{segment} USING fts5vocab (grams_{segment}, 'row');
+
+-- name: drop_vocabulary
+DROP TABLE IF EXISTS vocabulary_{segment};
 
 -- name: drop_segment
 DROP TABLE IF EXISTS grams_{segment};
@@ -33,8 +42,8 @@ FROM segments
 ORDER BY segment DESC;
 
 -- name: insert_grams
-INSERT INTO grams_{segment} (rowid, grams)
-VALUES (:message_no, :grams);
+INSERT INTO grams_{segment} (rowid, text, owner)
+VALUES (:message_no, :text, :owner);
 
 -- name: upsert_segment
 INSERT INTO segments (segment, indexed_no, indexed_id, documents)
@@ -64,6 +73,14 @@ SELECT rowid
 FROM grams_{segment}
 WHERE grams_{segment} MATCH :term;
 
+-- name: list_vocabulary
+-- The runs that begin with what is given, up to so many.
+SELECT term
+FROM search.vocabulary_{segment}
+WHERE term >= :first
+  AND term < :end
+LIMIT :limit;
+
 -- name: sample_messages
 -- How many of evenly spaced numbers are messages still: to count them all would be to read the whole table.
 WITH RECURSIVE probe (message_no) AS (
@@ -80,7 +97,7 @@ LEFT JOIN main.messages AS m ON m.message_no = probe.message_no;
 -- name: list_unindexed
 SELECT m.message_no, m.message_id, s.user_id, m.content
 FROM main.messages AS m
-JOIN main.sessions AS s ON s.session_id = m.session_id
+JOIN main.sessions AS s ON s.session_no = m.session_no
 WHERE m.message_no > :after
   AND m.message_no < :end
 ORDER BY m.message_no
@@ -119,7 +136,7 @@ SELECT m.message_no,
            THEN m.content
        END
 FROM main.messages AS m
-CROSS JOIN main.sessions AS s ON s.session_id = m.session_id
+CROSS JOIN main.sessions AS s ON s.session_no = m.session_no
 WHERE m.message_no > :after
   AND m.message_no < :end
 ORDER BY m.message_no DESC;
@@ -137,7 +154,7 @@ SELECT m.message_no,
        END
 FROM search.grams_{segment}
 CROSS JOIN main.messages AS m ON m.message_no = grams_{segment}.rowid
-CROSS JOIN main.sessions AS s ON s.session_id = m.session_id
+CROSS JOIN main.sessions AS s ON s.session_no = m.session_no
 WHERE grams_{segment} MATCH :match
   AND grams_{segment}.rowid BETWEEN :first AND :indexed_no
 ORDER BY grams_{segment}.rowid DESC;

@@ -4,6 +4,8 @@ storing   the program's own way, from an exchange and its outcome to the commit,
 rows      the same statements with the same parameters, written down beforehand: nothing is decided in between
 commits   what of `rows` the COMMIT statements take: the pages of the log, and those brought into the file now and then
 
+and then what its messages cost the search index, and what of that is FTS5's own work.
+
 Processor time of one thread that does nothing else: what the kernel does for it counts, waits for the disk do not.
 Medians over the rounds. Databases are set up as the server's are, so that a commit is on the disk when it returns.
 """
@@ -21,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from proxy import archive, database, ids, queries
+from proxy import archive, database, ids, queries, search
 from proxy.completion import Completion
 from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.rows import storing
@@ -42,6 +44,13 @@ class Cost(NamedTuple):
     commits: float
 
 
+class IndexCost(NamedTuple):
+    """The same, of the search index."""
+
+    indexing: float
+    fts5: float
+
+
 def main() -> None:
     options = _options()
     machine.prepare(cores=2)
@@ -57,7 +66,11 @@ def main() -> None:
             pages, entries = _footprint(folder, options.chats, a_commit=a_commit)
             cells = (a_commit, *median, median.storing / median.rows, pages)
             print(*(f"{cell if isinstance(cell, int) else figures.number(cell):>16}" for cell in cells), flush=True)
+        costs_of_index = [_index_cost(folder, options.chats) for _ in range(options.rounds)]
+    index = IndexCost(*map(statistics.median, zip(*costs_of_index, strict=True)))
     print(f"A chat makes {entries:.1f} index entries. `rows` is the floor: what is left where nothing is decided.")
+    indexing, fts5 = map(figures.number, index)
+    print(f"Its messages cost the search index {indexing} µs, {fts5} of which are FTS5's.")
     print(f"SQLite {sqlite3.sqlite_version}, {machine.line(here)}")
 
 
@@ -78,6 +91,35 @@ def _cost(folder: Path, chats: int, *, a_commit: int) -> Cost:
         commits = _repeat(connection, transactions)
         rows = time.thread_time() - began
     return Cost(*(seconds * 1e6 / chats for seconds in (whole, rows, commits)))
+
+
+def _index_cost(folder: Path, chats: int) -> IndexCost:
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        path = Path(name) / "x.db"
+        with contextlib.closing(database.connect(path)) as connection:
+            database.prepare(connection)
+            _store(connection, _chats(chats), a_commit=16)
+            messages = connection.execute("SELECT message_no, content FROM messages ORDER BY message_no").fetchall()
+        with contextlib.closing(search.Index(path)) as index:
+            began = time.thread_time()
+            while index.step():
+                pass
+            indexing = time.thread_time() - began
+        fts5 = _fts5_cost(Path(name) / "other.db", messages)
+    return IndexCost(*(seconds * 1e6 / chats for seconds in (indexing, fts5)))
+
+
+def _fts5_cost(path: Path, messages: Sequence[tuple[int, str]]) -> float:
+    """Of messages as the search index puts them in: as many a transaction, in a table like its own."""
+    entries = [{"message_no": number, "text": text, "owner": "abc"} for number, text in messages]
+    with contextlib.closing(search._prepared(path)) as connection:
+        connection.execute(search._statement("create_segment", 0))
+        began = time.thread_time()
+        for start in range(0, len(entries), search._BATCH):
+            with database.transaction(connection):
+                batch = entries[start : start + search._BATCH]
+                connection.executemany(search._statement("insert_grams", 0), batch)
+        return time.thread_time() - began
 
 
 def _footprint(folder: Path, chats: int, *, a_commit: int) -> tuple[float, float]:
