@@ -53,9 +53,6 @@ class Completion:
         # Events that `may_wait`, as they came. A look at many at once costs a fraction of one at each: what it needs of
         # a stream is in no cache any more when the next token comes.
         self.waiting: list[bytes] = []
-        # There is a pattern: the next event is likely to differ from the last in nothing but its text. A property that
-        # looks would cost every token a call.
-        self.is_ordinary = False
         self._unasked: list[bytes] = []  # what waited and has been folded, for `take_waited`
 
     @classmethod
@@ -79,7 +76,6 @@ class Completion:
             pattern.pieces.append(piece)
             return
         self._pattern = None
-        self.is_ordinary = False
         if not data or data.isspace():
             return
         if is_terminator(data):
@@ -100,6 +96,11 @@ class Completion:
         self._fold_waiting()
         events, self._unasked = b"".join(self._unasked), []
         return events
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether the next event is likely to differ from the last in nothing but its text."""
+        return self._pattern is not None
 
     @property
     def id(self) -> str | None:
@@ -262,7 +263,6 @@ class Completion:
             fold = self._folds[chunk["choices"][0]["index"]]
             pattern.pieces = _pieces(fold.message, pattern.key)
             self._pattern = pattern
-            self.is_ordinary = True
 
 
 class _Pieces(list[str]):
@@ -369,9 +369,10 @@ class _Pattern:
     def pieces_of(self, events: list[bytes]) -> list[str] | None:
         """The texts of events that each `may_wait`, if all of them differ in nothing else."""
         first, last = _BEFORE_DATA + self._before, self._after + _AFTER_DATA
-        start, stop = self._start + len(_BEFORE_DATA), self._stop - len(_AFTER_DATA)
-        texts = [event[start:stop] for event in events if event.startswith(first) and event.endswith(last)]
-        return _strings(texts) if len(texts) == len(events) else None
+        texts = [event[len(first) : -len(last)] for event in events]
+        # One comparison for all of them: an event that is too short would make the one side longer.
+        is_alike = first + (last + first).join(texts) + last == b"".join(events)
+        return _strings(texts) if is_alike else None
 
     def event(self, text: str) -> bytes:
         """An event with another text."""

@@ -249,14 +249,14 @@ class Tee:
         self._holds = recording.is_strict
         self._held = bytearray()
         self._gave_up = False
-        # Between two events, past the first token and before the end: what may wait goes out as it is.
+        # Between two events, past the first token and before the end, and the last was ordinary: what may wait goes out
+        # as it is. That later ones are no more is seen when what waits is looked into; to ask costs every token.
         self.is_plain = False
 
     def feed(self, data: bytes) -> bytes:
         """Record a piece of the stream; the bytes of its whole events that the caller gets at once."""
-        reply = self._recording.reply
-        if self.is_plain and reply.is_ordinary and may_wait(data):
-            reply.waiting.append(data)
+        if self.is_plain and may_wait(data):
+            self._recording.reply.waiting.append(data)
             return data
         return self.cut(data)
 
@@ -282,7 +282,8 @@ class Tee:
                 out.append(event.raw)
         if self._decoder.pending > _EVENT_BYTES or len(self._held) > _EVENT_BYTES:
             out.append(self._give_up())
-        self.is_plain = not self._decoder.pending and not self.has_ended and recording.has_token
+        is_between = not self._decoder.pending and not self.has_ended
+        self.is_plain = is_between and recording.has_token and recording.reply.is_ordinary
         return out[0] if len(out) == 1 else b"".join(out)
 
     def release(self) -> bytes:
@@ -329,11 +330,10 @@ async def send_streamed(
 
 async def _push(response: Response, outlet: Outlet, send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
     """The event loop's own call with a piece of the stream writes it to the caller: no task runs between them."""
-    reply, write = recording.reply, outlet.write
-    wait = reply.waiting.append
+    write, wait = outlet.write, recording.reply.waiting.append
 
     def sink(data: bytes) -> bool:
-        if tee.is_plain and reply.is_ordinary and may_wait(data):  # as in `feed`, for a call less a token
+        if tee.is_plain and may_wait(data):  # as in `feed`, for a call less a token
             wait(data)
             return write(data)
         out = tee.cut(data)
