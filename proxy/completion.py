@@ -6,6 +6,7 @@ Nothing here raises on what an upstream sends: what cannot be understood is coun
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -132,16 +133,18 @@ class Completion:
     @property
     def finish_reasons(self) -> list[str]:
         """Those of the choices that have one, without putting their messages together."""
-        self._fold_waiting()
-        reasons = [(choice.index, choice.finish_reason) for choice in self._whole_choices]
-        reasons += [(index, fold.finish_reason) for index, fold in self._folds.items()]
-        return [reason for _, reason in sorted(reasons, key=lambda numbered: numbered[0]) if reason]
+        return [reason for reason in self._all_finish_reasons() if reason]
+
+    @property
+    def finish_reason(self) -> str | None:
+        """The first choice's."""
+        return next(iter(self._all_finish_reasons()), None)
 
     @property
     def is_whole(self) -> bool:
         """Every choice was finished and no error came. [DONE] alone proves nothing: vLLM ends errors with it too."""
-        choices = self.choices
-        return bool(choices) and self.error is None and all(choice.finish_reason for choice in choices)
+        reasons = self._all_finish_reasons()
+        return bool(reasons) and self.error is None and all(reasons)
 
     def to_json_dict(self) -> JSON:
         """The reply as an upstream would have sent it without streaming."""
@@ -152,6 +155,12 @@ class Completion:
             for choice in self.choices
         ]
         return self.envelope | {"choices": choices, "usage": self.usage}
+
+    def _all_finish_reasons(self) -> list[str | None]:
+        self._fold_waiting()
+        reasons = [(choice.index, choice.finish_reason) for choice in self._whole_choices]
+        reasons += [(index, fold.finish_reason) for index, fold in self._folds.items()]
+        return [reason for _, reason in sorted(reasons, key=itemgetter(0))]
 
     def _fold_waiting(self) -> None:
         if not self.waiting:

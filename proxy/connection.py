@@ -122,6 +122,11 @@ class Response:
         self.replayable = True  # nothing has been taken from a body that can be read once
 
     @property
+    def is_over(self) -> bool:
+        """The body has come to its end, and has been read."""
+        return self._over and self._error is None and not self._pieces
+
+    @property
     def unanswered(self) -> bool:
         """The exchange ended before a byte of an answer."""
         return self._over and not self._unread and not self.status

@@ -63,12 +63,11 @@ def outcome_columns(outcome: Outcome, *, asked_model: str | None, created_at: st
     """What is known when the reply has ended; `asked_model` is for one that names none."""
     reply = outcome.reply or Completion()
     usage = _dict(reply.usage)
-    choices = reply.choices
     columns = {
         "status": outcome.status,
         "model": _storable(reply.model) or asked_model,
         "http_status": outcome.http_status,
-        "finish_reason": _storable(choices[0].finish_reason) if choices else None,
+        "finish_reason": _storable(reply.finish_reason),
         "prompt_tokens": _count(usage.get("prompt_tokens")),
         "completion_tokens": _count(usage.get("completion_tokens")),
         "total_tokens": _count(usage.get("total_tokens")),

@@ -342,7 +342,7 @@ async def _push(response: Response, outlet: Outlet, send: Send, recording: Recor
 
     while not await response.pump(sink):
         if tee.has_ended and recording.saved is None:
-            await _send_end(send, recording, tee, watch)
+            await _send_end(response, send, recording, tee, watch)
         await outlet.drain()
 
 
@@ -353,12 +353,14 @@ async def _pull(response: Response, send: Send, recording: Recording, tee: Tee, 
         if out and not watch.has_left:
             await send({"type": "http.response.body", "body": out, "more_body": True})
         if tee.has_ended and recording.saved is None:
-            await _send_end(send, recording, tee, watch)
+            await _send_end(response, send, recording, tee, watch)
 
 
-async def _send_end(send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
+async def _send_end(response: Response, send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
     """Send `[DONE]` when the exchange is on disk, whether or not upstream ends its response after it."""
     await committed(recording, recording.end_streamed())
+    if response.is_over:
+        return  # then it goes out with the end of the response
     held = tee.release()
     if held and not watch.has_left:
         await send({"type": "http.response.body", "body": held, "more_body": True})

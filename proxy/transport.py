@@ -130,6 +130,9 @@ class ConnectionPool:
 
     async def _acquire(self, timeouts: Timeouts) -> Connection:
         """A kept connection that came free while waiting, or a new one."""
+        if self._slots < self._limits.max_connections:
+            self._slots += 1
+            return await self._connect(timeouts)
         try:
             async with asyncio.timeout(_finite(timeouts.pool_s)):
                 connection = await self._wait_for_connection()

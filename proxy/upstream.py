@@ -28,6 +28,10 @@ class Response(Protocol):
     status: int
     headers: Headers
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it is known that nothing of the body follows."""
+
     async def read(self) -> bytes:
         """The next piece of the body, b"" at its end. Raises Failure."""
 
@@ -146,6 +150,7 @@ class _HTTPXResponse:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._stream = response.stream
         self._pieces: AsyncIterator[bytes] = aiter(response.stream)
+        self.is_over = False  # that is only known when it has been read
 
     async def read(self) -> bytes:
         async for piece in self._pieces:
