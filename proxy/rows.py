@@ -172,8 +172,11 @@ class Rows:
         self._waiting.ids.add(session_id)
 
     def _weigh(self, *values: str | bytes | None) -> None:
-        self._waiting.size += sum(len(value) for value in values if value)
-        if self._waiting.size > _TOGETHER_BYTES:
+        waiting = self._waiting
+        for value in values:
+            if value:
+                waiting.size += len(value)
+        if waiting.size > _TOGETHER_BYTES:
             self.flush()
 
     def _given(self) -> queries.Numbers:
