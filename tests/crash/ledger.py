@@ -83,16 +83,22 @@ def judge(database: Path, chats: list[Chat], *, cut_at: float, behind_seconds: f
 
 
 def wait_until_settled(database: Path, *, seconds: float = 30) -> None:
-    """Wait until no exchange is in progress."""
+    """Wait until no exchange is in progress, and the pieces of those that were are gone."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         connection = sqlite3.connect(database, timeout=20)
         try:
-            if not connection.execute("SELECT COUNT(*) FROM exchanges WHERE status = 'in_progress'").fetchone()[0]:
+            if not any(_unfinished(connection)):
                 return
         finally:
             connection.close()
         time.sleep(0.05)
+
+
+def _unfinished(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Exchanges in progress, and pieces of replies."""
+    in_progress = connection.execute("SELECT COUNT(*) FROM exchanges WHERE status = 'in_progress'").fetchone()[0]
+    return in_progress, connection.execute("SELECT COUNT(*) FROM exchange_fragments").fetchone()[0]
 
 
 def _stored(
@@ -134,8 +140,7 @@ def _judge_file(connection: sqlite3.Connection, verdict: Verdict) -> None:
     if connection.execute("PRAGMA foreign_key_check").fetchone() is not None:
         verdict.wrong += 1
         verdict.notes.append("foreign_key_check")
-    in_progress = connection.execute("SELECT COUNT(*) FROM exchanges WHERE status = 'in_progress'").fetchone()[0]
-    fragments = connection.execute("SELECT COUNT(*) FROM exchange_fragments").fetchone()[0]
+    in_progress, fragments = _unfinished(connection)
     if in_progress or fragments:
         verdict.wrong += 1
         verdict.notes.append(f"{in_progress} exchanges in progress, {fragments} fragments")
