@@ -79,7 +79,7 @@ _RUNS_ASKED = 500
 _PADDING = "\x02" * (_GRAM - 1)
 _BATCH = 400
 _BATCH_CHARACTERS = 2**19
-_SCHEMA = 4
+_SCHEMA = 5
 _LAST_CHARACTER = "\U0010ffff"
 # Who may write what he likes uses it for little, and never in texts: a user is three characters of it.
 _PRIVATE_USE = 0xF0000
