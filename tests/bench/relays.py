@@ -153,6 +153,12 @@ def _stellarchat(**settings: str) -> Callable[[Place], Launch]:
     return lambda place: stellarchat(place, **settings)
 
 
+def _nothing_stored(place: Place) -> Launch:
+    launch = stellarchat(place, STELLARCHAT_DURABILITY="strict")
+    argv = ["tests.bench.nothing_stored" if argument == "proxy" else argument for argument in launch.argv]
+    return dataclasses.replace(launch, argv=argv)
+
+
 RELAYS = (
     Relay("direct", "direct (no relay)", None),
     Relay("nginx", "nginx, buffering off", _nginx),
@@ -162,6 +168,7 @@ RELAYS = (
     Relay("off", "StellarChat, no recording", _stellarchat(STELLARCHAT_RECORDING="off")),
     Relay("relaxed", "StellarChat, relaxed", _stellarchat(STELLARCHAT_DURABILITY="relaxed")),
     Relay("strict", "StellarChat, strict", _stellarchat(STELLARCHAT_DURABILITY="strict")),
+    Relay("nothing", "StellarChat, strict, its transactions empty", _nothing_stored),
 )
 
 
