@@ -141,6 +141,14 @@ def open_live(recorder: Recorder, text: str = "hi") -> Live:
     return live
 
 
+async def open_written_down(recorder: Recorder, folder: Path) -> Live:
+    """An exchange in progress of which a piece is on disk."""
+    live = open_live(recorder)
+    live.feed(HELLO[0] + HELLO[1])
+    await eventually(lambda: rows(folder, "SELECT 1 FROM exchange_fragments"))
+    return live
+
+
 async def test_what_a_killed_process_had_written_down_is_incomplete_at_the_next_start(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, flush_interval_seconds=0.05)
     async with recording(settings) as killed:
@@ -160,9 +168,7 @@ async def test_what_a_killed_process_had_written_down_is_incomplete_at_the_next_
 async def test_pieces_of_replies_that_ended_just_before_a_kill_go_at_the_next_start(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, flush_interval_seconds=0.05)
     async with recording(settings) as killed:
-        live = open_live(killed)
-        live.feed(HELLO[0] + HELLO[1])
-        await eventually(lambda: rows(tmp_path, "SELECT 1 FROM exchange_fragments"))
+        live = await open_written_down(killed, tmp_path)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(killed, "_delete_fragments", lambda: None)
             saved = killed.finish(live, Outcome(status="completed"))
@@ -178,9 +184,7 @@ async def test_pieces_of_replies_that_ended_just_before_a_kill_go_at_the_next_st
 async def test_a_drained_process_leaves_no_pieces(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, flush_interval_seconds=0.05)
     async with recording(settings) as recorder:
-        live = open_live(recorder)
-        live.feed(HELLO[0] + HELLO[1])
-        await eventually(lambda: rows(tmp_path, "SELECT 1 FROM exchange_fragments"))
+        live = await open_written_down(recorder, tmp_path)
         recorder.finish(live, Outcome(status="completed"))
     assert rows(tmp_path, "SELECT 1 FROM exchange_fragments") == []
 
