@@ -81,7 +81,7 @@ _BATCH = 400
 _BATCH_CHARACTERS = 2**19
 _SCHEMA = 5
 _LAST_CHARACTER = "\U0010ffff"
-# Who may write what he likes uses it for little, and never in texts: a user is three characters of it.
+# Where characters without a meaning begin, which texts hardly ever hold: three of them stand for a user.
 _PRIVATE_USE = 0xF0000
 _END = 2**63 - 1
 _TICK_INSTRUCTIONS = 20_000
