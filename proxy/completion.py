@@ -54,6 +54,9 @@ class Completion:
         # Events that `may_wait`, as they came. A look at many at once costs a fraction of one at each: what it needs of
         # a stream is in no cache any more when the next token comes.
         self.waiting: list[bytes] = []
+        # Whether the next event may wait: who feeds the stream says it, and it ends when an event is not ordinary. It
+        # stands where a token finds it with one look.
+        self.lets_wait = False
         self._unasked: list[bytes] = []  # what waited and has been folded, for `take_waited`
 
     @classmethod
@@ -77,6 +80,7 @@ class Completion:
             pattern.pieces.append(piece)
             return
         self._pattern = None
+        self.lets_wait = False
         if not data or data.isspace():
             return
         if is_terminator(data):

@@ -239,7 +239,7 @@ class Recording:
 class Tee:
     """A stream's bytes: what goes out now, and what is held until its end is on disk."""
 
-    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds", "_recording", "has_ended", "is_plain")
+    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds", "_recording", "has_ended")
 
     def __init__(self, recording: Recording, *, hides_usage: bool) -> None:
         self.has_ended = False  # `[DONE]` has come: nothing is recorded after it
@@ -249,14 +249,12 @@ class Tee:
         self._holds = recording.is_strict
         self._held = bytearray()
         self._gave_up = False
-        # Between two events, past the first token and before the end, and the last was ordinary: what may wait goes out
-        # as it is. That later ones are no more is seen when what waits is looked into; to ask costs every token.
-        self.is_plain = False
 
     def feed(self, data: bytes) -> bytes:
         """Record a piece of the stream; the bytes of its whole events that the caller gets at once."""
-        if self.is_plain and may_wait(data):
-            self._recording.reply.waiting.append(data)
+        reply = self._recording.reply
+        if reply.lets_wait and may_wait(data):
+            reply.waiting.append(data)
             return data
         return self.cut(data)
 
@@ -282,8 +280,9 @@ class Tee:
                 out.append(event.raw)
         if self._decoder.pending > _EVENT_BYTES or len(self._held) > _EVENT_BYTES:
             out.append(self._give_up())
+        # Between two events, past the first token and before the end, what may wait goes out as it is.
         is_between = not self._decoder.pending and not self.has_ended
-        self.is_plain = is_between and recording.has_token and recording.reply.is_ordinary
+        recording.reply.lets_wait = is_between and recording.has_token and recording.reply.is_ordinary
         return out[0] if len(out) == 1 else b"".join(out)
 
     def release(self) -> bytes:
@@ -330,10 +329,11 @@ async def send_streamed(
 
 async def _push(response: Response, outlet: Outlet, send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
     """The event loop's own call with a piece of the stream writes it to the caller: no task runs between them."""
-    write, wait = outlet.write, recording.reply.waiting.append
+    reply, write = recording.reply, outlet.write
+    wait = reply.waiting.append
 
     def sink(data: bytes) -> bool:
-        if tee.is_plain and may_wait(data):  # as in `feed`, for a call less a token
+        if reply.lets_wait and may_wait(data):  # as in `feed`, for a call less a token
             wait(data)
             return write(data)
         out = tee.cut(data)
