@@ -2,7 +2,7 @@
 
 The index is derived data in a file of its own: it may lag, be missing or be thrown away, and a search is still right.
 It only names candidates; each is looked through before it counts, and what is not indexed yet is looked through too. So
-it can be filled in spare time: indexing costs about a millisecond a message, which no chat should pay.
+it can be filled in spare time, and no chat waits for it.
 
 What is indexed are FTS5's trigrams of a message, case-folded: all its runs of three characters. Words would need to
 know where Chinese or Thai words end. A query of three characters or more is all its trigrams. FTS5 finds nothing
@@ -236,13 +236,16 @@ def _candidates(connection: sqlite3.Connection, query: Query) -> Iterator[tuple[
         yield from connection.execute(STATEMENTS["list_in_session"], {**filters, "session_id": query.session_id})
         return
     filters["user_id"] = query.user_id
+    owner = None if query.user_id is None else _quoted(_owner(query.user_id))
+    folded = _folded(query.text)
+    grams = _grams_asked(folded)
     first, end = _first_of(connection, query), _END
     for segment in _segments_of(connection):
         unindexed = {**filters, "after": max(segment.indexed_no, first - 1), "end": end}
         yield from connection.execute(STATEMENTS["list_not_indexed"], unindexed)
         # What lies below a segment and above the next one is not indexed: it is a segment not begun yet.
         end = segment.first
-        match = _match(connection, segment, query)
+        match = _match(connection, segment, owner=owner, folded=folded, grams=grams)
         if match == "":
             every = {**filters, "after": max(segment.first, first) - 1, "end": segment.indexed_no + 1}
             yield from connection.execute(STATEMENTS["list_not_indexed"], every)
@@ -268,19 +271,23 @@ def _segments_of(connection: sqlite3.Connection) -> list[_Segment]:
         return []
 
 
-def _match(connection: sqlite3.Connection, segment: _Segment, query: Query) -> str | None:
+def _grams_asked(folded: str) -> list[str]:
+    """The trigrams that what is looked for has, or enough of them; none where it is shorter."""
+    grams = list(dict.fromkeys(folded[start : start + _GRAM] for start in range(len(folded) - _GRAM + 1)))
+    step = max(1, -(-len(grams) // _GRAMS_ASKED))
+    return [_quoted(gram) for gram in grams[::step]]
+
+
+def _match(
+    connection: sqlite3.Connection, segment: _Segment, *, owner: str | None, folded: str, grams: list[str]
+) -> str | None:
     """What FTS5 finds the candidates of a segment by: None where it has none, "" where they are all its messages."""
-    conditions = []
-    if query.user_id is not None:
-        owner = _quoted(_owner(query.user_id))
+    conditions = list(grams)
+    if owner is not None:
         if connection.execute(_statement("list_of_term", segment.segment), {"term": owner}).fetchone() is None:
             return None
         conditions.append(owner)
-    folded = _folded(query.text)
-    if len(folded) >= _GRAM:
-        grams = list(dict.fromkeys(folded[start : start + _GRAM] for start in range(len(folded) - _GRAM + 1)))
-        conditions += map(_quoted, grams[:: -(-len(grams) // _GRAMS_ASKED)])
-    else:
+    if not grams:
         span = {"first": folded, "end": folded + _LAST_CHARACTER * _GRAM, "limit": _RUNS_ASKED + 1}
         runs = [run for (run,) in connection.execute(_statement("list_vocabulary", segment.segment), span)]
         if not runs:
