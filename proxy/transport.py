@@ -130,8 +130,7 @@ class ConnectionPool:
 
     async def _acquire(self, timeouts: Timeouts) -> Connection:
         """A kept connection that came free while waiting, or a new one."""
-        if self._slots < self._limits.max_connections:
-            self._slots += 1
+        if self._take_slot():
             return await self._connect(timeouts)
         try:
             async with asyncio.timeout(_finite(timeouts.pool_s)):
@@ -150,11 +149,17 @@ class ConnectionPool:
         connection.close()
         return await self._connect(timeouts)
 
+    def _take_slot(self) -> bool:
+        """Whether one more connection may be opened, which then counts."""
+        if self._slots >= self._limits.max_connections:
+            return False
+        self._slots += 1
+        return True
+
     async def _wait_for_connection(self) -> Connection | None:
         """A connection, or None for the right to open one."""
         while True:
-            if self._slots < self._limits.max_connections:
-                self._slots += 1
+            if self._take_slot():
                 return None
             if len(self._waiting) >= self._limits.max_waiting:
                 raise httpx.PoolTimeout("Too many requests wait for a connection")
