@@ -139,24 +139,18 @@ general_settings: {{ dangerously_permit_weak_or_unset_master_key: true }}
 """
 
 
-def stellarchat(place: Place, **settings: str) -> Launch:
+def stellarchat(place: Place, *, module: str = "proxy", **settings: str) -> Launch:
     where = ["--host", "127.0.0.1", "--port", str(place.port), "--upstream", place.upstream]
     fixed = {
         "DATABASE_URL": f"sqlite:///{place.directory}/x.db",
         "STELLARCHAT_LOG_DIR": str(place.directory),
         "STELLARCHAT_AUTH": "off",
     }
-    return Launch([sys.executable, "-m", "proxy", "serve", *where], fixed | settings)
+    return Launch([sys.executable, "-m", module, "serve", *where], fixed | settings)
 
 
 def _stellarchat(**settings: str) -> Callable[[Place], Launch]:
     return lambda place: stellarchat(place, **settings)
-
-
-def _nothing_stored(place: Place) -> Launch:
-    launch = stellarchat(place, STELLARCHAT_DURABILITY="strict")
-    argv = ["tests.bench.nothing_stored" if argument == "proxy" else argument for argument in launch.argv]
-    return dataclasses.replace(launch, argv=argv)
 
 
 RELAYS = (
@@ -168,7 +162,11 @@ RELAYS = (
     Relay("off", "StellarChat, no recording", _stellarchat(STELLARCHAT_RECORDING="off")),
     Relay("relaxed", "StellarChat, relaxed", _stellarchat(STELLARCHAT_DURABILITY="relaxed")),
     Relay("strict", "StellarChat, strict", _stellarchat(STELLARCHAT_DURABILITY="strict")),
-    Relay("nothing", "StellarChat, strict, its transactions empty", _nothing_stored),
+    Relay(
+        "nothing",
+        "StellarChat, strict, its transactions empty",
+        _stellarchat(module="tests.bench.nothing_stored", STELLARCHAT_DURABILITY="strict"),
+    ),
 )
 
 
