@@ -9,15 +9,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from proxy import jsontext, queries, thread, tombstones, tree
-from proxy.completion import Choice, Completion
+from proxy import queries, tombstones, tree
 from proxy.exchange import Exchange, Outcome
 from proxy.exchange_row import IN_PROGRESS, outcome_columns, request_columns
 from proxy.ids import timestamp
-from proxy.message import is_message, title_of
 from proxy.queries import Place, Session
 from proxy.rows import Columns, Rows, Tally
-from proxy.sse import Decoder
+from proxy.wire import hash_chain, json_text
+from proxy.wire.chat_reply import Choice, Completion
+from proxy.wire.message import is_message, title_of
+from proxy.wire.sse import Decoder
 
 # How many of the newest conversations that began alike are looked at.
 _ALIKE = 64
@@ -212,7 +213,7 @@ def _make_session(rows: Rows, exchange: Exchange, *, now: str) -> tree.Place:
             "updated_at": now,
         }
     )
-    return tree.Place(ref.session_id, session_no, None, 0, thread.root_hash(exchange.user_id))
+    return tree.Place(ref.session_id, session_no, None, 0, hash_chain.root_hash(exchange.user_id))
 
 
 def _store_reply(
@@ -230,7 +231,7 @@ def _store_reply(
         is_whole = outcome.status == "completed" or choice.finish_reason is not None
         message = _message(choice)
         told = {
-            "chain_hash": thread.chain_hash(place.above, message),
+            "chain_hash": hash_chain.chain_hash(place.above, message),
             "exchange_no": columns["exchange_no"],
             "tokens": tokens,
             "model": columns["model"],
@@ -257,7 +258,7 @@ def _message(choice: Choice) -> dict[str, Any]:
 
 def _choice_json(choice: Choice) -> str:
     said = {"index": choice.index or None, "finish_reason": choice.finish_reason, **choice.extra}
-    return jsontext.dumps({key: value for key, value in said.items() if value is not None})
+    return json_text.dumps({key: value for key, value in said.items() if value is not None})
 
 
 def _interrupted(connection: sqlite3.Connection, exchange_id: str) -> Outcome:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from proxy.attribution import user_header
 from proxy.errors import NotFoundError
-from proxy.headers import Headers
 from proxy.queries import DEFAULT_USER_ID
+from proxy.wire.headers import Headers
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,16 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from proxy import archive, history, items, jsontext, queries, removal, sessions
+from proxy import archive, history, items, queries, removal, sessions
 from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.history import Order, find_session
 from proxy.ids import timestamp, uuid7
 from proxy.items import ItemId, items_of
-from proxy.message import title_of, to_columns, to_openai
 from proxy.presentation import JSON
 from proxy.queries import Message, Page, Session
 from proxy.stored import page_json, pairs_of, unix_seconds
+from proxy.wire import json_text
+from proxy.wire.message import title_of, to_columns, to_openai
 
 ID_PREFIX = "conv_"
 
@@ -137,7 +138,7 @@ def create_conversation(
         user_id=user_id,
         external_id=None,
         title=title_of(list(messages)),
-        metadata=jsontext.dumps(metadata) if metadata else None,
+        metadata=json_text.dumps(metadata) if metadata else None,
         now=now,
     )
     _append(connection, session_id, messages)
@@ -148,7 +149,7 @@ def update_conversation(
     connection: sqlite3.Connection, id_: str, *, user_id: str | None, metadata: Mapping[str, str]
 ) -> JSON:
     """Set the metadata."""
-    change = sessions.Change(metadata=jsontext.dumps(metadata))
+    change = sessions.Change(metadata=json_text.dumps(metadata))
     shown = sessions.update_session(connection, id_, user_id=user_id, change=change)
     return get_conversation(connection, shown["session_id"], user_id=user_id)
 

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from proxy import jsontext
+from proxy.wire import json_text
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class ConfigurationError(Exception):
 def json_response(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A JSON response of our own. It carries `Date`, since uvicorn's is off to let upstream's through."""
     extra = {"date": formatdate(usegmt=True), **(headers or {})}
-    return Response(jsontext.dumps(content).encode(), status_code=status, headers=extra, media_type="application/json")
+    return Response(json_text.dumps(content).encode(), status_code=status, headers=extra, media_type="application/json")
 
 
 async def api_error_response(_request: Request, exc: Exception) -> Response:

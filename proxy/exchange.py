@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from proxy import thread
-from proxy.completion import Completion
 from proxy.ids import timestamp, uuid7
-from proxy.message import is_message
+from proxy.wire import hash_chain
+from proxy.wire.chat_reply import Completion
+from proxy.wire.message import is_message
 
 Status = Literal["completed", "incomplete", "failed"]
 _OUR_CAUSES = {"caller_disconnected": "caller_left", "interrupted": "stopped"}
@@ -46,14 +46,14 @@ class Exchange:
     def linked(self) -> list[dict[str, Any]]:
         """The messages that are part of the chain."""
         if self._linked is None:
-            self._linked = [message for message in self.messages if thread.is_linked(message)]
+            self._linked = [message for message in self.messages if hash_chain.is_linked(message)]
         return self._linked
 
     @property
     def chain(self) -> list[bytes]:
         """Their chain hashes. Made once: for a long history they cost more than all else about it."""
         if self._chain is None:
-            self._chain = thread.chain(self.user_id, self.linked)
+            self._chain = hash_chain.chain(self.user_id, self.linked)
         return self._chain
 
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from proxy import jsontext
-from proxy.completion import Completion
 from proxy.exchange import Exchange, Outcome
 from proxy.ids import milliseconds_between
+from proxy.wire import json_text
+from proxy.wire.chat_reply import Completion
 
 Columns = dict[str, Any]
 
@@ -51,8 +51,8 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
         "endpoint": exchange.endpoint,
         "model": model,
         "asked_model": model,
-        "parameters": jsontext.dumps({key: value for key, value in request.items() if key not in kept_apart}),
-        "metadata": None if metadata is None else jsontext.dumps(metadata),
+        "parameters": json_text.dumps({key: value for key, value in request.items() if key not in kept_apart}),
+        "metadata": None if metadata is None else json_text.dumps(metadata),
         "request_id": exchange.request_id,
         "worker_id": None,
         "created_at": exchange.created_at,
@@ -76,7 +76,7 @@ def outcome_columns(outcome: Outcome, *, asked_model: str | None, created_at: st
         "time_to_first_token_ms": outcome.time_to_first_token_ms,
         "duration_ms": outcome.duration_ms,
         "completion_id": _storable(reply.id) or None,
-        "error": None if outcome.error is None else jsontext.dumps(outcome.error),
+        "error": None if outcome.error is None else json_text.dumps(outcome.error),
         "completion_created": _count(reply.created),
         "completed_at": _end_if_it_does_not_follow(outcome, created_at),
     }
@@ -103,7 +103,7 @@ def _envelope(reply: Completion, columns: Columns) -> str | None:
     usage = {key: value for key, value in _dict(reply.usage).items() if value is not None}
     if any(value != columns.get(key) for key, value in usage.items()):
         envelope["usage"] = usage
-    return jsontext.dumps(envelope) if envelope else None
+    return json_text.dumps(envelope) if envelope else None
 
 
 def _dict(value: Any) -> dict[str, Any]:

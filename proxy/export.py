@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from proxy import history, jsontext, queries
-from proxy.message import readable
+from proxy import history, queries
 from proxy.presentation import openai_message
 from proxy.queries import DEFAULT_USER_ID, QUERIES
+from proxy.wire import json_text
+from proxy.wire.message import readable
 
 VERSION = 1
 
@@ -83,7 +84,7 @@ def _context_by_id(connection: sqlite3.Connection, context: str | None) -> list[
     if context is None:
         return None
     placed = []
-    for position, message_no in jsontext.loads(context):
+    for position, message_no in json_text.loads(context):
         row = connection.execute(QUERIES["find_message_id"], {"message_no": message_no}).fetchone()
         if row is not None:
             placed.append([position, row[0]])
@@ -91,7 +92,7 @@ def _context_by_id(connection: sqlite3.Connection, context: str | None) -> list[
 
 
 def _line(kind: str, row: Row) -> str:
-    return jsontext.dumps({"kind": kind, **row}) + "\n"
+    return json_text.dumps({"kind": kind, **row}) + "\n"
 
 
 # --- openai
@@ -102,7 +103,7 @@ def _openai(connection: sqlite3.Connection, scope: Scope) -> Iterator[str]:
         for _, numbers in _branches(connection, session["session_id"]):
             messages = _messages(connection, numbers, completed_only=scope.completed_only)
             if messages:
-                yield jsontext.dumps({"messages": messages}) + "\n"
+                yield json_text.dumps({"messages": messages}) + "\n"
 
 
 def _messages(connection: sqlite3.Connection, numbers: list[int], *, completed_only: bool) -> list[Row]:
@@ -171,7 +172,7 @@ def _markdown_parts(message: Row) -> Iterator[str]:
             yield f"*[{part.get('type', 'attachment')}]*"
     calls = message.get("tool_calls")
     for call in calls if isinstance(calls, list) else ():
-        yield f"```json\n{jsontext.dumps(call)}\n```"
+        yield f"```json\n{json_text.dumps(call)}\n```"
 
 
 def _encodable(text: str) -> str:

@@ -7,11 +7,12 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from proxy import jsontext, queries
+from proxy import queries
 from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.presentation import JSON, exchange_json, message_json, openai_message, session_json, user_json
 from proxy.queries import ExchangeRow, Message, Page, Session, Step
-from proxy.thread import UNLINKED_ROLES
+from proxy.wire import json_text
+from proxy.wire.hash_chain import UNLINKED_ROLES
 
 Order = Literal["asc", "desc"]
 Show = Callable[[Message, dict[str, str]], JSON]
@@ -124,7 +125,7 @@ def as_far_as_sent(path: Sequence[Step], exchange: ExchangeRow) -> list[Step]:
 def as_requested(path: Sequence[Step], exchange: ExchangeRow) -> list[int]:
     """The numbers of the messages above an exchange's replies, with the system messages where its request had them."""
     numbers = [step.message_no for step in path if step.role not in UNLINKED_ROLES]
-    context = jsontext.loads(exchange.context) if exchange.context else []
+    context = json_text.loads(exchange.context) if exchange.context else []
     for placed, (to_come, message_no) in enumerate(context):
         # Those placed before this one stand before it; null is the very beginning.
         index = placed if to_come is None else max(len(numbers) - to_come, placed)
@@ -190,7 +191,7 @@ def read_piece(
     while position < len(numbers) and size < _PIECE_BYTES:
         row = queries.get_message(connection, numbers[position])
         if row is not None:
-            texts.append(jsontext.dumps(change(message_json(row, _blobs(connection, row)))))
+            texts.append(json_text.dumps(change(message_json(row, _blobs(connection, row)))))
             size += len(texts[-1])
         position += 1
     return texts, position

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy import jsontext, queries
+from proxy import queries
 from proxy.database import transaction
 from proxy.errors import ConfigurationError
 from proxy.exchange_row import asked_model
 from proxy.export import VERSION
 from proxy.queries import QUERIES
+from proxy.wire import json_text
 
 # Chats wait for a transaction of an import, so each is small.
 _BATCH_LINES = 200
@@ -78,7 +79,7 @@ class _Reader:
         if not line.strip():
             return
         try:
-            row = jsontext.loads(line)
+            row = json_text.loads(line)
             self._take_row(row.pop("kind"), row)
         except (ValueError, KeyError, TypeError, AttributeError, sqlite3.Error) as exc:
             raise ConfigurationError(f"line {number} of the export cannot be read: {exc!r}") from exc
@@ -161,12 +162,12 @@ class _Reader:
         row["leaf_no"] = leaf and leaf[0]
         if context is not None:
             places = [(position, self._place(message_id)) for position, message_id in context]
-            row["context"] = jsontext.dumps([[position, place[0]] for position, place in places if place])
+            row["context"] = json_text.dumps([[position, place[0]] for position, place in places if place])
         row["session_no"] = self._session_no
         row["user_no"] = self._user_no
         row["exchange_no"] = None
         row.setdefault("completion_created", None)  # exports of before the first release have it in `completion`
-        row["asked_model"] = asked_model(jsontext.loads(row["parameters"]))
+        row["asked_model"] = asked_model(json_text.loads(row["parameters"]))
         row["parameters_no"] = queries.keep_parameters(
             self._connection, row["parameters"], endpoint=row["endpoint"], asked_model=row["asked_model"]
         )

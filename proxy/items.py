@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from proxy import jsontext
 from proxy.errors import InvalidRequestError
 from proxy.presentation import JSON, openai_message
 from proxy.queries import Message
+from proxy.wire import json_text
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -94,7 +94,7 @@ def _parts(content: Any) -> list[Any]:
 def _input_part(part: Any) -> JSON:
     """A part of a request's message; one that OpenAI's conversations do not have stays as it is."""
     if not isinstance(part, dict):
-        return {"type": "input_text", "text": part if isinstance(part, str) else jsontext.dumps(part)}
+        return {"type": "input_text", "text": part if isinstance(part, str) else json_text.dumps(part)}
     kind = part.get("type")
     if kind in ("text", "input_text", "output_text"):
         return {"type": "input_text", "text": str(part.get("text") or "")}
@@ -124,7 +124,7 @@ def _annotation(annotation: JSON) -> JSON:
 
 
 def _logprobs(row: Message) -> list[JSON]:
-    choice = jsontext.loads(row.choice) if row.choice else {}
+    choice = json_text.loads(row.choice) if row.choice else {}
     logprobs = choice.get("logprobs")
     tokens = _objects(logprobs.get("content")) if isinstance(logprobs, dict) else []
     return [
@@ -142,7 +142,7 @@ def calls_of(message: Mapping[str, Any]) -> list[tuple[str, JSON]]:
     calls: list[tuple[str, JSON]] = []
     old = message.get("function_call")
     for call in [*_objects(message.get("tool_calls")), *([{"function": old}] if isinstance(old, dict) else [])]:
-        digest = blake2b(jsontext.dumps(call.get("id") or call).encode(), digest_size=4).hexdigest()
+        digest = blake2b(json_text.dumps(call.get("id") or call).encode(), digest_size=4).hexdigest()
         calls.append((f"{digest}{sum(suffix.startswith(digest) for suffix, _ in calls) or ''}", call))
     return calls
 

@@ -4,10 +4,11 @@ from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from typing import Any
 
-from proxy import archive, jsontext, queries
-from proxy.completion import Completion
+from proxy import archive, queries
 from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.rows import Rows
+from proxy.wire import json_text
+from proxy.wire.chat_reply import Completion
 
 
 def begin_line(exchange: Exchange, *, worker_id: str) -> bytes:
@@ -32,7 +33,7 @@ def finish_line(exchange: Exchange, outcome: Outcome, *, is_begun: bool) -> byte
 
 def replay(rows: Rows, line: bytes) -> None:
     """Do what a line stands for; nothing where it is done already."""
-    entry = jsontext.loads(line)
+    entry = json_text.loads(line)
     if entry["kind"] == "fragment":
         archive.append_fragment(
             rows,
@@ -56,7 +57,7 @@ def replay(rows: Rows, line: bytes) -> None:
 
 
 def _line(**entry: Any) -> bytes:
-    return jsontext.dumps(entry).encode()
+    return json_text.dumps(entry).encode()
 
 
 def _exchange(exchange: Exchange) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def _to_outcome(entry: dict[str, Any]) -> Outcome:
     return Outcome(
         status=entry["status"],
         http_status=entry["http_status"],
-        reply=None if reply is None else Completion.from_body(jsontext.dumps(reply).encode()),
+        reply=None if reply is None else Completion.from_body(json_text.dumps(reply).encode()),
         error=entry["error"],
         time_to_first_token_ms=entry["time_to_first_token_ms"],
         duration_ms=entry["duration_ms"],

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from proxy.errors import APIError
-from proxy.headers import Headers
+from proxy.wire.headers import Headers
 
 _SECONDS_A_DAY = 86_400
 

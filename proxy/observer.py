@@ -9,7 +9,6 @@ from typing import Any
 from prometheus_client.core import GaugeMetricFamily
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy import headers
 from proxy.exchange import Exchange, Outcome
 from proxy.ids import timestamp
 from proxy.logs import file_of_requests
@@ -17,6 +16,7 @@ from proxy.metrics import Metrics, folder_of
 from proxy.recorder import Recorder
 from proxy.settings import Settings
 from proxy.traces import open_traces
+from proxy.wire import headers
 
 _PUBLISH_SECONDS = 1.0
 _LOGGER = "stellarchat.access"

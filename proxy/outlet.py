@@ -10,7 +10,7 @@ from collections.abc import Callable
 from starlette.types import Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from proxy.headers import Headers
+from proxy.wire.headers import Headers
 
 EXTENSION = "stellarchat.outlet"
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from proxy import jsontext
-from proxy.message import to_openai
 from proxy.queries import ExchangeRow, Message, Session, User
+from proxy.wire import json_text
+from proxy.wire.message import to_openai
 
 JSON = dict[str, Any]
 
@@ -93,4 +93,4 @@ def _as_sent(row: Message, blobs: Mapping[str, str]) -> JSON:
 
 
 def _parsed(text: str | None) -> Any:
-    return None if text is None else jsontext.loads(text)
+    return None if text is None else json_text.loads(text)

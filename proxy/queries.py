@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from proxy.database import SQL
 from proxy.ids import timestamp_after
-from proxy.message import Columns
+from proxy.wire.message import Columns
 
 DEFAULT_USER_ID = "default_user"
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from proxy import archive, journal
-from proxy.completion import Completion
 from proxy.database import Database
 from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.ids import uuid7
@@ -19,6 +18,7 @@ from proxy.queries import list_workers_in_progress
 from proxy.rows import storing
 from proxy.settings import Settings
 from proxy.spill import Abandoned, Spill, spill_path, worker_ids
+from proxy.wire.chat_reply import Completion
 from proxy.writer import QueueFullError, Writer, is_trouble, replay_lines
 
 logger = logging.getLogger(__name__)

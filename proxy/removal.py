@@ -2,8 +2,9 @@
 
 import sqlite3
 
-from proxy import jsontext, queries
+from proxy import queries
 from proxy.queries import ExchangeRow
+from proxy.wire import json_text
 
 
 def remove_exchange(connection: sqlite3.Connection, row: ExchangeRow) -> None:
@@ -34,10 +35,10 @@ def remove_message(connection: sqlite3.Connection, message_no: int, *, session_i
 def _forget_context(connection: sqlite3.Connection, message_no: int, *, session_id: str) -> None:
     """Requests that had it as a system message do not any more."""
     for exchange_id, context in queries.list_contexts(connection, session_id):
-        placed = jsontext.loads(context)
+        placed = json_text.loads(context)
         left = [place for place in placed if place[1] != message_no]
         if len(left) < len(placed):
-            queries.update_context(connection, exchange_id, jsontext.dumps(left) if left else None)
+            queries.update_context(connection, exchange_id, json_text.dumps(left) if left else None)
 
 
 def _count_out(connection: sqlite3.Connection, session_id: str, removed: dict[int, int], *, above: int | None) -> None:

@@ -8,8 +8,8 @@ from proxy import archive, queries, tombstones
 from proxy.errors import APIError
 from proxy.history import find_session, get_message
 from proxy.ids import timestamp, uuid7
-from proxy.message import DEFAULT_TITLE
 from proxy.presentation import JSON, session_json
+from proxy.wire.message import DEFAULT_TITLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from proxy import history, jsontext, queries
+from proxy import history, queries
 from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.history import Order
-from proxy.message import readable, to_openai
 from proxy.presentation import JSON, openai_message
 from proxy.queries import COMPLETION_PREFIX, Candidate, ExchangeRow, Message, Page
 from proxy.removal import remove_exchange
+from proxy.wire import json_text
+from proxy.wire.message import readable, to_openai
 
 _SHOWN = frozenset({"completed", "incomplete"})
 # How many exchanges are looked at in one read, so that a filter that fits few holds no reader for long.
@@ -141,10 +142,10 @@ def page_json(data: Sequence[JSON], *, has_more: bool) -> JSON:
 
 def pairs_of(metadata: str | None) -> dict[str, str]:
     """Metadata as OpenAI has it: strings. What is none is given as JSON text."""
-    value = jsontext.loads(metadata) if metadata else None
+    value = json_text.loads(metadata) if metadata else None
     if not isinstance(value, dict):
         return {}
-    return {key: each if isinstance(each, str) else jsontext.dumps(each) for key, each in value.items()}
+    return {key: each if isinstance(each, str) else json_text.dumps(each) for key, each in value.items()}
 
 
 def unix_seconds(timestamp: str) -> int:
@@ -164,7 +165,7 @@ def update_metadata(
     session_id = kept.pop("session_id", None)
     if session_id is not None and session_id != row.session_id:
         raise InvalidRequestError("A chat completion stays in its session.", param="metadata.session_id")
-    queries.update_exchange_metadata(connection, exchange_id=row.exchange_id, metadata=jsontext.dumps(kept))
+    queries.update_exchange_metadata(connection, exchange_id=row.exchange_id, metadata=json_text.dumps(kept))
     return _completion(connection, find_exchange(connection, COMPLETION_PREFIX + row.exchange_id, user_id=user_id))
 
 
@@ -200,8 +201,8 @@ def _public_id(connection: sqlite3.Connection, row: ExchangeRow) -> str:
 
 
 def _completion(connection: sqlite3.Connection, row: ExchangeRow) -> JSON:
-    sent = jsontext.loads(row.completion) if row.completion else {}
-    parameters = jsontext.loads(row.parameters)
+    sent = json_text.loads(row.completion) if row.completion else {}
+    parameters = json_text.loads(row.parameters)
     shown = {key: value for key, value in parameters.items() if key not in _NOT_PARAMETERS}
     created = sent.get("created") if row.completion_created is None else row.completion_created
     own: JSON = {
@@ -240,7 +241,7 @@ def _choices(connection: sqlite3.Connection, row: ExchangeRow) -> list[JSON]:
 
 def _choice(row: Message, blobs: dict[str, str]) -> JSON:
     choice: JSON = {"index": 0, "message": _message(row, blobs), "logprobs": None, "finish_reason": None}
-    return choice | (jsontext.loads(row.choice) if row.choice else {})
+    return choice | (json_text.loads(row.choice) if row.choice else {})
 
 
 def _store_message(row: Message, blobs: dict[str, str]) -> JSON:

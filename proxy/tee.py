@@ -13,14 +13,14 @@ from typing import Any
 import orjson
 from starlette.types import Message, Receive, Send
 
-from proxy.completion import Completion, has_token, is_terminator, is_usage_only, may_wait
 from proxy.errors import APIError, too_large
 from proxy.exchange import Exchange, Outcome, Status
-from proxy.headers import Headers
 from proxy.outlet import Outlet
 from proxy.recorder import Recorder
-from proxy.sse import Decoder
 from proxy.upstream import Failure, Response, failure
+from proxy.wire.chat_reply import Completion, has_token, is_terminator, is_usage_only, may_wait
+from proxy.wire.headers import Headers
+from proxy.wire.sse import Decoder
 
 logger = logging.getLogger(__name__)
 

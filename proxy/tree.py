@@ -4,12 +4,13 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from proxy import jsontext, queries, thread
+from proxy import queries
 from proxy.exchange import Exchange
 from proxy.ids import uuid7
-from proxy.message import to_columns
 from proxy.queries import Session
 from proxy.rows import Rows, Tally
+from proxy.wire import hash_chain, json_text
+from proxy.wire.message import to_columns
 
 # How far back from the end of a session the messages of a client that drops old turns are looked for.
 _WINDOW = 256
@@ -59,13 +60,13 @@ def _align(connection: sqlite3.Connection, session: Session, linked: list[dict[s
     if session.leaf_no is None:
         return None
     nodes = queries.list_ancestors(connection, session.leaf_no, session_id=session.session_id, limit=_WINDOW)
-    tail = [node for node in reversed(nodes) if node.role not in thread.UNLINKED_ROLES]
+    tail = [node for node in reversed(nodes) if node.role not in hash_chain.UNLINKED_ROLES]
     for start in range(len(tail) - 1, 0, -1):
         length = 0
         while (
             start + length < len(tail)
             and length < len(linked)
-            and thread.chain_hash(tail[start + length - 1].chain_hash, linked[length])
+            and hash_chain.chain_hash(tail[start + length - 1].chain_hash, linked[length])
             == tail[start + length].chain_hash
         ):
             length += 1
@@ -83,7 +84,7 @@ def end_of(connection: sqlite3.Connection, session: Session) -> Place:
 
 def top(session: Owner) -> Place:
     """The place of a session's first message."""
-    return Place(session.session_id, session.session_no, None, 0, thread.root_hash(session.user_id))
+    return Place(session.session_id, session.session_no, None, 0, hash_chain.root_hash(session.user_id))
 
 
 def below(connection: sqlite3.Connection, session: Owner, message_no: int) -> Place:
@@ -92,11 +93,11 @@ def below(connection: sqlite3.Connection, session: Owner, message_no: int) -> Pl
     node = queries.get_node(connection, message_no)
     assert node is not None
     place.parent_no, place.depth = node.message_no, node.depth + 1
-    if node.role not in thread.UNLINKED_ROLES:
+    if node.role not in hash_chain.UNLINKED_ROLES:
         place.above = node.chain_hash
         return place
     for ancestor in queries.list_ancestors(connection, message_no, session_id=session.session_id):
-        if ancestor.role not in thread.UNLINKED_ROLES:
+        if ancestor.role not in hash_chain.UNLINKED_ROLES:
             place.above = ancestor.chain_hash
             break
     return place
@@ -118,21 +119,21 @@ def store_messages(
     context: list[tuple[int | None, int]] = []
     linked = to_come = len(exchange.linked)
     for message in exchange.messages:
-        if message["role"] not in thread.UNLINKED_ROLES:
+        if message["role"] not in hash_chain.UNLINKED_ROLES:
             to_come -= 1
             if linked - to_come > matched:
                 store(rows, place, message, tally, exchange_no=exchange_no)
         else:
             number = _store_unlinked(rows, place, message, tally, exchange_no=exchange_no)
             context.append((None if to_come == linked else to_come, number))
-    return jsontext.dumps(context)
+    return json_text.dumps(context)
 
 
 def _store_unlinked(rows: Rows, place: Place, message: dict[str, Any], tally: Tally, *, exchange_no: int) -> int:
     node = None
     if place.parent_no is not None:  # else the session is empty
         connection = rows.about(place.session_id)
-        node = queries.find_node_by_hash(connection, thread.own_hash(message), session_no=place.session_no)
+        node = queries.find_node_by_hash(connection, hash_chain.own_hash(message), session_no=place.session_no)
     if node is None:
         return store(rows, place, message, tally, exchange_no=exchange_no)
     if node.parent_no == place.parent_no:
@@ -142,8 +143,8 @@ def _store_unlinked(rows: Rows, place: Place, message: dict[str, Any], tally: Ta
 
 def store(rows: Rows, place: Place, message: dict[str, Any], tally: Tally, **columns: Any) -> int:
     """Store a message at a place, and move the place below it; its number."""
-    is_linked = thread.is_linked(message)
-    chain_hash = thread.chain_hash(place.above, message) if is_linked else thread.own_hash(message)
+    is_linked = hash_chain.is_linked(message)
+    chain_hash = hash_chain.chain_hash(place.above, message) if is_linked else hash_chain.own_hash(message)
     number = insert(rows, place, message, tally, chain_hash=chain_hash, **columns)
     if is_linked:
         place.above = chain_hash

@@ -10,9 +10,9 @@ import httpx
 
 from proxy.connection import Sink, Timeouts
 from proxy.errors import UpstreamError
-from proxy.headers import Headers
 from proxy.settings import Settings
 from proxy.transport import ConnectionPool, Limits, Origin, system_tls
+from proxy.wire.headers import Headers
 
 Body = bytes | AsyncIterable[bytes]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from proxy import archive, database, history, queries
-from proxy.completion import Completion
 from proxy.database import transaction
 from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.ids import timestamp, uuid7
 from proxy.queries import Page
 from proxy.rows import storing
+from proxy.wire.chat_reply import Completion
 
 Message = dict[str, Any]
 ALL = Page(limit=1000)

@@ -6,12 +6,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from proxy import archive, jsontext
-from proxy.completion import Completion
+from proxy import archive
 from proxy.database import connect, prepare
 from proxy.exchange import Exchange, Outcome, SessionRef, Status
 from proxy.ids import timestamp, uuid7
 from proxy.rows import storing
+from proxy.wire import json_text
+from proxy.wire.chat_reply import Completion
 
 IMAGE = "data:image/png;base64," + "iVBORw0KGgo" * 400
 
@@ -38,7 +39,7 @@ def exchange(messages: list[dict[str, Any]], *, user_id: str = "ann", session_id
 def outcome(*choices: dict[str, Any], status: Status = "completed", error: Any = None, **keys: Any) -> Outcome:
     """A reply with these choices."""
     reply = {"id": f"chatcmpl-{uuid7()}", "model": "m", "choices": list(choices), **keys}
-    whole = Completion.from_body(jsontext.dumps(reply).encode())
+    whole = Completion.from_body(json_text.dumps(reply).encode())
     return Outcome(status=status, http_status=200, reply=whole, error=error, duration_ms=12, time_to_first_token_ms=3)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from proxy import archive, export, imports, queries
-from proxy.completion import Completion
 from proxy.exchange import Exchange, Outcome
 from proxy.export import Scope
 from proxy.queries import Page
 from proxy.rows import storing
+from proxy.wire.chat_reply import Completion
 from tests.chats import Chats, exchange_of, said, user
 
 

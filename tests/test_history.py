@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from proxy import history, jsontext, queries
+from proxy import history, queries
 from proxy.database import transaction
 from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.queries import Page
+from proxy.wire import json_text
 from tests.chats import ALL, Chats, said, system, user
 
 
@@ -128,7 +129,7 @@ def test_text_of_a_piece_is_json(chats: Chats) -> None:
     chats.post(session_id, user([{"type": "text", "text": "\ud800"}]) | {"seed": 2**80})
     _, numbers = history.open_branch(chats.connection, session_id, user_id=None)
     texts, _ = history.read_piece(chats.connection, numbers, start=0)
-    message = jsontext.loads(texts[0])
+    message = json_text.loads(texts[0])
     assert (message["content"][0]["text"], message["seed"]) == ("\ud800", 2**80)
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from proxy import archive, ids, journal
-from proxy.completion import Completion
 from proxy.database import connect, prepare
 from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.rows import storing
+from proxy.wire.chat_reply import Completion
 from tests.fake_upstream import chat_chunk, event
 
 

@@ -11,10 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy import metrics
 from proxy.app import open_services
-from proxy.completion import Completion
 from proxy.demo import MODEL
 from proxy.metrics import MODELS_MAX, Metrics
 from proxy.observer import Observer
+from proxy.wire.chat_reply import Completion
 from tests.serving import REPOSITORY, child_of, running_proxy, server_process, settings_for, until
 from tests.stored import choice, exchange, outcome, user
 

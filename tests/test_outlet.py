@@ -10,10 +10,10 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from proxy.headers import Headers
 from proxy.inbound import LimitedProtocol
 from proxy.outlet import Outlet, outlet_of
 from proxy.settings import Settings
+from proxy.wire.headers import Headers
 from tests.serving import running, settings_for
 
 GOOD: Headers = [(b"content-type", b"text/plain"), (b"content-length", b"2")]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy import thread
+from proxy.wire import hash_chain
 from tests.chats import Message, said, system, user
 from tests.world import World, open_world
 
@@ -81,7 +81,7 @@ ROUNDS = st.lists(st.lists(TURNS, min_size=1, max_size=4, unique_by=lambda turn:
 
 def comparable(messages: Sequence[Message]) -> list[str]:
     """Messages without what clients rewrite."""
-    return [thread.canonical(message).decode() for message in messages]
+    return [hash_chain.canonical(message).decode() for message in messages]
 
 
 async def play(world: World, number: int, rounds: Sequence[Sequence[Turn]]) -> None:

@@ -14,10 +14,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionDeleted, ChatComplet
 from pydantic import BaseModel, ValidationError
 
 from proxy import archive, database
-from proxy.completion import Completion
 from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.ids import uuid7
 from proxy.rows import storing
+from proxy.wire.chat_reply import Completion
 from tests.chats import Chats
 from tests.fake_upstream import (
     FakeUpstream,

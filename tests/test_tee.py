@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from proxy.completion import Completion
 from proxy.database import Database
 from proxy.exchange import Exchange, SessionRef
 from proxy.recorder import Recorder
-from proxy.sse import Decoder
 from proxy.tee import Recording, Tee
+from proxy.wire.chat_reply import Completion
+from proxy.wire.sse import Decoder
 from tests.serving import settings_for
 
 STREAMS = sorted((Path(__file__).parent / "streams").glob("*.sse"))

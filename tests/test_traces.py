@@ -18,9 +18,9 @@ import pytest
 
 from proxy import traces
 from proxy.exchange import Exchange, Outcome
-from proxy.headers import trace_context_of
 from proxy.settings import Settings, load
 from proxy.traces import Traces, open_traces
+from proxy.wire.headers import trace_context_of
 from tests.fake_upstream import fake_upstream, whole_json
 from tests.serving import REPOSITORY, running_proxy, settings_for
 from tests.stored import choice, exchange, outcome, user

@@ -9,14 +9,12 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from proxy import archive, body, headers, thread
+from proxy import archive
 from proxy.attribution import session_of, user_header, user_of
 from proxy.auth import ANYONE, Caller
 from proxy.errors import APIError, UnavailableError, json_response
 from proxy.exchange import Exchange, SessionRef, Status
-from proxy.headers import Headers
 from proxy.ids import timestamp, uuid7
-from proxy.message import title_of
 from proxy.outlet import Outlet, outlet_of
 from proxy.routes.relay import open_unrecorded, target_of, upstream_headers
 from proxy.services import Services
@@ -33,6 +31,9 @@ from proxy.tee import (
     send_whole,
 )
 from proxy.upstream import Response
+from proxy.wire import chat_request, hash_chain, headers
+from proxy.wire.headers import Headers
+from proxy.wire.message import title_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class ChatCompletions:
         asked_at = timestamp()
         raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
         chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"")
-        request = body.parse(raw)
+        request = chat_request.parse(raw)
         exchange = None if request is None else _exchange(services, scope, chat, request, asked_at)
         if exchange is None:
             await open_unrecorded(services, scope, receive, send, body=chat.body)
@@ -88,12 +89,12 @@ def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, A
     named = session_of(given, request, vendor_headers=services.vendor_headers)
     sent = request
     if "session_id" in request:
-        chat.body = body.without_session_id(chat.body, request)
+        chat.body = chat_request.without_session_id(chat.body, request)
         sent = {key: value for key, value in request.items() if key != "session_id"}
     if not settings.recording or request.get("store") is False:
         return None
-    if settings.stream_usage and body.may_ask_for_usage(request) and not body.asks_for_usage(request):
-        chat.body = body.with_usage(chat.body, sent)
+    if settings.stream_usage and chat_request.may_ask_for_usage(request) and not chat_request.asks_for_usage(request):
+        chat.body = chat_request.with_usage(chat.body, sent)
         chat.hides_usage = True
     chat.request_id = headers.value_of(chat.headers, b"x-request-id") or b""
     request_id = headers.text_of(chat.request_id)
@@ -190,7 +191,7 @@ class _Recorded:
         exchange = self._exchange
         if exchange.session.external_id is not None:
             self._search = asyncio.create_task(self._find(self._find_named(exchange.session)))
-        elif self._services.settings.stitching and thread.has_reply(exchange.messages):
+        elif self._services.settings.stitching and hash_chain.has_reply(exchange.messages):
             self._search = asyncio.create_task(self._find(self._find_stitched()))
         else:
             self._recording.live.is_placed = True

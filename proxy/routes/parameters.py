@@ -7,16 +7,16 @@ from typing import Any
 
 from starlette.requests import Request
 
-from proxy import jsontext
 from proxy.attribution import checked_id
 from proxy.auth import ANYONE, Caller, acting_user, owner_of
 from proxy.errors import APIError, InvalidRequestError, NotFoundError
-from proxy.headers import Headers
 from proxy.history import Order
 from proxy.queries import Page
 from proxy.services import Services, State
 from proxy.sessions import Change, NewMessage
 from proxy.tee import DepartedError, read_body
+from proxy.wire import json_text
+from proxy.wire.headers import Headers
 
 ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 
@@ -178,7 +178,7 @@ async def _read_body(request: Request[State]) -> bytes:
 
 def _object(raw: bytes) -> Values:
     try:
-        value = jsontext.loads(raw)
+        value = json_text.loads(raw)
     except ValueError as exc:
         raise InvalidRequestError("The body is not JSON.") from exc
     if not isinstance(value, dict):
@@ -256,7 +256,7 @@ def _metadata(values: Values) -> str | None:
         return None
     if not isinstance(value, dict):
         raise InvalidRequestError("metadata is an object.", param="metadata")
-    written = jsontext.dumps(value)
+    written = json_text.dumps(value)
     if len(written.encode()) > _METADATA_BYTES_MAX:
         raise InvalidRequestError(f"metadata is at most {_METADATA_BYTES_MAX} bytes of JSON.", param="metadata")
     return written

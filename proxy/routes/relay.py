@@ -5,15 +5,15 @@ from collections.abc import AsyncIterator
 
 from starlette.types import Receive, Scope, Send
 
-from proxy import headers
 from proxy.auth import ANYONE, Caller
 from proxy.errors import NotFoundError
-from proxy.headers import Headers
 from proxy.ids import uuid7
 from proxy.outlet import outlet_of
 from proxy.services import Services
 from proxy.tee import DepartedError, Watch, send_unrecorded, stream_body
 from proxy.upstream import Body
+from proxy.wire import headers
+from proxy.wire.headers import Headers
 
 # Harmless routes outside /v1. Whatever is on neither list may control the engine, and needs an admin key.
 _HARMLESS = frozenset(

@@ -7,10 +7,10 @@ from functools import partial
 from starlette.responses import Response, StreamingResponse
 
 from proxy import history as recorded
-from proxy import jsontext
 from proxy.errors import NotFoundError
 from proxy.presentation import JSON
 from proxy.services import Services
+from proxy.wire import json_text
 
 LINES = "application/x-ndjson"
 
@@ -27,7 +27,7 @@ def lines_response(content: AsyncIterator[str]) -> Response:
 
 async def history(services: Services, user: JSON, session_ids: Iterable[str], *, total: int) -> AsyncIterator[str]:
     """`{user, sessions: [{..., messages: [...]}], total}`."""
-    yield f'{{"user":{jsontext.dumps(user)},"sessions":['
+    yield f'{{"user":{json_text.dumps(user)},"sessions":['
     comma = ""
     async for piece, is_start in _sessions(services, session_ids, user_id=user["user_id"]):
         yield comma + piece if is_start else piece
@@ -48,7 +48,7 @@ async def branch(
     services: Services, session: JSON, numbers: list[int], *, change: Callable[[JSON], JSON]
 ) -> AsyncIterator[str]:
     """`{...session, messages: [...]}`. A reader is kept only while a piece is read."""
-    yield jsontext.dumps(session)[:-1] + ',"messages":['
+    yield json_text.dumps(session)[:-1] + ',"messages":['
     position, comma = 0, ""
     while position < len(numbers):
         texts, position = await services.read(

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from proxy import archive, database, ids, queries, search
-from proxy.completion import Completion
 from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.rows import storing
+from proxy.wire.chat_reply import Completion
 from tests.bench import figures, machine, wire
 
 _A_COMMIT = (1, 16, 32)

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from proxy import database, ids, thread
+from proxy import database, ids
 from proxy.search import Index
+from proxy.wire import hash_chain
 from tests.bench import accounting, figures, machine, phases, relays, wire
 from tests.bench.client import Load
 
@@ -267,7 +268,7 @@ Hashes = Callable[[str, Sequence[dict[str, str]]], Iterable[bytes]]
 
 
 def _true_hashes(user_id: str, messages: Sequence[dict[str, str]]) -> Iterable[bytes]:
-    return thread.chain(user_id, messages)
+    return hash_chain.chain(user_id, messages)
 
 
 def _any_hashes(user_id: str, messages: Sequence[dict[str, str]]) -> Iterable[bytes]:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from proxy import archive, database, ids, queries, thread
-from proxy.completion import Completion
+from proxy import archive, database, ids, queries
 from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.rows import storing
+from proxy.wire import hash_chain
+from proxy.wire.chat_reply import Completion
 
 _TURNS = 200
 _LENGTHS = (200, 500, 1000, 2000, 4000)
@@ -224,7 +225,7 @@ def _find(path: Path, *, chats: int, alike: int) -> None:
     for name, histories in _histories(chats).items():
         print(_measured(name, [partial(archive.list_stitched, connection, each) for each in histories]))
     places = archive.list_stitched(connection, _histories(chats)["begins like 100,000 others"][0])
-    hashes = thread.chain(_ALIKE, _alike("again"))[::-1]
+    hashes = hash_chain.chain(_ALIKE, _alike("again"))[::-1]
     session = queries.get_session(connection, places[0].session_id)
     assert session is not None
     searches: list[Callable[[], object]] = [
@@ -301,7 +302,7 @@ def _insert(connection: sqlite3.Connection, numbers: range, *, alike_from: int) 
 def _rows(
     number: int, session_id: str, user_id: str, messages: Sequence[Message], now: str
 ) -> Iterator[tuple[object, ...]]:
-    for depth, (message, hashed) in enumerate(zip(messages, thread.chain(user_id, messages), strict=True)):
+    for depth, (message, hashed) in enumerate(zip(messages, hash_chain.chain(user_id, messages), strict=True)):
         no = 4 * number + depth + 1
         parent_no = no - 1 if depth else None
         yield (

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.completion import Completion, has_token, is_terminator, is_usage_only
-from proxy.jsontext import dumps
-from proxy.sse import Decoder
+from proxy.wire.chat_reply import Completion, has_token, is_terminator, is_usage_only
+from proxy.wire.json_text import dumps
+from proxy.wire.sse import Decoder
 
-STREAMS = Path(__file__).parent / "streams"
+STREAMS = Path(__file__).parent.parent / "streams"
 ALL_STREAMS = sorted(STREAMS.glob("*.sse"))
 ALL_BODIES = sorted(STREAMS.glob("*.json"))
 

@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-from proxy import jsontext
+from proxy.wire import json_text
 
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
 _OPENING = frozenset({b"{", b"["})
@@ -18,7 +18,7 @@ _CLOSING = frozenset({b"}", b"]"})
 def parse(body: bytes) -> dict[str, Any] | None:
     """The JSON object of a body, or None where it is none: upstream says then what is wrong with it."""
     try:
-        value = jsontext.loads(body)
+        value = json_text.loads(body)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
@@ -57,7 +57,7 @@ def _edited(body: bytes, request: dict[str, Any], changes: dict[str, Any]) -> by
         kept = {key: value for key, value in {**request, **changes}.items() if value is not None or key not in changes}
         return json.dumps(kept).encode()
     texts = [text for key, text in members if key not in changes]
-    texts += [f'"{key}":{jsontext.dumps(value)}'.encode() for key, value in changes.items() if value is not None]
+    texts += [f'"{key}":{json_text.dumps(value)}'.encode() for key, value in changes.items() if value is not None]
     return b"{" + b",".join(texts) + b"}"
 
 
@@ -75,7 +75,7 @@ def _members(body: bytes) -> list[tuple[str, bytes]] | None:
             depth += 1
         elif depth == 1 and text in (b",", b"}"):
             if key_span is not None:
-                key = jsontext.loads(body[slice(*key_span)])
+                key = json_text.loads(body[slice(*key_span)])
                 members.append((key, body[key_span[0] : token.start()].rstrip()))
             key_span = None
             depth -= text == b"}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from proxy.jsontext import loads
+from proxy.wire.json_text import loads
 
 JSON = dict[str, Any]
 

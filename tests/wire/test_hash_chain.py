@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import thread
+from proxy.wire import hash_chain
 from tests.chats import Message, said, system, user
 
 
@@ -37,7 +37,7 @@ def picture(**others: Any) -> Message:
     ),
 )
 def test_what_clients_rewrite_changes_nothing(sent: Message, resent: Message) -> None:
-    assert thread.canonical(sent) == thread.canonical(resent)
+    assert hash_chain.canonical(sent) == hash_chain.canonical(resent)
 
 
 @pytest.mark.parametrize(
@@ -59,27 +59,27 @@ def test_what_clients_rewrite_changes_nothing(sent: Message, resent: Message) ->
     ),
 )
 def test_what_is_said_changes_the_hash(one: Message, other: Message) -> None:
-    assert thread.canonical(one) != thread.canonical(other)
+    assert hash_chain.canonical(one) != hash_chain.canonical(other)
 
 
 @given(st.text(), st.sampled_from(("user", "assistant", "tool", "odd")))
 def test_the_short_way_gives_what_the_long_one_gives(text: str, role: str) -> None:
     message = {"role": role, "content": text}
-    assert thread.canonical(message) == thread.canonical({**message, "refusal": None})
+    assert hash_chain.canonical(message) == hash_chain.canonical({**message, "refusal": None})
 
 
 def test_system_messages_are_not_part_of_the_chain() -> None:
     history = [user("a"), said("b")]
     with_system = [system("x"), history[0], {"role": "developer", "content": "y"}, history[1]]
-    assert thread.chain("u", history) == thread.chain("u", with_system)
+    assert hash_chain.chain("u", history) == hash_chain.chain("u", with_system)
 
 
 def test_chain_holds_all_above_and_the_user() -> None:
-    one = thread.chain("u", [user("a"), said("b"), user("c")])
-    other = thread.chain("u", [user("x"), said("b"), user("c")])
+    one = hash_chain.chain("u", [user("a"), said("b"), user("c")])
+    other = hash_chain.chain("u", [user("x"), said("b"), user("c")])
     assert len(set(one) | set(other)) == 6
-    assert not set(one) & set(thread.chain("v", [user("a"), said("b"), user("c")]))
-    assert thread.own_hash(user("a")) not in one
+    assert not set(one) & set(hash_chain.chain("v", [user("a"), said("b"), user("c")]))
+    assert hash_chain.own_hash(user("a")) not in one
 
 
 @pytest.mark.parametrize(
@@ -87,4 +87,4 @@ def test_chain_holds_all_above_and_the_user() -> None:
     ({"role": "user"}, user(None), user(5), user([None, 1, {}]), user("\ud800"), {"role": "x", "tool_calls": 3}),
 )
 def test_odd_messages_have_a_hash_too(message: Message) -> None:
-    assert len(thread.chain("\udcff", [message])[0]) == 16
+    assert len(hash_chain.chain("\udcff", [message])[0]) == 16

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.sse import Decoder, Event
+from proxy.wire.sse import Decoder, Event
 
-STREAMS = sorted((Path(__file__).parent / "streams").glob("*.sse"))
+STREAMS = sorted((Path(__file__).parent.parent / "streams").glob("*.sse"))
 
 
 def decoded(*pieces: bytes) -> tuple[list[Event], bytes]:

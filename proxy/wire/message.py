@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from proxy import jsontext
+from proxy.wire import json_text
 
 TITLE_LENGTH = 80
 DEFAULT_TITLE = "New Conversation"
@@ -44,14 +44,14 @@ def to_columns(message: Mapping[str, Any]) -> Columns:
     else:
         text, form = _replaced(readable(content)), "json"
         extra["content"] = _without_blobs(content, blobs)
-    return Columns(message["role"], text, form, jsontext.dumps(extra) if extra else None, blobs)
+    return Columns(message["role"], text, form, json_text.dumps(extra) if extra else None, blobs)
 
 
 def to_openai(
     *, role: str, content: str, content_form: str, extra: str | None, blobs: Mapping[str, str]
 ) -> dict[str, Any]:
     """The OpenAI message of its columns, as it was sent."""
-    others: dict[str, Any] = jsontext.loads(extra) if extra else {}
+    others: dict[str, Any] = json_text.loads(extra) if extra else {}
     message: dict[str, Any] = {"role": role}
     if content_form == "text":
         message["content"] = content

@@ -10,7 +10,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
 
-from proxy import jsontext
+from proxy.wire import json_text
 
 UNLINKED_ROLES = frozenset({"system", "developer"})
 _DIGEST_BYTES = 16
@@ -75,7 +75,7 @@ def canonical(message: Mapping[str, Any]) -> bytes:
 
 
 def _bytes_of(parts: list[Any]) -> bytes:
-    return jsontext.dumps(parts).encode("utf-8", "surrogatepass")
+    return json_text.dumps(parts).encode("utf-8", "surrogatepass")
 
 
 def _digest(text: bytes) -> bytes:
@@ -118,5 +118,5 @@ def _function(function: Any) -> Any:
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         with suppress(ValueError):
-            arguments = jsontext.loads(arguments)
+            arguments = json_text.loads(arguments)
     return [function.get("name"), arguments]
