@@ -24,7 +24,7 @@ from proxy.routes.chat import PATH, ChatCompletions
 from proxy.services import Services, State
 from proxy.settings import Settings
 from proxy.upkeep import Upkeep
-from proxy.upstream import Upstream
+from proxy.upstream.client import Upstream
 
 
 def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None = None) -> ASGIApp:

@@ -13,7 +13,7 @@ from proxy.observer import Observer
 from proxy.queries import Place
 from proxy.recorder import Recorder
 from proxy.settings import Settings
-from proxy.upstream import Upstream
+from proxy.upstream.client import Upstream
 from proxy.writer import QueueFullError
 
 T = TypeVar("T")

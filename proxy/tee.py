@@ -17,7 +17,7 @@ from proxy.errors import APIError, too_large
 from proxy.exchange import Exchange, Outcome, Status
 from proxy.outlet import Outlet
 from proxy.recorder import Recorder
-from proxy.upstream import Failure, Response, failure
+from proxy.upstream.client import Failure, Response, failure
 from proxy.wire.chat_reply import Completion, has_token, is_terminator, is_usage_only, may_wait
 from proxy.wire.headers import Headers
 from proxy.wire.sse import Decoder

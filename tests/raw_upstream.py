@@ -5,7 +5,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from proxy.transport import ConnectionPool, Limits, Origin, Response, Timeouts
+from proxy.upstream.pool import ConnectionPool, Limits, Origin, Response, Timeouts
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 HOST = [(b"host", b"upstream")]

@@ -30,7 +30,7 @@ from proxy.tee import (
     send_streamed,
     send_whole,
 )
-from proxy.upstream import Response
+from proxy.upstream.client import Response
 from proxy.wire import chat_request, hash_chain, headers
 from proxy.wire.headers import Headers
 from proxy.wire.message import title_of

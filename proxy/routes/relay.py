@@ -11,7 +11,7 @@ from proxy.ids import uuid7
 from proxy.outlet import outlet_of
 from proxy.services import Services
 from proxy.tee import DepartedError, Watch, send_unrecorded, stream_body
-from proxy.upstream import Body
+from proxy.upstream.client import Body
 from proxy.wire import headers
 from proxy.wire.headers import Headers
 

@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from proxy.connection import Sink, Timeouts
 from proxy.errors import UpstreamError
 from proxy.settings import Settings
-from proxy.transport import ConnectionPool, Limits, Origin, system_tls
+from proxy.upstream.http11 import Sink, Timeouts
+from proxy.upstream.pool import ConnectionPool, Limits, Origin, system_tls
 from proxy.wire.headers import Headers
 
 Body = bytes | AsyncIterable[bytes]

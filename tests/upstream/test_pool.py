@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proxy.transport import ConnectionPool, HTTPTransport, Limits, Origin, Timeouts, system_tls
+from proxy.upstream.pool import ConnectionPool, HTTPTransport, Limits, Origin, Timeouts, system_tls
 from tests.raw_upstream import HOST, OK, QUICK, Script, answering, eventually, get, get_all, pooling, receive, serving
-from tests.test_connection import WHOLE, event_loop_policy
+from tests.upstream.test_http11 import WHOLE, event_loop_policy
 
 __all__ = ["event_loop_policy"]
 

@@ -11,8 +11,8 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.connection import HEADER_LIMIT, UNREAD_LIMIT_BYTES, Response, Sink, request_head
-from proxy.transport import Timeouts
+from proxy.upstream.http11 import HEADER_LIMIT, UNREAD_LIMIT_BYTES, Response, Sink, request_head
+from proxy.upstream.pool import Timeouts
 from tests.raw_upstream import (
     HOST,
     OK,

@@ -12,7 +12,7 @@ from typing import cast
 
 import httpx
 
-from proxy.connection import Body, Connection, Headers, Response, Timeouts, request_head
+from proxy.upstream.http11 import Body, Connection, Headers, Response, Timeouts, request_head
 
 __all__ = ["Body", "ConnectionPool", "HTTPTransport", "Headers", "Limits", "Origin", "Response", "Timeouts"]
 
