@@ -18,8 +18,8 @@ from uvicorn.supervisors import Multiprocess
 
 from proxy import logs, settings
 from proxy.app import create_app
+from proxy.downstream.protocol import Protocol
 from proxy.errors import ConfigurationError
-from proxy.protocol import Protocol
 from proxy.settings import Settings
 
 logger = logging.getLogger(__name__)

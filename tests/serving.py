@@ -18,7 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from proxy.app import create_app
-from proxy.inbound import LimitedProtocol
+from proxy.downstream.httptools_protocol import LimitedProtocol
 from proxy.settings import Settings
 
 REPOSITORY = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from proxy.app import create_app
-from proxy.inbound import LimitedProtocol
+from proxy.downstream.httptools_protocol import LimitedProtocol
 from proxy.settings import Settings
 from tests.serving import running, settings_for
 

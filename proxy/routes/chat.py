@@ -12,10 +12,10 @@ from starlette.types import Receive, Scope, Send
 from proxy import archive
 from proxy.attribution import session_of, user_header, user_of
 from proxy.auth import ANYONE, Caller
+from proxy.downstream.direct_writer import Outlet, outlet_of
 from proxy.errors import APIError, UnavailableError, json_response
 from proxy.exchange import Exchange, SessionRef, Status
 from proxy.ids import timestamp, uuid7
-from proxy.outlet import Outlet, outlet_of
 from proxy.routes.relay import open_unrecorded, target_of, upstream_headers
 from proxy.services import Services
 from proxy.tee import (

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from starlette.types import Receive, Scope, Send
 
 from proxy.auth import ANYONE, Caller
+from proxy.downstream.direct_writer import outlet_of
 from proxy.errors import NotFoundError
 from proxy.ids import uuid7
-from proxy.outlet import outlet_of
 from proxy.services import Services
 from proxy.tee import DepartedError, Watch, send_unrecorded, stream_body
 from proxy.upstream.client import Body

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from proxy.inbound import LimitedProtocol
-from proxy.outlet import Outlet, outlet_of
+from proxy.downstream.direct_writer import Outlet, outlet_of
+from proxy.downstream.httptools_protocol import LimitedProtocol
 from proxy.settings import Settings
 from proxy.wire.headers import Headers
 from tests.serving import running, settings_for

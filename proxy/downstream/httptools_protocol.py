@@ -11,8 +11,8 @@ import orjson
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from proxy.downstream.direct_writer import EXTENSION, Outlet
 from proxy.errors import APIError
-from proxy.outlet import EXTENSION, Outlet
 from proxy.settings import Settings
 
 # What a caller may still send of a body after the reply to it: enough for most to come to its end, and be reused.

@@ -6,8 +6,7 @@ from typing import Any, Literal
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from proxy.errors import APIError
-from proxy.inbound import (
+from proxy.downstream.httptools_protocol import (
     BODY_BYTES_A_SECOND,
     UNWANTED_LIMIT_BYTES,
     UNWANTED_SECONDS,
@@ -17,6 +16,7 @@ from proxy.inbound import (
     refusal,
     request_is_late,
 )
+from proxy.errors import APIError
 from proxy.settings import Settings
 
 # What the caller has to send next: the rest of a head, of a body, or of one that nobody wants any more.

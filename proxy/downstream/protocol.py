@@ -1,7 +1,7 @@
 """HTTP towards callers: uvicorn on httptools, and on h11 for the two things that httptools gets wrong."""
 
-from proxy.fallback import LimitedH11Protocol
-from proxy.inbound import LimitedProtocol
+from proxy.downstream.h11_protocol import LimitedH11Protocol
+from proxy.downstream.httptools_protocol import LimitedProtocol
 
 
 class Protocol(LimitedProtocol):
