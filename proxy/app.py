@@ -13,7 +13,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.database import Database
 from proxy.demo import serve_demo
 from proxy.errors import APIError, api_error_response, http_error_response, unexpected_error_response
 from proxy.gate import Gate, GateMiddleware
@@ -23,6 +22,7 @@ from proxy.routes import route_table
 from proxy.routes.chat import PATH, ChatCompletions
 from proxy.services import Services, State
 from proxy.settings import Settings
+from proxy.storage.sqlite import Database
 from proxy.upkeep import Upkeep
 from proxy.upstream.client import Upstream
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from proxy.errors import InvalidRequestError
-from proxy.queries import DEFAULT_USER_ID
+from proxy.storage.queries import DEFAULT_USER_ID
 from proxy.wire.headers import Headers, text_of, value_of
 
 _ID = re.compile(r"[\x21-\x7e]{1,128}")

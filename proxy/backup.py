@@ -7,9 +7,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from proxy import check
-from proxy.database import connect, prepare
 from proxy.errors import ConfigurationError
 from proxy.ids import timestamp
+from proxy.storage.sqlite import connect, prepare
 
 Progress = Callable[[int, int], None]
 """Is told the bytes done and the bytes in all after each step. What it raises ends the copy, which leaves nothing."""

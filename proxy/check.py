@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.database import APPLICATION_ID, refuse_unknown_schema
 from proxy.errors import ConfigurationError
-from proxy.queries import QUERIES
 from proxy.spill import Abandoned, spill_path, worker_ids
+from proxy.storage.queries import QUERIES
+from proxy.storage.sqlite import APPLICATION_ID, refuse_unknown_schema
 
 # How many of a kind are named one by one.
 _NAMED = 5

@@ -9,11 +9,12 @@ from typing import Any, NoReturn
 
 import click
 
-from proxy import logs, metrics, queries, settings
+from proxy import logs, metrics, settings
 from proxy.commands import COMMANDS
-from proxy.database import Database
 from proxy.errors import ConfigurationError
 from proxy.settings import Settings
+from proxy.storage import queries
+from proxy.storage.sqlite import Database
 
 
 class _ServeCommand(click.Command):

@@ -5,13 +5,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from proxy import archive, history, items, queries, removal, sessions
+from proxy import history, items, sessions
 from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.history import Order, find_session
 from proxy.ids import timestamp, uuid7
 from proxy.items import ItemId, items_of
 from proxy.presentation import JSON
-from proxy.queries import Message, Page, Session
+from proxy.storage import exchange_store, queries, removal
+from proxy.storage.queries import Message, Page, Session
 from proxy.stored import page_json, pairs_of, unix_seconds
 from proxy.wire import json_text
 from proxy.wire.message import title_of, to_columns, to_openai
@@ -192,7 +193,7 @@ def _append(connection: sqlite3.Connection, session_id: str, messages: Sequence[
     for message in messages:
         session = queries.get_session(connection, session_id)
         assert session is not None
-        numbers.append(archive.append_message(connection, session, message))
+        numbers.append(exchange_store.append_message(connection, session, message))
     return numbers
 
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from proxy import history, queries
+from proxy import history
 from proxy.presentation import openai_message
-from proxy.queries import DEFAULT_USER_ID, QUERIES
+from proxy.storage import queries
+from proxy.storage.queries import DEFAULT_USER_ID, QUERIES
 from proxy.wire import json_text
 from proxy.wire.message import readable
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy import queries
 from proxy.attribution import user_header
 from proxy.auth import ANYONE, Caller
-from proxy.database import Database
 from proxy.errors import APIError, NotFoundError, json_response, too_large
 from proxy.ids import timestamp
 from proxy.keys import Holder, KeyRing, bad_key
 from proxy.limits import check_tokens, over, start_of_day, take_request
 from proxy.settings import Settings
+from proxy.storage import queries
+from proxy.storage.sqlite import Database
 from proxy.wire.headers import Headers
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from proxy import queries
 from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.presentation import JSON, exchange_json, message_json, openai_message, session_json, user_json
-from proxy.queries import ExchangeRow, Message, Page, Session, Step
+from proxy.storage import queries
+from proxy.storage.queries import ExchangeRow, Message, Page, Session, Step
 from proxy.wire import json_text
 from proxy.wire.hash_chain import UNLINKED_ROLES
 

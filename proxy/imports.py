@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy import queries
-from proxy.database import transaction
 from proxy.errors import ConfigurationError
-from proxy.exchange_row import asked_model
 from proxy.export import VERSION
-from proxy.queries import QUERIES
+from proxy.storage import queries
+from proxy.storage.exchange_columns import asked_model
+from proxy.storage.queries import QUERIES
+from proxy.storage.sqlite import transaction
 from proxy.wire import json_text
 
 # Chats wait for a transaction of an import, so each is small.

@@ -4,9 +4,9 @@ from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from typing import Any
 
-from proxy import archive, queries
-from proxy.exchange import Exchange, Outcome, SessionRef
-from proxy.rows import Rows
+from proxy.storage import exchange_store, queries
+from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.write_batch import Rows
 from proxy.wire import json_text
 from proxy.wire.chat_reply import Completion
 
@@ -35,7 +35,7 @@ def replay(rows: Rows, line: bytes) -> None:
     """Do what a line stands for; nothing where it is done already."""
     entry = json_text.loads(line)
     if entry["kind"] == "fragment":
-        archive.append_fragment(
+        exchange_store.append_fragment(
             rows,
             exchange_id=entry["exchange_id"],
             sequence=entry["sequence"],
@@ -43,17 +43,17 @@ def replay(rows: Rows, line: bytes) -> None:
         )
         return
     if entry["kind"] == "delete_fragments":
-        archive.delete_fragments(rows, entry["exchange_ids"])
+        exchange_store.delete_fragments(rows, entry["exchange_ids"])
         return
     exchange = _to_exchange(entry["exchange"])
     is_stored = queries.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is not None
     if entry["kind"] == "begin":
         if not is_stored:
-            archive.begin(rows, exchange, worker_id=entry["worker_id"])
+            exchange_store.begin(rows, exchange, worker_id=entry["worker_id"])
     elif entry["is_begun"]:
-        archive.finish_begun(rows, exchange.exchange_id, _to_outcome(entry["outcome"]))
+        exchange_store.finish_begun(rows, exchange.exchange_id, _to_outcome(entry["outcome"]))
     elif not is_stored:
-        archive.finish(rows, exchange, _to_outcome(entry["outcome"]))
+        exchange_store.finish(rows, exchange, _to_outcome(entry["outcome"]))
 
 
 def _line(**entry: Any) -> bytes:

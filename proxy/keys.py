@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 
-from proxy import queries
 from proxy.auth import Caller
-from proxy.database import Database
 from proxy.errors import APIError, UnavailableError
 from proxy.ids import timestamp, uuid7
 from proxy.limits import Usage
-from proxy.queries import DEFAULT_USER_ID, ApiKey
+from proxy.storage import queries
+from proxy.storage.queries import DEFAULT_USER_ID, ApiKey
+from proxy.storage.sqlite import Database
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from typing import Any
 from prometheus_client.core import GaugeMetricFamily
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy.exchange import Exchange, Outcome
 from proxy.ids import timestamp
 from proxy.logs import file_of_requests
 from proxy.metrics import Metrics, folder_of
 from proxy.recorder import Recorder
 from proxy.settings import Settings
+from proxy.storage.exchange import Exchange, Outcome
 from proxy.traces import open_traces
 from proxy.wire import headers
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from proxy.queries import ExchangeRow, Message, Session, User
+from proxy.storage.queries import ExchangeRow, Message, Session, User
 from proxy.wire import json_text
 from proxy.wire.message import to_openai
 

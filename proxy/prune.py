@@ -8,9 +8,9 @@ import sqlite3
 from dataclasses import dataclass
 from datetime import timedelta
 
-from proxy import queries
 from proxy.ids import timestamp
-from proxy.queries import QUERIES
+from proxy.storage import queries
+from proxy.storage.queries import QUERIES
 
 ROWS = 100  # messages and exchanges a transaction deletes at most
 PAGES = 64  # pages a transaction gives back at most

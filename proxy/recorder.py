@@ -10,14 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from proxy import archive, journal
-from proxy.database import Database
-from proxy.exchange import Exchange, Outcome, SessionRef
+from proxy import journal
 from proxy.ids import uuid7
-from proxy.queries import list_workers_in_progress
-from proxy.rows import storing
 from proxy.settings import Settings
 from proxy.spill import Abandoned, Spill, spill_path, worker_ids
+from proxy.storage import exchange_store
+from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.queries import list_workers_in_progress
+from proxy.storage.sqlite import Database
+from proxy.storage.write_batch import storing
 from proxy.wire.chat_reply import Completion
 from proxy.writer import QueueFullError, Writer, is_trouble, replay_lines
 
@@ -140,9 +141,9 @@ class Recorder:
         if self.observe is not None:
             self.observe(exchange, outcome)
         if is_begun:
-            work = partial(archive.finish_begun, exchange_id=exchange.exchange_id, outcome=outcome)
+            work = partial(exchange_store.finish_begun, exchange_id=exchange.exchange_id, outcome=outcome)
         else:
-            work = partial(archive.finish, exchange=exchange, outcome=outcome)
+            work = partial(exchange_store.finish, exchange=exchange, outcome=outcome)
         if live.sequence:
             self._ended.append(exchange.exchange_id)
         try:
@@ -202,7 +203,7 @@ class Recorder:
     def _begin(self, live: Live) -> None:
         exchange, worker_id = live.exchange, self.worker_id
         self.writer.submit(
-            lambda rows: archive.begin(rows, exchange, worker_id=worker_id),
+            lambda rows: exchange_store.begin(rows, exchange, worker_id=worker_id),
             spilled=lambda: journal.begin_line(exchange, worker_id=worker_id),
             size=live.size,
         )
@@ -214,7 +215,7 @@ class Recorder:
             return
         exchange_id, sequence = live.exchange.exchange_id, live.sequence
         self.writer.submit(
-            lambda rows: archive.append_fragment(rows, exchange_id=exchange_id, sequence=sequence, data=data),
+            lambda rows: exchange_store.append_fragment(rows, exchange_id=exchange_id, sequence=sequence, data=data),
             spilled=lambda: journal.fragment_line(exchange_id=exchange_id, sequence=sequence, data=data),
             size=len(data),
         )
@@ -227,7 +228,7 @@ class Recorder:
             return
         self._ended = []
         self.writer.submit(
-            lambda rows: archive.delete_fragments(rows, ended),
+            lambda rows: exchange_store.delete_fragments(rows, ended),
             spilled=lambda: journal.delete_fragments_line(ended),
         )
 
@@ -279,4 +280,4 @@ def _store_abandoned(connection: sqlite3.Connection, left: Abandoned, worker_id:
         replay_lines(connection, lines=lines, replay=journal.replay)
         spilled += len(lines)
     with storing(connection) as rows:
-        return spilled, archive.recover(rows, worker_id)
+        return spilled, exchange_store.recover(rows, worker_id)

@@ -35,10 +35,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from proxy import tombstones
-from proxy.database import SQL, connect, transaction
 from proxy.errors import APIError
-from proxy.queries import named_statements
+from proxy.storage import tombstones
+from proxy.storage.queries import named_statements
+from proxy.storage.sqlite import SQL, connect, transaction
 
 logger = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict, TypeVar
 
-from proxy.database import Database
 from proxy.errors import UnavailableError
 from proxy.gate import Gate
 from proxy.observer import Observer
-from proxy.queries import Place
 from proxy.recorder import Recorder
 from proxy.settings import Settings
+from proxy.storage.queries import Place
+from proxy.storage.sqlite import Database
 from proxy.upstream.client import Upstream
 from proxy.writer import QueueFullError
 

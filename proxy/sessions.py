@@ -4,11 +4,11 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from proxy import archive, queries, tombstones
 from proxy.errors import APIError
 from proxy.history import find_session, get_message
 from proxy.ids import timestamp, uuid7
 from proxy.presentation import JSON, session_json
+from proxy.storage import exchange_store, queries, tombstones
 from proxy.wire.message import DEFAULT_TITLE
 
 
@@ -85,7 +85,7 @@ def delete_session(connection: sqlite3.Connection, id_: str, *, user_id: str | N
 def append_message(connection: sqlite3.Connection, id_: str, *, user_id: str | None, new: NewMessage) -> JSON:
     """Store a message at the end of a session's main branch and show it. Raises NotFoundError."""
     session = find_session(connection, id_, user_id=user_id)
-    number = archive.append_message(
+    number = exchange_store.append_message(
         connection, session, new.message, model=new.model, tokens=new.tokens, metadata=new.metadata
     )
     return get_message(connection, number)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from proxy import history, queries
+from proxy import history
 from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.history import Order
 from proxy.presentation import JSON, openai_message
-from proxy.queries import COMPLETION_PREFIX, Candidate, ExchangeRow, Message, Page
-from proxy.removal import remove_exchange
+from proxy.storage import queries
+from proxy.storage.queries import COMPLETION_PREFIX, Candidate, ExchangeRow, Message, Page
+from proxy.storage.removal import remove_exchange
 from proxy.wire import json_text
 from proxy.wire.message import readable, to_openai
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from proxy.exchange import Exchange, Outcome
 from proxy.settings import Settings
+from proxy.storage.exchange import Exchange, Outcome
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

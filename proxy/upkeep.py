@@ -15,11 +15,12 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from proxy import backup, prune, tombstones
+from proxy import backup, prune
 from proxy.errors import APIError, ConfigurationError
 from proxy.recorder import Recorder
 from proxy.search import Index
 from proxy.settings import Settings
+from proxy.storage import tombstones
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from proxy.database import Database, transaction
 from proxy.errors import UnavailableError
-from proxy.rows import Rows, storing
 from proxy.spill import Spill
+from proxy.storage.sqlite import Database, transaction
+from proxy.storage.write_batch import Rows, storing
 
 logger = logging.getLogger(__name__)
 

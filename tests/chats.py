@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from proxy import archive, database, history, queries
-from proxy.database import transaction
-from proxy.exchange import Exchange, Outcome, SessionRef
+from proxy import history
 from proxy.ids import timestamp, uuid7
-from proxy.queries import Page
-from proxy.rows import storing
+from proxy.storage import exchange_store, queries, sqlite
+from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.queries import Page
+from proxy.storage.sqlite import transaction
+from proxy.storage.write_batch import storing
 from proxy.wire.chat_reply import Completion
 
 Message = dict[str, Any]
@@ -54,8 +55,8 @@ class Chats:
     """An open database that chats are stored in."""
 
     def __init__(self, path: Path) -> None:
-        self.connection: sqlite3.Connection = database.connect(path)
-        database.prepare(self.connection)
+        self.connection: sqlite3.Connection = sqlite.connect(path)
+        sqlite.prepare(self.connection)
 
     def store(
         self, messages: Sequence[Message], *replies: Message, session: str | None = None, user_id: str = "u"
@@ -74,7 +75,7 @@ class Chats:
         reply = Completion.from_body(body_of(*replies)) if replies else None
         outcome = Outcome(status="completed" if replies else "failed", http_status=200, reply=reply)
         with storing(self.connection) as rows:
-            archive.finish(rows, exchange, outcome)
+            exchange_store.finish(rows, exchange, outcome)
         row = queries.get_exchange(self.connection, exchange.exchange_id)
         assert row is not None
         return row.session_id
@@ -82,7 +83,7 @@ class Chats:
     def stitched(self, messages: Sequence[Message], *, user_id: str = "u") -> str | None:
         """The session that these messages continue."""
         exchange = exchange_of(messages, SessionRef(uuid7(), "new"), user_id=user_id)
-        places = archive.list_stitched(self.connection, exchange)
+        places = exchange_store.list_stitched(self.connection, exchange)
         return places[0].session_id if places else None
 
     def named(self, id_: str, *, user_id: str = "u") -> str | None:
@@ -112,7 +113,7 @@ class Chats:
         """Store a message by hand."""
         session = queries.get_session(self.connection, session_id)
         assert session is not None
-        archive.append_message(self.connection, session, message)
+        exchange_store.append_message(self.connection, session, message)
 
     def count(self, table: str) -> int:
         """How many rows a table has."""

@@ -6,11 +6,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from proxy import archive
-from proxy.database import connect, prepare
-from proxy.exchange import Exchange, Outcome, SessionRef, Status
 from proxy.ids import timestamp, uuid7
-from proxy.rows import storing
+from proxy.storage import exchange_store
+from proxy.storage.exchange import Exchange, Outcome, SessionRef, Status
+from proxy.storage.sqlite import connect, prepare
+from proxy.storage.write_batch import storing
 from proxy.wire import json_text
 from proxy.wire.chat_reply import Completion
 
@@ -65,7 +65,7 @@ def assistant(content: Any, **message: Any) -> dict[str, Any]:
 def chat(connection: sqlite3.Connection, asked: Exchange, replied: Outcome) -> str:
     """Store a whole exchange; its session."""
     with storing(connection) as rows:
-        archive.finish(rows, asked, replied)
+        exchange_store.finish(rows, asked, replied)
     return asked.session.session_id
 
 
@@ -107,7 +107,7 @@ def fill(connection: sqlite3.Connection) -> None:
 
 def _claim_and_post(connection: sqlite3.Connection) -> None:
     with storing(connection) as rows:
-        archive.claim_session(
+        exchange_store.claim_session(
             rows.connection,
             user_id="bo",
             external_id="my-chat",
@@ -116,9 +116,9 @@ def _claim_and_post(connection: sqlite3.Connection) -> None:
             asked_at=timestamp(),
         )
         open_exchange = exchange([user("and now")], user_id="bo")
-        archive.begin(rows, open_exchange, worker_id="gone")
+        exchange_store.begin(rows, open_exchange, worker_id="gone")
         data = b'data: {"choices":[{"index":0,"delta":{"content":"so f"}}]}\n\n'
-        archive.append_fragment(rows, exchange_id=open_exchange.exchange_id, sequence=0, data=data)
+        exchange_store.append_fragment(rows, exchange_id=open_exchange.exchange_id, sequence=0, data=data)
 
 
 def _image() -> dict[str, Any]:

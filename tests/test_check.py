@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy import archive, check
+from proxy import check
 from proxy.check import Problem
 from proxy.cli import cli
-from proxy.rows import storing
 from proxy.spill import Spill, spill_path
+from proxy.storage import exchange_store
+from proxy.storage.write_batch import storing
 from tests.stored import fill, opened, say
 
 
@@ -30,7 +31,7 @@ def path(tmp_path: Path) -> Path:
     with opened(path) as connection:
         fill(connection)
         with storing(connection) as rows:
-            archive.recover(rows, "gone")
+            exchange_store.recover(rows, "gone")
     return path
 
 

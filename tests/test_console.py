@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy import archive
-from proxy.rows import storing
+from proxy.storage import exchange_store
+from proxy.storage.write_batch import storing
 from tests.serving import REPOSITORY
 from tests.stored import fill, opened
 
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     with opened(tmp_path / "chat.db") as connection:
         fill(connection)
         with storing(connection) as rows:
-            archive.recover(rows, "gone")
+            exchange_store.recover(rows, "gone")
     run(tmp_path, "export", "saved.jsonl", stderr=subprocess.DEVNULL)
     run(tmp_path, "backup", "saved.db", stderr=subprocess.DEVNULL)
     return tmp_path

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from proxy import history, queries
-from proxy.database import transaction
+from proxy import history
 from proxy.errors import InvalidRequestError, NotFoundError
-from proxy.queries import Page
+from proxy.storage import queries
+from proxy.storage.queries import Page
+from proxy.storage.sqlite import transaction
 from proxy.wire import json_text
 from tests.chats import ALL, Chats, said, system, user
 

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.routing import Route
 
-from proxy.database import connect
 from proxy.routes import route_table
 from proxy.routes.chat import ChatCompletions
 from proxy.routes.resource import Resource
+from proxy.storage.sqlite import connect
 from tests.fake_upstream import FakeUpstream, fake_upstream, whole_json
 from tests.serving import running_proxy, settings_for
 from tests.test_keys import bearer, make_key, until

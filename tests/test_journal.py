@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from proxy import archive, ids, journal
-from proxy.database import connect, prepare
-from proxy.exchange import Exchange, Outcome, SessionRef
-from proxy.rows import storing
+from proxy import ids, journal
+from proxy.storage import exchange_store
+from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.sqlite import connect, prepare
+from proxy.storage.write_batch import storing
 from proxy.wire.chat_reply import Completion
 from tests.fake_upstream import chat_chunk, event
 
@@ -64,7 +65,7 @@ def test_a_replayed_finish_stores_what_the_finish_would_have(
 ) -> None:
     exchange = exchange_of()
     with storing(connection) as rows:
-        archive.finish(rows, exchange, outcome)
+        exchange_store.finish(rows, exchange, outcome)
     other = connect(tmp_path / "other.db")
     prepare(other)
     with storing(other) as rows:

@@ -15,9 +15,9 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy import database
 from proxy.cli import cli
 from proxy.keys import PREFIX, Grant, create_key
+from proxy.storage import sqlite
 from tests.fake_upstream import fake_upstream
 from tests.serving import REPOSITORY, running_proxy, server_process, settings_for
 
@@ -26,9 +26,9 @@ MODELS = "/v1/models"
 
 def make_key(folder: Path, **grant: object) -> str:
     """A new key in the database of `settings_for(folder)`."""
-    with closing(database.connect(folder / "stellarchat.db")) as connection:
-        database.prepare(connection)
-        with database.transaction(connection):
+    with closing(sqlite.connect(folder / "stellarchat.db")) as connection:
+        sqlite.prepare(connection)
+        with sqlite.transaction(connection):
             return create_key(connection, Grant(**{"user_id": "ann", **grant}))[0]  # type: ignore[arg-type]
 
 

@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 
 from proxy import backup, check, prune
 from proxy.cli import cli
-from proxy.database import connect, transaction
 from proxy.ids import timestamp
+from proxy.storage.sqlite import connect, transaction
 from tests.serving import running_proxy, settings_for
 from tests.stored import assistant, chat, choice, exchange, fill, opened, outcome, say, user
 

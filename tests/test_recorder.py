@@ -11,11 +11,11 @@ import orjson
 import pytest
 
 from proxy import ids
-from proxy.database import Database, connect
-from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.recorder import Live, Recorder
 from proxy.settings import Settings
 from proxy.spill import worker_ids
+from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.sqlite import Database, connect
 from proxy.wire.chat_reply import Completion
 from tests.fake_upstream import DONE, FakeUpstream, chat_chunk, event, fake_upstream, garbage, sse, until
 from tests.serving import running_proxy, settings_for

@@ -13,10 +13,10 @@ from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionDeleted, ChatCompletionStoreMessage
 from pydantic import BaseModel, ValidationError
 
-from proxy import archive, database
-from proxy.exchange import Exchange, Outcome, SessionRef
 from proxy.ids import uuid7
-from proxy.rows import storing
+from proxy.storage import exchange_store, sqlite
+from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.write_batch import storing
 from proxy.wire.chat_reply import Completion
 from tests.chats import Chats
 from tests.fake_upstream import (
@@ -106,8 +106,8 @@ def is_counted_right(folder: Path) -> bool:
 
 def store_many(folder: Path, count: int, *, user_id: str = "default_user", **request: Any) -> str:
     """Exchanges of one session, without a server; its id."""
-    connection = database.connect(folder / "stellarchat.db")
-    database.prepare(connection)
+    connection = sqlite.connect(folder / "stellarchat.db")
+    sqlite.prepare(connection)
     session_id = uuid7()
     with storing(connection) as rows:
         for number in range(count):
@@ -122,7 +122,7 @@ def store_many(folder: Path, count: int, *, user_id: str = "default_user", **req
             body = chat_completion(10_000 + number, [{"role": "assistant", "content": f"answer {number}"}])
             reply = Completion.from_body(json.dumps(body).encode())
             outcome = Outcome(status="completed", http_status=200, reply=reply)
-            archive.finish(rows, exchange, outcome)
+            exchange_store.finish(rows, exchange, outcome)
     connection.close()
     return session_id
 
@@ -460,13 +460,13 @@ def test_reply_that_a_chat_in_progress_ends_with_is_not_deleted(tmp_path: Path) 
     [exchange_id] = chats.connection.execute("SELECT exchange_id FROM exchanges").fetchone()
     going_on = chats.begin([HELLO, {"role": "assistant", "content": "half"}], session=session_id)
     with storing(chats.connection) as rows:
-        archive.begin(rows, going_on, worker_id="w")
-    with database.transaction(chats.connection):
+        exchange_store.begin(rows, going_on, worker_id="w")
+    with sqlite.transaction(chats.connection):
         module.delete_completion(chats.connection, f"chatcmpl-{exchange_id}", user_id="u")
     reply = Completion.from_body(json.dumps(chat_completion(2, [{"role": "assistant", "content": "whole"}])).encode())
     with storing(chats.connection) as rows:
         outcome = Outcome(status="completed", http_status=200, reply=reply)
-        archive.finish_begun(rows, going_on.exchange_id, outcome)
+        exchange_store.finish_begun(rows, going_on.exchange_id, outcome)
     assert chats.texts(session_id) == ["hello", "half", "whole"]
     chats.connection.close()
     assert is_counted_right(tmp_path)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from proxy.database import Database
-from proxy.exchange import Exchange, SessionRef
 from proxy.recorder import Recorder
+from proxy.storage.exchange import Exchange, SessionRef
+from proxy.storage.sqlite import Database
 from proxy.tee import Recording, Tee
 from proxy.wire.chat_reply import Completion
 from proxy.wire.sse import Decoder

@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from proxy import traces
-from proxy.exchange import Exchange, Outcome
 from proxy.settings import Settings, load
+from proxy.storage.exchange import Exchange, Outcome
 from proxy.traces import Traces, open_traces
 from proxy.wire.headers import trace_context_of
 from tests.fake_upstream import fake_upstream, whole_json

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from proxy.database import Database, connect
 from proxy.errors import UnavailableError
-from proxy.rows import Rows
 from proxy.spill import Spill
+from proxy.storage.sqlite import Database, connect
+from proxy.storage.write_batch import Rows
 from proxy.writer import QueueFullError, Writer
 
 

@@ -11,8 +11,8 @@ import click
 from proxy import check
 from proxy.check import Problem
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
-from proxy.database import connect
 from proxy.errors import ConfigurationError
+from proxy.storage.sqlite import connect
 
 
 @click.command("check")

@@ -7,12 +7,13 @@ from typing import BinaryIO
 
 import click
 
-from proxy import export, imports, queries, settings
+from proxy import export, imports, settings
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
-from proxy.database import connect, prepare, refuse_unknown_schema
 from proxy.errors import ConfigurationError
 from proxy.export import FORMATS, Format, Scope
 from proxy.imports import Imported
+from proxy.storage import queries
+from proxy.storage.sqlite import connect, prepare, refuse_unknown_schema
 
 
 @click.command("export")

@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
-from proxy import database, queries, settings
+from proxy import settings
 from proxy.commands.console import as_json_option, print_json
-from proxy.database import transaction
 from proxy.errors import ConfigurationError
 from proxy.ids import timestamp
 from proxy.keys import Grant, create_key
-from proxy.queries import ApiKey
+from proxy.storage import queries, sqlite
+from proxy.storage.queries import ApiKey
+from proxy.storage.sqlite import transaction
 
 _COUNT = click.IntRange(min=1, max=2**53)
 _COLUMNS = ("KEY ID", "KEY", "USER", "NAME", "ADMIN", "STATE", "CREATED", "LAST USED", "EXPIRES")
@@ -134,8 +135,8 @@ def _printable(text: str) -> str:
 def _database() -> Iterator[sqlite3.Connection]:
     path = settings.load().database_path
     try:
-        with closing(database.connect(path)) as connection:
-            database.prepare(connection)
+        with closing(sqlite.connect(path)) as connection:
+            sqlite.prepare(connection)
             yield connection
     except sqlite3.Error as exc:
         raise ConfigurationError(f"cannot use the database {path}: {exc}") from exc

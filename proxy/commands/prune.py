@@ -10,8 +10,8 @@ import click
 
 from proxy import prune
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
-from proxy.database import connect, prepare, transaction
 from proxy.prune import Pruned
+from proxy.storage.sqlite import connect, prepare, transaction
 
 # Chats wait for the lock of a transaction; between two it is theirs.
 _REST = 4.0

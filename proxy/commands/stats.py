@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors
-from proxy.database import connect, refuse_unknown_schema
 from proxy.ids import timestamp
-from proxy.queries import QUERIES
+from proxy.storage.queries import QUERIES
+from proxy.storage.sqlite import connect, refuse_unknown_schema
 
 _DAY_SECONDS = 86_400
 _FILES = {"database": "", "log": "-wal", "search": "-search"}

@@ -9,15 +9,15 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from proxy import archive
 from proxy.attribution import session_of, user_header, user_of
 from proxy.auth import ANYONE, Caller
 from proxy.downstream.direct_writer import Outlet, outlet_of
 from proxy.errors import APIError, UnavailableError, json_response
-from proxy.exchange import Exchange, SessionRef, Status
 from proxy.ids import timestamp, uuid7
 from proxy.routes.relay import open_unrecorded, target_of, upstream_headers
 from proxy.services import Services
+from proxy.storage import exchange_store
+from proxy.storage.exchange import Exchange, SessionRef, Status
 from proxy.tee import (
     CALLER_LEFT,
     STOPPED,
@@ -223,7 +223,7 @@ class _Recorded:
     async def _find_named(self, asked: SessionRef) -> SessionRef:
         assert asked.external_id is not None
         # No write needs to be waited for: a session that is being made is found by the claim, which queues behind it.
-        session_id = await self._services.database.read(partial(archive.find_named, exchange=self._exchange))
+        session_id = await self._services.database.read(partial(exchange_store.find_named, exchange=self._exchange))
         return await self._claim(asked) if session_id is None else SessionRef(session_id, asked.source)
 
     async def _claim(self, asked: SessionRef) -> SessionRef:
@@ -232,7 +232,7 @@ class _Recorded:
             async with asyncio.timeout(_CLAIM_SECONDS):
                 session_id = await self._services.write(
                     partial(
-                        archive.claim_session,
+                        exchange_store.claim_session,
                         user_id=self._exchange.user_id,
                         external_id=asked.external_id or "",
                         session_id=asked.session_id,
@@ -246,7 +246,7 @@ class _Recorded:
 
     async def _find_stitched(self) -> SessionRef:
         exchange = self._exchange
-        query = partial(archive.list_stitched, exchange=exchange)
+        query = partial(exchange_store.list_stitched, exchange=exchange)
         # In strict mode a reply that was seen is on disk.
         read = self._services.database.read if self._recording.is_strict else self._services.read
         places = await read(query)

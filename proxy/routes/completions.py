@@ -11,11 +11,11 @@ from starlette.routing import Route
 from proxy import history, stored
 from proxy.attribution import checked_id
 from proxy.errors import InvalidRequestError, NotFoundError, json_response
-from proxy.queries import COMPLETION_PREFIX
 from proxy.routes import parameters
 from proxy.routes.parameters import named_user, openai_page_of, order_of, reach_of, services_of
 from proxy.routes.readback import Readback
 from proxy.services import State
+from proxy.storage.queries import COMPLETION_PREFIX
 from proxy.stored import Filter
 
 

@@ -13,13 +13,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from proxy import export, history
-from proxy.database import connect
 from proxy.errors import InvalidRequestError
 from proxy.export import FORMATS, MEDIA_TYPES, Format, Scope
 from proxy.routes import parameters
 from proxy.routes.parameters import reach_of, services_of, session_id_of
 from proxy.routes.resource import Resource
 from proxy.services import State
+from proxy.storage.sqlite import connect
 
 _MEMORY_BYTES = 2**20
 _PIECE_BYTES = 2**16

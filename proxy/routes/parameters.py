@@ -11,9 +11,9 @@ from proxy.attribution import checked_id
 from proxy.auth import ANYONE, Caller, acting_user, owner_of
 from proxy.errors import APIError, InvalidRequestError, NotFoundError
 from proxy.history import Order
-from proxy.queries import Page
 from proxy.services import Services, State
 from proxy.sessions import Change, NewMessage
+from proxy.storage.queries import Page
 from proxy.tee import DepartedError, read_body
 from proxy.wire import json_text
 from proxy.wire.headers import Headers

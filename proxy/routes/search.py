@@ -8,15 +8,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy import history, queries, search
+from proxy import history, search
 from proxy.errors import InvalidRequestError, json_response
 from proxy.presentation import JSON, session_json
-from proxy.queries import Page
 from proxy.routes import parameters
 from proxy.routes.parameters import named_user, reach_of, services_of
 from proxy.routes.resource import Resource
 from proxy.search import ORDERS, QUERY_LENGTH_MAX, Hit, Order, Query
 from proxy.services import Services, State
+from proxy.storage import queries
+from proxy.storage.queries import Page
 
 
 async def search_messages(request: Request[State]) -> Response:

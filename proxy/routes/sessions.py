@@ -8,11 +8,11 @@ from starlette.routing import Route
 
 from proxy import history, sessions
 from proxy.errors import json_response
-from proxy.queries import Page
 from proxy.routes import parameters, streamed
 from proxy.routes.parameters import named_user, reach_of, services_of, session_id_of
 from proxy.routes.resource import Resource
 from proxy.services import State
+from proxy.storage.queries import Page
 
 
 async def create_session(request: Request[State]) -> Response:

@@ -7,7 +7,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy import queries, tombstones
 from proxy.errors import NotFoundError, json_response
 from proxy.gate import REFRESH_SECONDS, Gate
 from proxy.ids import timestamp
@@ -15,6 +14,7 @@ from proxy.routes.parameters import named_user, services_of
 from proxy.routes.resource import Resource
 from proxy.services import Services, State
 from proxy.spill import worker_ids
+from proxy.storage import queries, tombstones
 
 # Few enough that chats which wait for the same writer do not notice.
 _BATCH = 200

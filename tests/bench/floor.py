@@ -23,9 +23,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from proxy import archive, database, ids, queries, search
-from proxy.exchange import Exchange, Outcome, SessionRef
-from proxy.rows import storing
+from proxy import ids, search
+from proxy.storage import exchange_store, queries, sqlite
+from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.write_batch import storing
 from proxy.wire.chat_reply import Completion
 from tests.bench import figures, machine, wire
 
@@ -96,8 +97,8 @@ def _cost(folder: Path, chats: int, *, a_commit: int) -> Cost:
 def _index_cost(folder: Path, chats: int) -> IndexCost:
     with tempfile.TemporaryDirectory(dir=folder) as name:
         path = Path(name) / "x.db"
-        with contextlib.closing(database.connect(path)) as connection:
-            database.prepare(connection)
+        with contextlib.closing(sqlite.connect(path)) as connection:
+            sqlite.prepare(connection)
             _store(connection, _chats(chats), a_commit=16)
             messages = connection.execute("SELECT message_no, content FROM messages ORDER BY message_no").fetchall()
         with contextlib.closing(search.Index(path)) as index:
@@ -116,7 +117,7 @@ def _fts5_cost(path: Path, messages: Sequence[tuple[int, str]]) -> float:
         connection.execute(search._statement("create_segment", 0))
         began = time.thread_time()
         for start in range(0, len(entries), search._BATCH):
-            with database.transaction(connection):
+            with sqlite.transaction(connection):
                 batch = entries[start : start + search._BATCH]
                 connection.executemany(search._statement("insert_grams", 0), batch)
         return time.thread_time() - began
@@ -149,7 +150,7 @@ def _store(connection: sqlite3.Connection, chats: Sequence[Chat], *, a_commit: i
     for start in range(0, len(chats), a_commit):
         with storing(connection) as rows:
             for exchange, outcome in chats[start : start + a_commit]:
-                archive.finish(rows, exchange, outcome)
+                exchange_store.finish(rows, exchange, outcome)
 
 
 def _repeat(connection: sqlite3.Connection, transactions: Sequence[Sequence[Asked]]) -> float:
@@ -199,9 +200,9 @@ def _transactions(asked: Sequence[Asked]) -> Iterator[list[Asked]]:
 def _opened(folder: Path) -> Iterator[sqlite3.Connection]:
     """A new database as the server makes it."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        connection = database.connect(Path(name) / "x.db")
+        connection = sqlite.connect(Path(name) / "x.db")
         try:
-            database.prepare(connection)
+            sqlite.prepare(connection)
             yield connection
         finally:
             connection.close()

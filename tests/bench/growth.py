@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from proxy import database, ids
+from proxy import ids
 from proxy.search import Index
+from proxy.storage import sqlite
 from proxy.wire import hash_chain
 from tests.bench import accounting, figures, machine, phases, relays, wire
 from tests.bench.client import Load
@@ -179,9 +180,9 @@ def fill(path: Path, *, messages: int) -> list[Stored]:
     sessions = max(1, messages // (2 * _TURNS))
     sampled = set(random.Random(7).sample(range(sessions), min(_SAMPLES, sessions)))
     stored = []
-    connection = database.connect(path)
+    connection = sqlite.connect(path)
     try:
-        database.prepare(connection)
+        sqlite.prepare(connection)
         indexes = _without_indexes(connection)
         for first in range(0, sessions, _SESSIONS_A_BATCH):
             batch = _Batch()

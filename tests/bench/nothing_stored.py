@@ -6,8 +6,8 @@ go to the writer's thread and come back, and the end of the reply waits for that
 
 from typing import Any
 
-from proxy import archive
 from proxy.cli import main
+from proxy.storage import exchange_store
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -16,6 +16,6 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 if __name__ == "__main__":
     for name in ("begin", "append_fragment", "delete_fragments", "finish", "finish_begun"):
-        assert hasattr(archive, name)
-        setattr(archive, name, _nothing)
+        assert hasattr(exchange_store, name)
+        setattr(exchange_store, name, _nothing)
     main()

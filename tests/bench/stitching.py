@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from proxy import archive, database, ids, queries
-from proxy.exchange import Exchange, Outcome, SessionRef
-from proxy.rows import storing
+from proxy import ids
+from proxy.storage import exchange_store, queries, sqlite
+from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.write_batch import storing
 from proxy.wire import hash_chain
 from proxy.wire.chat_reply import Completion
 
@@ -71,8 +72,8 @@ def _mixed(mean: int) -> list[str]:
 
 
 def _long_chat(path: Path, said: Sequence[Turn]) -> str:
-    connection = database.connect(path)
-    database.prepare(connection)
+    connection = sqlite.connect(path)
+    sqlite.prepare(connection)
     connection.execute("PRAGMA synchronous = OFF")  # the disk's time is not ours
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()  # the schema is in the file now
     empty = path.stat().st_size
@@ -90,13 +91,13 @@ def _stored(connection: sqlite3.Connection, said: Iterable[Turn]) -> Iterator[fl
     for question, answer in said:
         messages.append({"role": "user", "content": question})
         exchange = _exchange("default_user", messages)
-        places = archive.list_stitched(connection, exchange)
+        places = exchange_store.list_stitched(connection, exchange)
         if places:
             exchange.session = SessionRef(places[0].session_id, "stitched")
         outcome = _outcome(answer, completion_id=f"chatcmpl-{exchange.request_id}")
         began = time.perf_counter()
         with storing(connection) as rows:
-            archive.finish(rows, exchange, outcome)
+            exchange_store.finish(rows, exchange, outcome)
         yield (time.perf_counter() - began) * 1e3
         messages.append({"role": "assistant", "content": answer})
 
@@ -221,10 +222,10 @@ def _find(path: Path, *, chats: int, alike: int) -> None:
     print(
         f"{chats:,} chats, {path.stat().st_size / 1e6:,.0f} MB, filled in {time.monotonic() - began:.0f} s", flush=True
     )
-    connection = database.connect(path)
+    connection = sqlite.connect(path)
     for name, histories in _histories(chats).items():
-        print(_measured(name, [partial(archive.list_stitched, connection, each) for each in histories]))
-    places = archive.list_stitched(connection, _histories(chats)["begins like 100,000 others"][0])
+        print(_measured(name, [partial(exchange_store.list_stitched, connection, each) for each in histories]))
+    places = exchange_store.list_stitched(connection, _histories(chats)["begins like 100,000 others"][0])
     hashes = hash_chain.chain(_ALIKE, _alike("again"))[::-1]
     session = queries.get_session(connection, places[0].session_id)
     assert session is not None
@@ -267,8 +268,8 @@ def _measured(name: str, searches: Sequence[Callable[[], object]]) -> str:
 
 def fill(path: Path, *, chats: int, alike: int) -> None:
     """A database of chats of one turn; the newest `alike` of them are one user's and begin alike."""
-    connection = database.connect(path)
-    database.prepare(connection)
+    connection = sqlite.connect(path)
+    sqlite.prepare(connection)
     found = connection.execute(
         "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"
     ).fetchall()

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from proxy.exchange import Exchange, Outcome
 from proxy.ids import milliseconds_between
+from proxy.storage.exchange import Exchange, Outcome
 from proxy.wire import json_text
 from proxy.wire.chat_reply import Completion
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from proxy import archive, export, imports, queries
-from proxy.exchange import Exchange, Outcome
+from proxy import export, imports
 from proxy.export import Scope
-from proxy.queries import Page
-from proxy.rows import storing
+from proxy.storage import exchange_store, queries
+from proxy.storage.exchange import Exchange, Outcome
+from proxy.storage.queries import Page
+from proxy.storage.write_batch import storing
 from proxy.wire.chat_reply import Completion
 from tests.chats import Chats, exchange_of, said, user
 
@@ -34,12 +35,12 @@ def stored(chats: Chats, reply: dict[str, Any] | None, *, is_begun: bool = False
     )
     if is_begun:
         with storing(chats.connection) as rows:
-            archive.begin(rows, exchange, worker_id="w")
+            exchange_store.begin(rows, exchange, worker_id="w")
     with storing(chats.connection) as rows:
         if is_begun:
-            archive.finish_begun(rows, exchange.exchange_id, ended)
+            exchange_store.finish_begun(rows, exchange.exchange_id, ended)
         else:
-            archive.finish(rows, exchange, ended)
+            exchange_store.finish(rows, exchange, ended)
     return exchange
 
 
@@ -101,10 +102,10 @@ def test_the_end_is_written_where_it_does_not_follow_from_the_duration(
     outcome = Outcome(status="failed", duration_ms=86_400_200, completed_at=completed_at)
     with storing(chats.connection) as rows:
         if is_begun:
-            archive.begin(rows, exchange, worker_id="w")
-            archive.finish_begun(rows, exchange.exchange_id, outcome)
+            exchange_store.begin(rows, exchange, worker_id="w")
+            exchange_store.finish_begun(rows, exchange.exchange_id, outcome)
         else:
-            archive.finish(rows, exchange, outcome)
+            exchange_store.finish(rows, exchange, outcome)
     assert raw(chats.connection, "SELECT completed_at FROM exchanges") == [(column,)]
     [row] = queries.list_exchanges(chats.connection, session_id=exchange.session.session_id, page=Page(limit=1))
     assert row.completed_at == shown
@@ -120,7 +121,7 @@ def test_an_end_whose_duration_is_not_known_is_written(chats: Chats) -> None:
 def test_an_exchange_in_progress_has_no_end(chats: Chats) -> None:
     exchange = chats.begin([user("hi")])
     with storing(chats.connection) as rows:
-        archive.begin(rows, exchange, worker_id="w")
+        exchange_store.begin(rows, exchange, worker_id="w")
     row = queries.get_exchange(chats.connection, exchange.exchange_id)
     assert row is not None
     assert row.completed_at is None

@@ -18,7 +18,7 @@ T = TypeVar("T")
 APPLICATION_ID = 0x53744368
 OLDEST_SQLITE = (3, 39, 0)  # IS NOT DISTINCT FROM
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 SQL = _PACKAGE / "sql" if (_PACKAGE / "sql").is_dir() else _PACKAGE.parent / "sql"
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from proxy import archive, database, queries
-from proxy.database import APPLICATION_ID, Database, connect, newest_schema, prepare
 from proxy.errors import ConfigurationError
-from proxy.rows import storing
+from proxy.storage import exchange_store, queries, sqlite
+from proxy.storage.sqlite import APPLICATION_ID, Database, connect, newest_schema, prepare
+from proxy.storage.write_batch import storing
 from tests.stored import exchange, user
 
 
@@ -106,8 +106,8 @@ def test_a_failed_migration_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     opened_twice(path)
     newest = newest_schema()
     broken = "CREATE TABLE half (x);\nINSERT INTO users (user_id) VALUES (NULL);\n"
-    migrations = database._migrations()
-    monkeypatch.setattr(database, "_migrations", lambda: migrations | {newest + 1: broken})
+    migrations = sqlite._migrations()
+    monkeypatch.setattr(sqlite, "_migrations", lambda: migrations | {newest + 1: broken})
     with closing(connect(path)) as connection, pytest.raises(sqlite3.IntegrityError):
         prepare(connection)
     assert version_of(path) == newest
@@ -116,14 +116,14 @@ def test_a_failed_migration_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
 
 def test_what_was_streaming_comes_along_from_an_earlier_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "chat.db"
-    migrations = database._migrations()
+    migrations = sqlite._migrations()
     with monkeypatch.context() as earlier:
-        earlier.setattr(database, "_migrations", lambda: {n: text for n, text in migrations.items() if n < 7})
+        earlier.setattr(sqlite, "_migrations", lambda: {n: text for n, text in migrations.items() if n < 7})
         opened_twice(path)
     asked = exchange([user("q")])
     with closing(connect(path)) as connection:
         with storing(connection) as rows:
-            archive.begin(rows, asked, worker_id="w")
+            exchange_store.begin(rows, asked, worker_id="w")
         pieces = [(asked.exchange_id, sequence, b"%d" % sequence) for sequence in (1, 0)]
         connection.executemany("INSERT INTO exchange_fragments VALUES (?, ?, ?)", pieces)
     opened_twice(path)

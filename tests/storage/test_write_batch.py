@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from proxy import archive, queries
-from proxy.exchange import SessionRef
 from proxy.ids import uuid7
-from proxy.rows import storing
+from proxy.storage import exchange_store, queries
+from proxy.storage.exchange import SessionRef
+from proxy.storage.write_batch import storing
 from tests.stored import assistant, choice, exchange, opened, outcome, user
 
 
@@ -40,7 +40,7 @@ def test_chats_that_end_together_are_stored_with_few_statements(connection: sqli
     inserts = traced(connection, "INSERT INTO messages")
     with storing(connection) as rows:
         for number in range(count):
-            archive.finish(rows, exchange([user(f"q{number}")]), outcome(choice(f"a{number}")))
+            exchange_store.finish(rows, exchange([user(f"q{number}")]), outcome(choice(f"a{number}")))
     assert len(inserts) <= 2 * count // 64 + 6
     assert texts(connection) == [text for number in range(count) for text in (f"q{number}", f"a{number}")]
     assert connection.execute("SELECT session_count FROM users WHERE user_id = 'ann'").fetchone() == (count,)
@@ -55,8 +55,8 @@ def test_a_chat_that_goes_on_in_the_same_transaction_finds_what_it_goes_on_from(
     first, second = exchange([user("q")]), exchange([user("q"), assistant("a"), user("more")], session_id=session_id)
     first.session = SessionRef(session_id, "new")
     with storing(connection) as rows:
-        archive.finish(rows, first, outcome(choice("a")))
-        archive.finish(rows, second, outcome(choice("done")))
+        exchange_store.finish(rows, first, outcome(choice("a")))
+        exchange_store.finish(rows, second, outcome(choice("done")))
     assert texts(connection) == ["q", "a", "more", "done"]
     session = queries.get_session(connection, session_id)
     assert session is not None
@@ -66,14 +66,14 @@ def test_a_chat_that_goes_on_in_the_same_transaction_finds_what_it_goes_on_from(
 def test_an_exchange_begun_continued_and_ended_in_one_transaction_is_whole(connection: sqlite3.Connection) -> None:
     asked = exchange([user("q")])
     with storing(connection) as rows:
-        archive.begin(rows, asked, worker_id="w")
-        archive.append_fragment(rows, exchange_id=asked.exchange_id, sequence=0, data=b"data: x\n\n")
-        archive.finish_begun(rows, asked.exchange_id, outcome(choice("a")))
-        archive.finish_begun(rows, asked.exchange_id, outcome(choice("again")))
+        exchange_store.begin(rows, asked, worker_id="w")
+        exchange_store.append_fragment(rows, exchange_id=asked.exchange_id, sequence=0, data=b"data: x\n\n")
+        exchange_store.finish_begun(rows, asked.exchange_id, outcome(choice("a")))
+        exchange_store.finish_begun(rows, asked.exchange_id, outcome(choice("again")))
     assert texts(connection) == ["q", "a"]
     assert connection.execute("SELECT status, worker_id FROM exchanges").fetchall() == [("completed", None)]
     with storing(connection) as rows:
-        archive.delete_fragments(rows, [asked.exchange_id])
+        exchange_store.delete_fragments(rows, [asked.exchange_id])
     assert connection.execute("SELECT COUNT(*) FROM exchange_fragments").fetchone() == (0,)
 
 
@@ -81,10 +81,12 @@ def test_only_ended_exchanges_lose_their_pieces(connection: sqlite3.Connection) 
     ended, going = exchange([user("q")]), exchange([user("another")])
     with storing(connection) as rows:
         for each in (ended, going):
-            archive.begin(rows, each, worker_id="w")
-            archive.append_fragment(rows, exchange_id=each.exchange_id, sequence=0, data=each.exchange_id.encode())
-        archive.finish_begun(rows, ended.exchange_id, outcome(choice("a")))
-        archive.delete_fragments(rows, [ended.exchange_id, going.exchange_id])
+            exchange_store.begin(rows, each, worker_id="w")
+            exchange_store.append_fragment(
+                rows, exchange_id=each.exchange_id, sequence=0, data=each.exchange_id.encode()
+            )
+        exchange_store.finish_begun(rows, ended.exchange_id, outcome(choice("a")))
+        exchange_store.delete_fragments(rows, [ended.exchange_id, going.exchange_id])
     left = connection.execute("SELECT data FROM exchange_fragments").fetchall()
     assert left == [(going.exchange_id.encode(),)]
 
@@ -93,10 +95,12 @@ def test_many_ends_at_once_each_get_their_own_outcome(connection: sqlite3.Connec
     asked = [exchange([user(f"q{number}")]) for number in range(70)]
     with storing(connection) as rows:
         for each in asked:
-            archive.begin(rows, each, worker_id="w")
+            exchange_store.begin(rows, each, worker_id="w")
     with storing(connection) as rows:
         for number, each in enumerate(asked):
-            archive.finish_begun(rows, each.exchange_id, outcome(choice(f"a{number}", finish_reason=f"r{number}")))
+            exchange_store.finish_begun(
+                rows, each.exchange_id, outcome(choice(f"a{number}", finish_reason=f"r{number}"))
+            )
     found = connection.execute(
         """SELECT m.content, e.finish_reason FROM exchanges AS e JOIN messages AS m USING (exchange_no)
            WHERE m.role = 'assistant' ORDER BY e.exchange_no"""
@@ -106,21 +110,21 @@ def test_many_ends_at_once_each_get_their_own_outcome(connection: sqlite3.Connec
 
 def test_numbers_given_out_by_another_are_not_given_out_again(connection: sqlite3.Connection) -> None:
     with storing(connection) as rows:
-        archive.finish(rows, exchange([user("one")]), outcome(choice("1")))
+        exchange_store.finish(rows, exchange([user("one")]), outcome(choice("1")))
         own = rows.connection
         session = queries.list_sessions(own, user_id="ann", page=queries.Page(limit=1))[0]
-        archive.append_message(own, session, user("by hand"))
-        archive.finish(rows, exchange([user("two")]), outcome(choice("2")))
+        exchange_store.append_message(own, session, user("by hand"))
+        exchange_store.finish(rows, exchange([user("two")]), outcome(choice("2")))
     assert texts(connection) == ["one", "1", "by hand", "two", "2"]
 
 
 def test_a_number_is_never_used_twice(connection: sqlite3.Connection) -> None:
     for text in ("one", "two"):
         with storing(connection) as rows:
-            archive.finish(rows, exchange([user(text)]), outcome(choice("a")))
+            exchange_store.finish(rows, exchange([user(text)]), outcome(choice("a")))
         connection.execute("DELETE FROM sessions")
     with storing(connection) as rows:
-        archive.finish(rows, exchange([user("three")]), outcome(choice("a")))
+        exchange_store.finish(rows, exchange([user("three")]), outcome(choice("a")))
     assert connection.execute("SELECT message_no FROM messages").fetchall() == [(5,), (6,)]
     assert connection.execute("SELECT exchange_no FROM exchanges").fetchall() == [(3,)]
 
@@ -129,7 +133,7 @@ def test_large_messages_do_not_wait_for_each_other(connection: sqlite3.Connectio
     inserts = traced(connection, "INSERT INTO messages")
     with storing(connection) as rows:
         for _ in range(4):
-            archive.finish(rows, exchange([user("x" * 3 * 2**20)]), outcome(choice("a")))
+            exchange_store.finish(rows, exchange([user("x" * 3 * 2**20)]), outcome(choice("a")))
     assert len(inserts) > 2
     assert connection.execute("SELECT SUM(message_count) FROM sessions").fetchone() == (8,)
 
@@ -137,7 +141,7 @@ def test_large_messages_do_not_wait_for_each_other(connection: sqlite3.Connectio
 def test_what_a_failed_transaction_had_gathered_is_not_stored(connection: sqlite3.Connection) -> None:
     def fail() -> None:
         with storing(connection) as rows:
-            archive.finish(rows, exchange([user("q")]), outcome(choice("a")))
+            exchange_store.finish(rows, exchange([user("q")]), outcome(choice("a")))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from proxy import journal, queries
-from proxy.database import transaction
-from proxy.exchange import Outcome
-from proxy.rows import storing
+from proxy import journal
+from proxy.storage import queries
+from proxy.storage.exchange import Outcome
+from proxy.storage.sqlite import transaction
+from proxy.storage.write_batch import storing
 from tests.chats import Chats, said, system, user
 
 IMAGE = "data:image/png;base64," + "A" * 5000

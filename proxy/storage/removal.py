@@ -2,8 +2,8 @@
 
 import sqlite3
 
-from proxy import queries
-from proxy.queries import ExchangeRow
+from proxy.storage import queries
+from proxy.storage.queries import ExchangeRow
 from proxy.wire import json_text
 
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from proxy import database, queries
-from proxy.queries import QUERIES
+from proxy.storage import queries, sqlite
+from proxy.storage.queries import QUERIES
 
-SOURCES = [path.read_text(encoding="utf-8") for path in sorted(Path(queries.__file__).parent.rglob("*.py"))]
-QUERY_FILES = sorted((database.SQL / "queries").glob("*.sql"))
+SOURCES = [path.read_text(encoding="utf-8") for path in sorted(Path(queries.__file__).parent.parent.rglob("*.py"))]
+QUERY_FILES = sorted((sqlite.SQL / "queries").glob("*.sql"))
 
 
 @pytest.fixture
 def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    opened = database.connect(tmp_path / "test.db")
-    database.prepare(opened)
+    opened = sqlite.connect(tmp_path / "test.db")
+    sqlite.prepare(opened)
     yield opened
     opened.close()
 

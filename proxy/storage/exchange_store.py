@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from proxy import queries, tombstones, tree
-from proxy.exchange import Exchange, Outcome
-from proxy.exchange_row import IN_PROGRESS, outcome_columns, request_columns
 from proxy.ids import timestamp
-from proxy.queries import Place, Session
-from proxy.rows import Columns, Rows, Tally
+from proxy.storage import message_tree, queries, tombstones
+from proxy.storage.exchange import Exchange, Outcome
+from proxy.storage.exchange_columns import IN_PROGRESS, outcome_columns, request_columns
+from proxy.storage.queries import Place, Session
+from proxy.storage.write_batch import Columns, Rows, Tally
 from proxy.wire import hash_chain, json_text
 from proxy.wire.chat_reply import Choice, Completion
 from proxy.wire.message import is_message, title_of
@@ -63,7 +63,11 @@ def finish_begun(rows: Rows, exchange_id: str, outcome: Outcome) -> None:
         begun = queries.get_exchange_in_progress(rows.about(begun.session_id), exchange_id)
     if begun is None:
         return
-    place = tree.top(begun) if begun.leaf_no is None else tree.below(rows.about(exchange_id), begun, begun.leaf_no)
+    place = (
+        message_tree.top(begun)
+        if begun.leaf_no is None
+        else message_tree.below(rows.about(exchange_id), begun, begun.leaf_no)
+    )
     columns = {
         **outcome_columns(outcome, asked_model=begun.asked_model, created_at=begun.created_at),
         "asked_model": begun.asked_model,
@@ -123,8 +127,8 @@ def append_message(
 ) -> int:
     """Store a message posted by hand at the end of a session's main branch; its number."""
     rows, tally = Rows(connection), Tally(timestamp())
-    place = tree.end_of(connection, session)
-    number = tree.store(rows, place, message, tally, tokens=tokens, model=model, metadata=metadata)
+    place = message_tree.end_of(connection, session)
+    number = message_tree.store(rows, place, message, tally, tokens=tokens, model=model, metadata=metadata)
     rows.touch_session(session.session_id, tally)
     rows.flush()
     return number
@@ -165,7 +169,7 @@ class _Stored:
     """A request whose messages are stored, and whose exchange is not yet."""
 
     columns: Columns
-    place: tree.Place
+    place: message_tree.Place
     tally: Tally
 
 
@@ -176,9 +180,9 @@ def _store_request(rows: Rows, exchange: Exchange) -> _Stored:
     if session is None:
         place = _make_session(rows, exchange, now=tally.now)
     else:
-        place, matched = tree.find_place(rows.about(session.session_id), session, exchange)
+        place, matched = message_tree.find_place(rows.about(session.session_id), session, exchange)
     exchange_no = rows.next_exchange_no()
-    context = tree.store_messages(rows, exchange, place, matched, tally, exchange_no=exchange_no)
+    context = message_tree.store_messages(rows, exchange, place, matched, tally, exchange_no=exchange_no)
     columns = request_columns(exchange, leaf_no=place.parent_no, context=context)
     columns |= {
         "exchange_no": exchange_no,
@@ -200,7 +204,7 @@ def _find_session(rows: Rows, exchange: Exchange) -> Session | None:
     return None if session_id is None else queries.get_session(rows.about(session_id), session_id)
 
 
-def _make_session(rows: Rows, exchange: Exchange, *, now: str) -> tree.Place:
+def _make_session(rows: Rows, exchange: Exchange, *, now: str) -> message_tree.Place:
     ref = exchange.session
     session_no = rows.add_session(
         {
@@ -213,11 +217,11 @@ def _make_session(rows: Rows, exchange: Exchange, *, now: str) -> tree.Place:
             "updated_at": now,
         }
     )
-    return tree.Place(ref.session_id, session_no, None, 0, hash_chain.root_hash(exchange.user_id))
+    return message_tree.Place(ref.session_id, session_no, None, 0, hash_chain.root_hash(exchange.user_id))
 
 
 def _store_reply(
-    rows: Rows, columns: Columns, place: tree.Place, outcome: Outcome, tally: Tally, *, may_be_there: bool
+    rows: Rows, columns: Columns, place: message_tree.Place, outcome: Outcome, tally: Tally, *, may_be_there: bool
 ) -> None:
     """Store each choice that says something as a child of the request's last message; the first is the newest leaf.
 
@@ -239,9 +243,9 @@ def _store_reply(
             "status": "completed" if is_whole else "incomplete",
         }
         tokens = 0  # usage is of all choices together
-        if may_be_there and tree.adopt(rows.about(place.session_id), place, message, tally, **told):
+        if may_be_there and message_tree.adopt(rows.about(place.session_id), place, message, tally, **told):
             continue
-        number = tree.insert(rows, place, message, tally, **told)
+        number = message_tree.insert(rows, place, message, tally, **told)
         first_no = first_no or number
     tally.leaf_no = first_no or tally.leaf_no
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy import queries
-from proxy.database import transaction
+from proxy.storage import queries
+from proxy.storage.sqlite import transaction
 
 Columns = dict[str, Any]
 

@@ -4,11 +4,11 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from proxy import queries
-from proxy.exchange import Exchange
 from proxy.ids import uuid7
-from proxy.queries import Session
-from proxy.rows import Rows, Tally
+from proxy.storage import queries
+from proxy.storage.exchange import Exchange
+from proxy.storage.queries import Session
+from proxy.storage.write_batch import Rows, Tally
 from proxy.wire import hash_chain, json_text
 from proxy.wire.message import to_columns
 

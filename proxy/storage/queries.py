@@ -8,8 +8,8 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from proxy.database import SQL
 from proxy.ids import timestamp_after
+from proxy.storage.sqlite import SQL
 from proxy.wire.message import Columns
 
 DEFAULT_USER_ID = "default_user"

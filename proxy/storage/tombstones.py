@@ -9,8 +9,8 @@ from datetime import timedelta
 from hashlib import sha256
 from typing import Literal
 
-from proxy import queries
 from proxy.ids import timestamp
+from proxy.storage import queries
 
 Kind = Literal["user", "session"]
 

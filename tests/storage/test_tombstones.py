@@ -10,11 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proxy import archive, journal, queries, sessions, tombstones
-from proxy.database import connect, prepare, transaction
-from proxy.exchange import Exchange, Outcome, SessionRef
+from proxy import journal, sessions
 from proxy.ids import timestamp, uuid7
-from proxy.rows import storing
+from proxy.storage import exchange_store, queries, tombstones
+from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.sqlite import connect, prepare, transaction
+from proxy.storage.write_batch import storing
 from tests.chats import Chats, exchange_of, said, user
 from tests.fake_upstream import FakeUpstream, chat_completion, dumps, fake_upstream, until, whole
 from tests.serving import running_proxy, settings_for
@@ -71,14 +72,14 @@ def test_an_earlier_chat_does_not_come_back_either_when_the_user_was_made_anew(c
     delete_user(chats.connection)
     for moment in (AFTER, BEFORE):
         with storing(chats.connection) as rows_:
-            archive.finish(rows_, asked_at(moment), Outcome(status="failed"))
+            exchange_store.finish(rows_, asked_at(moment), Outcome(status="failed"))
     assert chats.connection.execute("SELECT created_at FROM exchanges").fetchall() == [(AFTER,)]
 
 
 def test_others_chats_of_that_time_are_stored(chats: Chats) -> None:
     delete_user(chats.connection)
     with storing(chats.connection) as rows_:
-        archive.finish(rows_, asked_at(BEFORE, user_id="bob"), Outcome(status="failed"))
+        exchange_store.finish(rows_, asked_at(BEFORE, user_id="bob"), Outcome(status="failed"))
     assert users(chats.connection) == ["bob"]
 
 
@@ -100,7 +101,7 @@ def test_what_followed_a_spilled_beginning_is_dropped_with_it(chats: Chats) -> N
 def test_a_session_is_not_claimed_for_a_chat_of_a_deleted_user(chats: Chats, moment: str, made: bool) -> None:
     delete_user(chats.connection)
     with transaction(chats.connection):
-        session_id = archive.claim_session(
+        session_id = exchange_store.claim_session(
             chats.connection, user_id="ann", external_id="trip", session_id="s", title="secret", asked_at=moment
         )
     assert session_id == "s"
@@ -112,7 +113,7 @@ def test_a_chat_that_was_not_begun_does_not_bring_its_deleted_session_back(chats
     waiting = chats.begin([user("a"), said("b"), user("c")], session="trip")
     with storing(chats.connection) as rows_:
         sessions.delete_session(rows_.connection, "trip", user_id="u")
-        archive.finish(rows_, waiting, Outcome(status="completed"))
+        exchange_store.finish(rows_, waiting, Outcome(status="completed"))
     assert [chats.count(table) for table in TABLES] == [0] * len(TABLES)
     assert chats.store([user("a")], said("b"), session="trip") != waiting.session.session_id
 
