@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from proxy import backup, prune
 from proxy.errors import APIError, ConfigurationError
 from proxy.recorder import Recorder
-from proxy.search import Index
+from proxy.search.search import Index
 from proxy.settings import Settings
 from proxy.storage import tombstones
 

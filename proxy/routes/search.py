@@ -8,13 +8,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy import history, search
+from proxy import history
 from proxy.errors import InvalidRequestError, json_response
 from proxy.presentation import JSON, session_json
 from proxy.routes import parameters
 from proxy.routes.parameters import named_user, reach_of, services_of
 from proxy.routes.resource import Resource
-from proxy.search import ORDERS, QUERY_LENGTH_MAX, Hit, Order, Query
+from proxy.search import search
+from proxy.search.search import ORDERS, QUERY_LENGTH_MAX, Hit, Order, Query
 from proxy.services import Services, State
 from proxy.storage import queries
 from proxy.storage.queries import Page

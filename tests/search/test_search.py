@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy import search
-from proxy.search import Index, Order, Query, TimeOutError
+from proxy.search import search
+from proxy.search.search import Index, Order, Query, TimeOutError
 from proxy.storage import tombstones
 from tests.serving import running_proxy, settings_for
 from tests.stored import chat, choice, exchange, opened, outcome, say, user
