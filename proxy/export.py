@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from proxy import history
-from proxy.presentation import openai_message
+from proxy.history import branches
+from proxy.history.serializers import openai_message
 from proxy.storage import queries
 from proxy.storage.queries import DEFAULT_USER_ID, QUERIES
 from proxy.wire import json_text
@@ -112,7 +112,7 @@ def _messages(connection: sqlite3.Connection, numbers: list[int], *, completed_o
     rows = [row for number in numbers if (row := queries.get_message(connection, number)) is not None]
     if completed_only and (rows[-1].role != "assistant" or any(row.status != "completed" for row in rows)):
         return []
-    return [history.get_message(connection, row.message_no, show=openai_message) for row in rows]
+    return [branches.get_message(connection, row.message_no, show=openai_message) for row in rows]
 
 
 def _branches(connection: sqlite3.Connection, session_id: str) -> Iterator[tuple[str, list[int]]]:
@@ -123,7 +123,7 @@ def _branches(connection: sqlite3.Connection, session_id: str) -> Iterator[tuple
         if leaf["role"] in ("system", "developer") and leaf["message_no"] != session.leaf_no:
             continue  # a system message that was replaced is no conversation
         steps = queries.list_path(connection, leaf["message_no"])[::-1]
-        numbers = history.as_sent(connection, steps)
+        numbers = branches.as_sent(connection, steps)
         if numbers:
             yield leaf["message_id"], numbers
 
@@ -155,7 +155,7 @@ def _heading(session: Row) -> str:
 def _markdown_message(connection: sqlite3.Connection, number: int) -> str:
     row = queries.get_message(connection, number)
     assert row is not None
-    message = history.get_message(connection, number, show=openai_message)
+    message = branches.get_message(connection, number, show=openai_message)
     notes = [row.created_at, row.model, "" if row.status == "completed" else row.status]
     head = f"## {row.role} ({', '.join(note for note in notes if note)})\n\n"
     return head + "".join(part + "\n\n" for part in _markdown_parts(message))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from proxy import history
+from proxy.history import branches
 from proxy.ids import timestamp, uuid7
 from proxy.storage import exchange_store, queries, sqlite
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
@@ -122,13 +122,13 @@ class Chats:
 
     def shown(self, session_id: str, **options: Any) -> list[Message]:
         """A branch as the routes show it."""
-        page = history.list_messages(self.connection, session_id, user_id=None, page=ALL, **options)
+        page = branches.list_messages(self.connection, session_id, user_id=None, page=ALL, **options)
         messages: list[Message] = page["messages"]
         return messages
 
     def ready(self, session_id: str, **options: Any) -> list[Message]:
         """A branch as OpenAI messages."""
-        page = history.list_openai_messages(self.connection, session_id, user_id=None, page=ALL, **options)
+        page = branches.list_openai_messages(self.connection, session_id, user_id=None, page=ALL, **options)
         messages: list[Message] = page["messages"]
         return messages
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.fake_upstream import fake_upstream
+from tests.history.test_stored_completions import store_many
 from tests.serving import running_proxy, settings_for
-from tests.test_stored import store_many
 
 FOLDER = Path(__file__).parent / "node"
 NODE = shutil.which("node")

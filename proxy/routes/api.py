@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy import history, sessions
 from proxy.errors import InvalidRequestError, json_response
-from proxy.presentation import JSON, plain_message, plain_session
+from proxy.history import branches, sessions
+from proxy.history.serializers import JSON, plain_message, plain_session
 from proxy.routes import parameters, streamed
 from proxy.routes.parameters import named_user, numbered_page_of, reach_of, services_of, session_id_of
 from proxy.routes.resource import Resource
@@ -26,7 +26,7 @@ async def list_sessions(request: Request[State]) -> Response:
     """One page of the caller's sessions."""
     number, page = numbered_page_of(request)
     active_only = parameters.flag(request, "active_only")
-    work = partial(history.list_sessions, user_id=named_user(request), page=page, active_only=active_only)
+    work = partial(branches.list_sessions, user_id=named_user(request), page=page, active_only=active_only)
     found = await services_of(request).read(work)
     items = [plain_session(session) for session in found["sessions"]]
     return json_response(_items(items, number=number, size=page.limit, total=found["total"]))
@@ -35,7 +35,7 @@ async def list_sessions(request: Request[State]) -> Response:
 async def get_session(request: Request[State]) -> Response:
     """One session with its messages."""
     services = services_of(request)
-    work = partial(history.open_branch, id_=session_id_of(request), user_id=reach_of(request))
+    work = partial(branches.open_branch, id_=session_id_of(request), user_id=reach_of(request))
     session, numbers = await services.read(work)
     return streamed.json_response(streamed.branch(services, plain_session(session), numbers, change=plain_message))
 
@@ -66,7 +66,7 @@ async def append_message(request: Request[State]) -> Response:
 async def list_messages(request: Request[State]) -> Response:
     """One page of the newest branch."""
     number, page = numbered_page_of(request)
-    work = partial(history.list_messages, id_=session_id_of(request), user_id=reach_of(request), page=page)
+    work = partial(branches.list_messages, id_=session_id_of(request), user_id=reach_of(request), page=page)
     found = await services_of(request).read(work)
     items = [plain_message(message) for message in found["messages"]]
     return json_response(_items(items, number=number, size=page.limit, total=found["total"]))

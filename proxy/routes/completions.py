@@ -8,15 +8,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy import history, stored
 from proxy.attribution import checked_id
 from proxy.errors import InvalidRequestError, NotFoundError, json_response
+from proxy.history import branches, stored_completions
+from proxy.history.stored_completions import Filter
 from proxy.routes import parameters
 from proxy.routes.parameters import named_user, openai_page_of, order_of, reach_of, services_of
 from proxy.routes.readback import Readback
 from proxy.services import State
 from proxy.storage.queries import COMPLETION_PREFIX
-from proxy.stored import Filter
 
 
 async def list_completions(request: Request[State]) -> Response:
@@ -29,36 +29,38 @@ async def list_completions(request: Request[State]) -> Response:
     if opened is not None:
         wanted, cursor = opened
     while cursor is not None and len(found) <= page.limit:
-        work = partial(stored.scan, wanted=wanted, after=cursor, limit=page.limit + 1)
+        work = partial(stored_completions.scan, wanted=wanted, after=cursor, limit=page.limit + 1)
         fitting, cursor = await services.read(work)
         found += fitting
-    data = await services.read(partial(stored.get_completions, exchange_ids=found[: page.limit]))
-    return json_response(stored.page_json(data, has_more=len(found) > page.limit))
+    data = await services.read(partial(stored_completions.get_completions, exchange_ids=found[: page.limit]))
+    return json_response(stored_completions.page_json(data, has_more=len(found) > page.limit))
 
 
 async def get_completion(request: Request[State]) -> Response:
     """One completion."""
-    work = partial(stored.get_completion, id_=_id_of(request), user_id=reach_of(request))
+    work = partial(stored_completions.get_completion, id_=_id_of(request), user_id=reach_of(request))
     return json_response(await services_of(request).read(work))
 
 
 async def update_completion(request: Request[State]) -> Response:
     """Set the metadata."""
     metadata = await parameters.read_metadata(request)
-    work = partial(stored.update_metadata, id_=_id_of(request), user_id=reach_of(request), metadata=metadata)
+    work = partial(
+        stored_completions.update_metadata, id_=_id_of(request), user_id=reach_of(request), metadata=metadata
+    )
     return json_response(await services_of(request).write(work))
 
 
 async def delete_completion(request: Request[State]) -> Response:
     """Delete a completion."""
-    work = partial(stored.delete_completion, id_=_id_of(request), user_id=reach_of(request))
+    work = partial(stored_completions.delete_completion, id_=_id_of(request), user_id=reach_of(request))
     return json_response(await services_of(request).write(work))
 
 
 async def list_messages(request: Request[State]) -> Response:
     """One page of the messages that a completion answers."""
     work = partial(
-        stored.list_messages,
+        stored_completions.list_messages,
         id_=_id_of(request),
         user_id=reach_of(request),
         page=openai_page_of(request),
@@ -93,11 +95,11 @@ def _open(connection: sqlite3.Connection, *, wanted: Filter, after: str | None) 
     if wanted.session_id is not None:
         try:
             id_ = checked_id(wanted.session_id, param="metadata.session_id")
-            session = history.find_session(connection, id_, user_id=wanted.user_id)
+            session = branches.find_session(connection, id_, user_id=wanted.user_id)
         except (InvalidRequestError, NotFoundError):
             return None
         wanted = replace(wanted, session_id=session.session_id)
-    return wanted, stored.start_of(connection, wanted, after)
+    return wanted, stored_completions.start_of(connection, wanted, after)
 
 
 # What does not begin like a completion's id is upstream's: vLLM has routes below, such as /render.

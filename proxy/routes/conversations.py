@@ -6,10 +6,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy import conversations
 from proxy.errors import InvalidRequestError, json_response
-from proxy.items import messages_of
-from proxy.presentation import JSON
+from proxy.history import conversations
+from proxy.history.conversation_items import messages_of
+from proxy.history.serializers import JSON
 from proxy.routes import parameters
 from proxy.routes.parameters import Values, named_user, openai_page_of, order_of, reach_of, services_of, session_id_of
 from proxy.routes.readback import Readback

@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from proxy import export, history
+from proxy import export
 from proxy.errors import InvalidRequestError
 from proxy.export import FORMATS, MEDIA_TYPES, Format, Scope
+from proxy.history import branches
 from proxy.routes import parameters
 from proxy.routes.parameters import reach_of, services_of, session_id_of
 from proxy.routes.resource import Resource
@@ -29,7 +30,7 @@ async def export_session(request: Request[State]) -> Response:
     """The session in the format asked for."""
     services = services_of(request)
     format_ = _format(request)
-    find = partial(history.find_session, id_=session_id_of(request), user_id=reach_of(request))
+    find = partial(branches.find_session, id_=session_id_of(request), user_id=reach_of(request))
     session = await services.read(find)
     scope = Scope(session_id=session.session_id, completed_only=parameters.flag(request, "completed_only"))
     # Written aside first: a caller who reads slowly must not hold a snapshot, nor one of the few readers.

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from proxy.attribution import checked_id
 from proxy.auth import ANYONE, Caller, acting_user, owner_of
 from proxy.errors import APIError, InvalidRequestError, NotFoundError
-from proxy.history import Order
+from proxy.history.branches import Order
+from proxy.history.sessions import Change, NewMessage
 from proxy.services import Services, State
-from proxy.sessions import Change, NewMessage
 from proxy.storage.queries import Page
 from proxy.tee import DepartedError, read_body
 from proxy.wire import json_text

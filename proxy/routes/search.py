@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy import history
 from proxy.errors import InvalidRequestError, json_response
-from proxy.presentation import JSON, session_json
+from proxy.history import branches
+from proxy.history.serializers import JSON, session_json
 from proxy.routes import parameters
 from proxy.routes.parameters import named_user, reach_of, services_of
 from proxy.routes.resource import Resource
@@ -40,7 +40,7 @@ async def _query(services: Services, request: Request[State]) -> Query:
     session_id = parameters.text(given, "session_id")
     reach = reach_of(request) if user_id is None else named_user(request, user_id)
     if session_id is not None:
-        find = partial(history.find_session, id_=session_id, user_id=reach)
+        find = partial(branches.find_session, id_=session_id, user_id=reach)
         session_id = (await services.read(find)).session_id
     role = parameters.text(given, "role")
     if role is not None and role not in parameters.ROLES:

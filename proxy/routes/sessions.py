@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy import history, sessions
 from proxy.errors import json_response
+from proxy.history import branches, sessions
 from proxy.routes import parameters, streamed
 from proxy.routes.parameters import named_user, reach_of, services_of, session_id_of
 from proxy.routes.resource import Resource
@@ -30,7 +30,7 @@ async def create_session(request: Request[State]) -> Response:
 async def list_sessions(request: Request[State]) -> Response:
     """One page of a user's sessions."""
     work = partial(
-        history.list_sessions,
+        branches.list_sessions,
         user_id=named_user(request, parameters.text(request.query_params, "user_id")),
         page=parameters.page_of(request),
         active_only=parameters.flag(request, "active_only"),
@@ -40,7 +40,7 @@ async def list_sessions(request: Request[State]) -> Response:
 
 async def get_session(request: Request[State]) -> Response:
     """One session."""
-    work = partial(history.get_session, id_=session_id_of(request), user_id=reach_of(request))
+    work = partial(branches.get_session, id_=session_id_of(request), user_id=reach_of(request))
     return json_response(await services_of(request).read(work))
 
 
@@ -66,7 +66,7 @@ async def append_message(request: Request[State]) -> Response:
 
 async def list_messages(request: Request[State]) -> Response:
     """One page of a branch."""
-    read = history.list_openai_messages if parameters.wants_openai_messages(request) else history.list_messages
+    read = branches.list_openai_messages if parameters.wants_openai_messages(request) else branches.list_messages
     work = partial(
         read,
         id_=session_id_of(request),
@@ -81,7 +81,7 @@ async def list_messages(request: Request[State]) -> Response:
 async def list_exchanges(request: Request[State]) -> Response:
     """One page of a session's exchanges."""
     work = partial(
-        history.list_exchanges,
+        branches.list_exchanges,
         id_=session_id_of(request),
         user_id=reach_of(request),
         page=parameters.page_of(request),
@@ -95,7 +95,7 @@ async def get_history(request: Request[State]) -> Response:
     is_lines = streamed.LINES in request.headers.get("accept", "")
     user_id = named_user(request, parameters.text(request.path_params, "user_id"))
     work = partial(
-        history.open_history,
+        branches.open_history,
         user_id=user_id,
         page=Page(limit=-1) if is_lines else parameters.page_of(request),
         since=parameters.moment(request, "since"),

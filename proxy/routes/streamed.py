@@ -6,9 +6,9 @@ from functools import partial
 
 from starlette.responses import Response, StreamingResponse
 
-from proxy import history as recorded
 from proxy.errors import NotFoundError
-from proxy.presentation import JSON
+from proxy.history import branches as recorded
+from proxy.history.serializers import JSON
 from proxy.services import Services
 from proxy.wire import json_text
 

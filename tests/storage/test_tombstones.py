@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proxy import journal, sessions
+from proxy import journal
+from proxy.history import sessions
 from proxy.ids import timestamp, uuid7
 from proxy.storage import exchange_store, queries, tombstones
 from proxy.storage.exchange import Exchange, Outcome, SessionRef

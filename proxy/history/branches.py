@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from proxy.errors import InvalidRequestError, NotFoundError
-from proxy.presentation import JSON, exchange_json, message_json, openai_message, session_json, user_json
+from proxy.history.serializers import JSON, exchange_json, message_json, openai_message, session_json, user_json
 from proxy.storage import queries
 from proxy.storage.queries import ExchangeRow, Message, Page, Session, Step
 from proxy.wire import json_text

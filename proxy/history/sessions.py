@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.errors import APIError
-from proxy.history import find_session, get_message
+from proxy.history.branches import find_session, get_message
+from proxy.history.serializers import JSON, session_json
 from proxy.ids import timestamp, uuid7
-from proxy.presentation import JSON, session_json
 from proxy.storage import exchange_store, queries, tombstones
 from proxy.wire.message import DEFAULT_TITLE
 

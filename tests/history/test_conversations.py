@@ -14,8 +14,8 @@ from openai.types.conversations import Conversation, ConversationDeletedResource
 from pydantic import TypeAdapter
 
 from tests.fake_upstream import FakeUpstream, chat_chunk, chat_completion, event, fake_upstream, sse, whole_json
+from tests.history.test_stored_completions import is_counted_right
 from tests.serving import running_proxy, settings_for
-from tests.test_stored import is_counted_right
 
 ROUTE = "/v1/conversations"
 CHAT = "/v1/chat/completions"

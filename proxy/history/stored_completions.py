@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from proxy import history
 from proxy.errors import InvalidRequestError, NotFoundError
-from proxy.history import Order
-from proxy.presentation import JSON, openai_message
+from proxy.history import branches
+from proxy.history.branches import Order
+from proxy.history.serializers import JSON, openai_message
 from proxy.storage import queries
 from proxy.storage.queries import COMPLETION_PREFIX, Candidate, ExchangeRow, Message, Page
 from proxy.storage.removal import remove_exchange
@@ -118,13 +118,13 @@ def list_messages(connection: sqlite3.Connection, id_: str, *, user_id: str | No
     """One page of the messages of a completion's request."""
     row = find_exchange(connection, id_, user_id=user_id)
     path = [] if row.leaf_no is None else queries.list_path(connection, row.leaf_no)[::-1]
-    numbers = history.as_requested(history.as_far_as_sent(path, row), row)
+    numbers = branches.as_requested(branches.as_far_as_sent(path, row), row)
     prefix = _public_id(connection, row) + "-"
     positions = list(range(len(numbers)) if order == "asc" else reversed(range(len(numbers))))
     if page.after is not None:
         positions = positions[_index_after(positions, page.after, id_) :]
     shown = [
-        history.get_message(connection, numbers[position], show=_store_message) | {"id": f"{prefix}{position}"}
+        branches.get_message(connection, numbers[position], show=_store_message) | {"id": f"{prefix}{position}"}
         for position in positions[: page.limit]
     ]
     return page_json(shown, has_more=len(positions) > page.limit)
@@ -232,7 +232,7 @@ def _usage(row: ExchangeRow) -> JSON | None:
 
 def _choices(connection: sqlite3.Connection, row: ExchangeRow) -> list[JSON]:
     numbers = queries.list_replies(connection, row)
-    choices = [history.get_message(connection, number, show=_choice) for number in numbers]
+    choices = [branches.get_message(connection, number, show=_choice) for number in numbers]
     if choices or row.status == "completed":
         return choices
     # Cut before it had said anything.

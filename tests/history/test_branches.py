@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy import history
 from proxy.errors import InvalidRequestError, NotFoundError
+from proxy.history import branches
 from proxy.storage import queries
 from proxy.storage.queries import Page
 from proxy.storage.sqlite import transaction
@@ -31,7 +31,7 @@ def test_page_of_a_long_branch_loads_only_its_own_messages(chats: Chats, monkeyp
         return get_message(chats.connection, message_no)
 
     monkeypatch.setattr(queries, "get_message", counting)
-    page = history.list_messages(chats.connection, session_id, user_id=None, page=Page(limit=3, offset=2000))
+    page = branches.list_messages(chats.connection, session_id, user_id=None, page=Page(limit=3, offset=2000))
     assert [message["content"] for message in page["messages"]] == ["2000", "2001", "2002"]
     assert page["total"] == 3000
     assert len(loaded) == 3
@@ -69,7 +69,7 @@ def test_page_after_a_message_of_another_branch_is_refused(chats: Chats) -> None
     session_id = chats.store([user("q")], said("two"), session="s")
     numbers = [row[0] for row in chats.connection.execute("SELECT message_id FROM messages WHERE content = 'one'")]
     with pytest.raises(InvalidRequestError):
-        history.list_messages(chats.connection, session_id, user_id=None, page=Page(limit=5, after=numbers[0]))
+        branches.list_messages(chats.connection, session_id, user_id=None, page=Page(limit=5, after=numbers[0]))
 
 
 def test_messages_ready_to_send_are_paged_too(chats: Chats) -> None:
@@ -77,12 +77,12 @@ def test_messages_ready_to_send_are_paged_too(chats: Chats) -> None:
     session_id = chats.store(request, said("d"))
     whole = [*request, said("d")]
     for offset in range(6):
-        page = history.list_openai_messages(
+        page = branches.list_openai_messages(
             chats.connection, session_id, user_id=None, page=Page(limit=2, offset=offset)
         )
         assert page["messages"] == whole[offset : offset + 2]
         assert page["total"] == 5
-    back = history.list_openai_messages(chats.connection, session_id, user_id=None, page=ALL, order="desc")
+    back = branches.list_openai_messages(chats.connection, session_id, user_id=None, page=ALL, order="desc")
     assert back["messages"] == whole[::-1]
 
 
@@ -109,27 +109,27 @@ def test_session_by_hand_is_ready_as_it_was_posted(chats: Chats) -> None:
 
 def test_piece_ends_when_it_is_large_and_goes_on_where_it_ended(chats: Chats) -> None:
     session_id = chats.make(*("x" * 400_000 for _ in range(7)))
-    _, numbers = history.open_branch(chats.connection, session_id, user_id=None)
+    _, numbers = branches.open_branch(chats.connection, session_id, user_id=None)
     position, pieces = 0, []
     while position < len(numbers):
-        texts, position = history.read_piece(chats.connection, numbers, start=position)
+        texts, position = branches.read_piece(chats.connection, numbers, start=position)
         pieces.append(len(texts))
     assert pieces == [3, 3, 1]
 
 
 def test_piece_leaves_out_what_was_deleted_meanwhile(chats: Chats) -> None:
     session_id = chats.make("a", "b")
-    _, numbers = history.open_branch(chats.connection, session_id, user_id=None)
+    _, numbers = branches.open_branch(chats.connection, session_id, user_id=None)
     with transaction(chats.connection):
         queries.delete_session(chats.connection, session_id)
-    assert history.read_piece(chats.connection, numbers, start=0) == ([], 2)
+    assert branches.read_piece(chats.connection, numbers, start=0) == ([], 2)
 
 
 def test_text_of_a_piece_is_json(chats: Chats) -> None:
     session_id = chats.make()
     chats.post(session_id, user([{"type": "text", "text": "\ud800"}]) | {"seed": 2**80})
-    _, numbers = history.open_branch(chats.connection, session_id, user_id=None)
-    texts, _ = history.read_piece(chats.connection, numbers, start=0)
+    _, numbers = branches.open_branch(chats.connection, session_id, user_id=None)
+    texts, _ = branches.read_piece(chats.connection, numbers, start=0)
     message = json_text.loads(texts[0])
     assert (message["content"][0]["text"], message["seed"]) == ("\ud800", 2**80)
 
@@ -137,6 +137,6 @@ def test_text_of_a_piece_is_json(chats: Chats) -> None:
 def test_session_of_another_user_is_not_found(chats: Chats) -> None:
     session_id = chats.make("a")
     for user_id in ("u", None):
-        assert history.find_session(chats.connection, session_id, user_id=user_id).session_id == session_id
+        assert branches.find_session(chats.connection, session_id, user_id=user_id).session_id == session_id
     with pytest.raises(NotFoundError):
-        history.find_session(chats.connection, session_id, user_id="other")
+        branches.find_session(chats.connection, session_id, user_id="other")

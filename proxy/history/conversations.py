@@ -5,15 +5,15 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from proxy import history, items, sessions
 from proxy.errors import InvalidRequestError, NotFoundError
-from proxy.history import Order, find_session
+from proxy.history import branches, conversation_items, sessions
+from proxy.history.branches import Order, find_session
+from proxy.history.conversation_items import ItemId, items_of
+from proxy.history.serializers import JSON
+from proxy.history.stored_completions import page_json, pairs_of, unix_seconds
 from proxy.ids import timestamp, uuid7
-from proxy.items import ItemId, items_of
-from proxy.presentation import JSON
 from proxy.storage import exchange_store, queries, removal
 from proxy.storage.queries import Message, Page, Session
-from proxy.stored import page_json, pairs_of, unix_seconds
 from proxy.wire import json_text
 from proxy.wire.message import title_of, to_columns, to_openai
 
@@ -49,7 +49,7 @@ def list_items(
 ) -> JSON:
     """One page of the items of the newest branch. Only messages that are shown are loaded."""
     session = find_session(connection, id_, user_id=user_id)
-    numbers = [step.message_no for step in history.get_branch(connection, session)]
+    numbers = [step.message_no for step in branches.get_branch(connection, session)]
     after, after_no = _cursor(connection, session, page.after)
     if order == "desc":
         start = 0 if after_no is None else len(numbers) - bisect_right(numbers, after_no)
@@ -83,12 +83,12 @@ def _items(connection: sqlite3.Connection, message_no: int, *, include: Collecti
         found.extend(items_of(row, blobs, include=include))
         return {}
 
-    history.get_message(connection, message_no, show=show)
+    branches.get_message(connection, message_no, show=show)
     return found
 
 
 def _find_item(connection: sqlite3.Connection, session: Session, item_id: str) -> tuple[ItemId, int]:
-    parsed = items.parse_id(item_id)
+    parsed = conversation_items.parse_id(item_id)
     number = None
     if parsed is not None:
         number = queries.find_message_no(connection, parsed.message_id, session_id=session.session_id)
@@ -101,7 +101,7 @@ def _cursor(connection: sqlite3.Connection, session: Session, after: str | None)
     """The item to go on after, and the number of its message. It may have been deleted since: then its place counts."""
     if after is None:
         return None, None
-    parsed = items.parse_id(after)
+    parsed = conversation_items.parse_id(after)
     if parsed is None:
         raise InvalidRequestError("There is no such item to list after.", param="after")
     number = queries.find_message_no(connection, parsed.message_id, session_id=session.session_id)
@@ -117,7 +117,7 @@ def _after(shown: list[JSON], after: ItemId, *, order: Order) -> list[JSON]:
     ids = [item["id"] for item in shown]
     if after.text in ids:
         return shown[ids.index(after.text) + 1 :]
-    ranks = [parsed.rank if (parsed := items.parse_id(each)) else 0 for each in ids]
+    ranks = [parsed.rank if (parsed := conversation_items.parse_id(each)) else 0 for each in ids]
     if order == "asc":
         return [item for item, rank in zip(shown, ranks, strict=True) if rank >= after.rank]
     return [item for item, rank in zip(shown, ranks, strict=True) if rank <= after.rank]
@@ -180,7 +180,7 @@ def delete_item(connection: sqlite3.Connection, id_: str, item_id: str, *, user_
     """Take an item out of the conversation, and show that. The message goes with its last item."""
     session = find_session(connection, id_, user_id=user_id)
     item, number = _find_item(connection, session, item_id)
-    left = items.without(history.get_message(connection, number, show=_message), item)
+    left = conversation_items.without(branches.get_message(connection, number, show=_message), item)
     if left is None:
         removal.remove_message(connection, number, session_id=session.session_id)
     else:

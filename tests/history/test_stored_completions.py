@@ -33,7 +33,9 @@ from tests.serving import running_proxy, settings_for
 
 ROUTE = "/v1/chat/completions"
 HELLO = {"role": "user", "content": "hello"}
-STREAMS = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "streams").glob("default_chat*"))}
+STREAMS = {
+    path.name: path.read_bytes() for path in sorted((Path(__file__).parent.parent / "streams").glob("default_chat*"))
+}
 RECORDED = [name for name, sent in STREAMS.items() if b'"choices"' in sent]
 TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
@@ -423,7 +425,7 @@ async def test_deleted_completion_is_gone_with_its_reply(
 async def test_all_completions_can_be_deleted_while_they_are_listed(
     sdk: AsyncOpenAI, tmp_path: Path, order: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.stored._DELETED_MAX", 3)
+    monkeypatch.setattr("proxy.history.stored_completions._DELETED_MAX", 3)
     store_many(tmp_path, 7)
     async for completion in sdk.chat.completions.list(limit=2, order=order):
         await sdk.chat.completions.delete(completion.id)
@@ -453,7 +455,7 @@ async def test_session_goes_on_after_its_last_reply_was_deleted(http: httpx.Asyn
 
 
 def test_reply_that_a_chat_in_progress_ends_with_is_not_deleted(tmp_path: Path) -> None:
-    from proxy import stored as module  # the name is this file's own for a request
+    from proxy.history import stored_completions as module  # the name is this file's own for a request
 
     chats = Chats(tmp_path / "stellarchat.db")
     session_id = chats.store([HELLO], {"role": "assistant", "content": "half"})

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any
 
 from proxy.errors import InvalidRequestError
-from proxy.presentation import JSON, openai_message
+from proxy.history.serializers import JSON, openai_message
 from proxy.storage.queries import Message
 from proxy.wire import json_text
 
