@@ -13,9 +13,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from proxy.access.middleware import Gate, GateMiddleware
 from proxy.demo import serve_demo
 from proxy.errors import APIError, api_error_response, http_error_response, unexpected_error_response
-from proxy.gate import Gate, GateMiddleware
 from proxy.observer import Observer, ObserverMiddleware
 from proxy.recorder import Recorder
 from proxy.routes import route_table

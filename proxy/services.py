@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict, TypeVar
 
+from proxy.access.middleware import Gate
 from proxy.errors import UnavailableError
-from proxy.gate import Gate
 from proxy.observer import Observer
 from proxy.recorder import Recorder
 from proxy.settings import Settings

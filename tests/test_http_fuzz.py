@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.access.test_keys import bearer, make_key
 from tests.fake_upstream import FakeUpstream, fake_upstream, mirror, never
 from tests.serving import ServerProcess, server_process
-from tests.test_keys import bearer, make_key
 
 PATIENCE = "1.5"
 SMUGGLED = b"GET /v1/smuggled HTTP/1.1\r\nHost: x\r\n\r\n"

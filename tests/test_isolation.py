@@ -22,9 +22,9 @@ from proxy.routes import route_table
 from proxy.routes.chat import ChatCompletions
 from proxy.routes.resource import Resource
 from proxy.storage.sqlite import connect
+from tests.access.test_keys import bearer, make_key, until
 from tests.fake_upstream import FakeUpstream, fake_upstream, whole_json
 from tests.serving import running_proxy, settings_for
-from tests.test_keys import bearer, make_key, until
 
 REFUSED = ("no key", "bad key", "expired", "revoked")
 SECRET = {"ann": "ann keeps this to herself", "bob": "bob keeps this to himself"}

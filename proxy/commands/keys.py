@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from proxy import settings
+from proxy.access.keys import Grant, create_key
 from proxy.commands.console import as_json_option, print_json
 from proxy.errors import ConfigurationError
 from proxy.ids import timestamp
-from proxy.keys import Grant, create_key
 from proxy.storage import queries, sqlite
 from proxy.storage.queries import ApiKey
 from proxy.storage.sqlite import transaction

@@ -9,8 +9,8 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from proxy.attribution import session_of, user_header, user_of
-from proxy.auth import ANYONE, Caller
+from proxy.access.attribution import session_of, user_header, user_of
+from proxy.access.caller import ANYONE, Caller
 from proxy.downstream.direct_writer import Outlet, outlet_of
 from proxy.errors import APIError, UnavailableError, json_response
 from proxy.ids import timestamp, uuid7

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy.attribution import checked_id
+from proxy.access.attribution import checked_id
 from proxy.errors import InvalidRequestError, NotFoundError, json_response
 from proxy.history import branches, stored_completions
 from proxy.history.stored_completions import Filter

@@ -7,8 +7,8 @@ from typing import Any
 
 from starlette.requests import Request
 
-from proxy.attribution import checked_id
-from proxy.auth import ANYONE, Caller, acting_user, owner_of
+from proxy.access.attribution import checked_id
+from proxy.access.caller import ANYONE, Caller, acting_user, owner_of
 from proxy.errors import APIError, InvalidRequestError, NotFoundError
 from proxy.history.branches import Order
 from proxy.history.sessions import Change, NewMessage

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 from starlette.types import Receive, Scope, Send
 
-from proxy.auth import ANYONE, Caller
+from proxy.access.caller import ANYONE, Caller
 from proxy.downstream.direct_writer import outlet_of
 from proxy.errors import NotFoundError
 from proxy.ids import uuid7

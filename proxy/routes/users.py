@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from proxy.access.middleware import REFRESH_SECONDS, Gate
 from proxy.errors import NotFoundError, json_response
-from proxy.gate import REFRESH_SECONDS, Gate
 from proxy.ids import timestamp
 from proxy.routes.parameters import named_user, services_of
 from proxy.routes.resource import Resource

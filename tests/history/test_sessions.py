@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.access.test_keys import bearer, make_key
 from tests.fake_upstream import fake_upstream
 from tests.serving import running_proxy, settings_for
-from tests.test_keys import bearer, make_key
 
 SESSION_KEYS = [
     "session_id",

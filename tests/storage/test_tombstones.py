@@ -17,10 +17,10 @@ from proxy.storage import exchange_store, queries, tombstones
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.sqlite import connect, prepare, transaction
 from proxy.storage.write_batch import storing
+from tests.access.test_keys import bearer, make_key
 from tests.chats import Chats, exchange_of, said, user
 from tests.fake_upstream import FakeUpstream, chat_completion, dumps, fake_upstream, until, whole
 from tests.serving import running_proxy, settings_for
-from tests.test_keys import bearer, make_key
 from tests.test_recorder import HELLO, WORLD, asking, die, eventually, lock, open_live, recording, rows, spilled
 
 CHAT = "/v1/chat/completions"

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, AuthenticationError
 
+from tests.access.test_keys import bearer, make_key, rows, until
 from tests.fake_upstream import FakeUpstream, fake_upstream, mirror
 from tests.serving import running_proxy, settings_for
-from tests.test_keys import bearer, make_key, rows, until
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}

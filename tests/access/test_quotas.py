@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
+from proxy.access.quotas import Usage, check_tokens, start_of_day, take_request
 from proxy.errors import APIError
-from proxy.limits import Usage, check_tokens, start_of_day, take_request
+from tests.access.test_keys import bearer, make_key, rows
 from tests.fake_upstream import FakeUpstream, fake_upstream, never, sse, until
 from tests.serving import running_proxy, settings_for
-from tests.test_keys import bearer, make_key, rows
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -93,7 +93,7 @@ async def test_requests_per_minute_are_counted_and_told(upstream: FakeUpstream, 
 async def test_a_day_s_tokens_are_counted_from_what_was_recorded(
     upstream: FakeUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.gate._TOKENS_SECONDS", 0.0)
+    monkeypatch.setattr("proxy.access.middleware._TOKENS_SECONDS", 0.0)
     key = make_key(tmp_path, tokens_per_day=20)  # a reply of the fake upstream is 12
     settings = settings_for(tmp_path, upstream_url=upstream.url, auth="required")
     async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url) as http:

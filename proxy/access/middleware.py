@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy.attribution import user_header
-from proxy.auth import ANYONE, Caller
+from proxy.access.attribution import user_header
+from proxy.access.caller import ANYONE, Caller
+from proxy.access.keys import Holder, KeyRing, bad_key
+from proxy.access.quotas import check_tokens, over, start_of_day, take_request
 from proxy.errors import APIError, NotFoundError, json_response, too_large
 from proxy.ids import timestamp
-from proxy.keys import Holder, KeyRing, bad_key
-from proxy.limits import check_tokens, over, start_of_day, take_request
 from proxy.settings import Settings
 from proxy.storage import queries
 from proxy.storage.sqlite import Database

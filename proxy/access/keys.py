@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 
-from proxy.auth import Caller
+from proxy.access.caller import Caller
+from proxy.access.quotas import Usage
 from proxy.errors import APIError, UnavailableError
 from proxy.ids import timestamp, uuid7
-from proxy.limits import Usage
 from proxy.storage import queries
 from proxy.storage.queries import DEFAULT_USER_ID, ApiKey
 from proxy.storage.sqlite import Database
