@@ -17,7 +17,7 @@ from proxy.access.middleware import Gate, GateMiddleware
 from proxy.demo import serve_demo
 from proxy.errors import APIError, api_error_response, http_error_response, unexpected_error_response
 from proxy.observer import Observer, ObserverMiddleware
-from proxy.recorder import Recorder
+from proxy.recording.recorder import Recorder
 from proxy.routes import route_table
 from proxy.routes.chat import PATH, ChatCompletions
 from proxy.services import Services, State

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxy.errors import ConfigurationError
-from proxy.spill import Abandoned, spill_path, worker_ids
+from proxy.recording.spill import Abandoned, spill_path, worker_ids
 from proxy.storage.queries import QUERIES
 from proxy.storage.sqlite import APPLICATION_ID, refuse_unknown_schema
 

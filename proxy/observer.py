@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from proxy.ids import timestamp
 from proxy.logs import file_of_requests
 from proxy.metrics import Metrics, folder_of
-from proxy.recorder import Recorder
+from proxy.recording.recorder import Recorder
 from proxy.settings import Settings
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.traces import open_traces

@@ -9,12 +9,12 @@ from typing import TypedDict, TypeVar
 from proxy.access.middleware import Gate
 from proxy.errors import UnavailableError
 from proxy.observer import Observer
-from proxy.recorder import Recorder
+from proxy.recording.recorder import Recorder
+from proxy.recording.writer import QueueFullError
 from proxy.settings import Settings
 from proxy.storage.queries import Place
 from proxy.storage.sqlite import Database
 from proxy.upstream.client import Upstream
-from proxy.writer import QueueFullError
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from proxy import backup, prune
 from proxy.errors import APIError, ConfigurationError
-from proxy.recorder import Recorder
+from proxy.recording.recorder import Recorder
 from proxy.search.search import Index
 from proxy.settings import Settings
 from proxy.storage import tombstones

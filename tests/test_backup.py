@@ -16,7 +16,7 @@ from proxy import backup
 from proxy.cli import cli
 from proxy.demo import MODEL
 from proxy.errors import ConfigurationError
-from proxy.spill import Spill, spill_path
+from proxy.recording.spill import Spill, spill_path
 from proxy.storage.sqlite import connect
 from tests.serving import REPOSITORY, server_process
 from tests.stored import fill, opened, say

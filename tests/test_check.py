@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from proxy import check
 from proxy.check import Problem
 from proxy.cli import cli
-from proxy.spill import Spill, spill_path
+from proxy.recording.spill import Spill, spill_path
 from proxy.storage import exchange_store
 from proxy.storage.write_batch import storing
 from tests.stored import fill, opened, say

@@ -13,8 +13,8 @@ import pytest
 
 from tests.crash.rounds import worker_pids
 from tests.fake_upstream import FakeUpstream, fake_upstream, until
+from tests.recording.test_recorder import CHAT, HELLO, WORLD, asking, eventually, replies
 from tests.serving import ServerProcess, server_process
-from tests.test_recorder import CHAT, HELLO, WORLD, asking, eventually, replies
 
 WORKERS = pytest.mark.parametrize("workers", (1, 2))
 

@@ -14,11 +14,7 @@ from proxy.access.caller import ANYONE, Caller
 from proxy.downstream.direct_writer import Outlet, outlet_of
 from proxy.errors import APIError, UnavailableError, json_response
 from proxy.ids import timestamp, uuid7
-from proxy.routes.relay import open_unrecorded, target_of, upstream_headers
-from proxy.services import Services
-from proxy.storage import exchange_store
-from proxy.storage.exchange import Exchange, SessionRef, Status
-from proxy.tee import (
+from proxy.recording.tee import (
     CALLER_LEFT,
     STOPPED,
     DepartedError,
@@ -30,6 +26,10 @@ from proxy.tee import (
     send_streamed,
     send_whole,
 )
+from proxy.routes.relay import open_unrecorded, target_of, upstream_headers
+from proxy.services import Services
+from proxy.storage import exchange_store
+from proxy.storage.exchange import Exchange, SessionRef, Status
 from proxy.upstream.client import Response
 from proxy.wire import chat_request, hash_chain, headers
 from proxy.wire.headers import Headers

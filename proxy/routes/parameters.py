@@ -12,9 +12,9 @@ from proxy.access.caller import ANYONE, Caller, acting_user, owner_of
 from proxy.errors import APIError, InvalidRequestError, NotFoundError
 from proxy.history.branches import Order
 from proxy.history.sessions import Change, NewMessage
+from proxy.recording.tee import DepartedError, read_body
 from proxy.services import Services, State
 from proxy.storage.queries import Page
-from proxy.tee import DepartedError, read_body
 from proxy.wire import json_text
 from proxy.wire.headers import Headers
 

@@ -9,8 +9,8 @@ from proxy.access.caller import ANYONE, Caller
 from proxy.downstream.direct_writer import outlet_of
 from proxy.errors import NotFoundError
 from proxy.ids import uuid7
+from proxy.recording.tee import DepartedError, Watch, send_unrecorded, stream_body
 from proxy.services import Services
-from proxy.tee import DepartedError, Watch, send_unrecorded, stream_body
 from proxy.upstream.client import Body
 from proxy.wire import headers
 from proxy.wire.headers import Headers

@@ -10,10 +10,10 @@ from starlette.routing import Route
 from proxy.access.middleware import REFRESH_SECONDS, Gate
 from proxy.errors import NotFoundError, json_response
 from proxy.ids import timestamp
+from proxy.recording.spill import worker_ids
 from proxy.routes.parameters import named_user, services_of
 from proxy.routes.resource import Resource
 from proxy.services import Services, State
-from proxy.spill import worker_ids
 from proxy.storage import queries, tombstones
 
 # Few enough that chats which wait for the same writer do not notice.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy import journal
+from proxy.recording import spill_codec
 from proxy.storage import queries
 from proxy.storage.exchange import Outcome
 from proxy.storage.sqlite import transaction
@@ -240,9 +240,9 @@ def test_history_is_found_by_the_index_of_hashes(chats: Chats, name: str) -> Non
 def test_replayed_exchange_is_stored_once(chats: Chats) -> None:
     exchange = chats.begin([user("q")])
     session_id = chats.finish(exchange, said("a"))
-    line = journal.finish_line(exchange, Outcome(status="completed"), is_begun=False)
+    line = spill_codec.finish_line(exchange, Outcome(status="completed"), is_begun=False)
     with storing(chats.connection) as rows:
-        journal.replay(rows, line)
+        spill_codec.replay(rows, line)
     assert chats.texts(session_id) == ["q", "a"]
     assert chats.count("exchanges") == 1
 

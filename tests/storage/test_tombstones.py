@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proxy import journal
 from proxy.history import sessions
 from proxy.ids import timestamp, uuid7
+from proxy.recording import spill_codec
 from proxy.storage import exchange_store, queries, tombstones
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.sqlite import connect, prepare, transaction
@@ -20,8 +20,19 @@ from proxy.storage.write_batch import storing
 from tests.access.test_keys import bearer, make_key
 from tests.chats import Chats, exchange_of, said, user
 from tests.fake_upstream import FakeUpstream, chat_completion, dumps, fake_upstream, until, whole
+from tests.recording.test_recorder import (
+    HELLO,
+    WORLD,
+    asking,
+    die,
+    eventually,
+    lock,
+    open_live,
+    recording,
+    rows,
+    spilled,
+)
 from tests.serving import running_proxy, settings_for
-from tests.test_recorder import HELLO, WORLD, asking, die, eventually, lock, open_live, recording, rows, spilled
 
 CHAT = "/v1/chat/completions"
 BEFORE, MOMENT, AFTER = (f"2026-01-01T00:00:00.00{number}Z" for number in (1, 2, 3))
@@ -59,12 +70,12 @@ def users(connection: sqlite3.Connection) -> list[str]:
 def test_only_what_was_asked_after_the_deletion_is_stored(chats: Chats, moment: str, stored: int) -> None:
     delete_user(chats.connection)
     lines = (
-        journal.finish_line(asked_at(moment), Outcome(status="completed"), is_begun=False),
-        journal.begin_line(asked_at(moment), worker_id="w"),
+        spill_codec.finish_line(asked_at(moment), Outcome(status="completed"), is_begun=False),
+        spill_codec.begin_line(asked_at(moment), worker_id="w"),
     )
     for line in lines:
         with storing(chats.connection) as rows_:
-            journal.replay(rows_, line)
+            spill_codec.replay(rows_, line)
     assert chats.count("exchanges") == len(lines) * stored
     assert users(chats.connection) == ["ann"] * stored
 
@@ -88,12 +99,12 @@ def test_what_followed_a_spilled_beginning_is_dropped_with_it(chats: Chats) -> N
     delete_user(chats.connection)
     exchange = asked_at(BEFORE)
     for line in (
-        journal.begin_line(exchange, worker_id="w"),
-        journal.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=b"data: secret\n\n"),
-        journal.finish_line(exchange, Outcome(status="completed"), is_begun=True),
+        spill_codec.begin_line(exchange, worker_id="w"),
+        spill_codec.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=b"data: secret\n\n"),
+        spill_codec.finish_line(exchange, Outcome(status="completed"), is_begun=True),
     ):
         with storing(chats.connection) as rows_:
-            journal.replay(rows_, line)
+            spill_codec.replay(rows_, line)
     assert [chats.count(table) for table in TABLES] == [0] * len(TABLES)
     assert users(chats.connection) == []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.spill import Abandoned, Spill, spill_path, worker_ids
+from proxy.recording.spill import Abandoned, Spill, spill_path, worker_ids
 
 
 def _lines(abandoned: Abandoned) -> list[bytes]:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from proxy.errors import UnavailableError
-from proxy.spill import Spill
+from proxy.recording.spill import Spill
 from proxy.storage.sqlite import Database, transaction
 from proxy.storage.write_batch import Rows, storing
 

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Send
 
 from proxy.downstream.direct_writer import Outlet
 from proxy.errors import APIError, too_large
-from proxy.recorder import Recorder
+from proxy.recording.recorder import Recorder
 from proxy.storage.exchange import Exchange, Outcome, Status
 from proxy.upstream.client import Failure, Response, failure
 from proxy.wire.chat_reply import Completion, has_token, is_terminator, is_usage_only, may_wait

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from proxy import ids, journal
+from proxy import ids
+from proxy.recording import spill_codec
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.sqlite import connect, prepare
@@ -69,7 +70,7 @@ def test_a_replayed_finish_stores_what_the_finish_would_have(
     other = connect(tmp_path / "other.db")
     prepare(other)
     with storing(other) as rows:
-        journal.replay(rows, journal.finish_line(exchange, outcome, is_begun=False))
+        spill_codec.replay(rows, spill_codec.finish_line(exchange, outcome, is_begun=False))
     for query in (_EXCHANGES, _MESSAGES):
         assert other.execute(query).fetchall() == connection.execute(query).fetchall()
     other.close()
@@ -78,26 +79,26 @@ def test_a_replayed_finish_stores_what_the_finish_would_have(
 def test_lines_replayed_twice_store_once(connection: sqlite3.Connection) -> None:
     exchange = exchange_of()
     lines = [
-        journal.begin_line(exchange, worker_id="w"),
-        journal.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=b"\x00\xff\ndata"),
-        journal.finish_line(exchange, OUTCOMES[0], is_begun=True),
-        journal.delete_fragments_line([exchange.exchange_id]),
+        spill_codec.begin_line(exchange, worker_id="w"),
+        spill_codec.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=b"\x00\xff\ndata"),
+        spill_codec.finish_line(exchange, OUTCOMES[0], is_begun=True),
+        spill_codec.delete_fragments_line([exchange.exchange_id]),
     ]
     assert not any(b"\n" in line or b"\0" in line for line in lines)
     for _ in range(2):
         for line in lines:
             with storing(connection) as rows:
-                journal.replay(rows, line)
+                spill_codec.replay(rows, line)
     assert connection.execute("SELECT role, content FROM messages").fetchall() == [("user", "hi"), ("assistant", "yo")]
     assert connection.execute("SELECT status FROM exchanges").fetchall() == [("completed",)]
     assert connection.execute("SELECT * FROM exchange_fragments").fetchall() == []
 
 
 def test_a_finish_that_was_not_begun_replayed_twice_stores_once(connection: sqlite3.Connection) -> None:
-    line = journal.finish_line(exchange_of(), OUTCOMES[0], is_begun=False)
+    line = spill_codec.finish_line(exchange_of(), OUTCOMES[0], is_begun=False)
     for _ in range(2):
         with storing(connection) as rows:
-            journal.replay(rows, line)
+            spill_codec.replay(rows, line)
     assert connection.execute("SELECT role, content FROM messages").fetchall() == [("user", "hi"), ("assistant", "yo")]
     assert connection.execute("SELECT message_count FROM sessions").fetchall() == [(2,)]
 
@@ -111,7 +112,7 @@ def test_a_reply_that_is_stored_after_the_request_that_resends_it_is_stored_once
     second = exchange_of(messages=[*history, {"role": "user", "content": "more"}])
     for exchange in (second, first):
         with storing(connection) as rows:
-            journal.replay(rows, journal.finish_line(exchange, OUTCOMES[0], is_begun=False))
+            spill_codec.replay(rows, spill_codec.finish_line(exchange, OUTCOMES[0], is_begun=False))
     contents = "SELECT content FROM messages ORDER BY message_no"
     assert connection.execute(contents).fetchall() == [("hi",), ("yo",), ("more",), ("yo",)]
     owner = """SELECT exchange_id, choice IS NOT NULL FROM messages JOIN exchanges USING (exchange_no)
@@ -123,7 +124,7 @@ def test_a_reply_that_is_stored_after_the_request_that_resends_it_is_stored_once
 def test_a_fragment_comes_back_byte_for_byte(connection: sqlite3.Connection) -> None:
     exchange = exchange_of()
     with storing(connection) as rows:
-        journal.replay(rows, journal.begin_line(exchange, worker_id="w"))
-        line = journal.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=bytes(range(256)))
-        journal.replay(rows, line)
+        spill_codec.replay(rows, spill_codec.begin_line(exchange, worker_id="w"))
+        line = spill_codec.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=bytes(range(256)))
+        spill_codec.replay(rows, line)
     assert connection.execute("SELECT data FROM exchange_fragments").fetchall() == [(bytes(range(256)),)]

@@ -11,9 +11,9 @@ import orjson
 import pytest
 
 from proxy import ids
-from proxy.recorder import Live, Recorder
+from proxy.recording.recorder import Live, Recorder
+from proxy.recording.spill import worker_ids
 from proxy.settings import Settings
-from proxy.spill import worker_ids
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.sqlite import Database, connect
 from proxy.wire.chat_reply import Completion

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from proxy.errors import UnavailableError
-from proxy.spill import Spill
+from proxy.recording.spill import Spill
+from proxy.recording.writer import QueueFullError, Writer
 from proxy.storage.sqlite import Database, connect
 from proxy.storage.write_batch import Rows
-from proxy.writer import QueueFullError, Writer
 
 
 @asynccontextmanager

@@ -10,17 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from proxy import journal
 from proxy.ids import uuid7
+from proxy.recording import spill_codec
+from proxy.recording.spill import Abandoned, Spill, spill_path, worker_ids
+from proxy.recording.writer import QueueFullError, Writer, is_trouble, replay_lines
 from proxy.settings import Settings
-from proxy.spill import Abandoned, Spill, spill_path, worker_ids
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.queries import list_workers_in_progress
 from proxy.storage.sqlite import Database
 from proxy.storage.write_batch import storing
 from proxy.wire.chat_reply import Completion
-from proxy.writer import QueueFullError, Writer, is_trouble, replay_lines
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Recorder:
         self.writer = Writer(
             database,
             self._spill,
-            replay=journal.replay,
+            replay=spill_codec.replay,
             queue_limit=settings.queue_limit,
             queue_limit_bytes=settings.queue_limit_bytes,
             commit_timeout_seconds=settings.commit_timeout_seconds,
@@ -149,7 +149,7 @@ class Recorder:
         try:
             return self.writer.submit(
                 work,
-                spilled=lambda: journal.finish_line(exchange, outcome, is_begun=is_begun),
+                spilled=lambda: spill_codec.finish_line(exchange, outcome, is_begun=is_begun),
                 size=size,
             )
         except QueueFullError:
@@ -204,7 +204,7 @@ class Recorder:
         exchange, worker_id = live.exchange, self.worker_id
         self.writer.submit(
             lambda rows: exchange_store.begin(rows, exchange, worker_id=worker_id),
-            spilled=lambda: journal.begin_line(exchange, worker_id=worker_id),
+            spilled=lambda: spill_codec.begin_line(exchange, worker_id=worker_id),
             size=live.size,
         )
         live.is_begun = True
@@ -216,7 +216,7 @@ class Recorder:
         exchange_id, sequence = live.exchange.exchange_id, live.sequence
         self.writer.submit(
             lambda rows: exchange_store.append_fragment(rows, exchange_id=exchange_id, sequence=sequence, data=data),
-            spilled=lambda: journal.fragment_line(exchange_id=exchange_id, sequence=sequence, data=data),
+            spilled=lambda: spill_codec.fragment_line(exchange_id=exchange_id, sequence=sequence, data=data),
             size=len(data),
         )
         live.has_written(data)
@@ -229,7 +229,7 @@ class Recorder:
         self._ended = []
         self.writer.submit(
             lambda rows: exchange_store.delete_fragments(rows, ended),
-            spilled=lambda: journal.delete_fragments_line(ended),
+            spilled=lambda: spill_codec.delete_fragments_line(ended),
         )
 
     async def _recover_later(self, exc: BaseException) -> None:
@@ -277,7 +277,7 @@ def _store_abandoned(connection: sqlite3.Connection, left: Abandoned, worker_id:
     """Store what a process that is gone has spilled and streamed: how many writes, how many cut chats."""
     spilled = 0
     for lines in left.batches():
-        replay_lines(connection, lines=lines, replay=journal.replay)
+        replay_lines(connection, lines=lines, replay=spill_codec.replay)
         spilled += len(lines)
     with storing(connection) as rows:
         return spilled, exchange_store.recover(rows, worker_id)

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from proxy.recorder import Recorder
+from proxy.recording.recorder import Recorder
+from proxy.recording.tee import Recording, Tee
 from proxy.storage.exchange import Exchange, SessionRef
 from proxy.storage.sqlite import Database
-from proxy.tee import Recording, Tee
 from proxy.wire.chat_reply import Completion
 from proxy.wire.sse import Decoder
 from tests.serving import settings_for
 
-STREAMS = sorted((Path(__file__).parent / "streams").glob("*.sse"))
+STREAMS = sorted((Path(__file__).parent.parent / "streams").glob("*.sse"))
 HEAD = b'data: {"id":"c","choices":[{"index":0,"delta":{"content":'
 TAIL = b'},"finish_reason":null}]}\n\n'
 # After an ordinary event, each of these looks like another one to a hasty reader.
