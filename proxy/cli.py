@@ -9,12 +9,13 @@ from typing import Any, NoReturn
 
 import click
 
-from proxy import logs, metrics, settings
+from proxy import settings
 from proxy.commands import COMMANDS
 from proxy.errors import ConfigurationError
 from proxy.settings import Settings
 from proxy.storage import queries
 from proxy.storage.sqlite import Database
+from proxy.telemetry import logs, metrics
 
 
 class _ServeCommand(click.Command):

@@ -16,11 +16,12 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
-from proxy import logs, settings
+from proxy import settings
 from proxy.app import create_app
 from proxy.downstream.protocol import Protocol
 from proxy.errors import ConfigurationError
 from proxy.settings import Settings
+from proxy.telemetry import logs
 
 logger = logging.getLogger(__name__)
 

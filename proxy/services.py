@@ -8,12 +8,12 @@ from typing import TypedDict, TypeVar
 
 from proxy.access.middleware import Gate
 from proxy.errors import UnavailableError
-from proxy.observer import Observer
 from proxy.recording.recorder import Recorder
 from proxy.recording.writer import QueueFullError
 from proxy.settings import Settings
 from proxy.storage.queries import Place
 from proxy.storage.sqlite import Database
+from proxy.telemetry.observer import Observer
 from proxy.upstream.client import Upstream
 
 T = TypeVar("T")

@@ -6,9 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy.metrics import CONTENT_TYPE
 from proxy.routes.resource import Resource
 from proxy.services import State
+from proxy.telemetry.metrics import CONTENT_TYPE
 
 
 async def get_metrics(request: Request[State]) -> Response:

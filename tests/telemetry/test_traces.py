@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
-from proxy import traces
 from proxy.settings import Settings, load
 from proxy.storage.exchange import Exchange, Outcome
-from proxy.traces import Traces, open_traces
+from proxy.telemetry import traces
+from proxy.telemetry.traces import Traces, open_traces
 from proxy.wire.headers import trace_context_of
 from tests.fake_upstream import fake_upstream, whole_json
 from tests.serving import REPOSITORY, running_proxy, settings_for

@@ -9,11 +9,11 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy import metrics
 from proxy.app import open_services
 from proxy.demo import MODEL
-from proxy.metrics import MODELS_MAX, Metrics
-from proxy.observer import Observer
+from proxy.telemetry import metrics
+from proxy.telemetry.metrics import MODELS_MAX, Metrics
+from proxy.telemetry.observer import Observer
 from proxy.wire.chat_reply import Completion
 from tests.serving import REPOSITORY, child_of, running_proxy, server_process, settings_for, until
 from tests.stored import choice, exchange, outcome, user

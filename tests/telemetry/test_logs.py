@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from proxy.demo import MODEL
-from proxy.logs import LinesFile
+from proxy.telemetry.logs import LinesFile
 from tests.serving import child_of, server_process, until
 
 

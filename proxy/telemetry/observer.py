@@ -10,12 +10,12 @@ from prometheus_client.core import GaugeMetricFamily
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.ids import timestamp
-from proxy.logs import file_of_requests
-from proxy.metrics import Metrics, folder_of
 from proxy.recording.recorder import Recorder
 from proxy.settings import Settings
 from proxy.storage.exchange import Exchange, Outcome
-from proxy.traces import open_traces
+from proxy.telemetry.logs import file_of_requests
+from proxy.telemetry.metrics import Metrics, folder_of
+from proxy.telemetry.traces import open_traces
 from proxy.wire import headers
 
 _PUBLISH_SECONDS = 1.0
