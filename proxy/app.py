@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.access.middleware import Gate, GateMiddleware
 from proxy.demo import serve_demo
 from proxy.errors import APIError, api_error_response, http_error_response, unexpected_error_response
+from proxy.maintenance.background_jobs import Upkeep
 from proxy.recording.recorder import Recorder
 from proxy.routes import route_table
 from proxy.routes.chat import PATH, ChatCompletions
@@ -23,7 +24,6 @@ from proxy.services import Services, State
 from proxy.settings import Settings
 from proxy.storage.sqlite import Database
 from proxy.telemetry.observer import Observer, ObserverMiddleware
-from proxy.upkeep import Upkeep
 from proxy.upstream.client import Upstream
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import click
 
-from proxy import backup, settings
+from proxy import settings
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
+from proxy.maintenance import backup
 
 # The disk is the chats' as long as they need it.
 _PAUSE_SECONDS = 0.005

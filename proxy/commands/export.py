@@ -7,11 +7,12 @@ from typing import BinaryIO
 
 import click
 
-from proxy import export, imports, settings
+from proxy import settings
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
 from proxy.errors import ConfigurationError
-from proxy.export import FORMATS, Format, Scope
-from proxy.imports import Imported
+from proxy.maintenance import export, imports
+from proxy.maintenance.export import FORMATS, Format, Scope
+from proxy.maintenance.imports import Imported
 from proxy.storage import queries
 from proxy.storage.sqlite import connect, prepare, refuse_unknown_schema
 

@@ -8,9 +8,9 @@ from datetime import timedelta
 
 import click
 
-from proxy import prune
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
-from proxy.prune import Pruned
+from proxy.maintenance import prune
+from proxy.maintenance.prune import Pruned
 from proxy.storage.sqlite import connect, prepare, transaction
 
 # Chats wait for the lock of a transaction; between two it is theirs.

@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from proxy import export
 from proxy.errors import InvalidRequestError
-from proxy.export import FORMATS, MEDIA_TYPES, Format, Scope
 from proxy.history import branches
+from proxy.maintenance import export
+from proxy.maintenance.export import FORMATS, MEDIA_TYPES, Format, Scope
 from proxy.routes import parameters
 from proxy.routes.parameters import reach_of, services_of, session_id_of
 from proxy.routes.resource import Resource

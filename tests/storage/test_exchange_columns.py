@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from proxy import export, imports
-from proxy.export import Scope
+from proxy.maintenance import export, imports
+from proxy.maintenance.export import Scope
 from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.storage.queries import Page

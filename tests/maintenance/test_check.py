@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy import check
-from proxy.check import Problem
 from proxy.cli import cli
+from proxy.maintenance import check
+from proxy.maintenance.check import Problem
 from proxy.recording.spill import Spill, spill_path
 from proxy.storage import exchange_store
 from proxy.storage.write_batch import storing

@@ -15,8 +15,8 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from proxy import backup, prune
 from proxy.errors import APIError, ConfigurationError
+from proxy.maintenance import backup, prune
 from proxy.recording.recorder import Recorder
 from proxy.search.search import Index
 from proxy.settings import Settings

@@ -12,9 +12,9 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy import backup, check, prune
 from proxy.cli import cli
 from proxy.ids import timestamp
+from proxy.maintenance import backup, check, prune
 from proxy.storage.sqlite import connect, transaction
 from tests.serving import running_proxy, settings_for
 from tests.stored import assistant, chat, choice, exchange, fill, opened, outcome, say, user

@@ -12,10 +12,10 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy import backup
 from proxy.cli import cli
 from proxy.demo import MODEL
 from proxy.errors import ConfigurationError
+from proxy.maintenance import backup
 from proxy.recording.spill import Spill, spill_path
 from proxy.storage.sqlite import connect
 from tests.serving import REPOSITORY, server_process

@@ -8,10 +8,10 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy import export, imports
 from proxy.cli import cli
 from proxy.errors import ConfigurationError
-from proxy.export import Format, Scope
+from proxy.maintenance import export, imports
+from proxy.maintenance.export import Format, Scope
 from tests.serving import running_proxy, settings_for
 from tests.stored import chat, choice, exchange, fill, opened, outcome, say, user
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.errors import ConfigurationError
-from proxy.export import VERSION
+from proxy.maintenance.export import VERSION
 from proxy.storage import queries
 from proxy.storage.exchange_columns import asked_model
 from proxy.storage.queries import QUERIES
