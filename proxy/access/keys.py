@@ -33,7 +33,7 @@ _LOOKUP_LIMIT = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grant:
+class NewKey:
     """What a new key is for."""
 
     user_id: str
@@ -44,7 +44,7 @@ class Grant:
     expires_at: str | None = None
 
 
-def create_key(connection: sqlite3.Connection, grant: Grant) -> tuple[str, ApiKey]:
+def create_key(connection: sqlite3.Connection, grant: NewKey) -> tuple[str, ApiKey]:
     """Make a key and store its hash; the caller owns the transaction. The key itself is nowhere but in the result."""
     secret = PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
     now = timestamp()
@@ -73,7 +73,7 @@ def hash_of(secret: bytes) -> bytes:
 
 
 @dataclass(slots=True)
-class Holder:
+class CachedKey:
     """A key that was presented and found."""
 
     row: ApiKey
@@ -86,7 +86,7 @@ class Holder:
         self.expires = None if self.row.expires_at is None else datetime.fromisoformat(self.row.expires_at).timestamp()
 
     def is_good(self, now: float) -> bool:
-        """Whether it lets its holder in."""
+        """Whether it lets its cached_key in."""
         return self.row.revoked_at is None and (self.expires is None or now < self.expires)
 
     def check(self, now: float) -> None:
@@ -104,14 +104,14 @@ def bad_key(message: str, *, code: str | None = "invalid_api_key") -> APIError:
     )
 
 
-class KeyRing:
+class KeyCache:
     """The keys in use, by hash. `refresh`, every few seconds, is when a change to a key takes effect."""
 
     def __init__(self, database: Database, *, admin_key: str | None) -> None:
         self._database = database
-        self._held: dict[bytes, Holder] = {}
+        self._held: dict[bytes, CachedKey] = {}
         self._unknown: dict[bytes, float] = {}
-        self._pending: dict[bytes, asyncio.Task[Holder | None]] = {}
+        self._pending: dict[bytes, asyncio.Task[CachedKey | None]] = {}
         self._usages: dict[str, Usage] = {}
         self._admin = None if admin_key is None else _given_admin(admin_key)
         self.used_at: dict[str, float] = {}  # by key, Unix time; not in the database yet
@@ -120,16 +120,16 @@ class KeyRing:
         """Whether it looks like a key of this server, known or not."""
         return secret.startswith(_PREFIX_BYTES) or (self._admin is not None and self._is_admin(hash_of(secret)))
 
-    def held(self, secret: bytes) -> Holder | None:
+    def held(self, secret: bytes) -> CachedKey | None:
         """The key, revoked or not, if it has been seen lately."""
         key_hash = hash_of(secret)
-        holder = self._held.get(key_hash)
-        if holder is None or not hmac.compare_digest(holder.row.key_hash, key_hash):
+        cached_key = self._held.get(key_hash)
+        if cached_key is None or not hmac.compare_digest(cached_key.row.key_hash, key_hash):
             return None
-        holder.used = time.time()
-        return holder
+        cached_key.used = time.time()
+        return cached_key
 
-    async def find(self, secret: bytes) -> Holder | None:
+    async def find(self, secret: bytes) -> CachedKey | None:
         """The key, revoked or not, if there is one.
 
         Raises UnavailableError, or APIError where too many unknown keys come at a time.
@@ -137,30 +137,30 @@ class KeyRing:
         key_hash = hash_of(secret)
         if self._is_admin(key_hash):
             return self._admin
-        holder = await self._look_up(key_hash)
-        if holder is not None:
-            holder.used = time.time()
-        return holder
+        cached_key = await self._look_up(key_hash)
+        if cached_key is not None:
+            cached_key.used = time.time()
+        return cached_key
 
     def forget_user(self, user_id: str) -> None:
         """The user was deleted: its keys are looked up anew."""
-        for key_hash in [key_hash for key_hash, holder in self._held.items() if holder.row.user_id == user_id]:
+        for key_hash in [key_hash for key_hash, cached_key in self._held.items() if cached_key.row.user_id == user_id]:
             del self._held[key_hash]
 
     async def refresh(self) -> None:
         """Look again at the keys that were used since the last time, and let go of the others."""
-        used = [key_hash for key_hash, holder in self._held.items() if holder.used]
-        for holder in self._held.values():
-            if holder.used:
-                self.used_at[holder.row.key_id] = holder.used
-                holder.used = 0.0
+        used = [key_hash for key_hash, cached_key in self._held.items() if cached_key.used]
+        for cached_key in self._held.values():
+            if cached_key.used:
+                self.used_at[cached_key.row.key_id] = cached_key.used
+                cached_key.used = 0.0
         rows = await self._database.read(_finding(used)) if used else []
         before, self._held = self._held, {row.key_hash: self._holder(row) for row in rows}
-        for key_hash, holder in self._held.items():
-            holder.used = before[key_hash].used if key_hash in before else 0.0  # used while the database was asked
+        for key_hash, cached_key in self._held.items():
+            cached_key.used = before[key_hash].used if key_hash in before else 0.0  # used while the database was asked
         now = time.monotonic()
         self._unknown = {key_hash: until for key_hash, until in self._unknown.items() if until > now}
-        held = {holder.row.key_id for holder in self._held.values()}
+        held = {cached_key.row.key_id for cached_key in self._held.values()}
         self._usages = {
             key_id: usage for key_id, usage in self._usages.items() if key_id in held or not usage.is_idle()
         }
@@ -173,7 +173,7 @@ class KeyRing:
     def _is_admin(self, key_hash: bytes) -> bool:
         return self._admin is not None and hmac.compare_digest(self._admin.row.key_hash, key_hash)
 
-    async def _look_up(self, key_hash: bytes) -> Holder | None:
+    async def _look_up(self, key_hash: bytes) -> CachedKey | None:
         if self._unknown.get(key_hash, 0.0) > time.monotonic():
             return None
         task = self._pending.get(key_hash)
@@ -190,12 +190,12 @@ class KeyRing:
             task.add_done_callback(lambda done: self._looked_up(key_hash, done))
         return await asyncio.shield(task)  # others may wait for it too
 
-    def _looked_up(self, key_hash: bytes, task: asyncio.Task[Holder | None]) -> None:
+    def _looked_up(self, key_hash: bytes, task: asyncio.Task[CachedKey | None]) -> None:
         self._pending.pop(key_hash, None)
         if not task.cancelled():
             task.exception()  # those who asked may have left
 
-    async def _read(self, key_hash: bytes) -> Holder | None:
+    async def _read(self, key_hash: bytes) -> CachedKey | None:
         try:
             row = await self._database.read(lambda connection: queries.find_key(connection, key_hash))
         except sqlite3.Error as exc:
@@ -206,12 +206,12 @@ class KeyRing:
                 del self._unknown[next(iter(self._unknown))]
             self._unknown[key_hash] = time.monotonic() + _UNKNOWN_SECONDS
             return None
-        holder = self._held[key_hash] = self._holder(row)
-        return holder
+        cached_key = self._held[key_hash] = self._holder(row)
+        return cached_key
 
-    def _holder(self, row: ApiKey) -> Holder:
+    def _holder(self, row: ApiKey) -> CachedKey:
         usage = self._usages.setdefault(row.key_id, Usage())
-        return Holder(row, Caller(row.user_id, is_admin=bool(row.is_admin), has_key=True), usage)
+        return CachedKey(row, Caller(row.user_id, is_admin=bool(row.is_admin), has_key=True), usage)
 
 
 def _finding(hashes: list[bytes]) -> Callable[[sqlite3.Connection], list[ApiKey]]:
@@ -222,7 +222,7 @@ def _finding(hashes: list[bytes]) -> Callable[[sqlite3.Connection], list[ApiKey]
     return find
 
 
-def _given_admin(secret: str) -> Holder:
+def _given_admin(secret: str) -> CachedKey:
     """The admin key of the settings, which is in no table."""
     row = ApiKey(
         key_id="STELLARCHAT_ADMIN_KEY",
@@ -238,4 +238,4 @@ def _given_admin(secret: str) -> Holder:
         revoked_at=None,
         last_used_at=None,
     )
-    return Holder(row, Caller(DEFAULT_USER_ID, is_admin=True, has_key=True), Usage())
+    return CachedKey(row, Caller(DEFAULT_USER_ID, is_admin=True, has_key=True), Usage())

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.access.attribution import user_header
 from proxy.access.caller import ANYONE, Caller
-from proxy.access.keys import Holder, KeyRing, bad_key
+from proxy.access.keys import CachedKey, KeyCache, bad_key
 from proxy.access.quotas import check_tokens, over, start_of_day, take_request
 from proxy.errors import APIError, NotFoundError, json_response, too_large
 from proxy.ids import timestamp
@@ -42,12 +42,12 @@ _STRANGER = Caller(None, has_key=True)
 
 
 @dataclass(slots=True)
-class Visit:
+class Admission:
     """A request that was let in."""
 
     caller: Caller
-    holder: Holder | None = None
-    told: Headers | None = None  # what is left of the key's quotas
+    cached_key: CachedKey | None = None
+    rate_limit_headers: Headers | None = None  # what is left of the key's quotas
     is_audited: bool = False
 
 
@@ -58,7 +58,7 @@ class Gate:
         self._settings = settings
         self._database = database
         self._write = write
-        self.keys = KeyRing(database, admin_key=settings.admin_key)
+        self.keys = KeyCache(database, admin_key=settings.admin_key)
         # Once keys are required they stay so: deleting the last one must not open the door to everyone.
         self.requires_key = settings.auth == "required" or (
             settings.auth == "auto" and (settings.admin_key is not None or not settings.is_loopback)
@@ -81,52 +81,52 @@ class Gate:
         await self._refresh()
         await self._touch()
 
-    async def admit(self, scope: Scope) -> Visit:
+    async def admit(self, scope: Scope) -> Admission:
         """Let a request in, and count it until it leaves. Raises APIError."""
         secret, length = self._presented(scope["headers"])
         if length is not None and int(length) > self._settings.body_limit_bytes:
             raise too_large(self._settings.body_limit_bytes)
-        holder = None
+        cached_key = None
         if secret is not None and (self.requires_key or self.keys.is_ours(secret)):
             # Nearly always it has been seen lately, and nothing is awaited.
-            holder = self.keys.held(secret) or await self.keys.find(secret)
-        visit = self._identify(scope["path"], secret, holder)
-        self._enter(visit)
-        if visit.holder is not None:
+            cached_key = self.keys.held(secret) or await self.keys.find(secret)
+        admission = self._identify(scope["path"], secret, cached_key)
+        self._enter(admission)
+        if admission.cached_key is not None:
             try:
-                await self._check_quotas(visit, visit.holder)
+                await self._check_quotas(admission, admission.cached_key)
             except BaseException:
-                self.leave(visit)
+                self.leave(admission)
                 raise
-            visit.is_audited = visit.caller.is_admin and _is_notable(scope)
-        scope["state"]["caller"] = visit.caller
-        return visit
+            admission.is_audited = admission.caller.is_admin and _is_notable(scope)
+        scope["state"]["caller"] = admission.caller
+        return admission
 
-    def leave(self, visit: Visit) -> None:
+    def leave(self, admission: Admission) -> None:
         """The request is over."""
         self._running -= 1
-        if visit.holder is not None:
-            visit.holder.usage.running -= 1
+        if admission.cached_key is not None:
+            admission.cached_key.usage.running -= 1
 
-    def _identify(self, path: str, secret: bytes | None, holder: Holder | None) -> Visit:
+    def _identify(self, path: str, secret: bytes | None, cached_key: CachedKey | None) -> Admission:
         if path == _METRICS and self._settings.is_loopback:
-            return Visit(ANYONE)
-        if holder is not None and self._settings.auth == "auto":
+            return Admission(ANYONE)
+        if cached_key is not None and self._settings.auth == "auto":
             self.requires_key = True
         if not self.requires_key:
-            return self._without_duty(secret, holder)
-        holder = self._checked(holder, has_secret=secret is not None)
-        if path == _METRICS and not holder.caller.is_admin:
+            return self._without_duty(secret, cached_key)
+        cached_key = self._checked(cached_key, has_secret=secret is not None)
+        if path == _METRICS and not cached_key.caller.is_admin:
             raise NotFoundError(f"There is no route {path}.")
-        return Visit(holder.caller, holder)
+        return Admission(cached_key.caller, cached_key)
 
-    def _without_duty(self, secret: bytes | None, holder: Holder | None) -> Visit:
+    def _without_duty(self, secret: bytes | None, cached_key: CachedKey | None) -> Admission:
         """Where no key is asked for, an admin's still makes an admin; any key of ours stays here."""
         if secret is None or not self.keys.is_ours(secret):
-            return Visit(ANYONE)
-        if holder is None or not holder.caller.is_admin or not holder.is_good(time.time()):
-            return Visit(_STRANGER)
-        return Visit(holder.caller, holder)
+            return Admission(ANYONE)
+        if cached_key is None or not cached_key.caller.is_admin or not cached_key.is_good(time.time()):
+            return Admission(_STRANGER)
+        return Admission(cached_key.caller, cached_key)
 
     def _presented(self, headers: Headers) -> tuple[bytes | None, bytes | None]:
         """The key of a request, and its length. The key is in `Authorization: Bearer` or `x-api-key`; where both are
@@ -147,43 +147,47 @@ class Gate:
                 key = value
         return key, length
 
-    def _checked(self, holder: Holder | None, *, has_secret: bool) -> Holder:
+    def _checked(self, cached_key: CachedKey | None, *, has_secret: bool) -> CachedKey:
         if not has_secret:
             raise bad_key(
                 "You didn't provide an API key. Send it as `Authorization: Bearer <key>` or `x-api-key: <key>`.",
                 code=None,
             )
-        if holder is None:
+        if cached_key is None:
             raise bad_key("Incorrect API key provided.")
-        holder.check(time.time())
-        return holder
+        cached_key.check(time.time())
+        return cached_key
 
-    def _enter(self, visit: Visit) -> None:
+    def _enter(self, admission: Admission) -> None:
         settings = self._settings
         if self._running >= settings.concurrency_limit:
             raise over("requests", "The server has too many requests at a time; try again.", wait_seconds=1)
-        if visit.holder is not None:
-            if visit.holder.usage.running >= settings.key_concurrency_limit:
+        if admission.cached_key is not None:
+            if admission.cached_key.usage.running >= settings.key_concurrency_limit:
                 limit = settings.key_concurrency_limit
                 raise over("requests", f"Rate limit reached: {limit} requests at a time.", wait_seconds=1)
-            visit.holder.usage.running += 1
+            admission.cached_key.usage.running += 1
         self._running += 1
 
-    async def _check_quotas(self, visit: Visit, holder: Holder) -> None:
-        row = holder.row
+    async def _check_quotas(self, admission: Admission, cached_key: CachedKey) -> None:
+        row = cached_key.row
         if row.tokens_per_day is not None:
-            await self._count_tokens(holder)
-            visit.told = check_tokens(holder.usage, per_day=row.tokens_per_day, unix_time=time.time())
+            await self._count_tokens(cached_key)
+            admission.rate_limit_headers = check_tokens(
+                cached_key.usage, per_day=row.tokens_per_day, unix_time=time.time()
+            )
         if row.requests_per_minute is not None:
-            told = take_request(holder.usage, per_minute=row.requests_per_minute, now=time.monotonic())
-            visit.told = told + (visit.told or [])
+            rate_limit_headers = take_request(
+                cached_key.usage, per_minute=row.requests_per_minute, now=time.monotonic()
+            )
+            admission.rate_limit_headers = rate_limit_headers + (admission.rate_limit_headers or [])
 
-    async def _count_tokens(self, holder: Holder) -> None:
-        usage, now = holder.usage, time.monotonic()
+    async def _count_tokens(self, cached_key: CachedKey) -> None:
+        usage, now = cached_key.usage, time.monotonic()
         if now - usage.tokens_at < _TOKENS_SECONDS:
             return
         usage.tokens_at = now
-        user_id, since_id = holder.row.user_id, start_of_day(time.time())
+        user_id, since_id = cached_key.row.user_id, start_of_day(time.time())
         try:
             usage.tokens = await self._database.read(
                 lambda connection: queries.sum_tokens(connection, user_id=user_id, since_id=since_id)
@@ -241,21 +245,21 @@ class GateMiddleware:
             return
         gate: Gate = scope["state"]["gate"]
         try:
-            visit = await gate.admit(scope)
+            admission = await gate.admit(scope)
         except APIError as exc:
             await json_response(exc.as_json(), status=exc.status, headers=exc.headers)(scope, receive, send)
             return
-        if visit.told is not None:
-            send = _telling(send, visit.told)
+        if admission.rate_limit_headers is not None:
+            send = _with_headers(send, admission.rate_limit_headers)
         try:
-            if visit.is_audited:
-                await self._audited(scope, receive, send, visit)
+            if admission.is_audited:
+                await self._audited(scope, receive, send, admission)
             else:
                 await self._app(scope, receive, send)
         finally:
-            gate.leave(visit)
+            gate.leave(admission)
 
-    async def _audited(self, scope: Scope, receive: Receive, send: Send, visit: Visit) -> None:
+    async def _audited(self, scope: Scope, receive: Receive, send: Send, admission: Admission) -> None:
         """Answer an admin's request, and log what was asked, for whom, and whether it was done."""
         status = 0
 
@@ -268,10 +272,10 @@ class GateMiddleware:
         try:
             await self._app(scope, receive, noting)
         finally:
-            assert visit.holder is not None
+            assert admission.cached_key is not None
             audit.info(
                 "admin key %s: %s %s for %s: %s",
-                visit.holder.row.key_id,
+                admission.cached_key.row.key_id,
                 scope["method"],
                 ascii(scope["path"])[1:-1],
                 ascii(user_header(scope["headers"]) or "itself"),
@@ -284,10 +288,10 @@ def _is_notable(scope: Scope) -> bool:
     return scope["path"] != _CHAT or scope["method"] != "POST" or user_header(scope["headers"]) is not None
 
 
-def _telling(send: Send, told: Headers) -> Send:
-    async def telling(message: Message) -> None:
+def _with_headers(send: Send, rate_limit_headers: Headers) -> Send:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], *told]}
+            message = {**message, "headers": [*message["headers"], *rate_limit_headers]}
         await send(message)
 
-    return telling
+    return send_with_headers

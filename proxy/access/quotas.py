@@ -34,25 +34,32 @@ def take_request(usage: Usage, *, per_minute: int, now: float) -> Headers:
     is_over = wait_seconds > 1e-6
     usage.requests = used if is_over else used + 1
     usage.requests_at = now
-    told = _told("requests", limit=per_minute, left=per_minute - usage.requests, reset=usage.requests * 60 / per_minute)
+    rate_limit_headers = _headers(
+        "requests", limit=per_minute, left=per_minute - usage.requests, reset=usage.requests * 60 / per_minute
+    )
     if is_over:
         message = f"Rate limit reached: {per_minute} requests per minute."
-        raise over("requests", message, wait_seconds=wait_seconds, told=told)
-    return told
+        raise over("requests", message, wait_seconds=wait_seconds, rate_limit_headers=rate_limit_headers)
+    return rate_limit_headers
 
 
 def check_tokens(usage: Usage, *, per_day: int, unix_time: float) -> Headers:
     """The headers that tell what is left of the day's tokens. Raises APIError 429 where nothing is."""
     reset = _SECONDS_A_DAY - unix_time % _SECONDS_A_DAY
-    told = _told("tokens", limit=per_day, left=per_day - usage.tokens, reset=reset)
+    rate_limit_headers = _headers("tokens", limit=per_day, left=per_day - usage.tokens, reset=reset)
     if usage.tokens >= per_day:
-        raise over("tokens", f"Rate limit reached: {per_day} tokens per day.", wait_seconds=reset, told=told)
-    return told
+        raise over(
+            "tokens",
+            f"Rate limit reached: {per_day} tokens per day.",
+            wait_seconds=reset,
+            rate_limit_headers=rate_limit_headers,
+        )
+    return rate_limit_headers
 
 
-def over(kind: str, message: str, *, wait_seconds: float, told: Headers | None = None) -> APIError:
+def over(kind: str, message: str, *, wait_seconds: float, rate_limit_headers: Headers | None = None) -> APIError:
     """429, as OpenAI says it."""
-    headers = {name.decode(): value.decode() for name, value in told or ()}
+    headers = {name.decode(): value.decode() for name, value in rate_limit_headers or ()}
     headers["Retry-After"] = str(max(1, math.ceil(wait_seconds)))
     return APIError(message, status=429, type_=kind, code="rate_limit_exceeded", headers=headers)
 
@@ -64,6 +71,6 @@ def start_of_day(unix_time: float) -> str:
     return f"{text[:8]}-{text[8:]}"
 
 
-def _told(kind: str, *, limit: int, left: float, reset: float) -> Headers:
+def _headers(kind: str, *, limit: int, left: float, reset: float) -> Headers:
     values = {"limit": str(limit), "remaining": str(max(0, math.floor(left + 1e-6))), "reset": f"{reset:.3f}s"}
     return [(f"x-ratelimit-{name}-{kind}".encode(), value.encode()) for name, value in values.items()]

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from proxy import settings
-from proxy.access.keys import Grant, create_key
+from proxy.access.keys import NewKey, create_key
 from proxy.commands.console import as_json_option, print_json
 from proxy.errors import ConfigurationError
 from proxy.ids import timestamp
@@ -60,7 +60,7 @@ def keys() -> None:
 @as_json_option
 def create(*, as_json: bool, **given: Any) -> None:
     """Make a key and print it, this once."""
-    grant = Grant(**given)
+    grant = NewKey(**given)
     if not grant.user_id.strip():
         raise click.BadParameter("it is empty", param_hint="'--user'")
     with _database() as connection, transaction(connection):

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy.access.keys import PREFIX, Grant, create_key
+from proxy.access.keys import PREFIX, NewKey, create_key
 from proxy.cli import cli
 from proxy.storage import sqlite
 from tests.fake_upstream import fake_upstream
@@ -29,7 +29,7 @@ def make_key(folder: Path, **grant: object) -> str:
     with closing(sqlite.connect(folder / "stellarchat.db")) as connection:
         sqlite.prepare(connection)
         with sqlite.transaction(connection):
-            return create_key(connection, Grant(**{"user_id": "ann", **grant}))[0]  # type: ignore[arg-type]
+            return create_key(connection, NewKey(**{"user_id": "ann", **grant}))[0]  # type: ignore[arg-type]
 
 
 def rows(folder: Path, query: str, *parameters: object) -> list[tuple[object, ...]]:
