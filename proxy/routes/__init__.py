@@ -4,7 +4,7 @@ from starlette.routing import BaseRoute, Route
 
 from proxy.routes import api, completions, conversations, export, health, metrics, search, sessions, users
 from proxy.routes.chat import PATH, ChatCompletions
-from proxy.routes.relay import Relay
+from proxy.routes.passthrough import Passthrough
 
 
 def route_table(chats: ChatCompletions) -> list[BaseRoute]:
@@ -20,5 +20,5 @@ def route_table(chats: ChatCompletions) -> list[BaseRoute]:
         *users.routes,
         *completions.routes,
         *conversations.routes,
-        Route("/{path:path}", Relay()),
+        Route("/{path:path}", Passthrough()),
     ]

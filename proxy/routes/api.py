@@ -9,8 +9,8 @@ from starlette.routing import Route
 from proxy.errors import InvalidRequestError, json_response
 from proxy.history import branches, sessions
 from proxy.history.serializers import JSON, plain_message, plain_session
-from proxy.routes import parameters, streamed
-from proxy.routes.parameters import named_user, numbered_page_of, reach_of, services_of, session_id_of
+from proxy.routes import parameters, streaming_json
+from proxy.routes.parameters import named_user, numbered_page_of, services_of, session_id_of, visible_user
 from proxy.routes.resource import Resource
 from proxy.services import State
 
@@ -35,9 +35,11 @@ async def list_sessions(request: Request[State]) -> Response:
 async def get_session(request: Request[State]) -> Response:
     """One session with its messages."""
     services = services_of(request)
-    work = partial(branches.open_branch, id_=session_id_of(request), user_id=reach_of(request))
+    work = partial(branches.open_branch, id_=session_id_of(request), user_id=visible_user(request))
     session, numbers = await services.read(work)
-    return streamed.json_response(streamed.branch(services, plain_session(session), numbers, change=plain_message))
+    return streaming_json.json_response(
+        streaming_json.branch(services, plain_session(session), numbers, change=plain_message)
+    )
 
 
 async def update_session(request: Request[State]) -> Response:
@@ -45,13 +47,13 @@ async def update_session(request: Request[State]) -> Response:
     change = parameters.change(await parameters.read_object(request))
     if change == sessions.Change():
         raise InvalidRequestError("title is a non-empty string.", param="title")
-    work = partial(sessions.update_session, id_=session_id_of(request), user_id=reach_of(request), change=change)
+    work = partial(sessions.update_session, id_=session_id_of(request), user_id=visible_user(request), change=change)
     return json_response(plain_session(await services_of(request).write(work)))
 
 
 async def delete_session(request: Request[State]) -> Response:
     """Delete a session and all that is its."""
-    work = partial(sessions.delete_session, id_=session_id_of(request), user_id=reach_of(request))
+    work = partial(sessions.delete_session, id_=session_id_of(request), user_id=visible_user(request))
     await services_of(request).write(work)
     return json_response({"success": True})
 
@@ -59,14 +61,14 @@ async def delete_session(request: Request[State]) -> Response:
 async def append_message(request: Request[State]) -> Response:
     """Store a message by hand."""
     new = parameters.new_message(await parameters.read_object(request))
-    work = partial(sessions.append_message, id_=session_id_of(request), user_id=reach_of(request), new=new)
+    work = partial(sessions.append_message, id_=session_id_of(request), user_id=visible_user(request), new=new)
     return json_response(plain_message(await services_of(request).write(work)), status=201)
 
 
 async def list_messages(request: Request[State]) -> Response:
     """One page of the newest branch."""
     number, page = numbered_page_of(request)
-    work = partial(branches.list_messages, id_=session_id_of(request), user_id=reach_of(request), page=page)
+    work = partial(branches.list_messages, id_=session_id_of(request), user_id=visible_user(request), page=page)
     found = await services_of(request).read(work)
     items = [plain_message(message) for message in found["messages"]]
     return json_response(_items(items, number=number, size=page.limit, total=found["total"]))

@@ -26,7 +26,7 @@ from proxy.recording.tee import (
     send_streamed,
     send_whole,
 )
-from proxy.routes.relay import open_unrecorded, target_of, upstream_headers
+from proxy.routes.passthrough import open_unrecorded, target_of, upstream_headers
 from proxy.services import Services
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, SessionRef, Status
@@ -61,7 +61,7 @@ class ChatCompletions:
         self._orphans = Orphans()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Relay the chat, and record it however it ends."""
+        """Passthrough the chat, and record it however it ends."""
         try:
             await self._relay(scope, receive, send)
         except DepartedError:
@@ -135,7 +135,7 @@ class _Recorded:
         self._search: asyncio.Task[None] | None = None
 
     async def run(self, receive: Receive, send: Send) -> None:
-        """Relay it, and end the recording on every way out."""
+        """Passthrough it, and end the recording on every way out."""
         watch = Watch(receive, outlet=self._outlet, orphans=self._orphans)
         try:
             # Upstream works already while the session is looked for.

@@ -13,8 +13,8 @@ from proxy.errors import InvalidRequestError, NotFoundError, json_response
 from proxy.history import branches, stored_completions
 from proxy.history.stored_completions import Filter
 from proxy.routes import parameters
-from proxy.routes.parameters import named_user, openai_page_of, order_of, reach_of, services_of
-from proxy.routes.readback import Readback
+from proxy.routes.local_or_upstream import LocalOrUpstream
+from proxy.routes.parameters import named_user, openai_page_of, order_of, services_of, visible_user
 from proxy.services import State
 from proxy.storage.queries import COMPLETION_PREFIX
 
@@ -38,7 +38,7 @@ async def list_completions(request: Request[State]) -> Response:
 
 async def get_completion(request: Request[State]) -> Response:
     """One completion."""
-    work = partial(stored_completions.get_completion, id_=_id_of(request), user_id=reach_of(request))
+    work = partial(stored_completions.get_completion, id_=_id_of(request), user_id=visible_user(request))
     return json_response(await services_of(request).read(work))
 
 
@@ -46,14 +46,14 @@ async def update_completion(request: Request[State]) -> Response:
     """Set the metadata."""
     metadata = await parameters.read_metadata(request)
     work = partial(
-        stored_completions.update_metadata, id_=_id_of(request), user_id=reach_of(request), metadata=metadata
+        stored_completions.update_metadata, id_=_id_of(request), user_id=visible_user(request), metadata=metadata
     )
     return json_response(await services_of(request).write(work))
 
 
 async def delete_completion(request: Request[State]) -> Response:
     """Delete a completion."""
-    work = partial(stored_completions.delete_completion, id_=_id_of(request), user_id=reach_of(request))
+    work = partial(stored_completions.delete_completion, id_=_id_of(request), user_id=visible_user(request))
     return json_response(await services_of(request).write(work))
 
 
@@ -62,7 +62,7 @@ async def list_messages(request: Request[State]) -> Response:
     work = partial(
         stored_completions.list_messages,
         id_=_id_of(request),
-        user_id=reach_of(request),
+        user_id=visible_user(request),
         page=openai_page_of(request),
         order=order_of(request),
     )
@@ -104,10 +104,10 @@ def _open(connection: sqlite3.Connection, *, wanted: Filter, after: str | None) 
 
 # What does not begin like a completion's id is upstream's: vLLM has routes below, such as /render.
 routes = [
-    Route("/v1/chat/completions", Readback(GET=list_completions), methods=["GET"]),
-    Route("/v1/chat/completions/chatcmpl-{id:path}/messages", Readback(GET=list_messages)),
+    Route("/v1/chat/completions", LocalOrUpstream(GET=list_completions), methods=["GET"]),
+    Route("/v1/chat/completions/chatcmpl-{id:path}/messages", LocalOrUpstream(GET=list_messages)),
     Route(
         "/v1/chat/completions/chatcmpl-{id:path}",
-        Readback(GET=get_completion, POST=update_completion, DELETE=delete_completion),
+        LocalOrUpstream(GET=get_completion, POST=update_completion, DELETE=delete_completion),
     ),
 ]

@@ -11,8 +11,16 @@ from proxy.history import conversations
 from proxy.history.conversation_items import messages_of
 from proxy.history.serializers import JSON
 from proxy.routes import parameters
-from proxy.routes.parameters import Values, named_user, openai_page_of, order_of, reach_of, services_of, session_id_of
-from proxy.routes.readback import Readback
+from proxy.routes.local_or_upstream import LocalOrUpstream
+from proxy.routes.parameters import (
+    Values,
+    named_user,
+    openai_page_of,
+    order_of,
+    services_of,
+    session_id_of,
+    visible_user,
+)
 from proxy.services import State
 
 _ITEMS_MAX = 20
@@ -32,7 +40,7 @@ async def create_conversation(request: Request[State]) -> Response:
 
 async def get_conversation(request: Request[State]) -> Response:
     """One conversation."""
-    work = partial(conversations.get_conversation, id_=session_id_of(request), user_id=reach_of(request))
+    work = partial(conversations.get_conversation, id_=session_id_of(request), user_id=visible_user(request))
     return json_response(await services_of(request).read(work))
 
 
@@ -42,7 +50,7 @@ async def update_conversation(request: Request[State]) -> Response:
     work = partial(
         conversations.update_conversation,
         id_=session_id_of(request),
-        user_id=reach_of(request),
+        user_id=visible_user(request),
         metadata=metadata,
     )
     return json_response(await services_of(request).write(work))
@@ -50,7 +58,7 @@ async def update_conversation(request: Request[State]) -> Response:
 
 async def delete_conversation(request: Request[State]) -> Response:
     """Delete a conversation and all that is its."""
-    work = partial(conversations.delete_conversation, id_=session_id_of(request), user_id=reach_of(request))
+    work = partial(conversations.delete_conversation, id_=session_id_of(request), user_id=visible_user(request))
     return json_response(await services_of(request).write(work))
 
 
@@ -59,7 +67,7 @@ async def list_items(request: Request[State]) -> Response:
     work = partial(
         conversations.list_items,
         id_=session_id_of(request),
-        user_id=reach_of(request),
+        user_id=visible_user(request),
         page=openai_page_of(request),
         order=order_of(request, default="desc"),
         include=_include_of(request),
@@ -73,7 +81,7 @@ async def add_items(request: Request[State]) -> Response:
     work = partial(
         conversations.add_items,
         id_=session_id_of(request),
-        user_id=reach_of(request),
+        user_id=visible_user(request),
         messages=messages,
         include=_include_of(request),
     )
@@ -86,7 +94,7 @@ async def get_item(request: Request[State]) -> Response:
         conversations.get_item,
         id_=session_id_of(request),
         item_id=request.path_params["item_id"],
-        user_id=reach_of(request),
+        user_id=visible_user(request),
         include=_include_of(request),
     )
     return json_response(await services_of(request).read(work))
@@ -98,7 +106,7 @@ async def delete_item(request: Request[State]) -> Response:
         conversations.delete_item,
         id_=session_id_of(request),
         item_id=request.path_params["item_id"],
-        user_id=reach_of(request),
+        user_id=visible_user(request),
     )
     return json_response(await services_of(request).write(work))
 
@@ -116,11 +124,11 @@ def _include_of(request: Request[State]) -> frozenset[str]:
 
 
 routes = [
-    Route("/v1/conversations", Readback(POST=create_conversation)),
-    Route("/v1/conversations/{session_id:path}/items/{item_id}", Readback(GET=get_item, DELETE=delete_item)),
-    Route("/v1/conversations/{session_id:path}/items", Readback(GET=list_items, POST=add_items)),
+    Route("/v1/conversations", LocalOrUpstream(POST=create_conversation)),
+    Route("/v1/conversations/{session_id:path}/items/{item_id}", LocalOrUpstream(GET=get_item, DELETE=delete_item)),
+    Route("/v1/conversations/{session_id:path}/items", LocalOrUpstream(GET=list_items, POST=add_items)),
     Route(
         "/v1/conversations/{session_id:path}",
-        Readback(GET=get_conversation, POST=update_conversation, DELETE=delete_conversation),
+        LocalOrUpstream(GET=get_conversation, POST=update_conversation, DELETE=delete_conversation),
     ),
 ]

@@ -17,7 +17,7 @@ from proxy.history import branches
 from proxy.maintenance import export
 from proxy.maintenance.export import FORMATS, MEDIA_TYPES, Format, Scope
 from proxy.routes import parameters
-from proxy.routes.parameters import reach_of, services_of, session_id_of
+from proxy.routes.parameters import services_of, session_id_of, visible_user
 from proxy.routes.resource import Resource
 from proxy.services import State
 from proxy.storage.sqlite import connect
@@ -30,7 +30,7 @@ async def export_session(request: Request[State]) -> Response:
     """The session in the format asked for."""
     services = services_of(request)
     format_ = _format(request)
-    find = partial(branches.find_session, id_=session_id_of(request), user_id=reach_of(request))
+    find = partial(branches.find_session, id_=session_id_of(request), user_id=visible_user(request))
     session = await services.read(find)
     scope = Scope(session_id=session.session_id, completed_only=parameters.flag(request, "completed_only"))
     # Written aside first: a caller who reads slowly must not hold a snapshot, nor one of the few readers.

@@ -57,7 +57,7 @@ def caller_of(request: Request[State]) -> Caller:
     return caller
 
 
-def reach_of(request: Request[State]) -> str | None:
+def visible_user(request: Request[State]) -> str | None:
     """Whose data this request by id may touch; None: any user's."""
     return acting_user(caller_of(request), _headers(request))
 

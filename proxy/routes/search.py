@@ -12,7 +12,7 @@ from proxy.errors import InvalidRequestError, json_response
 from proxy.history import branches
 from proxy.history.serializers import JSON, session_json
 from proxy.routes import parameters
-from proxy.routes.parameters import named_user, reach_of, services_of
+from proxy.routes.parameters import named_user, services_of, visible_user
 from proxy.routes.resource import Resource
 from proxy.search import search
 from proxy.search.search import ORDERS, QUERY_LENGTH_MAX, Hit, Order, Query
@@ -38,7 +38,7 @@ async def _query(services: Services, request: Request[State]) -> Query:
         raise InvalidRequestError(f"q is a text of 1 to {QUERY_LENGTH_MAX} characters.", param="q")
     user_id = given.get("user_id")
     session_id = parameters.text(given, "session_id")
-    reach = reach_of(request) if user_id is None else named_user(request, user_id)
+    reach = visible_user(request) if user_id is None else named_user(request, user_id)
     if session_id is not None:
         find = partial(branches.find_session, id_=session_id, user_id=reach)
         session_id = (await services.read(find)).session_id

@@ -8,8 +8,8 @@ from starlette.routing import Route
 
 from proxy.errors import json_response
 from proxy.history import branches, sessions
-from proxy.routes import parameters, streamed
-from proxy.routes.parameters import named_user, reach_of, services_of, session_id_of
+from proxy.routes import parameters, streaming_json
+from proxy.routes.parameters import named_user, services_of, session_id_of, visible_user
 from proxy.routes.resource import Resource
 from proxy.services import State
 from proxy.storage.queries import Page
@@ -40,27 +40,27 @@ async def list_sessions(request: Request[State]) -> Response:
 
 async def get_session(request: Request[State]) -> Response:
     """One session."""
-    work = partial(branches.get_session, id_=session_id_of(request), user_id=reach_of(request))
+    work = partial(branches.get_session, id_=session_id_of(request), user_id=visible_user(request))
     return json_response(await services_of(request).read(work))
 
 
 async def update_session(request: Request[State]) -> Response:
     """Change what is given."""
     change = parameters.change(await parameters.read_object(request))
-    work = partial(sessions.update_session, id_=session_id_of(request), user_id=reach_of(request), change=change)
+    work = partial(sessions.update_session, id_=session_id_of(request), user_id=visible_user(request), change=change)
     return json_response(await services_of(request).write(work))
 
 
 async def delete_session(request: Request[State]) -> Response:
     """Delete a session and all that is its."""
-    work = partial(sessions.delete_session, id_=session_id_of(request), user_id=reach_of(request))
+    work = partial(sessions.delete_session, id_=session_id_of(request), user_id=visible_user(request))
     return json_response({"session_id": await services_of(request).write(work), "deleted": True})
 
 
 async def append_message(request: Request[State]) -> Response:
     """Store a message by hand."""
     new = parameters.new_message(await parameters.read_object(request))
-    work = partial(sessions.append_message, id_=session_id_of(request), user_id=reach_of(request), new=new)
+    work = partial(sessions.append_message, id_=session_id_of(request), user_id=visible_user(request), new=new)
     return json_response(await services_of(request).write(work), status=201)
 
 
@@ -70,7 +70,7 @@ async def list_messages(request: Request[State]) -> Response:
     work = partial(
         read,
         id_=session_id_of(request),
-        user_id=reach_of(request),
+        user_id=visible_user(request),
         page=parameters.page_of(request),
         order=parameters.order_of(request),
         through=parameters.text(request.query_params, "branch"),
@@ -83,7 +83,7 @@ async def list_exchanges(request: Request[State]) -> Response:
     work = partial(
         branches.list_exchanges,
         id_=session_id_of(request),
-        user_id=reach_of(request),
+        user_id=visible_user(request),
         page=parameters.page_of(request),
     )
     return json_response(await services_of(request).read(work))
@@ -92,7 +92,7 @@ async def list_exchanges(request: Request[State]) -> Response:
 async def get_history(request: Request[State]) -> Response:
     """A user's sessions with what was said in them: one page, or as lines all of them."""
     services = services_of(request)
-    is_lines = streamed.LINES in request.headers.get("accept", "")
+    is_lines = streaming_json.LINES in request.headers.get("accept", "")
     user_id = named_user(request, parameters.text(request.path_params, "user_id"))
     work = partial(
         branches.open_history,
@@ -103,8 +103,8 @@ async def get_history(request: Request[State]) -> Response:
     )
     user, session_ids, total = await services.read(work)
     if is_lines:
-        return streamed.lines_response(streamed.history_lines(services, session_ids, user_id=user_id))
-    return streamed.json_response(streamed.history(services, user, session_ids, total=total))
+        return streaming_json.lines_response(streaming_json.history_lines(services, session_ids, user_id=user_id))
+    return streaming_json.json_response(streaming_json.history(services, user, session_ids, total=total))
 
 
 # Ids that clients make up may hold slashes, so the longer paths come first.

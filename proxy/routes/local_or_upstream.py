@@ -2,12 +2,12 @@
 
 from starlette.types import Receive, Scope, Send
 
-from proxy.routes.relay import Relay
+from proxy.routes.passthrough import Passthrough
 from proxy.routes.resource import Resource
 from proxy.services import Services
 
 
-class Readback(Resource):
+class LocalOrUpstream(Resource):
     """A resource that a setting gives back to upstream, every method of it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -16,4 +16,4 @@ class Readback(Resource):
         if services.settings.readback:
             await super().__call__(scope, receive, send)
         else:
-            await Relay()(scope, receive, send)
+            await Passthrough()(scope, receive, send)

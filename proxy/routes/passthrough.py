@@ -33,11 +33,11 @@ _HARMLESS = frozenset(
 _CONTROLS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
 
-class Relay:
+class Passthrough:
     """An ASGI endpoint for all that no other route takes."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Relay the request. Raises NotFoundError where it is not for this caller."""
+        """Passthrough the request. Raises NotFoundError where it is not for this caller."""
         caller: Caller = scope["state"].get("caller", ANYONE)
         if not (is_harmless(scope["path"]) or caller.is_admin):
             raise NotFoundError(f"There is no route {scope['path']}.")
@@ -54,7 +54,7 @@ def is_harmless(path: str) -> bool:
 async def open_unrecorded(
     services: Services, scope: Scope, receive: Receive, send: Send, *, body: Body | None = None
 ) -> None:
-    """Relay a request and its answer; the body is read on the way where it is not given."""
+    """Passthrough a request and its answer; the body is read on the way where it is not given."""
     sent = upstream_headers(services, scope)
     upload = None
     if body is None and _has_body(scope["headers"]):
