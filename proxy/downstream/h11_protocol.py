@@ -10,7 +10,7 @@ from proxy.downstream.httptools_protocol import (
     BODY_BYTES_A_SECOND,
     UNWANTED_LIMIT_BYTES,
     UNWANTED_SECONDS,
-    Taking,
+    WriteStallTimer,
     bad_http,
     head_is_too_large,
     refusal,
@@ -32,7 +32,7 @@ class LimitedH11Protocol(H11Protocol):
         self.conn = h11.Connection(h11.SERVER, settings.head_limit_bytes)
         self.timeout_keep_alive = settings.idle_timeout_seconds  # type: ignore[assignment]
         self._head_limit = settings.head_limit_bytes
-        self._patience = settings.caller_timeout_seconds
+        self._timeout_seconds = settings.caller_timeout_seconds
         self._awaited: Awaited | None = None
         self._came_bytes = 0  # of what is awaited, since it was last looked at
         self._timer: asyncio.TimerHandle | None = None
@@ -40,12 +40,12 @@ class LimitedH11Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A caller is handed over, with the first bytes it sent."""
         super().connection_made(transport)
-        self._taking = Taking(self.loop, transport, patience_seconds=self._patience)
+        self._write_stall = WriteStallTimer(self.loop, transport, timeout_seconds=self._timeout_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller has gone."""
         self._stop_timer()
-        self._taking.end()
+        self._write_stall.end()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
 
@@ -65,23 +65,23 @@ class LimitedH11Protocol(H11Protocol):
     def on_response_complete(self) -> None:
         """The reply is written; what it answered may not have come to its end."""
         super().on_response_complete()
-        self._taking.begin_if_closing()
+        self._write_stall.begin_if_closing()
         self._watch()
 
     def timeout_keep_alive_handler(self) -> None:
         """Nothing more has come; what was written should have been taken by now."""
         super().timeout_keep_alive_handler()
-        self._taking.begin_if_closing()
+        self._write_stall.begin_if_closing()
 
     def pause_writing(self) -> None:
         """The caller is slower than its reply."""
         super().pause_writing()
-        self._taking.begin()
+        self._write_stall.begin()
 
     def resume_writing(self) -> None:
         """It has taken most of it."""
         super().resume_writing()
-        self._taking.end()
+        self._write_stall.end()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request, as every other error is told."""
@@ -112,7 +112,7 @@ class LimitedH11Protocol(H11Protocol):
         self._stop_timer()
         self._awaited = awaited
         if awaited is not None:
-            self._begin_timer(UNWANTED_SECONDS if awaited == "unwanted" else self._patience)
+            self._begin_timer(UNWANTED_SECONDS if awaited == "unwanted" else self._timeout_seconds)
 
     def _begin_timer(self, seconds: float) -> None:
         self._came_bytes = 0
@@ -128,12 +128,12 @@ class LimitedH11Protocol(H11Protocol):
         if self._awaited == "head":
             self._refuse(request_is_late())
             return
-        is_slow = self._came_bytes < BODY_BYTES_A_SECOND * self._patience
+        is_slow = self._came_bytes < BODY_BYTES_A_SECOND * self._timeout_seconds
         is_ours = was_paused or self.flow.read_paused or self.cycle.waiting_for_100_continue
         if self._awaited == "unwanted" or (is_slow and not is_ours):
             self.transport.abort()
         else:
-            self._begin_timer(self._patience)
+            self._begin_timer(self._timeout_seconds)
 
     def _refuse(self, error: APIError) -> None:
         """Answer outside the application, unless the answer to the request has begun; then close."""
@@ -149,4 +149,4 @@ class LimitedH11Protocol(H11Protocol):
             cycle.message_event.set()
         self._stop_timer()
         self.transport.close()
-        self._taking.begin_if_closing()
+        self._write_stall.begin_if_closing()

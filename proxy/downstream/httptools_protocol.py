@@ -23,22 +23,22 @@ BODY_BYTES_A_SECOND = 100
 _PIPELINE_LIMIT = 256
 
 
-class Taking:
+class WriteStallTimer:
     """Cuts a caller off that takes nothing of what waits for it, within a time limit."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, *, patience_seconds: float
+        self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, *, timeout_seconds: float
     ) -> None:
         self._loop = loop
         self._transport = transport
-        self._patience = patience_seconds
+        self._timeout_seconds = timeout_seconds
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """Something waits."""
         if self._timer is None:
             left = self._transport.get_write_buffer_size()
-            self._timer = self._loop.call_later(self._patience, self._look, left)
+            self._timer = self._loop.call_later(self._timeout_seconds, self._look, left)
 
     def begin_if_closing(self) -> None:
         """The connection ends when what waits has been taken."""
@@ -67,7 +67,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         settings: Settings = app_state["services"].settings
         self._head_limit = settings.head_limit_bytes
-        self._patience = settings.caller_timeout_seconds
+        self._timeout_seconds = settings.caller_timeout_seconds
         self.timeout_keep_alive = settings.idle_timeout_seconds  # type: ignore[assignment]
         self._is_in_head = False
         self._head_bytes = 0  # of a head that came in more than one piece
@@ -84,8 +84,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A caller has come: it has to say something."""
         super().connection_made(transport)
-        self._taking = Taking(self.loop, transport, patience_seconds=self._patience)
-        self._head_timer = self.loop.call_later(self._patience, self._head_is_late)
+        self._write_stall = WriteStallTimer(self.loop, transport, timeout_seconds=self._timeout_seconds)
+        self._head_timer = self.loop.call_later(self._timeout_seconds, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller has gone; uvicorn tells the last request of a pipeline, and not the one in work."""
@@ -107,7 +107,7 @@ class LimitedProtocol(HttpToolsProtocol):
         for timer in (self._head_timer, self._body_timer):
             if timer is not None:
                 timer.cancel()
-        self._taking.end()
+        self._write_stall.end()
 
     def data_received(self, data: bytes) -> None:
         """Parse the next piece."""
@@ -124,7 +124,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._await_body()
         # No request in work, and no body awaited: then a head is.
         if self._head_timer is None and (self._is_in_head or self.cycle is None or self.cycle.response_complete):
-            self._head_timer = self.loop.call_later(self._patience, self._head_is_late)
+            self._head_timer = self.loop.call_later(self._timeout_seconds, self._head_is_late)
 
     def on_message_begin(self) -> None:
         """The first byte of a request has come."""
@@ -174,7 +174,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._outlet = None
         super().on_response_complete()
         if self.transport.is_closing():
-            self._taking.begin_if_closing()
+            self._write_stall.begin_if_closing()
         elif self.cycle.more_body and self.cycle.response_complete:
             self._unset_keepalive_if_required()
             if self._body_timer is not None:
@@ -184,17 +184,17 @@ class LimitedProtocol(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """Nothing more has come; what was written should have been taken by now."""
         super().timeout_keep_alive_handler()
-        self._taking.begin_if_closing()
+        self._write_stall.begin_if_closing()
 
     def pause_writing(self) -> None:
         """The caller is slower than its reply."""
         super().pause_writing()
-        self._taking.begin()
+        self._write_stall.begin()
 
     def resume_writing(self) -> None:
         """It has taken most of it."""
         super().resume_writing()
-        self._taking.end()
+        self._write_stall.end()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request, as every other error is told."""
@@ -238,7 +238,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if is_next or is_of_working:
             self.transport.write(refusal(error))
         self.transport.close()
-        self._taking.begin_if_closing()
+        self._write_stall.begin_if_closing()
 
     def _size_of_head(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -247,7 +247,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_timer = None
         if self._working is not None and not self._working.response_complete:
             # A request is in work: the next one has time, but not for ever.
-            self._head_timer = self.loop.call_later(self._patience, self._head_is_late)
+            self._head_timer = self.loop.call_later(self._timeout_seconds, self._head_is_late)
         elif self._is_in_head:
             self._refuse(request_is_late())
         else:
@@ -255,11 +255,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _await_body(self) -> None:
         self._body_bytes = 0
-        self._body_timer = self.loop.call_later(self._patience, self._look_at_body, self.flow.read_paused)
+        self._body_timer = self.loop.call_later(self._timeout_seconds, self._look_at_body, self.flow.read_paused)
 
     def _look_at_body(self, was_paused: bool) -> None:  # noqa: FBT001 - called by the timer
         """Whether the body still comes; where it waits for us, that is not the caller's fault."""
-        is_slow = self._body_bytes < BODY_BYTES_A_SECOND * self._patience
+        is_slow = self._body_bytes < BODY_BYTES_A_SECOND * self._timeout_seconds
         if is_slow and not (was_paused or self.flow.read_paused or self.cycle.waiting_for_100_continue):
             self.transport.abort()
         else:
