@@ -11,7 +11,7 @@ from proxy.errors import UnavailableError
 from proxy.recording.recorder import Recorder
 from proxy.recording.writer import QueueFullError
 from proxy.settings import Settings
-from proxy.storage.queries import Place
+from proxy.storage.queries import StitchCandidate
 from proxy.storage.sqlite import Database
 from proxy.telemetry.observer import Observer
 from proxy.upstream.client import Upstream
@@ -32,7 +32,7 @@ class Continued:
     def __init__(self) -> None:
         self._numbers: dict[int, None] = {}
 
-    def choose(self, places: Sequence[Place]) -> Place:
+    def choose(self, places: Sequence[StitchCandidate]) -> StitchCandidate:
         """The first place that nothing goes on from, else the first of all."""
         open_ = (place for place in places if not place.goes_on and place.message_no not in self._numbers)
         chosen = next(open_, places[0])

@@ -12,7 +12,7 @@ from proxy.storage import exchange_store, queries, sqlite
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.queries import Page
 from proxy.storage.sqlite import transaction
-from proxy.storage.write_batch import storing
+from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
 
 Message = dict[str, Any]
@@ -74,7 +74,7 @@ class Chats:
         """Store it with its reply, or as refused where there is none; its session's id."""
         reply = Completion.from_body(body_of(*replies)) if replies else None
         outcome = Outcome(status="completed" if replies else "failed", http_status=200, reply=reply)
-        with storing(self.connection) as rows:
+        with write_batch(self.connection) as rows:
             exchange_store.finish(rows, exchange, outcome)
         row = queries.get_exchange(self.connection, exchange.exchange_id)
         assert row is not None

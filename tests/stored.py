@@ -10,7 +10,7 @@ from proxy.ids import timestamp, uuid7
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, Outcome, SessionRef, Status
 from proxy.storage.sqlite import connect, prepare
-from proxy.storage.write_batch import storing
+from proxy.storage.write_batch import write_batch
 from proxy.wire import json_text
 from proxy.wire.chat_reply import Completion
 
@@ -64,7 +64,7 @@ def assistant(content: Any, **message: Any) -> dict[str, Any]:
 
 def chat(connection: sqlite3.Connection, asked: Exchange, replied: Outcome) -> str:
     """Store a whole exchange; its session."""
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         exchange_store.finish(rows, asked, replied)
     return asked.session.session_id
 
@@ -106,8 +106,8 @@ def fill(connection: sqlite3.Connection) -> None:
 
 
 def _claim_and_post(connection: sqlite3.Connection) -> None:
-    with storing(connection) as rows:
-        exchange_store.claim_session(
+    with write_batch(connection) as rows:
+        exchange_store.get_or_create_session(
             rows.connection,
             user_id="bo",
             external_id="my-chat",

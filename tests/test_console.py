@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from proxy.storage import exchange_store
-from proxy.storage.write_batch import storing
+from proxy.storage.write_batch import write_batch
 from tests.serving import REPOSITORY
 from tests.stored import fill, opened
 
@@ -40,7 +40,7 @@ def run(folder: Path, *arguments: str, stderr: int) -> str:
 def folder(tmp_path: Path) -> Path:
     with opened(tmp_path / "chat.db") as connection:
         fill(connection)
-        with storing(connection) as rows:
+        with write_batch(connection) as rows:
             exchange_store.recover(rows, "gone")
     run(tmp_path, "export", "saved.jsonl", stderr=subprocess.DEVNULL)
     run(tmp_path, "backup", "saved.db", stderr=subprocess.DEVNULL)

@@ -10,9 +10,9 @@ from typing import Literal
 from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.history.serializers import JSON, exchange_json, message_json, openai_message, session_json, user_json
 from proxy.storage import queries
-from proxy.storage.queries import ExchangeRow, Message, Page, Session, Step
+from proxy.storage.queries import BranchNode, ExchangeRow, Message, Page, Session
 from proxy.wire import json_text
-from proxy.wire.hash_chain import UNLINKED_ROLES
+from proxy.wire.hash_chain import UNCHAINED_ROLES
 
 Order = Literal["asc", "desc"]
 Show = Callable[[Message, dict[str, str]], JSON]
@@ -94,7 +94,7 @@ def list_openai_messages(
     return _messages_page(connection, session, numbers, page=page, order=order, show=openai_message)
 
 
-def get_branch(connection: sqlite3.Connection, session: Session, *, through: str | None = None) -> list[Step]:
+def get_branch(connection: sqlite3.Connection, session: Session, *, through: str | None = None) -> list[BranchNode]:
     """The newest branch of a session, or the newest one through a message, from the root to the leaf."""
     leaf_no = session.leaf_no
     if through is not None:
@@ -107,7 +107,7 @@ def get_branch(connection: sqlite3.Connection, session: Session, *, through: str
     return queries.list_path(connection, leaf_no)[::-1]
 
 
-def as_sent(connection: sqlite3.Connection, branch: Sequence[Step]) -> list[int]:
+def as_sent(connection: sqlite3.Connection, branch: Sequence[BranchNode]) -> list[int]:
     """The numbers of a branch's messages in the order of its last request, with the system messages that one had."""
     position, exchange = _last_exchange(connection, branch)
     if exchange is None:
@@ -116,15 +116,15 @@ def as_sent(connection: sqlite3.Connection, branch: Sequence[Step]) -> list[int]
     return as_requested(branch[:end], exchange) + [step.message_no for step in branch[end:]]
 
 
-def as_far_as_sent(path: Sequence[Step], exchange: ExchangeRow) -> list[Step]:
+def as_far_as_sent(path: Sequence[BranchNode], exchange: ExchangeRow) -> list[BranchNode]:
     """Of the path to a request's last message what that request held: a client may leave older turns out."""
-    linked = [step for step in path if step.role not in UNLINKED_ROLES]
-    return linked if exchange.linked_count is None else linked[len(linked) - exchange.linked_count :]
+    chained = [step for step in path if step.role not in UNCHAINED_ROLES]
+    return chained if exchange.linked_count is None else chained[len(chained) - exchange.linked_count :]
 
 
-def as_requested(path: Sequence[Step], exchange: ExchangeRow) -> list[int]:
+def as_requested(path: Sequence[BranchNode], exchange: ExchangeRow) -> list[int]:
     """The numbers of the messages above an exchange's replies, with the system messages where its request had them."""
-    numbers = [step.message_no for step in path if step.role not in UNLINKED_ROLES]
+    numbers = [step.message_no for step in path if step.role not in UNCHAINED_ROLES]
     context = json_text.loads(exchange.context) if exchange.context else []
     for placed, (to_come, message_no) in enumerate(context):
         # Those placed before this one stand before it; null is the very beginning.
@@ -133,7 +133,7 @@ def as_requested(path: Sequence[Step], exchange: ExchangeRow) -> list[int]:
     return numbers
 
 
-def _last_exchange(connection: sqlite3.Connection, branch: Sequence[Step]) -> tuple[int, ExchangeRow | None]:
+def _last_exchange(connection: sqlite3.Connection, branch: Sequence[BranchNode]) -> tuple[int, ExchangeRow | None]:
     """The exchange that a branch stands at, and where its last message is."""
     for position in range(len(branch) - 1, -1, -1):
         exchange_no = branch[position].exchange_no

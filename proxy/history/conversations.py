@@ -150,7 +150,7 @@ def update_conversation(
     connection: sqlite3.Connection, id_: str, *, user_id: str | None, metadata: Mapping[str, str]
 ) -> JSON:
     """Set the metadata."""
-    change = sessions.Change(metadata=json_text.dumps(metadata))
+    change = sessions.SessionPatch(metadata=json_text.dumps(metadata))
     shown = sessions.update_session(connection, id_, user_id=user_id, change=change)
     return get_conversation(connection, shown["session_id"], user_id=user_id)
 

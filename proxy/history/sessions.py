@@ -13,7 +13,7 @@ from proxy.wire.message import DEFAULT_TITLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class SessionPatch:
     """What to set on a session; None stays as it is. `metadata` is JSON text."""
 
     title: str | None = None
@@ -31,7 +31,9 @@ class NewMessage:
     metadata: str | None = None
 
 
-def create_session(connection: sqlite3.Connection, *, user_id: str, external_id: str | None, given: Change) -> JSON:
+def create_session(
+    connection: sqlite3.Connection, *, user_id: str, external_id: str | None, given: SessionPatch
+) -> JSON:
     """Make a session of the user. Raises APIError 409 where the user has one with this id."""
     now = timestamp()
     if external_id is not None and queries.find_session_id(connection, id_=external_id, user_id=user_id) is not None:
@@ -56,10 +58,10 @@ def create_session(connection: sqlite3.Connection, *, user_id: str, external_id:
     return session_json(find_session(connection, session_id, user_id=user_id))
 
 
-def update_session(connection: sqlite3.Connection, id_: str, *, user_id: str | None, change: Change) -> JSON:
+def update_session(connection: sqlite3.Connection, id_: str, *, user_id: str | None, change: SessionPatch) -> JSON:
     """Change a session and show it. Raises NotFoundError."""
     session_id = find_session(connection, id_, user_id=user_id).session_id
-    if change != Change():
+    if change != SessionPatch():
         queries.update_session(
             connection,
             session_id=session_id,
@@ -77,7 +79,7 @@ def delete_session(connection: sqlite3.Connection, id_: str, *, user_id: str | N
     Raises NotFoundError.
     """
     session_id = find_session(connection, id_, user_id=user_id).session_id
-    tombstones.bury(connection, "session", session_id, now=timestamp())
+    tombstones.add_tombstone(connection, "session", session_id, now=timestamp())
     queries.delete_session(connection, session_id)
     return session_id
 

@@ -1,4 +1,4 @@
-"""Whether a database is whole: SQLite's own checks, and that what is counted and linked is so."""
+"""Whether a database is whole: SQLite's own checks, and that what is counted and chained is so."""
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -32,10 +32,10 @@ class Problem:
     examples: tuple[str, ...] = ()
 
 
-Step = Callable[[sqlite3.Connection], Iterator[Problem]]
+BranchNode = Callable[[sqlite3.Connection], Iterator[Problem]]
 
 
-def steps(path: Path) -> list[tuple[str, Step]]:
+def steps(path: Path) -> list[tuple[str, BranchNode]]:
     """What is checked, each with its name, in order. Each step yields the problems it finds."""
     return [
         ("schema", find_foreign_schema),
@@ -86,7 +86,7 @@ def living_workers(path: Path) -> set[str]:
     return living
 
 
-def _lister(name: str, message: str) -> Step:
+def _lister(name: str, message: str) -> BranchNode:
     def find(connection: sqlite3.Connection) -> Iterator[Problem]:
         found = [row[0] for row in connection.execute(QUERIES[name])]
         if found:

@@ -19,7 +19,7 @@ from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.queries import list_workers_in_progress
 from proxy.storage.sqlite import Database
-from proxy.storage.write_batch import storing
+from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
 
 logger = logging.getLogger(__name__)
@@ -279,5 +279,5 @@ def _store_abandoned(connection: sqlite3.Connection, left: Abandoned, worker_id:
     for lines in left.batches():
         replay_lines(connection, lines=lines, replay=spill_codec.replay)
         spilled += len(lines)
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         return spilled, exchange_store.recover(rows, worker_id)

@@ -6,7 +6,7 @@ from typing import Any
 
 from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
-from proxy.storage.write_batch import Rows
+from proxy.storage.write_batch import WriteBatch
 from proxy.wire import json_text
 from proxy.wire.chat_reply import Completion
 
@@ -31,7 +31,7 @@ def finish_line(exchange: Exchange, outcome: Outcome, *, is_begun: bool) -> byte
     return _line(kind="finish", exchange=_exchange(exchange), outcome=_outcome(outcome), is_begun=is_begun)
 
 
-def replay(rows: Rows, line: bytes) -> None:
+def replay(rows: WriteBatch, line: bytes) -> None:
     """Do what a line stands for; nothing where it is done already."""
     entry = json_text.loads(line)
     if entry["kind"] == "fragment":

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from proxy.errors import UnavailableError
 from proxy.recording.spill import Spill
 from proxy.storage.sqlite import Database, transaction
-from proxy.storage.write_batch import Rows, storing
+from proxy.storage.write_batch import WriteBatch, write_batch
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ _TROUBLE = frozenset(
 class Write(Generic[T]):
     """One change to make: `work` runs inside the transaction; `spilled` is the line that stands for it on the spill."""
 
-    work: Callable[[Rows], T]
+    work: Callable[[WriteBatch], T]
     done: asyncio.Future[T]
     size: int = 0
     spilled: Callable[[], bytes] | None = None
@@ -74,7 +74,7 @@ class Writer:
         database: Database,
         spill: Spill,
         *,
-        replay: Callable[[Rows, bytes], None],
+        replay: Callable[[WriteBatch, bytes], None],
         queue_limit: int,
         queue_limit_bytes: int,
         commit_timeout_seconds: float,
@@ -128,7 +128,7 @@ class Writer:
 
     def submit(
         self,
-        work: Callable[[Rows], T],
+        work: Callable[[WriteBatch], T],
         *,
         size: int = 0,
         spilled: Callable[[], bytes] | None = None,
@@ -358,7 +358,7 @@ class Writer:
 def _apply(connection: sqlite3.Connection, batch: Sequence[Write[Any]]) -> list[Any]:
     """The results of a batch, committed; an exception stands for the write that raised it."""
     try:
-        with storing(connection) as rows:
+        with write_batch(connection) as rows:
             return [write.work(rows) for write in batch]
     except Exception as exc:  # one write cannot be done: find it, and do the others
         if is_trouble(exc):
@@ -367,10 +367,10 @@ def _apply(connection: sqlite3.Connection, batch: Sequence[Write[Any]]) -> list[
             return [_apply_one(connection, write.work) for write in batch]
 
 
-def _apply_one(connection: sqlite3.Connection, work: Callable[[Rows], Any]) -> Any:
+def _apply_one(connection: sqlite3.Connection, work: Callable[[WriteBatch], Any]) -> Any:
     connection.execute("SAVEPOINT one_write")
     try:
-        rows = Rows(connection)
+        rows = WriteBatch(connection)
         result = work(rows)
         rows.flush()
     except Exception as exc:  # handed to the one who asked for it
@@ -383,7 +383,7 @@ def _apply_one(connection: sqlite3.Connection, work: Callable[[Rows], Any]) -> A
 
 
 def replay_lines(
-    connection: sqlite3.Connection, *, lines: Sequence[bytes], replay: Callable[[Rows, bytes], None]
+    connection: sqlite3.Connection, *, lines: Sequence[bytes], replay: Callable[[WriteBatch, bytes], None]
 ) -> None:
     """Do what spilled lines stand for, in one transaction; one that cannot be done is logged and left out."""
     with transaction(connection):
@@ -393,7 +393,7 @@ def replay_lines(
                 logger.error("a spilled write cannot be replayed and is lost: %r", result)
 
 
-def _replay(rows: Rows, *, line: bytes, replay: Callable[[Rows, bytes], None]) -> None:
+def _replay(rows: WriteBatch, *, line: bytes, replay: Callable[[WriteBatch, bytes], None]) -> None:
     replay(rows, line)
 
 

@@ -45,7 +45,7 @@ async def get_session(request: Request[State]) -> Response:
 async def update_session(request: Request[State]) -> Response:
     """Change the title."""
     change = parameters.change(await parameters.read_object(request))
-    if change == sessions.Change():
+    if change == sessions.SessionPatch():
         raise InvalidRequestError("title is a non-empty string.", param="title")
     work = partial(sessions.update_session, id_=session_id_of(request), user_id=visible_user(request), change=change)
     return json_response(plain_session(await services_of(request).write(work)))

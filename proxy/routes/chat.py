@@ -232,7 +232,7 @@ class _Recorded:
             async with asyncio.timeout(_CLAIM_SECONDS):
                 session_id = await self._services.write(
                     partial(
-                        exchange_store.claim_session,
+                        exchange_store.get_or_create_session,
                         user_id=self._exchange.user_id,
                         external_id=asked.external_id or "",
                         session_id=asked.session_id,

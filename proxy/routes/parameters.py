@@ -11,7 +11,7 @@ from proxy.access.attribution import checked_id
 from proxy.access.caller import ANYONE, Caller, acting_user, owner_of
 from proxy.errors import APIError, InvalidRequestError, NotFoundError
 from proxy.history.branches import Order
-from proxy.history.sessions import Change, NewMessage
+from proxy.history.sessions import NewMessage, SessionPatch
 from proxy.recording.tee import DepartedError, read_body
 from proxy.services import Services, State
 from proxy.storage.queries import Page
@@ -212,12 +212,12 @@ def external_id(values: Values) -> str | None:
     return None if value is None else checked_id(value, param="session_id")
 
 
-def change(values: Values) -> Change:
+def change(values: Values) -> SessionPatch:
     """What is to be set on a session."""
     is_active = values.get("is_active")
     if is_active is not None and not isinstance(is_active, bool):
         raise InvalidRequestError("is_active is true or false.", param="is_active")
-    return Change(title=title(values), is_active=is_active, metadata=_metadata(values))
+    return SessionPatch(title=title(values), is_active=is_active, metadata=_metadata(values))
 
 
 def new_message(values: Values) -> NewMessage:

@@ -48,7 +48,7 @@ async def _delete(services: Services, user_id: str) -> None:
 
 def _delete_rest(connection: sqlite3.Connection, user_id: str) -> None:
     """What a chat has stored in between goes with the row; what is still to come of earlier ones does not come back."""
-    tombstones.bury(connection, "user", user_id, now=timestamp())
+    tombstones.add_tombstone(connection, "user", user_id, now=timestamp())
     queries.delete_user(connection, user_id)
 
 

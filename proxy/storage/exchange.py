@@ -35,7 +35,7 @@ class Exchange:
     trace_context: dict[str, str] | None = None  # the caller's traceparent and tracestate; for traces alone
 
     messages: list[dict[str, Any]] = field(init=False)  # none where what was sent is not a list of messages
-    _linked: list[dict[str, Any]] | None = field(default=None, init=False)
+    _chained: list[dict[str, Any]] | None = field(default=None, init=False)
     _chain: list[bytes] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -43,17 +43,17 @@ class Exchange:
         self.messages = messages if isinstance(messages, list) and all(map(is_message, messages)) else []
 
     @property
-    def linked(self) -> list[dict[str, Any]]:
+    def chained(self) -> list[dict[str, Any]]:
         """The messages that are part of the chain."""
-        if self._linked is None:
-            self._linked = [message for message in self.messages if hash_chain.is_linked(message)]
-        return self._linked
+        if self._chained is None:
+            self._chained = [message for message in self.messages if hash_chain.is_chained(message)]
+        return self._chained
 
     @property
     def chain(self) -> list[bytes]:
         """Their chain hashes. Made once: for a long history they cost more than all else about it."""
         if self._chain is None:
-            self._chain = hash_chain.chain(self.user_id, self.linked)
+            self._chain = hash_chain.chain(self.user_id, self.chained)
         return self._chain
 
 

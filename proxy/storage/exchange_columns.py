@@ -47,7 +47,7 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
         "exchange_id": exchange.exchange_id,
         "leaf_no": leaf_no,
         "context": context,
-        "linked_count": len(exchange.linked),
+        "linked_count": len(exchange.chained),
         "endpoint": exchange.endpoint,
         "model": model,
         "asked_model": model,

@@ -13,8 +13,8 @@ from proxy.ids import timestamp
 from proxy.storage import message_tree, queries, tombstones
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.storage.exchange_columns import IN_PROGRESS, outcome_columns, request_columns
-from proxy.storage.queries import Place, Session
-from proxy.storage.write_batch import Columns, Rows, Tally
+from proxy.storage.queries import Session, StitchCandidate
+from proxy.storage.write_batch import Columns, SessionDelta, WriteBatch
 from proxy.wire import hash_chain, json_text
 from proxy.wire.chat_reply import Choice, Completion
 from proxy.wire.message import is_message, title_of
@@ -24,26 +24,26 @@ from proxy.wire.sse import Decoder
 _ALIKE = 64
 
 
-def begin(rows: Rows, exchange: Exchange, *, worker_id: str) -> None:
+def begin(rows: WriteBatch, exchange: Exchange, *, worker_id: str) -> None:
     """Store the request of an exchange whose reply is still coming."""
     if _was_deleted(rows, exchange):
         return
     stored = _store_request(rows, exchange)
     rows.add_exchange({**stored.columns, **IN_PROGRESS, "worker_id": worker_id})
-    rows.touch_session(stored.place.session_id, stored.tally)
+    rows.touch_session(stored.place.session_id, stored.delta)
 
 
-def append_fragment(rows: Rows, *, exchange_id: str, sequence: int, data: bytes) -> None:
+def append_fragment(rows: WriteBatch, *, exchange_id: str, sequence: int, data: bytes) -> None:
     """Store what a reply in progress has streamed since the last time."""
     rows.add_fragment(exchange_id=exchange_id, sequence=sequence, data=data)
 
 
-def delete_fragments(rows: Rows, exchange_ids: Iterable[str]) -> None:
+def delete_fragments(rows: WriteBatch, exchange_ids: Iterable[str]) -> None:
     """Delete what exchanges had streamed, of which the replies are stored now."""
     queries.delete_fragments(rows.connection, exchange_ids)
 
 
-def finish(rows: Rows, exchange: Exchange, outcome: Outcome) -> None:
+def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> None:
     """Store an exchange that was not begun and has ended."""
     if _was_deleted(rows, exchange):
         return
@@ -51,12 +51,12 @@ def finish(rows: Rows, exchange: Exchange, outcome: Outcome) -> None:
     asked_model, created_at = stored.columns["asked_model"], exchange.created_at
     columns = {**stored.columns, **outcome_columns(outcome, asked_model=asked_model, created_at=created_at)}
     rows.add_exchange(columns)
-    may_be_there = not stored.tally.messages  # the request itself was
-    _store_reply(rows, columns, stored.place, outcome, stored.tally, may_be_there=may_be_there)
-    rows.touch_session(stored.place.session_id, stored.tally)
+    may_be_there = not stored.delta.messages  # the request itself was
+    _store_reply(rows, columns, stored.place, outcome, stored.delta, may_be_there=may_be_there)
+    rows.touch_session(stored.place.session_id, stored.delta)
 
 
-def finish_begun(rows: Rows, exchange_id: str, outcome: Outcome) -> None:
+def finish_begun(rows: WriteBatch, exchange_id: str, outcome: Outcome) -> None:
     """Store the end of an exchange in progress, once. One that is gone was deleted with its session."""
     begun = queries.get_exchange_in_progress(rows.about(exchange_id), exchange_id)
     if begun is not None and rows.waits_for(begun.session_id):
@@ -76,12 +76,12 @@ def finish_begun(rows: Rows, exchange_id: str, outcome: Outcome) -> None:
         "session_id": begun.session_id,
     }
     rows.finish_exchange(columns)
-    tally = Tally(timestamp())
-    _store_reply(rows, columns, place, outcome, tally, may_be_there=begun.goes_on)
-    rows.touch_session(begun.session_id, tally)
+    delta = SessionDelta(timestamp())
+    _store_reply(rows, columns, place, outcome, delta, may_be_there=begun.goes_on)
+    rows.touch_session(begun.session_id, delta)
 
 
-def recover(rows: Rows, worker_id: str) -> int:
+def recover(rows: WriteBatch, worker_id: str) -> int:
     """End the exchanges of a process that is gone as `incomplete`, with what they had streamed. How many there were."""
     exchange_ids = queries.list_exchanges_in_progress(rows.connection, worker_id)
     for exchange_id in exchange_ids:
@@ -90,7 +90,7 @@ def recover(rows: Rows, worker_id: str) -> int:
     return len(exchange_ids)
 
 
-def claim_session(
+def get_or_create_session(
     connection: sqlite3.Connection, *, user_id: str, external_id: str, session_id: str, title: str, asked_at: str
 ) -> str:
     """The session of a client's own id, made with `session_id` where there is none yet.
@@ -126,20 +126,20 @@ def append_message(
     metadata: str | None = None,
 ) -> int:
     """Store a message posted by hand at the end of a session's main branch; its number."""
-    rows, tally = Rows(connection), Tally(timestamp())
+    rows, delta = WriteBatch(connection), SessionDelta(timestamp())
     place = message_tree.end_of(connection, session)
-    number = message_tree.store(rows, place, message, tally, tokens=tokens, model=model, metadata=metadata)
-    rows.touch_session(session.session_id, tally)
+    number = message_tree.store(rows, place, message, delta, tokens=tokens, model=model, metadata=metadata)
+    rows.touch_session(session.session_id, delta)
     rows.flush()
     return number
 
 
-def list_stitched(connection: sqlite3.Connection, exchange: Exchange) -> list[Place]:
+def list_stitched(connection: sqlite3.Connection, exchange: Exchange) -> list[StitchCandidate]:
     """The places that a request continues, the best first: the longest stored prefix that holds a reply.
 
     Where several conversations began alike, one that nothing follows yet comes first, so that they stay apart.
     """
-    roles = [message["role"] for message in exchange.linked]
+    roles = [message["role"] for message in exchange.chained]
     if "assistant" not in roles:
         return []
     hashes = reversed(exchange.chain[roles.index("assistant") :])
@@ -152,7 +152,7 @@ def find_named(connection: sqlite3.Connection, exchange: Exchange) -> str | None
     return queries.find_session_id(connection, id_=exchange.session.external_id or "", user_id=exchange.user_id)
 
 
-def _was_deleted(rows: Rows, exchange: Exchange) -> bool:
+def _was_deleted(rows: WriteBatch, exchange: Exchange) -> bool:
     """Whether its user or session was deleted after the request had come, or in the same millisecond."""
     if rows.newest_deletion < exchange.created_at:
         return False  # nearly always
@@ -169,20 +169,20 @@ class _Stored:
     """A request whose messages are stored, and whose exchange is not yet."""
 
     columns: Columns
-    place: message_tree.Place
-    tally: Tally
+    place: message_tree.InsertPosition
+    delta: SessionDelta
 
 
-def _store_request(rows: Rows, exchange: Exchange) -> _Stored:
-    tally = Tally(timestamp())
-    user_no = rows.active_user_no(exchange.user_id, now=tally.now)
+def _store_request(rows: WriteBatch, exchange: Exchange) -> _Stored:
+    delta = SessionDelta(timestamp())
+    user_no = rows.active_user_no(exchange.user_id, now=delta.now)
     session, matched = _find_session(rows, exchange), 0
     if session is None:
-        place = _make_session(rows, exchange, now=tally.now)
+        place = _make_session(rows, exchange, now=delta.now)
     else:
         place, matched = message_tree.find_place(rows.about(session.session_id), session, exchange)
     exchange_no = rows.next_exchange_no()
-    context = message_tree.store_messages(rows, exchange, place, matched, tally, exchange_no=exchange_no)
+    context = message_tree.store_messages(rows, exchange, place, matched, delta, exchange_no=exchange_no)
     columns = request_columns(exchange, leaf_no=place.parent_no, context=context)
     columns |= {
         "exchange_no": exchange_no,
@@ -190,10 +190,10 @@ def _store_request(rows: Rows, exchange: Exchange) -> _Stored:
         "session_no": place.session_no,
         "user_no": user_no,
     }
-    return _Stored(columns, place, tally)
+    return _Stored(columns, place, delta)
 
 
-def _find_session(rows: Rows, exchange: Exchange) -> Session | None:
+def _find_session(rows: WriteBatch, exchange: Exchange) -> Session | None:
     """The session of an exchange, where it has been made."""
     ref = exchange.session
     if ref.external_id is not None:
@@ -204,7 +204,7 @@ def _find_session(rows: Rows, exchange: Exchange) -> Session | None:
     return None if session_id is None else queries.get_session(rows.about(session_id), session_id)
 
 
-def _make_session(rows: Rows, exchange: Exchange, *, now: str) -> message_tree.Place:
+def _make_session(rows: WriteBatch, exchange: Exchange, *, now: str) -> message_tree.InsertPosition:
     ref = exchange.session
     session_no = rows.add_session(
         {
@@ -217,11 +217,17 @@ def _make_session(rows: Rows, exchange: Exchange, *, now: str) -> message_tree.P
             "updated_at": now,
         }
     )
-    return message_tree.Place(ref.session_id, session_no, None, 0, hash_chain.root_hash(exchange.user_id))
+    return message_tree.InsertPosition(ref.session_id, session_no, None, 0, hash_chain.root_hash(exchange.user_id))
 
 
 def _store_reply(
-    rows: Rows, columns: Columns, place: message_tree.Place, outcome: Outcome, tally: Tally, *, may_be_there: bool
+    rows: WriteBatch,
+    columns: Columns,
+    place: message_tree.InsertPosition,
+    outcome: Outcome,
+    delta: SessionDelta,
+    *,
+    may_be_there: bool,
 ) -> None:
     """Store each choice that says something as a child of the request's last message; the first is the newest leaf.
 
@@ -243,11 +249,11 @@ def _store_reply(
             "status": "completed" if is_whole else "incomplete",
         }
         tokens = 0  # usage is of all choices together
-        if may_be_there and message_tree.adopt(rows.about(place.session_id), place, message, tally, **told):
+        if may_be_there and message_tree.adopt(rows.about(place.session_id), place, message, delta, **told):
             continue
-        number = message_tree.insert(rows, place, message, tally, **told)
+        number = message_tree.insert(rows, place, message, delta, **told)
         first_no = first_no or number
-    tally.leaf_no = first_no or tally.leaf_no
+    delta.leaf_no = first_no or delta.leaf_no
 
 
 def _says_something(choice: Choice) -> bool:

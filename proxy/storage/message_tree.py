@@ -8,7 +8,7 @@ from proxy.ids import uuid7
 from proxy.storage import queries
 from proxy.storage.exchange import Exchange
 from proxy.storage.queries import Session
-from proxy.storage.write_batch import Rows, Tally
+from proxy.storage.write_batch import SessionDelta, WriteBatch
 from proxy.wire import hash_chain, json_text
 from proxy.wire.message import to_columns
 
@@ -17,7 +17,7 @@ _WINDOW = 256
 
 
 @dataclass(slots=True)
-class Place:
+class InsertPosition:
     """Where the next message of a session goes: below `parent_no`, with `above` as the chain hash of what is above."""
 
     session_id: str
@@ -38,16 +38,16 @@ class Owner(Protocol):
     def user_id(self) -> str: ...
 
 
-def find_place(connection: sqlite3.Connection, session: Session, exchange: Exchange) -> tuple[Place, int]:
-    """Where a request goes on in its session, and how many of its linked messages are stored above that place."""
-    linked, hashes = exchange.linked, exchange.chain
+def find_place(connection: sqlite3.Connection, session: Session, exchange: Exchange) -> tuple[InsertPosition, int]:
+    """Where a request goes on in its session, and how many of its chained messages are stored above that place."""
+    chained, hashes = exchange.chained, exchange.chain
     hit = (
         queries.find_prefix_in_session(connection, reversed(hashes), session_no=session.session_no) if hashes else None
     )
     matched = len(hashes) - hit[0] if hit else 0
     node_no = hit[1] if hit else None
-    if any(message["role"] == "assistant" for message in linked[matched:]):
-        aligned = _align(connection, session, linked)
+    if any(message["role"] == "assistant" for message in chained[matched:]):
+        aligned = _align(connection, session, chained)
         if aligned is not None and aligned[1] > matched:
             node_no, matched = aligned
     if node_no is None:
@@ -55,108 +55,110 @@ def find_place(connection: sqlite3.Connection, session: Session, exchange: Excha
     return below(connection, session, node_no), matched
 
 
-def _align(connection: sqlite3.Connection, session: Session, linked: list[dict[str, Any]]) -> tuple[int, int] | None:
+def _align(connection: sqlite3.Connection, session: Session, chained: list[dict[str, Any]]) -> tuple[int, int] | None:
     """The run of a session's last messages that a request without the older turns begins with, if it holds a reply."""
     if session.leaf_no is None:
         return None
     nodes = queries.list_ancestors(connection, session.leaf_no, session_id=session.session_id, limit=_WINDOW)
-    tail = [node for node in reversed(nodes) if node.role not in hash_chain.UNLINKED_ROLES]
+    tail = [node for node in reversed(nodes) if node.role not in hash_chain.UNCHAINED_ROLES]
     for start in range(len(tail) - 1, 0, -1):
         length = 0
         while (
             start + length < len(tail)
-            and length < len(linked)
-            and hash_chain.chain_hash(tail[start + length - 1].chain_hash, linked[length])
+            and length < len(chained)
+            and hash_chain.chain_hash(tail[start + length - 1].chain_hash, chained[length])
             == tail[start + length].chain_hash
         ):
             length += 1
-        if any(message["role"] == "assistant" for message in linked[:length]):
+        if any(message["role"] == "assistant" for message in chained[:length]):
             return tail[start + length - 1].message_no, length
     return None
 
 
-def end_of(connection: sqlite3.Connection, session: Session) -> Place:
+def end_of(connection: sqlite3.Connection, session: Session) -> InsertPosition:
     """The place under a session's newest leaf."""
     if session.leaf_no is None:
         return top(session)
     return below(connection, session, session.leaf_no)
 
 
-def top(session: Owner) -> Place:
+def top(session: Owner) -> InsertPosition:
     """The place of a session's first message."""
-    return Place(session.session_id, session.session_no, None, 0, hash_chain.root_hash(session.user_id))
+    return InsertPosition(session.session_id, session.session_no, None, 0, hash_chain.root_hash(session.user_id))
 
 
-def below(connection: sqlite3.Connection, session: Owner, message_no: int) -> Place:
-    """The place under a stored message; its hash is that of the nearest linked message."""
+def below(connection: sqlite3.Connection, session: Owner, message_no: int) -> InsertPosition:
+    """The place under a stored message; its hash is that of the nearest chained message."""
     place = top(session)
     node = queries.get_node(connection, message_no)
     assert node is not None
     place.parent_no, place.depth = node.message_no, node.depth + 1
-    if node.role not in hash_chain.UNLINKED_ROLES:
+    if node.role not in hash_chain.UNCHAINED_ROLES:
         place.above = node.chain_hash
         return place
     for ancestor in queries.list_ancestors(connection, message_no, session_id=session.session_id):
-        if ancestor.role not in hash_chain.UNLINKED_ROLES:
+        if ancestor.role not in hash_chain.UNCHAINED_ROLES:
             place.above = ancestor.chain_hash
             break
     return place
 
 
 def store_messages(
-    rows: Rows, exchange: Exchange, place: Place, matched: int, tally: Tally, *, exchange_no: int
+    rows: WriteBatch, exchange: Exchange, place: InsertPosition, matched: int, delta: SessionDelta, *, exchange_no: int
 ) -> str | None:
-    """Store the request's messages from `place` on, but for the first `matched` linked ones, which are above it.
+    """Store the request's messages from `place` on, but for the first `matched` chained ones, which are above it.
 
     System messages stay out of the link: one that the session has is not stored again, a changed one goes where the
     conversation stands. Which of them this request sent, and where, is its context: JSON text. One that stood before
     all else stands there also when the request had left older turns out.
     """
-    if len(exchange.linked) == len(exchange.messages):
+    if len(exchange.chained) == len(exchange.messages):
         for message in exchange.messages[matched:]:
-            store(rows, place, message, tally, exchange_no=exchange_no)
+            store(rows, place, message, delta, exchange_no=exchange_no)
         return None
     context: list[tuple[int | None, int]] = []
-    linked = to_come = len(exchange.linked)
+    chained = to_come = len(exchange.chained)
     for message in exchange.messages:
-        if message["role"] not in hash_chain.UNLINKED_ROLES:
+        if message["role"] not in hash_chain.UNCHAINED_ROLES:
             to_come -= 1
-            if linked - to_come > matched:
-                store(rows, place, message, tally, exchange_no=exchange_no)
+            if chained - to_come > matched:
+                store(rows, place, message, delta, exchange_no=exchange_no)
         else:
-            number = _store_unlinked(rows, place, message, tally, exchange_no=exchange_no)
-            context.append((None if to_come == linked else to_come, number))
+            number = _store_unchained(rows, place, message, delta, exchange_no=exchange_no)
+            context.append((None if to_come == chained else to_come, number))
     return json_text.dumps(context)
 
 
-def _store_unlinked(rows: Rows, place: Place, message: dict[str, Any], tally: Tally, *, exchange_no: int) -> int:
+def _store_unchained(
+    rows: WriteBatch, place: InsertPosition, message: dict[str, Any], delta: SessionDelta, *, exchange_no: int
+) -> int:
     node = None
     if place.parent_no is not None:  # else the session is empty
         connection = rows.about(place.session_id)
         node = queries.find_node_by_hash(connection, hash_chain.own_hash(message), session_no=place.session_no)
     if node is None:
-        return store(rows, place, message, tally, exchange_no=exchange_no)
+        return store(rows, place, message, delta, exchange_no=exchange_no)
     if node.parent_no == place.parent_no:
         place.parent_no, place.depth = node.message_no, node.depth + 1
     return node.message_no
 
 
-def store(rows: Rows, place: Place, message: dict[str, Any], tally: Tally, **columns: Any) -> int:
+def store(rows: WriteBatch, place: InsertPosition, message: dict[str, Any], delta: SessionDelta, **columns: Any) -> int:
     """Store a message at a place, and move the place below it; its number."""
-    is_linked = hash_chain.is_linked(message)
-    chain_hash = hash_chain.chain_hash(place.above, message) if is_linked else hash_chain.own_hash(message)
-    number = insert(rows, place, message, tally, chain_hash=chain_hash, **columns)
-    if is_linked:
+    is_chained = hash_chain.is_chained(message)
+    chain_hash = hash_chain.chain_hash(place.above, message) if is_chained else hash_chain.own_hash(message)
+    number = insert(rows, place, message, delta, chain_hash=chain_hash, **columns)
+    if is_chained:
         place.above = chain_hash
     place.parent_no, place.depth = number, place.depth + 1
     return number
 
 
 def insert(
-    rows: Rows,
-    place: Place,
+    rows: WriteBatch,
+    place: InsertPosition,
     message: dict[str, Any],
-    tally: Tally,
+    delta: SessionDelta,
     *,
     chain_hash: bytes,
     exchange_no: int | None = None,
@@ -186,18 +188,24 @@ def insert(
             "tokens": tokens,
             "status": status,
             "metadata": metadata,
-            "created_at": tally.now,
+            "created_at": delta.now,
         },
         blobs=said.blobs,
     )
-    tally.messages += 1
-    tally.tokens += tokens
-    tally.leaf_no = number
+    delta.messages += 1
+    delta.tokens += tokens
+    delta.leaf_no = number
     return number
 
 
 def adopt(
-    connection: sqlite3.Connection, place: Place, message: dict[str, Any], tally: Tally, *, tokens: int, **told: Any
+    connection: sqlite3.Connection,
+    place: InsertPosition,
+    message: dict[str, Any],
+    delta: SessionDelta,
+    *,
+    tokens: int,
+    **told: Any,
 ) -> bool:
     """Whether a later request has stored this reply as part of its history; that copy is the reply now."""
     said = to_columns(message)
@@ -216,5 +224,5 @@ def adopt(
         return False
     for digest, data in said.blobs.items():
         queries.insert_blob(connection, message_no=number, digest=digest, data=data)
-    tally.tokens += tokens
+    delta.tokens += tokens
     return True

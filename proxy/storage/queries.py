@@ -14,7 +14,7 @@ from proxy.wire.message import Columns
 
 DEFAULT_USER_ID = "default_user"
 
-# Rows that one statement stores at most. Fewer are stored in powers of two, so that few statements are compiled.
+# WriteBatch that one statement stores at most. Fewer are stored in powers of two, so that few statements are compiled.
 _ROWS_MAX = 64
 
 # How vLLM, and StellarChat where no one else has, names a reply: by the id of its request.
@@ -71,7 +71,7 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class MessageNode:
     """Where a message stands in its tree."""
 
     message_no: int
@@ -82,7 +82,7 @@ class Node:
     chain_hash: bytes
 
 
-class Place(NamedTuple):
+class StitchCandidate(NamedTuple):
     """A message that a chat may continue."""
 
     message_no: int
@@ -90,7 +90,7 @@ class Place(NamedTuple):
     goes_on: bool
 
 
-class Step(NamedTuple):
+class BranchNode(NamedTuple):
     """A message of a branch, without what it says."""
 
     message_no: int
@@ -517,9 +517,11 @@ def leave_out_usual(columns: dict[str, Any]) -> None:
             columns[name] = short
 
 
-def list_prefix(connection: sqlite3.Connection, hashes: Iterable[bytes], *, limit: int) -> list[Place]:
+def list_prefix(connection: sqlite3.Connection, hashes: Iterable[bytes], *, limit: int) -> list[StitchCandidate]:
     """Of chain hashes, longest prefix first: where the first that is stored is, in any session, newest first."""
-    return [Place(*row) for row in _all(connection, "list_prefix", {"hashes": b"".join(hashes), "limit": limit})]
+    return [
+        StitchCandidate(*row) for row in _all(connection, "list_prefix", {"hashes": b"".join(hashes), "limit": limit})
+    ]
 
 
 def find_prefix_in_session(
@@ -530,27 +532,29 @@ def find_prefix_in_session(
     return None if row is None else (row[0], row[1])
 
 
-def get_node(connection: sqlite3.Connection, message_no: int) -> Node | None:
+def get_node(connection: sqlite3.Connection, message_no: int) -> MessageNode | None:
     """Where a message stands, if it is there."""
     row = _one(connection, "get_node", {"message_no": message_no})
-    return None if row is None else Node(*row)
+    return None if row is None else MessageNode(*row)
 
 
-def find_node_by_hash(connection: sqlite3.Connection, chain_hash: bytes, *, session_no: int) -> Node | None:
+def find_node_by_hash(connection: sqlite3.Connection, chain_hash: bytes, *, session_no: int) -> MessageNode | None:
     """A message of the session by its hash."""
     row = _one(connection, "find_node_by_hash", {"chain_hash": chain_hash, "session_no": session_no})
-    return None if row is None else Node(*row)
+    return None if row is None else MessageNode(*row)
 
 
-def list_ancestors(connection: sqlite3.Connection, node_no: int, *, session_id: str, limit: int = -1) -> list[Node]:
+def list_ancestors(
+    connection: sqlite3.Connection, node_no: int, *, session_id: str, limit: int = -1
+) -> list[MessageNode]:
     """A message and those above it, nearest first."""
     parameters = {"message_no": node_no, "session_id": session_id, "limit": limit}
-    return [Node(*row) for row in _all(connection, "list_ancestors", parameters)]
+    return [MessageNode(*row) for row in _all(connection, "list_ancestors", parameters)]
 
 
-def list_path(connection: sqlite3.Connection, leaf_no: int) -> list[Step]:
+def list_path(connection: sqlite3.Connection, leaf_no: int) -> list[BranchNode]:
     """A message and those above it, nearest first."""
-    return [Step(*row) for row in _all(connection, "list_path", {"message_no": leaf_no})]
+    return [BranchNode(*row) for row in _all(connection, "list_path", {"message_no": leaf_no})]
 
 
 def newest_leaf_below(connection: sqlite3.Connection, message_no: int, *, session_no: int) -> int:
@@ -595,10 +599,10 @@ def find_item_no(connection: sqlite3.Connection, message_id: str, *, session_id:
     return None if row is None else row[0]
 
 
-def raise_children(connection: sqlite3.Connection, message_no: int, *, session_id: str, parent_no: int | None) -> None:
+def reparent(connection: sqlite3.Connection, message_no: int, *, session_id: str, parent_no: int | None) -> None:
     """Let what follows a message follow another."""
     parameters = {"message_no": message_no, "session_id": session_id, "parent_no": parent_no}
-    _changes(connection, "raise_children", parameters)
+    _changes(connection, "reparent", parameters)
 
 
 def delete_message(connection: sqlite3.Connection, message_no: int) -> int:

@@ -25,7 +25,7 @@ def remove_message(connection: sqlite3.Connection, message_no: int, *, session_i
     message goes on where it was."""
     node = queries.get_node(connection, message_no)
     assert node is not None
-    queries.raise_children(connection, message_no, session_id=session_id, parent_no=node.parent_no)
+    queries.reparent(connection, message_no, session_id=session_id, parent_no=node.parent_no)
     queries.move_requests(connection, message_no, session_id=session_id, parent_no=node.parent_no)
     _forget_context(connection, message_no, session_id=session_id)
     tokens = queries.delete_message(connection, message_no)

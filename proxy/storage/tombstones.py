@@ -23,7 +23,7 @@ def digest(kind: Kind, id_: str) -> bytes:
     return sha256(f"{kind}\0{id_}".encode("utf-8", "surrogatepass")).digest()
 
 
-def bury(connection: sqlite3.Connection, kind: Kind, id_: str, *, now: str) -> None:
+def add_tombstone(connection: sqlite3.Connection, kind: Kind, id_: str, *, now: str) -> None:
     """Remember that it is deleted now."""
     queries.upsert_tombstone(connection, digest=digest(kind, id_), kind=kind, now=now)
 

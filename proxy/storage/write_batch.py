@@ -20,7 +20,7 @@ _TOGETHER_BYTES = 4 * 2**20
 
 
 @dataclass(slots=True)
-class Tally:
+class SessionDelta:
     """What is stored below a session, and when."""
 
     now: str
@@ -44,8 +44,8 @@ class _Waiting:
     ids: set[str] = field(default_factory=set)  # of the sessions and exchanges that something above belongs to
 
 
-class Rows:
-    """Rows on their way into the database. `flush` stores them; without it nothing is.
+class WriteBatch:
+    """WriteBatch on their way into the database. `flush` stores them; without it nothing is.
 
     Numbers are given out here, from where the tables stand when the transaction begins to write.
     """
@@ -154,21 +154,21 @@ class Rows:
         self._waiting.outcomes.append(columns)
         self._waiting.ids.update((columns["session_id"], columns["exchange_id"]))
 
-    def touch_session(self, session_id: str, tally: Tally) -> None:
+    def touch_session(self, session_id: str, delta: SessionDelta) -> None:
         """Count what was stored below a session: one made here is given its counts, any other's grow."""
         made = self._waiting.sessions.get(session_id)
         if made is not None:
-            made["message_count"] += tally.messages
-            made["tokens"] += tally.tokens
-            made["leaf_no"] = tally.leaf_no or made["leaf_no"]
+            made["message_count"] += delta.messages
+            made["tokens"] += delta.tokens
+            made["leaf_no"] = delta.leaf_no or made["leaf_no"]
             return
         touched = self._waiting.touched.setdefault(
             session_id, {"session_id": session_id, "messages": 0, "tokens": 0, "leaf_no": None}
         )
-        touched["messages"] += tally.messages
-        touched["tokens"] += tally.tokens
-        touched["leaf_no"] = tally.leaf_no or touched["leaf_no"]
-        touched["now"] = tally.now
+        touched["messages"] += delta.messages
+        touched["tokens"] += delta.tokens
+        touched["leaf_no"] = delta.leaf_no or touched["leaf_no"]
+        touched["now"] = delta.now
         self._waiting.ids.add(session_id)
 
     def _weigh(self, *values: str | bytes | None) -> None:
@@ -195,10 +195,10 @@ class Rows:
 
 
 @contextmanager
-def storing(connection: sqlite3.Connection) -> Iterator[Rows]:
+def write_batch(connection: sqlite3.Connection) -> Iterator[WriteBatch]:
     """A write transaction; the rows gathered in it are stored at its end."""
     with transaction(connection):
-        rows = Rows(connection)
+        rows = WriteBatch(connection)
         yield rows
         rows.flush()
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from proxy.wire import json_text
 
-UNLINKED_ROLES = frozenset({"system", "developer"})
+UNCHAINED_ROLES = frozenset({"system", "developer"})
 _DIGEST_BYTES = 16
 
 
-def is_linked(message: Mapping[str, Any]) -> bool:
+def is_chained(message: Mapping[str, Any]) -> bool:
     """Whether the message is part of the chain."""
-    return message.get("role") not in UNLINKED_ROLES
+    return message.get("role") not in UNCHAINED_ROLES
 
 
 def has_reply(messages: Iterable[Mapping[str, Any]]) -> bool:
@@ -32,7 +32,7 @@ def root_hash(user_id: str) -> bytes:
 
 
 def chain_hash(above: bytes, message: Mapping[str, Any]) -> bytes:
-    """The hash of a linked message below the one with hash `above`."""
+    """The hash of a chained message below the one with hash `above`."""
     return _digest(above + canonical(message))
 
 
@@ -42,11 +42,11 @@ def own_hash(message: Mapping[str, Any]) -> bytes:
 
 
 def chain(user_id: str, messages: Iterable[Mapping[str, Any]]) -> list[bytes]:
-    """The hashes of the linked ones among `messages`, in order."""
+    """The hashes of the chained ones among `messages`, in order."""
     hashes = []
     above = root_hash(user_id)
     for message in messages:
-        if is_linked(message):
+        if is_chained(message):
             above = chain_hash(above, message)
             hashes.append(above)
     return hashes

@@ -224,7 +224,7 @@ FROM messages
 WHERE session_id = :session_id
   AND message_id <= :message_id;
 
--- name: raise_children
+-- name: reparent
 -- The messages that follow one take its place.
 UPDATE messages
 SET parent_no = :parent_no

@@ -27,7 +27,7 @@ from proxy import ids
 from proxy.search import search
 from proxy.storage import exchange_store, queries, sqlite
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
-from proxy.storage.write_batch import storing
+from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
 from tests.bench import figures, machine, wire
 
@@ -149,7 +149,7 @@ def _index_entries(connection: sqlite3.Connection) -> int:
 
 def _store(connection: sqlite3.Connection, chats: Sequence[Chat], *, a_commit: int) -> None:
     for start in range(0, len(chats), a_commit):
-        with storing(connection) as rows:
+        with write_batch(connection) as rows:
             for exchange, outcome in chats[start : start + a_commit]:
                 exchange_store.finish(rows, exchange, outcome)
 

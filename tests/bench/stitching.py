@@ -15,7 +15,7 @@ from pathlib import Path
 from proxy import ids
 from proxy.storage import exchange_store, queries, sqlite
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
-from proxy.storage.write_batch import storing
+from proxy.storage.write_batch import write_batch
 from proxy.wire import hash_chain
 from proxy.wire.chat_reply import Completion
 
@@ -96,7 +96,7 @@ def _stored(connection: sqlite3.Connection, said: Iterable[Turn]) -> Iterator[fl
             exchange.session = SessionRef(places[0].session_id, "stitched")
         outcome = _outcome(answer, completion_id=f"chatcmpl-{exchange.request_id}")
         began = time.perf_counter()
-        with storing(connection) as rows:
+        with write_batch(connection) as rows:
             exchange_store.finish(rows, exchange, outcome)
         yield (time.perf_counter() - began) * 1e3
         messages.append({"role": "assistant", "content": answer})

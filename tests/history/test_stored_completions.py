@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from proxy.ids import uuid7
 from proxy.storage import exchange_store, sqlite
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
-from proxy.storage.write_batch import storing
+from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
 from tests.chats import Chats
 from tests.fake_upstream import (
@@ -111,7 +111,7 @@ def store_many(folder: Path, count: int, *, user_id: str = "default_user", **req
     connection = sqlite.connect(folder / "stellarchat.db")
     sqlite.prepare(connection)
     session_id = uuid7()
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         for number in range(count):
             metadata = {"number": str(number), "parity": "odd" if number % 2 else "even"}
             exchange = Exchange(
@@ -461,12 +461,12 @@ def test_reply_that_a_chat_in_progress_ends_with_is_not_deleted(tmp_path: Path) 
     session_id = chats.store([HELLO], {"role": "assistant", "content": "half"})
     [exchange_id] = chats.connection.execute("SELECT exchange_id FROM exchanges").fetchone()
     going_on = chats.begin([HELLO, {"role": "assistant", "content": "half"}], session=session_id)
-    with storing(chats.connection) as rows:
+    with write_batch(chats.connection) as rows:
         exchange_store.begin(rows, going_on, worker_id="w")
     with sqlite.transaction(chats.connection):
         module.delete_completion(chats.connection, f"chatcmpl-{exchange_id}", user_id="u")
     reply = Completion.from_body(json.dumps(chat_completion(2, [{"role": "assistant", "content": "whole"}])).encode())
-    with storing(chats.connection) as rows:
+    with write_batch(chats.connection) as rows:
         outcome = Outcome(status="completed", http_status=200, reply=reply)
         exchange_store.finish_begun(rows, going_on.exchange_id, outcome)
     assert chats.texts(session_id) == ["hello", "half", "whole"]

@@ -12,7 +12,7 @@ from proxy.maintenance import check
 from proxy.maintenance.check import Problem
 from proxy.recording.spill import Spill, spill_path
 from proxy.storage import exchange_store
-from proxy.storage.write_batch import storing
+from proxy.storage.write_batch import write_batch
 from tests.stored import fill, opened, say
 
 
@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "chat.db"
     with opened(path) as connection:
         fill(connection)
-        with storing(connection) as rows:
+        with write_batch(connection) as rows:
             exchange_store.recover(rows, "gone")
     return path
 

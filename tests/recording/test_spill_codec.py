@@ -10,7 +10,7 @@ from proxy.recording import spill_codec
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.sqlite import connect, prepare
-from proxy.storage.write_batch import storing
+from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
 from tests.fake_upstream import chat_chunk, event
 
@@ -65,11 +65,11 @@ def test_a_replayed_finish_stores_what_the_finish_would_have(
     connection: sqlite3.Connection, tmp_path: Path, outcome: Outcome
 ) -> None:
     exchange = exchange_of()
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         exchange_store.finish(rows, exchange, outcome)
     other = connect(tmp_path / "other.db")
     prepare(other)
-    with storing(other) as rows:
+    with write_batch(other) as rows:
         spill_codec.replay(rows, spill_codec.finish_line(exchange, outcome, is_begun=False))
     for query in (_EXCHANGES, _MESSAGES):
         assert other.execute(query).fetchall() == connection.execute(query).fetchall()
@@ -87,7 +87,7 @@ def test_lines_replayed_twice_store_once(connection: sqlite3.Connection) -> None
     assert not any(b"\n" in line or b"\0" in line for line in lines)
     for _ in range(2):
         for line in lines:
-            with storing(connection) as rows:
+            with write_batch(connection) as rows:
                 spill_codec.replay(rows, line)
     assert connection.execute("SELECT role, content FROM messages").fetchall() == [("user", "hi"), ("assistant", "yo")]
     assert connection.execute("SELECT status FROM exchanges").fetchall() == [("completed",)]
@@ -97,7 +97,7 @@ def test_lines_replayed_twice_store_once(connection: sqlite3.Connection) -> None
 def test_a_finish_that_was_not_begun_replayed_twice_stores_once(connection: sqlite3.Connection) -> None:
     line = spill_codec.finish_line(exchange_of(), OUTCOMES[0], is_begun=False)
     for _ in range(2):
-        with storing(connection) as rows:
+        with write_batch(connection) as rows:
             spill_codec.replay(rows, line)
     assert connection.execute("SELECT role, content FROM messages").fetchall() == [("user", "hi"), ("assistant", "yo")]
     assert connection.execute("SELECT message_count FROM sessions").fetchall() == [(2,)]
@@ -111,7 +111,7 @@ def test_a_reply_that_is_stored_after_the_request_that_resends_it_is_stored_once
     history = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
     second = exchange_of(messages=[*history, {"role": "user", "content": "more"}])
     for exchange in (second, first):
-        with storing(connection) as rows:
+        with write_batch(connection) as rows:
             spill_codec.replay(rows, spill_codec.finish_line(exchange, OUTCOMES[0], is_begun=False))
     contents = "SELECT content FROM messages ORDER BY message_no"
     assert connection.execute(contents).fetchall() == [("hi",), ("yo",), ("more",), ("yo",)]
@@ -123,7 +123,7 @@ def test_a_reply_that_is_stored_after_the_request_that_resends_it_is_stored_once
 
 def test_a_fragment_comes_back_byte_for_byte(connection: sqlite3.Connection) -> None:
     exchange = exchange_of()
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         spill_codec.replay(rows, spill_codec.begin_line(exchange, worker_id="w"))
         line = spill_codec.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=bytes(range(256)))
         spill_codec.replay(rows, line)

@@ -13,7 +13,7 @@ from proxy.errors import UnavailableError
 from proxy.recording.spill import Spill
 from proxy.recording.writer import QueueFullError, Writer
 from proxy.storage.sqlite import Database, connect
-from proxy.storage.write_batch import Rows
+from proxy.storage.write_batch import WriteBatch
 
 
 @asynccontextmanager
@@ -47,8 +47,8 @@ async def writing(
         await database.close()
 
 
-def insert(name: str) -> Callable[[Rows], None]:
-    def work(rows: Rows) -> None:
+def insert(name: str) -> Callable[[WriteBatch], None]:
+    def work(rows: WriteBatch) -> None:
         rows.connection.execute("INSERT INTO names VALUES (?)", (name,))
 
     return work

@@ -262,7 +262,7 @@ def test_nothing_of_a_deleted_user_stays_in_the_index(tmp_path: Path, monkeypatc
         say(connection, "Zürich", user_id="ann")
         index_all(path)
         assert grams(path, "zür")
-        tombstones.bury(connection, "user", "ann", now="2026-01-01T00:00:00.000Z")
+        tombstones.add_tombstone(connection, "user", "ann", now="2026-01-01T00:00:00.000Z")
         connection.execute("DELETE FROM users WHERE user_id = 'ann'")
         say(connection, "Basel", user_id="ann")
         with closing(Index(path)) as index:

@@ -13,7 +13,7 @@ from proxy.maintenance.export import Scope
 from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.storage.queries import Page
-from proxy.storage.write_batch import storing
+from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
 from tests.chats import Chats, exchange_of, said, user
 
@@ -34,9 +34,9 @@ def stored(chats: Chats, reply: dict[str, Any] | None, *, is_begun: bool = False
         **outcome,
     )
     if is_begun:
-        with storing(chats.connection) as rows:
+        with write_batch(chats.connection) as rows:
             exchange_store.begin(rows, exchange, worker_id="w")
-    with storing(chats.connection) as rows:
+    with write_batch(chats.connection) as rows:
         if is_begun:
             exchange_store.finish_begun(rows, exchange.exchange_id, ended)
         else:
@@ -100,7 +100,7 @@ def test_the_end_is_written_where_it_does_not_follow_from_the_duration(
     exchange = exchange_of([user("hi")], chats.begin([]).session)
     exchange.created_at = "2026-02-28T23:59:59.900Z"
     outcome = Outcome(status="failed", duration_ms=86_400_200, completed_at=completed_at)
-    with storing(chats.connection) as rows:
+    with write_batch(chats.connection) as rows:
         if is_begun:
             exchange_store.begin(rows, exchange, worker_id="w")
             exchange_store.finish_begun(rows, exchange.exchange_id, outcome)
@@ -120,7 +120,7 @@ def test_an_end_whose_duration_is_not_known_is_written(chats: Chats) -> None:
 
 def test_an_exchange_in_progress_has_no_end(chats: Chats) -> None:
     exchange = chats.begin([user("hi")])
-    with storing(chats.connection) as rows:
+    with write_batch(chats.connection) as rows:
         exchange_store.begin(rows, exchange, worker_id="w")
     row = queries.get_exchange(chats.connection, exchange.exchange_id)
     assert row is not None

@@ -10,7 +10,7 @@ from proxy.recording import spill_codec
 from proxy.storage import queries
 from proxy.storage.exchange import Outcome
 from proxy.storage.sqlite import transaction
-from proxy.storage.write_batch import storing
+from proxy.storage.write_batch import write_batch
 from tests.chats import Chats, said, system, user
 
 IMAGE = "data:image/png;base64," + "A" * 5000
@@ -241,7 +241,7 @@ def test_replayed_exchange_is_stored_once(chats: Chats) -> None:
     exchange = chats.begin([user("q")])
     session_id = chats.finish(exchange, said("a"))
     line = spill_codec.finish_line(exchange, Outcome(status="completed"), is_begun=False)
-    with storing(chats.connection) as rows:
+    with write_batch(chats.connection) as rows:
         spill_codec.replay(rows, line)
     assert chats.texts(session_id) == ["q", "a"]
     assert chats.count("exchanges") == 1

@@ -62,7 +62,7 @@ def test_query_names_are_unique() -> None:
         ("get_message", "idx_messages_parent_no (session_no=? AND parent_no=?"),
         ("list_path", "INTEGER PRIMARY KEY (rowid=?"),
         ("newest_leaf_below", "idx_messages_parent_no (session_no=? AND parent_no=?"),
-        ("raise_children", "idx_messages_parent_no (session_no=? AND parent_no=?"),
+        ("reparent", "idx_messages_parent_no (session_no=? AND parent_no=?"),
         ("list_leaves", "idx_messages_parent_no (session_no=? AND parent_no=?"),
         ("move_requests", "idx_exchanges_session_no (session_no=?"),
         ("touch_session", "sqlite_autoindex_sessions_1 (session_id=?"),

@@ -10,7 +10,7 @@ import pytest
 from proxy.errors import ConfigurationError
 from proxy.storage import exchange_store, queries, sqlite
 from proxy.storage.sqlite import APPLICATION_ID, Database, connect, newest_schema, prepare
-from proxy.storage.write_batch import storing
+from proxy.storage.write_batch import write_batch
 from tests.stored import exchange, user
 
 
@@ -122,7 +122,7 @@ def test_what_was_streaming_comes_along_from_an_earlier_schema(tmp_path: Path, m
         opened_twice(path)
     asked = exchange([user("q")])
     with closing(connect(path)) as connection:
-        with storing(connection) as rows:
+        with write_batch(connection) as rows:
             exchange_store.begin(rows, asked, worker_id="w")
         pieces = [(asked.exchange_id, sequence, b"%d" % sequence) for sequence in (1, 0)]
         connection.executemany("INSERT INTO exchange_fragments VALUES (?, ?, ?)", pieces)

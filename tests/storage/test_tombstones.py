@@ -16,7 +16,7 @@ from proxy.recording import spill_codec
 from proxy.storage import exchange_store, queries, tombstones
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.sqlite import connect, prepare, transaction
-from proxy.storage.write_batch import storing
+from proxy.storage.write_batch import write_batch
 from tests.access.test_keys import bearer, make_key
 from tests.chats import Chats, exchange_of, said, user
 from tests.fake_upstream import FakeUpstream, chat_completion, dumps, fake_upstream, until, whole
@@ -58,7 +58,7 @@ def asked_at(moment: str, *, user_id: str = "ann") -> Exchange:
 
 def delete_user(connection: sqlite3.Connection, user_id: str = "ann", *, now: str = MOMENT) -> None:
     with transaction(connection):
-        tombstones.bury(connection, "user", user_id, now=now)
+        tombstones.add_tombstone(connection, "user", user_id, now=now)
         queries.delete_user(connection, user_id)
 
 
@@ -74,7 +74,7 @@ def test_only_what_was_asked_after_the_deletion_is_stored(chats: Chats, moment: 
         spill_codec.begin_line(asked_at(moment), worker_id="w"),
     )
     for line in lines:
-        with storing(chats.connection) as rows_:
+        with write_batch(chats.connection) as rows_:
             spill_codec.replay(rows_, line)
     assert chats.count("exchanges") == len(lines) * stored
     assert users(chats.connection) == ["ann"] * stored
@@ -83,14 +83,14 @@ def test_only_what_was_asked_after_the_deletion_is_stored(chats: Chats, moment: 
 def test_an_earlier_chat_does_not_come_back_either_when_the_user_was_made_anew(chats: Chats) -> None:
     delete_user(chats.connection)
     for moment in (AFTER, BEFORE):
-        with storing(chats.connection) as rows_:
+        with write_batch(chats.connection) as rows_:
             exchange_store.finish(rows_, asked_at(moment), Outcome(status="failed"))
     assert chats.connection.execute("SELECT created_at FROM exchanges").fetchall() == [(AFTER,)]
 
 
 def test_others_chats_of_that_time_are_stored(chats: Chats) -> None:
     delete_user(chats.connection)
-    with storing(chats.connection) as rows_:
+    with write_batch(chats.connection) as rows_:
         exchange_store.finish(rows_, asked_at(BEFORE, user_id="bob"), Outcome(status="failed"))
     assert users(chats.connection) == ["bob"]
 
@@ -103,7 +103,7 @@ def test_what_followed_a_spilled_beginning_is_dropped_with_it(chats: Chats) -> N
         spill_codec.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=b"data: secret\n\n"),
         spill_codec.finish_line(exchange, Outcome(status="completed"), is_begun=True),
     ):
-        with storing(chats.connection) as rows_:
+        with write_batch(chats.connection) as rows_:
             spill_codec.replay(rows_, line)
     assert [chats.count(table) for table in TABLES] == [0] * len(TABLES)
     assert users(chats.connection) == []
@@ -113,7 +113,7 @@ def test_what_followed_a_spilled_beginning_is_dropped_with_it(chats: Chats) -> N
 def test_a_session_is_not_claimed_for_a_chat_of_a_deleted_user(chats: Chats, moment: str, made: bool) -> None:
     delete_user(chats.connection)
     with transaction(chats.connection):
-        session_id = exchange_store.claim_session(
+        session_id = exchange_store.get_or_create_session(
             chats.connection, user_id="ann", external_id="trip", session_id="s", title="secret", asked_at=moment
         )
     assert session_id == "s"
@@ -123,7 +123,7 @@ def test_a_session_is_not_claimed_for_a_chat_of_a_deleted_user(chats: Chats, mom
 def test_a_chat_that_was_not_begun_does_not_bring_its_deleted_session_back(chats: Chats) -> None:
     chats.store([user("a")], said("b"), session="trip")
     waiting = chats.begin([user("a"), said("b"), user("c")], session="trip")
-    with storing(chats.connection) as rows_:
+    with write_batch(chats.connection) as rows_:
         sessions.delete_session(rows_.connection, "trip", user_id="u")
         exchange_store.finish(rows_, waiting, Outcome(status="completed"))
     assert [chats.count(table) for table in TABLES] == [0] * len(TABLES)
@@ -132,7 +132,7 @@ def test_a_chat_that_was_not_begun_does_not_bring_its_deleted_session_back(chats
 
 def test_the_last_deletion_counts(chats: Chats) -> None:
     for now, before in ((MOMENT, BEFORE), (AFTER, MOMENT), (BEFORE, AFTER)):
-        tombstones.bury(chats.connection, "session", "s", now=now)
+        tombstones.add_tombstone(chats.connection, "session", "s", now=now)
         assert tombstones.was_deleted(chats.connection, user_id="s", session_id="s", asked_at=before)
     assert chats.count("tombstones") == 1
 
@@ -148,7 +148,7 @@ def test_a_deletion_is_forgotten_after_a_month(chats: Chats) -> None:
     now = 1_800_000_000.0
     month = tombstones.KEPT.total_seconds()
     for number, age in enumerate((0, month - 1, month + 1, 2 * month)):
-        tombstones.bury(chats.connection, "session", str(number), now=timestamp(now - age))
+        tombstones.add_tombstone(chats.connection, "session", str(number), now=timestamp(now - age))
     assert [tombstones.forget_some(chats.connection, now_seconds=now, limit=1) for _ in range(3)] == [1, 1, 0]
     assert chats.count("tombstones") == 2
 
@@ -160,8 +160,8 @@ async def test_a_server_forgets_old_deletions(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     with closing(connect(settings.database_path)) as connection:
         prepare(connection)
-        tombstones.bury(connection, "session", "s", now=BEFORE)
-        tombstones.bury(connection, "session", "t", now=timestamp())
+        tombstones.add_tombstone(connection, "session", "s", now=BEFORE)
+        tombstones.add_tombstone(connection, "session", "t", now=timestamp())
     async with running_proxy(settings):
         await eventually(lambda: len(rows(tmp_path, "SELECT 1 FROM tombstones")) == 1)
 

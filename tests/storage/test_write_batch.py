@@ -1,4 +1,4 @@
-"""Rows of one transaction: many with one statement, and read where they are asked for."""
+"""WriteBatch of one transaction: many with one statement, and read where they are asked for."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 from proxy.ids import uuid7
 from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import SessionRef
-from proxy.storage.write_batch import storing
+from proxy.storage.write_batch import write_batch
 from tests.stored import assistant, choice, exchange, opened, outcome, user
 
 
@@ -38,7 +38,7 @@ def traced(connection: sqlite3.Connection, keyword: str) -> list[str]:
 @pytest.mark.parametrize("count", (1, 2, 3, 63, 64, 65, 200))
 def test_chats_that_end_together_are_stored_with_few_statements(connection: sqlite3.Connection, count: int) -> None:
     inserts = traced(connection, "INSERT INTO messages")
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         for number in range(count):
             exchange_store.finish(rows, exchange([user(f"q{number}")]), outcome(choice(f"a{number}")))
     assert len(inserts) <= 2 * count // 64 + 6
@@ -54,7 +54,7 @@ def test_a_chat_that_goes_on_in_the_same_transaction_finds_what_it_goes_on_from(
     session_id = uuid7()
     first, second = exchange([user("q")]), exchange([user("q"), assistant("a"), user("more")], session_id=session_id)
     first.session = SessionRef(session_id, "new")
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         exchange_store.finish(rows, first, outcome(choice("a")))
         exchange_store.finish(rows, second, outcome(choice("done")))
     assert texts(connection) == ["q", "a", "more", "done"]
@@ -65,21 +65,21 @@ def test_a_chat_that_goes_on_in_the_same_transaction_finds_what_it_goes_on_from(
 
 def test_an_exchange_begun_continued_and_ended_in_one_transaction_is_whole(connection: sqlite3.Connection) -> None:
     asked = exchange([user("q")])
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         exchange_store.begin(rows, asked, worker_id="w")
         exchange_store.append_fragment(rows, exchange_id=asked.exchange_id, sequence=0, data=b"data: x\n\n")
         exchange_store.finish_begun(rows, asked.exchange_id, outcome(choice("a")))
         exchange_store.finish_begun(rows, asked.exchange_id, outcome(choice("again")))
     assert texts(connection) == ["q", "a"]
     assert connection.execute("SELECT status, worker_id FROM exchanges").fetchall() == [("completed", None)]
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         exchange_store.delete_fragments(rows, [asked.exchange_id])
     assert connection.execute("SELECT COUNT(*) FROM exchange_fragments").fetchone() == (0,)
 
 
 def test_only_ended_exchanges_lose_their_pieces(connection: sqlite3.Connection) -> None:
     ended, going = exchange([user("q")]), exchange([user("another")])
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         for each in (ended, going):
             exchange_store.begin(rows, each, worker_id="w")
             exchange_store.append_fragment(
@@ -93,10 +93,10 @@ def test_only_ended_exchanges_lose_their_pieces(connection: sqlite3.Connection) 
 
 def test_many_ends_at_once_each_get_their_own_outcome(connection: sqlite3.Connection) -> None:
     asked = [exchange([user(f"q{number}")]) for number in range(70)]
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         for each in asked:
             exchange_store.begin(rows, each, worker_id="w")
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         for number, each in enumerate(asked):
             exchange_store.finish_begun(
                 rows, each.exchange_id, outcome(choice(f"a{number}", finish_reason=f"r{number}"))
@@ -109,7 +109,7 @@ def test_many_ends_at_once_each_get_their_own_outcome(connection: sqlite3.Connec
 
 
 def test_numbers_given_out_by_another_are_not_given_out_again(connection: sqlite3.Connection) -> None:
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         exchange_store.finish(rows, exchange([user("one")]), outcome(choice("1")))
         own = rows.connection
         session = queries.list_sessions(own, user_id="ann", page=queries.Page(limit=1))[0]
@@ -120,10 +120,10 @@ def test_numbers_given_out_by_another_are_not_given_out_again(connection: sqlite
 
 def test_a_number_is_never_used_twice(connection: sqlite3.Connection) -> None:
     for text in ("one", "two"):
-        with storing(connection) as rows:
+        with write_batch(connection) as rows:
             exchange_store.finish(rows, exchange([user(text)]), outcome(choice("a")))
         connection.execute("DELETE FROM sessions")
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         exchange_store.finish(rows, exchange([user("three")]), outcome(choice("a")))
     assert connection.execute("SELECT message_no FROM messages").fetchall() == [(5,), (6,)]
     assert connection.execute("SELECT exchange_no FROM exchanges").fetchall() == [(3,)]
@@ -131,7 +131,7 @@ def test_a_number_is_never_used_twice(connection: sqlite3.Connection) -> None:
 
 def test_large_messages_do_not_wait_for_each_other(connection: sqlite3.Connection) -> None:
     inserts = traced(connection, "INSERT INTO messages")
-    with storing(connection) as rows:
+    with write_batch(connection) as rows:
         for _ in range(4):
             exchange_store.finish(rows, exchange([user("x" * 3 * 2**20)]), outcome(choice("a")))
     assert len(inserts) > 2
@@ -140,7 +140,7 @@ def test_large_messages_do_not_wait_for_each_other(connection: sqlite3.Connectio
 
 def test_what_a_failed_transaction_had_gathered_is_not_stored(connection: sqlite3.Connection) -> None:
     def fail() -> None:
-        with storing(connection) as rows:
+        with write_batch(connection) as rows:
             exchange_store.finish(rows, exchange([user("q")]), outcome(choice("a")))
             raise ZeroDivisionError
 
