@@ -119,7 +119,7 @@ async def open_services(
             await upkeep.stop()
             await recorder.drain()
             await upstream.close()
-            if recorder.writer.trouble is None:
+            if recorder.writer.last_error is None:
                 await database.checkpoint()
     finally:
         await database.close()

@@ -23,7 +23,7 @@ T = TypeVar("T")
 _CONTINUED = 1024
 
 
-class Continued:
+class RecentBranchPoints:
     """Where this process's newest chats went on from: two that race are not given the same place where there are more.
 
     What a chat continues has nothing below it in the tables before that chat is stored.
@@ -53,7 +53,7 @@ class Services:
     # A search keeps a thread busy for as long as it reads.
     searches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     vendor_headers: tuple[bytes, ...] = field(init=False)
-    continued: Continued = field(default_factory=Continued, init=False)
+    recent_branch_points: RecentBranchPoints = field(default_factory=RecentBranchPoints, init=False)
 
     def __post_init__(self) -> None:
         names = tuple(name.lower().encode() for name in self.settings.session_headers)
@@ -61,7 +61,7 @@ class Services:
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run a query that sees every exchange that has ended (spec P6)."""
-        await self.recorder.writer.settled()
+        await self.recorder.writer.flushed()
         return await self.database.read(work)
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxy.errors import ConfigurationError
-from proxy.recording.spill import Abandoned, spill_path, worker_ids
+from proxy.recording.spill import OrphanedSpill, spill_path, worker_ids
 from proxy.storage.queries import QUERIES
 from proxy.storage.sqlite import APPLICATION_ID, refuse_unknown_schema
 
@@ -80,7 +80,7 @@ def living_workers(path: Path) -> set[str]:
     living = set()
     for worker_id in worker_ids(path):
         try:
-            Abandoned(spill_path(path, worker_id)).close(remove=False)
+            OrphanedSpill(spill_path(path, worker_id)).close(remove=False)
         except BlockingIOError:
             living.add(worker_id)
     return living

@@ -1,4 +1,4 @@
-"""Live exchanges: what is streaming now, written down as it goes, and stored when it ends, however it ends."""
+"""OpenExchange exchanges: what is streaming now, written down as it goes, and stored when it ends, however it ends."""
 
 import asyncio
 import itertools
@@ -12,7 +12,7 @@ from typing import Any
 
 from proxy.ids import uuid7
 from proxy.recording import spill_codec
-from proxy.recording.spill import Abandoned, Spill, spill_path, worker_ids
+from proxy.recording.spill import OrphanedSpill, Spill, spill_path, worker_ids
 from proxy.recording.writer import QueueFullError, Writer, is_trouble, replay_lines
 from proxy.settings import Settings
 from proxy.storage import exchange_store
@@ -31,7 +31,7 @@ _RECOVERY_SECONDS = 1.0
 _TURNS = 5
 
 
-class Live:
+class OpenExchange:
     """An exchange between its request and its end. `feed` takes the reply's bytes and never waits or raises."""
 
     __slots__ = ("_pending", "_reply", "exchange", "is_begun", "is_placed", "opened_at", "sequence", "size", "turn")
@@ -84,7 +84,7 @@ class Recorder:
         self.worker_id = uuid7()
         self._settings = settings
         self._database = database
-        self._live: list[set[Live]] = [set() for _ in range(_TURNS)]
+        self._live: list[set[OpenExchange]] = [set() for _ in range(_TURNS)]
         self._ended: list[str] = []  # exchanges whose pieces are still to be deleted
         self._turns = itertools.cycle(range(_TURNS))
         self._ticking: asyncio.Task[None] | None = None
@@ -124,14 +124,14 @@ class Recorder:
         await self.writer.start()
         self._ticking = asyncio.create_task(self._tick(), name="recorder")
 
-    def open(self, exchange: Exchange, reply: Completion, *, size: int) -> Live:
+    def open(self, exchange: Exchange, reply: Completion, *, size: int) -> OpenExchange:
         """Begin to record. Nothing is written before the session is known and some time has passed."""
-        live = Live(exchange, reply, size=size, turn=next(self._turns))
+        live = OpenExchange(exchange, reply, size=size, turn=next(self._turns))
         self._live[live.turn].add(live)
         self._is_empty.clear()
         return live
 
-    def finish(self, live: Live, outcome: Outcome) -> asyncio.Future[Any] | None:
+    def finish(self, live: OpenExchange, outcome: Outcome) -> asyncio.Future[Any] | None:
         """Store the exchange with its outcome; the future says when it is on disk. None if the queue is full."""
         self._live[live.turn].discard(live)
         if not any(self._live):
@@ -182,7 +182,7 @@ class Recorder:
             if lives is self._live[-1]:
                 self._delete_fragments()
 
-    def _write_down(self, lives: Iterable[Live]) -> None:
+    def _write_down(self, lives: Iterable[OpenExchange]) -> None:
         """Queue what has come since the last time: one transaction takes it all. What finds no room waits."""
         youngest = time.monotonic() - self._settings.flush_interval_seconds / 4
         for live in lives:
@@ -192,7 +192,7 @@ class Recorder:
                 except Exception:  # what is wrong with one of them must not keep the others from being written down
                     logger.exception("a reply in progress could not be written down")
 
-    def _write_down_one(self, live: Live) -> None:
+    def _write_down_one(self, live: OpenExchange) -> None:
         if not live.is_begun and self.writer.has_room(live.size):
             self._begin(live)
         if live.is_begun:
@@ -200,7 +200,7 @@ class Recorder:
         else:
             live.gather()
 
-    def _begin(self, live: Live) -> None:
+    def _begin(self, live: OpenExchange) -> None:
         exchange, worker_id = live.exchange, self.worker_id
         self.writer.submit(
             lambda rows: exchange_store.begin(rows, exchange, worker_id=worker_id),
@@ -209,7 +209,7 @@ class Recorder:
         )
         live.is_begun = True
 
-    def _append(self, live: Live) -> None:
+    def _append(self, live: OpenExchange) -> None:
         data = live.unwritten()
         if not data or not self.writer.has_room(len(data)):
             return
@@ -254,7 +254,7 @@ class Recorder:
     async def _take_over(self, worker_id: str) -> None:
         path: Path = spill_path(self._database.path, worker_id)
         try:
-            left = Abandoned(path)
+            left = OrphanedSpill(path)
         except BlockingIOError:
             return  # its process lives
         try:
@@ -273,7 +273,7 @@ class Recorder:
             )
 
 
-def _store_abandoned(connection: sqlite3.Connection, left: Abandoned, worker_id: str) -> tuple[int, int]:
+def _store_abandoned(connection: sqlite3.Connection, left: OrphanedSpill, worker_id: str) -> tuple[int, int]:
     """Store what a process that is gone has spilled and streamed: how many writes, how many cut chats."""
     spilled = 0
     for lines in left.batches():

@@ -115,7 +115,7 @@ def worker_ids(database_path: Path) -> list[str]:
     return sorted(path.name.removeprefix(prefix) for path in database_path.parent.glob(prefix + "*"))
 
 
-class Abandoned:
+class OrphanedSpill:
     """The spill file of a process that is gone, taken over.
 
     Raises BlockingIOError if the process lives, or another one is just taking it over.

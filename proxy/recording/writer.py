@@ -95,7 +95,7 @@ class Writer:
         self._refused_since: float | None = None
         self._retry_at = 0.0
         self._spill_fails = False
-        self.trouble: str | None = None  # why the database refuses, while it does
+        self.last_error: str | None = None  # why the database refuses, while it does
         self.unsaved = 0  # writes given up, or not on disk when their end was sent
         self.commits = 0
         self.commit_seconds = 0.0
@@ -150,7 +150,7 @@ class Writer:
         is_full = len(self._queue) >= self._queue_limit or self._queued_bytes + size > self._queue_limit_bytes
         return not (is_full or self._is_closed)
 
-    async def settled(self) -> None:
+    async def flushed(self) -> None:
         """Wait until what is queued now is on disk, but not longer than a chat would."""
         if self._queue:
             await asyncio.wait([self._queue[-1].done], timeout=self._commit_timeout_seconds)
@@ -270,9 +270,9 @@ class Writer:
 
     def _accept(self) -> None:
         """The database has taken a write."""
-        if self.trouble is not None:
+        if self.last_error is not None:
             logger.warning("the database can be written again")
-        self.trouble = self._refused_since = None
+        self.last_error = self._refused_since = None
 
     def _refuse(self, exc: sqlite3.Error) -> None:
         """The database has not taken a write; another program's lock is trouble only when it lasts."""
@@ -281,9 +281,9 @@ class Writer:
         self._refused_since = self._refused_since or now
         if _is_lock(exc) and now - self._refused_since < _LOCK_SECONDS:
             return
-        if self.trouble is None:
+        if self.last_error is None:
             logger.error("the database cannot be written (%s); chats go on, what they say is spilled", exc)
-        self.trouble = str(exc)
+        self.last_error = str(exc)
 
     async def _spill_queue(self) -> None:
         """Put what must not be lost beside the database."""
@@ -315,7 +315,7 @@ class Writer:
     def _take_spilled(self, batch: list[Write[Any]], lines: list[bytes]) -> int:
         """Take what is on the spill file off the queue. The rest is refused, whose callers can try again, or waits:
         how many."""
-        waits = self.trouble is None and not self._is_closing
+        waits = self.last_error is None and not self._is_closing
         self._take_off(len(batch))
         kept = []
         for write, line in zip(batch, lines, strict=True):
@@ -344,7 +344,7 @@ class Writer:
             write.done.set_exception(UnavailableError())
             return
         self.unsaved += 1
-        logger.error("the end of a reply is sent though it is not on disk yet: %s", self.trouble)
+        logger.error("the end of a reply is sent though it is not on disk yet: %s", self.last_error)
         write.done.set_result(False)
 
     def _abandon(self) -> None:

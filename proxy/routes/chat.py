@@ -251,5 +251,7 @@ class _Recorded:
         read = self._services.database.read if self._recording.is_strict else self._services.read
         places = await read(query)
         return (
-            SessionRef(self._services.continued.choose(places).session_id, "stitched") if places else exchange.session
+            SessionRef(self._services.recent_branch_points.choose(places).session_id, "stitched")
+            if places
+            else exchange.session
         )

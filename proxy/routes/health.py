@@ -18,7 +18,7 @@ async def get_ready(request: Request[State]) -> Response:
     services: Services = request.state["services"]
     writer = services.recorder.writer
     checks = {
-        "database": "ok" if writer.trouble is None else writer.trouble,
+        "database": "ok" if writer.last_error is None else writer.last_error,
         "upstream": "ok" if await services.upstream.is_healthy() else "does not answer",
     }
     is_ready = all(check == "ok" for check in checks.values())

@@ -25,7 +25,7 @@ async def search_messages(request: Request[State]) -> Response:
     """The messages that hold `q`, by relevance (among the newest of them) or, with `order=newest`, by time."""
     services = services_of(request)
     query, page, order = await _query(services, request), parameters.page_of(request), _order_of(request)
-    await services.recorder.writer.settled()
+    await services.recorder.writer.flushed()
     async with services.searches:
         content = await asyncio.to_thread(_found, services, query, page, order)
     return json_response(content)

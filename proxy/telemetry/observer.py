@@ -154,7 +154,7 @@ class Observer:
         metrics.set("stellarchat_write_queue_bytes", writer.queued_bytes)
         metrics.set("stellarchat_write_queue_age_seconds", writer.oldest_seconds)
         metrics.set("stellarchat_spilled_writes", writer.spilled)
-        metrics.set("stellarchat_database_trouble", writer.trouble is not None)
+        metrics.set("stellarchat_database_trouble", writer.last_error is not None)
         metrics.set("stellarchat_workers", 1)
 
 

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from proxy import ids
-from proxy.recording.recorder import Live, Recorder
+from proxy.recording.recorder import OpenExchange, Recorder
 from proxy.recording.spill import worker_ids
 from proxy.settings import Settings
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
@@ -135,13 +135,13 @@ def exchange_of(text: str) -> Exchange:
     )
 
 
-def open_live(recorder: Recorder, text: str = "hi") -> Live:
+def open_live(recorder: Recorder, text: str = "hi") -> OpenExchange:
     live = recorder.open(exchange_of(text), Completion(), size=10)
     live.is_placed = True
     return live
 
 
-async def open_written_down(recorder: Recorder, folder: Path) -> Live:
+async def open_written_down(recorder: Recorder, folder: Path) -> OpenExchange:
     """An exchange in progress of which a piece is on disk."""
     live = open_live(recorder)
     live.feed(HELLO[0] + HELLO[1])
@@ -264,14 +264,14 @@ async def test_a_full_queue_leaves_no_gap_in_what_is_written_down(tmp_path: Path
 async def test_a_reply_that_cannot_be_written_down_does_not_keep_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unwritten = Live.unwritten
+    unwritten = OpenExchange.unwritten
 
-    def broken(live: Live) -> bytes:
+    def broken(live: OpenExchange) -> bytes:
         if live.exchange.messages[0]["content"] == "odd":
             raise TypeError("odd")
         return unwritten(live)
 
-    monkeypatch.setattr(Live, "unwritten", broken)
+    monkeypatch.setattr(OpenExchange, "unwritten", broken)
     async with recording(settings_for(tmp_path, flush_interval_seconds=0.05)) as recorder:
         odd, plain = open_live(recorder, "odd"), open_live(recorder, "plain")
         plain.feed(b"".join(HELLO))

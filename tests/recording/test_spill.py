@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from proxy.recording.spill import Abandoned, Spill, spill_path, worker_ids
+from proxy.recording.spill import OrphanedSpill, Spill, spill_path, worker_ids
 
 
-def _lines(abandoned: Abandoned) -> list[bytes]:
+def _lines(abandoned: OrphanedSpill) -> list[bytes]:
     return [line for lines in abandoned.batches() for line in lines]
 
 
@@ -23,7 +23,7 @@ def test_lines_of_a_process_that_is_gone_come_back_in_order(tmp_path: Path) -> N
     spill.append([b"one", b"two"])
     spill.append([b"three"])
     _abandon(spill)
-    left = Abandoned(tmp_path / "s")
+    left = OrphanedSpill(tmp_path / "s")
     assert _lines(left) == [b"one", b"two", b"three"]
     left.close(remove=True)
     assert not (tmp_path / "s").exists()
@@ -32,7 +32,7 @@ def test_lines_of_a_process_that_is_gone_come_back_in_order(tmp_path: Path) -> N
 def test_the_file_of_a_living_process_cannot_be_taken_over(tmp_path: Path) -> None:
     spill = Spill(tmp_path / "s", reserve_bytes=0)
     with pytest.raises(BlockingIOError):
-        Abandoned(tmp_path / "s")
+        OrphanedSpill(tmp_path / "s")
     spill.close()
 
 
@@ -51,7 +51,7 @@ def test_a_file_that_was_removed_before_it_was_locked_is_made_again(tmp_path: Pa
     owner.join(10)
     assert path.exists()
     with pytest.raises(BlockingIOError):
-        Abandoned(path)
+        OrphanedSpill(path)
     made[0].close()
 
 
@@ -78,7 +78,7 @@ def test_one_that_another_process_has_just_removed_is_not_taken_over_again(
 
     monkeypatch.setattr(fcntl, "flock", remove_then_lock)
     with pytest.raises(BlockingIOError):
-        Abandoned(path)
+        OrphanedSpill(path)
 
 
 def test_a_line_that_was_not_finished_does_not_count(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_line_that_was_not_finished_does_not_count(tmp_path: Path) -> None:
     spill.append([b"whole"])
     os.pwrite(spill._file, b"ha", spill._end)
     _abandon(spill)
-    left = Abandoned(tmp_path / "s")
+    left = OrphanedSpill(tmp_path / "s")
     assert _lines(left) == [b"whole"]
     left.close(remove=False)
 
@@ -96,7 +96,7 @@ def test_what_a_failed_append_left_behind_ends_at_the_next(tmp_path: Path) -> No
     os.pwrite(spill._file, b"a failed one that was long\nand had two lines\n", 0)
     spill.append([b"good"])
     _abandon(spill)
-    left = Abandoned(tmp_path / "s")
+    left = OrphanedSpill(tmp_path / "s")
     assert _lines(left) == [b"good"]
     left.close(remove=False)
 
@@ -111,7 +111,7 @@ def test_a_cleared_file_is_empty_and_keeps_its_space(tmp_path: Path) -> None:
     spill.append([b"after"])
     assert list(spill.batches()) == [[b"after"]]
     _abandon(spill)
-    left = Abandoned(tmp_path / "s")
+    left = OrphanedSpill(tmp_path / "s")
     assert _lines(left) == [b"after"]
     left.close(remove=False)
 

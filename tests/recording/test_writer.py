@@ -142,7 +142,7 @@ async def test_a_short_lock_is_no_trouble_and_refuses_nobody(tmp_path: Path) -> 
         with locked(tmp_path):
             refusable = writer.submit(insert("a"))
             assert await record(writer, "b") is True
-            assert writer.trouble is None
+            assert writer.last_error is None
             assert not refusable.done()
         await refusable
     assert sorted(names(tmp_path)) == ["a", "b"]
@@ -153,8 +153,8 @@ async def test_a_long_lock_is_trouble_until_it_is_over_without_anyone_writing(tm
         with locked(tmp_path):
             with pytest.raises(UnavailableError):
                 await writer.submit(insert("a"))
-            assert writer.trouble == "database is locked"
-        await until(lambda: writer.trouble is None)
+            assert writer.last_error == "database is locked"
+        await until(lambda: writer.last_error is None)
     assert names(tmp_path) == []
 
 
@@ -164,9 +164,9 @@ async def test_a_full_disk_is_trouble_and_the_reserved_space_takes_the_writes(tm
         with no_growth(limit=(tmp_path / "x.db-wal").stat().st_size):
             # Within the limit the spill file is all there is: every page of the log is new.
             assert await record(writer, "during " + "x" * 4000) is True
-            assert writer.trouble is not None
+            assert writer.last_error is not None
             assert writer.waiting == 1
-        await until(lambda: writer.trouble is None)
+        await until(lambda: writer.last_error is None)
     assert [name.split(" ")[0] for name in names(tmp_path)] == ["before", "during"]
 
 
