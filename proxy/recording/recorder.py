@@ -73,7 +73,7 @@ class OpenExchange:
 
     def gather(self) -> None:
         """Bring together what waits to be looked into, which takes less room then."""
-        if events := self._reply.take_waited():
+        if events := self._reply.take_batched():
             self._pending.append(events)
 
 

@@ -18,7 +18,7 @@ from proxy.errors import APIError, too_large
 from proxy.recording.recorder import Recorder
 from proxy.storage.exchange import Exchange, Outcome, Status
 from proxy.upstream.client import Failure, Response, failure
-from proxy.wire.chat_reply import Completion, has_token, is_terminator, is_usage_only, may_wait
+from proxy.wire.chat_reply import Completion, has_token, is_batchable, is_terminator, is_usage_only
 from proxy.wire.headers import Headers
 from proxy.wire.sse import Decoder
 
@@ -253,8 +253,8 @@ class Tee:
     def feed(self, data: bytes) -> bytes:
         """Record a piece of the stream; the bytes of its whole events that the caller gets at once."""
         reply = self._recording.reply
-        if reply.lets_wait and may_wait(data):
-            reply.waiting.append(data)
+        if reply.can_batch and is_batchable(data):
+            reply.batched.append(data)
             return data
         return self.cut(data)
 
@@ -282,7 +282,7 @@ class Tee:
             out.append(self._give_up())
         # Between two events, past the first token and before the end, what may wait goes out as it is.
         is_between = not self._decoder.pending and not self.has_ended
-        recording.reply.lets_wait = is_between and recording.has_token and recording.reply.is_ordinary
+        recording.reply.can_batch = is_between and recording.has_token and recording.reply.is_ordinary
         return out[0] if len(out) == 1 else b"".join(out)
 
     def release(self) -> bytes:
@@ -330,10 +330,10 @@ async def send_streamed(
 async def _push(response: Response, outlet: Outlet, send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
     """The event loop's own call with a piece of the stream writes it to the caller: no task runs between them."""
     reply, write = recording.reply, outlet.write
-    wait = reply.waiting.append
+    wait = reply.batched.append
 
     def sink(data: bytes) -> bool:
-        if reply.lets_wait and may_wait(data):  # as in `feed`, for a call less a token
+        if reply.can_batch and is_batchable(data):  # as in `feed`, for a call less a token
             wait(data)
             return write(data)
         out = tee.cut(data)

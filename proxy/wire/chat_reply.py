@@ -21,7 +21,7 @@ _NEVER_APPENDED = _SAID_ONCE | {"tool_calls"}
 _TOKEN_KEYS = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call", "audio")
 _MERGED_DEPTH_MAX = 32
 _NESTING_MAX = 250  # orjson writes 254 levels, so that what was read can be written again
-_LESSONS_MAX = 8
+_ATTEMPTS_MAX = 8
 _INDEX_MAX = 2**31
 
 _CR, _LF = 13, 10  # `in` looks for a number of a byte at once, and for bytes only after a TypeError
@@ -49,15 +49,15 @@ class Completion:
         self._folds: dict[int, _Fold] = {}
         self._whole: JSON | None = None
         self._whole_choices: list[Choice] = []
-        self._pattern: _Pattern | None = None
-        self._lessons_left = _LESSONS_MAX
-        # Events that `may_wait`, as they came. A look at many at once costs a fraction of one at each: what it needs of
+        self._template: _ChunkTemplate | None = None
+        self._attempts_left = _ATTEMPTS_MAX
+        # Events that `is_batchable`, as they came. A look at many at once costs a fraction of one at each: what it needs of
         # a stream is in no cache any more when the next token comes.
-        self.waiting: list[bytes] = []
+        self.batched: list[bytes] = []
         # Whether the next event may wait: who feeds the stream says it, and it ends when an event is not ordinary. It
         # stands where a token finds it with one look.
-        self.lets_wait = False
-        self._unasked: list[bytes] = []  # what waited and has been folded, for `take_waited`
+        self.can_batch = False
+        self._unasked: list[bytes] = []  # what waited and has been folded, for `take_batched`
 
     @classmethod
     def from_body(cls, body: bytes) -> "Completion":
@@ -74,13 +74,13 @@ class Completion:
 
     def feed(self, data: bytes) -> None:
         """Fold one event's data. What cannot be understood is counted, never raised."""
-        self._fold_waiting()
-        pattern = self._pattern
-        if pattern is not None and (piece := pattern.piece_of(data)) is not None:
-            pattern.pieces.append(piece)
+        self._fold_batched()
+        template = self._template
+        if template is not None and (piece := template.piece_of(data)) is not None:
+            template.pieces.append(piece)
             return
-        self._pattern = None
-        self.lets_wait = False
+        self._template = None
+        self.can_batch = False
         if not data or data.isspace():
             return
         if is_terminator(data):
@@ -93,19 +93,19 @@ class Completion:
         self._take_top(chunk)
         for position, choice in self._listed(chunk, "choices"):
             self._fold_choice(position, choice)
-        if self._lessons_left and self.malformed == malformed_before and self.error is None:
-            self._learn(data, chunk)
+        if self._attempts_left and self.malformed == malformed_before and self.error is None:
+            self._make_template(data, chunk)
 
-    def take_waited(self) -> bytes:
+    def take_batched(self) -> bytes:
         """The events that have waited since the last call, as a stream: as few events as mean the same."""
-        self._fold_waiting()
+        self._fold_batched()
         events, self._unasked = b"".join(self._unasked), []
         return events
 
     @property
     def is_ordinary(self) -> bool:
         """Whether the next event is likely to differ from the last in nothing but its text."""
-        return self._pattern is not None
+        return self._template is not None
 
     @property
     def id(self) -> str | None:
@@ -130,7 +130,7 @@ class Completion:
 
     @property
     def choices(self) -> list[Choice]:
-        self._fold_waiting()
+        self._fold_batched()
         folded = [fold.choice(index) for index, fold in self._folds.items()]
         return sorted(self._whole_choices + folded, key=lambda choice: choice.index)
 
@@ -161,21 +161,21 @@ class Completion:
         return self.envelope | {"choices": choices, "usage": self.usage}
 
     def _all_finish_reasons(self) -> list[str | None]:
-        self._fold_waiting()
+        self._fold_batched()
         reasons = [(choice.index, choice.finish_reason) for choice in self._whole_choices]
         reasons += [(index, fold.finish_reason) for index, fold in self._folds.items()]
         return [reason for _, reason in sorted(reasons, key=itemgetter(0))]
 
-    def _fold_waiting(self) -> None:
-        if not self.waiting:
+    def _fold_batched(self) -> None:
+        if not self.batched:
             return
-        events = self.waiting.copy()
-        self.waiting.clear()
-        pattern = self._pattern
-        pieces = None if pattern is None else pattern.pieces_of(events)
-        if pattern is not None and pieces is not None:
-            pattern.pieces += pieces
-            self._unasked.append(pattern.event("".join(pieces)))
+        events = self.batched.copy()
+        self.batched.clear()
+        template = self._template
+        pieces = None if template is None else template.pieces_of(events)
+        if template is not None and pieces is not None:
+            template.pieces += pieces
+            self._unasked.append(template.event("".join(pieces)))
             return
         self._unasked += events
         for event in events:
@@ -268,14 +268,14 @@ class Completion:
             else:
                 _merge(fold.message, key, value)
 
-    def _learn(self, data: bytes, chunk: JSON) -> None:
+    def _make_template(self, data: bytes, chunk: JSON) -> None:
         """Remember what surrounds the text of this chunk, if the next one can differ in nothing but the text."""
-        pattern = _Pattern.of(data, chunk)
-        if pattern is not None:
-            self._lessons_left -= 1
+        template = _ChunkTemplate.of(data, chunk)
+        if template is not None:
+            self._attempts_left -= 1
             fold = self._folds[chunk["choices"][0]["index"]]
-            pattern.pieces = _pieces(fold.message, pattern.key)
-            self._pattern = pattern
+            template.pieces = _pieces(fold.message, template.key)
+            self._template = template
 
 
 class _Pieces(list[str]):
@@ -325,7 +325,7 @@ class _Fold:
             _merge(call, name, value)
 
 
-class _Pattern:
+class _ChunkTemplate:
     """The bytes around the text of an ordinary chunk.
 
     A stream repeats some 200 bytes around each token. When the next event has the same bytes around one JSON string,
@@ -341,7 +341,7 @@ class _Pattern:
         self._start, self._stop = len(before), -len(after)
 
     @classmethod
-    def of(cls, data: bytes, chunk: JSON) -> "_Pattern | None":
+    def of(cls, data: bytes, chunk: JSON) -> "_ChunkTemplate | None":
         choices = chunk.get("choices")
         if type(choices) is not list or len(choices) != 1 or type(choices[0]) is not dict:
             return None
@@ -356,7 +356,7 @@ class _Pattern:
         return cls._around(data, key, text, chunk)
 
     @classmethod
-    def _around(cls, data: bytes, key: str, text: str, chunk: JSON) -> "_Pattern | None":
+    def _around(cls, data: bytes, key: str, text: str, chunk: JSON) -> "_ChunkTemplate | None":
         try:
             before, found, _ = data.partition(b'"delta":{"' + key.encode() + b'":')
             after = data[len(before) + len(found) + len(orjson.dumps(text)) :]
@@ -380,7 +380,7 @@ class _Pattern:
         return piece if type(piece) is str else None
 
     def pieces_of(self, events: list[bytes]) -> list[str] | None:
-        """The texts of events that each `may_wait`, if all of them differ in nothing else."""
+        """The texts of events that each `is_batchable`, if all of them differ in nothing else."""
         first, last = _BEFORE_DATA + self._before, self._after + _AFTER_DATA
         texts = [event[len(first) : -len(last)] for event in events]
         # One comparison for all of them: an event that is too short would make the one side longer.
@@ -392,7 +392,7 @@ class _Pattern:
         return b"".join((_BEFORE_DATA, self._before, orjson.dumps(text), self._after, _AFTER_DATA))
 
 
-def may_wait(data: bytes) -> bool:
+def is_batchable(data: bytes) -> bool:
     """Whether this is one whole event of a stream, on one line, that nobody needs to look into at once: it has a
     choice, so it is neither the end nor only usage."""
     return (

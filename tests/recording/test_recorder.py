@@ -289,12 +289,12 @@ async def test_an_exchange_whose_beginning_found_no_room_is_stored_at_its_end(tm
     settings = settings_for(tmp_path, flush_interval_seconds=0.05, queue_limit_bytes=100)
     async with recording(settings) as recorder:
         reply = Completion()
-        reply.waiting.append(b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n')
+        reply.batched.append(b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n')
         live = recorder.open(exchange_of("hi"), reply, size=200)
         live.is_placed = True
         live.opened_at -= 10
         recorder._write_down([live])
-        assert reply.waiting == []  # what cannot be written down yet is kept in little room
+        assert reply.batched == []  # what cannot be written down yet is kept in little room
         assert not live.is_begun
         live.size = 10
         saved = recorder.finish(live, Outcome(status="completed"))

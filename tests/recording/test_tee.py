@@ -204,5 +204,5 @@ def test_what_waits_is_looked_into_where_the_events_are_of_two_kinds_by_turns(re
         if number % 9 == 0:
             write_down(recording)
     assert not recording.reply.is_ordinary
-    assert recording.reply.waiting == []
+    assert recording.reply.batched == []
     assert_recorded(recording, (one + other) * 40)
