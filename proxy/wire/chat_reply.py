@@ -51,8 +51,7 @@ class Completion:
         self._whole_choices: list[Choice] = []
         self._template: _ChunkTemplate | None = None
         self._attempts_left = _ATTEMPTS_MAX
-        # Events that `is_batchable`, as they came. A look at many at once costs a fraction of one at each: what it needs of
-        # a stream is in no cache any more when the next token comes.
+        # Events that `is_batchable`, as they came: folding in batches is cheaper than per event (cache misses).
         self.batched: list[bytes] = []
         # Whether the next event may wait: who feeds the stream says it, and it ends when an event is not ordinary. It
         # stands where a token finds it with one look.
