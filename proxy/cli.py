@@ -11,8 +11,7 @@ import click
 
 from proxy import settings
 from proxy.commands import COMMANDS
-from proxy.errors import ConfigurationError
-from proxy.settings import Settings
+from proxy.settings import ConfigurationError, Settings
 from proxy.storage import queries
 from proxy.storage.sqlite import Database
 from proxy.telemetry import logs, metrics

@@ -77,10 +77,6 @@ class UpstreamError(APIError):
         super().__init__(message, status=status, type_="upstream_error", code=code)
 
 
-class ConfigurationError(Exception):
-    """The program cannot start as it is set up; the message is one line for the operator."""
-
-
 def json_response(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A JSON response of our own. It carries `Date`, since uvicorn's is off to let upstream's through."""
     extra = {"date": formatdate(usegmt=True), **(headers or {})}

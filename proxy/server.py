@@ -19,8 +19,7 @@ from uvicorn.supervisors import Multiprocess
 from proxy import settings
 from proxy.app import create_app
 from proxy.downstream.protocol import Protocol
-from proxy.errors import ConfigurationError
-from proxy.settings import Settings
+from proxy.settings import ConfigurationError, Settings
 from proxy.telemetry import logs
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,12 @@ from urllib.parse import urlsplit
 
 from starlette.config import Config, Environ
 
-from proxy.errors import ConfigurationError
-
 T = TypeVar("T")
+
+
+class ConfigurationError(Exception):
+    """The program cannot start as it is set up; the message is one line for the operator."""
+
 
 Auth = Literal["auto", "required", "off"]
 Durability = Literal["strict", "relaxed"]

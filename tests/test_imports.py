@@ -9,13 +9,12 @@ from tests.serving import REPOSITORY
 
 # From the top of the house to its ground; `docs/contributing.md` says what each room knows.
 ROOMS = (
-    *("__main__", "cli", "commands", "server", "app", "services", "routes", "web", "maintenance", "telemetry"),
-    *("recording", "access", "history", "search", "storage", "downstream", "upstream", "wire"),
-    *("demo", "settings", "ids", "errors"),
+    *("__main__", "cli", "commands", "server", "app", "routes", "web", "services", "maintenance", "telemetry"),
+    *("recording", "access", "history", "search", "storage", "downstream", "upstream", "demo"),
+    *("errors", "wire", "settings", "ids"),
 )
 # Libraries that only some rooms import.
 HOMES = {
-    "sqlite3": {"storage"},
     "aiosqlite": {"storage"},
     "psycopg": {"storage"},
     "httpx": {"upstream", "app"},

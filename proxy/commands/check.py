@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
-from proxy.errors import ConfigurationError
 from proxy.maintenance import check
 from proxy.maintenance.check import Problem
+from proxy.settings import ConfigurationError
 from proxy.storage.sqlite import connect
 
 

@@ -11,7 +11,7 @@ import click
 import orjson
 
 from proxy import settings
-from proxy.errors import ConfigurationError
+from proxy.settings import ConfigurationError
 
 P = ParamSpec("P")
 

@@ -9,10 +9,10 @@ import click
 
 from proxy import settings
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
-from proxy.errors import ConfigurationError
 from proxy.maintenance import export, imports
 from proxy.maintenance.export import FORMATS, Format, Scope
 from proxy.maintenance.imports import Imported
+from proxy.settings import ConfigurationError
 from proxy.storage import queries
 from proxy.storage.sqlite import connect, prepare, refuse_unknown_schema
 

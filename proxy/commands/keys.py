@@ -13,8 +13,8 @@ import click
 from proxy import settings
 from proxy.access.keys import NewKey, create_key
 from proxy.commands.console import as_json_option, print_json
-from proxy.errors import ConfigurationError
 from proxy.ids import timestamp
+from proxy.settings import ConfigurationError
 from proxy.storage import queries, sqlite
 from proxy.storage.queries import ApiKey
 from proxy.storage.sqlite import transaction

@@ -15,11 +15,11 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from proxy.errors import APIError, ConfigurationError
+from proxy.errors import APIError
 from proxy.maintenance import backup, prune
 from proxy.recording.recorder import Recorder
 from proxy.search.search import Index
-from proxy.settings import Settings
+from proxy.settings import ConfigurationError, Settings
 from proxy.storage import tombstones
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from proxy.errors import ConfigurationError
 from proxy.ids import timestamp
 from proxy.maintenance import check
+from proxy.settings import ConfigurationError
 from proxy.storage.sqlite import connect, prepare
 
 Progress = Callable[[int, int], None]

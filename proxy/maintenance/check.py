@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.errors import ConfigurationError
 from proxy.recording.spill import OrphanedSpill, spill_path, worker_ids
+from proxy.settings import ConfigurationError
 from proxy.storage.queries import QUERIES
 from proxy.storage.sqlite import APPLICATION_ID, refuse_unknown_schema
 

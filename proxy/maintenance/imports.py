@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy.errors import ConfigurationError
 from proxy.maintenance.export import VERSION
+from proxy.settings import ConfigurationError
 from proxy.storage import queries
 from proxy.storage.exchange_columns import asked_model
 from proxy.storage.queries import QUERIES

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
-from proxy.errors import ConfigurationError
+from proxy.settings import ConfigurationError
 
 T = TypeVar("T")
 

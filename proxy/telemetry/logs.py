@@ -12,9 +12,8 @@ from typing import Any
 
 import orjson
 
-from proxy.errors import ConfigurationError
 from proxy.ids import timestamp
-from proxy.settings import Settings
+from proxy.settings import ConfigurationError, Settings
 
 _FILE_COUNT = 5
 _CONSOLE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"

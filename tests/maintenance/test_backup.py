@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 
 from proxy.cli import cli
 from proxy.demo import MODEL
-from proxy.errors import ConfigurationError
 from proxy.maintenance import backup
 from proxy.recording.spill import Spill, spill_path
+from proxy.settings import ConfigurationError
 from proxy.storage.sqlite import connect
 from tests.serving import REPOSITORY, server_process
 from tests.stored import fill, opened, say

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from proxy.cli import cli
-from proxy.errors import ConfigurationError
 from proxy.maintenance import export, imports
 from proxy.maintenance.export import Format, Scope
+from proxy.settings import ConfigurationError
 from tests.serving import running_proxy, settings_for
 from tests.stored import chat, choice, exchange, fill, opened, outcome, say, user
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.errors import ConfigurationError
+from proxy.settings import ConfigurationError
 from proxy.storage import exchange_store, queries, sqlite
 from proxy.storage.sqlite import APPLICATION_ID, Database, connect, newest_schema, prepare
 from proxy.storage.write_batch import write_batch
