@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from proxy.ids import timestamp
-from proxy.storage import queries
+from proxy.storage import free_pages, queries
 from proxy.storage.queries import QUERIES
 
 ROWS = 100  # messages and exchanges a transaction deletes at most
-PAGES = 64  # pages a transaction gives back at most
+_GIVE_BACK_SECONDS = 0.01  # time a transaction gives pages back at most: about 1.5 MB
 # Pages that stay free for what is stored next: giving back what is wanted again at once is work for nothing.
 _PAGES_KEPT = 256
 
@@ -62,13 +62,9 @@ def prune_some(connection: sqlite3.Connection, *, before: str, rows: int = ROWS)
     return pruned
 
 
-def give_back_some(connection: sqlite3.Connection, *, pages: int = PAGES) -> bool:
-    """Cut some free pages off the file; whether there are more. https://sqlite.org/pragma.html#pragma_incremental_vacuum"""
-    free = connection.execute("PRAGMA freelist_count").fetchone()[0] - _PAGES_KEPT
-    if free <= 0:
-        return False
-    connection.execute(f"PRAGMA incremental_vacuum({min(pages, free)})").fetchall()
-    return bool(free > pages)
+def give_back_some(connection: sqlite3.Connection, *, seconds: float = _GIVE_BACK_SECONDS) -> bool:
+    """Cut some free pages off the file; whether there are more."""
+    return free_pages.give_back(connection, kept=_PAGES_KEPT, seconds=seconds)
 
 
 def _rows_of(connection: sqlite3.Connection, session_id: str, *, most: int) -> tuple[int, int]:

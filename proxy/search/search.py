@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from proxy.errors import APIError
-from proxy.storage import tombstones
+from proxy.storage import free_pages, tombstones
 from proxy.storage.queries import named_statements
 from proxy.storage.sqlite import SQL, connect, transaction
 
@@ -84,6 +84,7 @@ _LAST_CHARACTER = "\U0010ffff"
 # Where characters without a meaning begin, which texts hardly ever hold: three of them stand for a user.
 _PRIVATE_USE = 0xF0000
 _END = 2**63 - 1
+_GIVE_BACK_SECONDS = 5.0  # after a segment is dropped; what is left goes with the next one
 _TICK_INSTRUCTIONS = 20_000
 
 
@@ -421,7 +422,7 @@ class Index:
             self._connection.execute(_statement("drop_vocabulary", segment))
             self._connection.execute(_statement("drop_segment", segment))
             self._connection.execute(STATEMENTS["forget_segment"], {"segment": segment})
-        self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+        free_pages.give_back(self._connection, kept=0, seconds=_GIVE_BACK_SECONDS)
 
     def _newest_below(self, end: int) -> int | None:
         number: int | None = self._messages.execute(STATEMENTS["newest_message_no"], {"end": end}).fetchone()[0]
