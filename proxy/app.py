@@ -43,7 +43,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
             observer = Observer(running, services.recorder)
             stack.push_async_callback(observer.close)
             observer.start()
-            yield {"services": services, "gate": gate, "observer": observer}
+            yield {"settings": running, "services": services, "gate": gate, "observer": observer}
 
     chats = ChatCompletions()
     app = Starlette(

@@ -18,7 +18,7 @@ from uvicorn.supervisors import Multiprocess
 
 from proxy import settings
 from proxy.app import create_app
-from proxy.downstream.protocol import Protocol
+from proxy.downstream.httptools_protocol import LimitedProtocol
 from proxy.settings import ConfigurationError, Settings
 from proxy.telemetry import logs
 
@@ -69,7 +69,7 @@ def serve(loaded: Settings, listener: socket.socket, *, announce: Callable[[], N
     config = uvicorn.Config(
         "proxy.server:application",
         factory=True,
-        http=Protocol,
+        http=LimitedProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

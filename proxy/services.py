@@ -75,6 +75,7 @@ class Services:
 class State(TypedDict):
     """The lifespan state of the application."""
 
+    settings: Settings
     services: Services
     gate: Gate
     observer: Observer

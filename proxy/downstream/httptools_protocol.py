@@ -5,13 +5,22 @@ size of a head nor what it reads of a body that nobody wants.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, NoReturn
 
-import orjson
+import httptools
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from proxy.downstream.direct_writer import EXTENSION, Outlet
+from proxy.downstream.refusals import (
+    bad_http,
+    head_error,
+    head_is_too_large,
+    refusal,
+    request_is_late,
+    without_upgrade,
+)
+from proxy.downstream.write_stall import WriteStallTimer
 from proxy.errors import APIError
 from proxy.settings import Settings
 
@@ -23,41 +32,20 @@ BODY_BYTES_A_SECOND = 100
 _PIPELINE_LIMIT = 256
 
 
-class WriteStallTimer:
-    """Cuts a caller off that takes nothing of what waits for it, within a time limit."""
+class _UntilClosed(RequestResponseCycle):
+    """A response to HTTP/1.0: without Content-Length it ends with the connection, since 1.0 has no chunks."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, *, timeout_seconds: float
-    ) -> None:
-        self._loop = loop
-        self._transport = transport
-        self._timeout_seconds = timeout_seconds
-        self._timer: asyncio.TimerHandle | None = None
+    _is_unframed = False
 
-    def begin(self) -> None:
-        """Something waits."""
-        if self._timer is None:
-            left = self._transport.get_write_buffer_size()
-            self._timer = self._loop.call_later(self._timeout_seconds, self._look, left)
-
-    def begin_if_closing(self) -> None:
-        """The connection ends when what waits has been taken."""
-        if self._transport.is_closing() and self._transport.get_write_buffer_size():
-            self.begin()
-
-    def end(self) -> None:
-        """It has taken enough, or is gone."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _look(self, left_before: int) -> None:
-        self._timer = None
-        left = self._transport.get_write_buffer_size()
-        if left >= left_before:
-            self._transport.abort()
-        elif left:
-            self.begin()
+    async def send(self, message: Any) -> None:
+        """Write one ASGI message."""
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message.get("headers", ())}
+            if b"content-length" not in names:
+                self._is_unframed, self.chunked_encoding = True, False
+        elif self._is_unframed:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -65,7 +53,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        settings: Settings = app_state["services"].settings
+        settings: Settings = app_state["settings"]
         self._head_limit = settings.head_limit_bytes
         self._timeout_seconds = settings.caller_timeout_seconds
         self.timeout_keep_alive = settings.idle_timeout_seconds  # type: ignore[assignment]
@@ -73,6 +61,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_bytes = 0  # of a head that came in more than one piece
         self._piece_bytes = 0
         self._body_bytes = 0
+        self._has_body_in_piece = False
+        self._between_bytes = 0  # of chunk framing and trailers since the last byte of a body
+        self._trailer_bytes = 0
         self._unwanted_bytes = 0
         self._refusal: APIError | None = None
         self._working: RequestResponseCycle | None = None
@@ -113,38 +104,83 @@ class LimitedProtocol(HttpToolsProtocol):
         """Parse the next piece."""
         if self.transport.is_closing():
             return
-        self._piece_bytes = len(data)
-        super().data_received(data)
+        self._piece_bytes, self._has_body_in_piece = len(data), False
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
         if self._is_in_head:
             self._head_bytes += len(data)
-            if self._head_bytes > self._head_limit:
-                self._refuse(head_is_too_large(self._head_limit))
-                return
+        elif self.cycle is not None and self.cycle.more_body:
+            self._between_bytes = 0 if self._has_body_in_piece else self._between_bytes + len(data)
+        if self._head_bytes > self._head_limit or self._between_bytes > self._head_limit:
+            self._refuse(head_is_too_large(self._head_limit))
+            return
+        self._begin_timers()
+
+    def _begin_timers(self) -> None:
         if self._body_timer is None and self.cycle is not None and self.cycle.more_body:
             self._await_body()
         # No request in work, and no body awaited: then a head is.
         if self._head_timer is None and (self._is_in_head or self.cycle is None or self.cycle.response_complete):
             self._head_timer = self.loop.call_later(self._timeout_seconds, self._head_is_late)
 
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser. It skips the body of a request that asks for another protocol (Java's HTTP client does with
+        its first one, for h2c): such a request is parsed again without the wish."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+            lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
+            lines += [b": ".join(header) for header in without_upgrade(self.headers)]
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self._parse(b"\r\n".join(lines) + b"\r\n\r\n" + data[upgrade.args[0] :])
+
     def on_message_begin(self) -> None:
         """The first byte of a request has come."""
         self._is_in_head = True
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header line; after the body it is a trailer, which is dropped (RFC 9110 §6.5.1)."""
+        if not self._is_in_head:
+            self._trailer_bytes += len(name) + len(value) + 4
+            if self._trailer_bytes > self._head_limit:
+                self._stop_parser(head_is_too_large(self._head_limit))
+            return
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
     def on_headers_complete(self) -> None:
         """The head is there."""
-        self._is_in_head = False
+        self._has_body_in_piece = True  # the piece holds the end of a head, which has a limit of its own
         if self._head_bytes + self._piece_bytes > self._head_limit and self._size_of_head() > self._head_limit:
-            self._refusal = head_is_too_large(self._head_limit)
-        elif len(self.pipeline) >= _PIPELINE_LIMIT:
-            self._refusal = APIError("Too many requests are waiting on this connection.", status=429, type_="requests")
-        if self._refusal is not None:
-            raise ValueError(self._refusal.message)  # stops the parser; send_400_response comes next
-        self._head_bytes = 0
+            self._stop_parser(head_is_too_large(self._head_limit))
+        version = self.parser.get_http_version()
+        error = head_error(self.parser.get_method(), self.url, version, self.headers)
+        if error is not None:
+            self._stop_parser(error)
+        if self.parser.should_upgrade():
+            return  # it comes again, see _parse
+        self._is_in_head = False
+        if len(self.pipeline) >= _PIPELINE_LIMIT:
+            self._stop_parser(
+                APIError("Too many requests are waiting on this connection.", status=429, type_="requests")
+            )
+        self._head_bytes = self._trailer_bytes = self._between_bytes = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
         super().on_headers_complete()
+        if version == "1.0":
+            self.cycle.waiting_for_100_continue = False
+            self.cycle.__class__ = _UntilClosed  # its task has not begun yet
         if self.pipeline and self._outlet is not None:
             self._outlet.keep_reading()  # uvicorn has paused it; what comes is bounded, by number and by size
         # Its task has not begun yet. A request is not to refer to itself: the garbage collector would have to find it.
@@ -152,6 +188,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body; of one that nobody wants any more not too much is read."""
+        self._has_body_in_piece = True
         if self.cycle.response_complete:
             self._unwanted_bytes += len(body)
             if self._unwanted_bytes > UNWANTED_LIMIT_BYTES:
@@ -162,6 +199,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The whole request is there."""
+        if self.parser.should_upgrade():
+            return
         if self._body_timer is not None:
             self._body_timer.cancel()
             self._body_timer = None
@@ -200,12 +239,9 @@ class LimitedProtocol(HttpToolsProtocol):
         """Refuse what is no request, as every other error is told."""
         self._refuse(self._refusal or bad_http(msg))
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """The request is answered as if it had not asked for another protocol; what follows it is not HTTP to the
-        parser, so that the connection ends with the answer."""
-        self.cycle.keep_alive = False
-        if self.cycle.response_complete:
-            self.transport.close()
+    def _stop_parser(self, error: APIError) -> NoReturn:
+        self._refusal = error
+        raise ValueError(error.message)  # httptools stops, and send_400_response comes next
 
     def _outlet_of(self, scope: Scope) -> Outlet | None:
         working = self._working
@@ -264,30 +300,3 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._await_body()
-
-
-def refusal(error: APIError) -> bytes:
-    """A whole response, after which the connection closes."""
-    body = orjson.dumps(error.as_json())
-    head = STATUS_LINE[error.status] + b"content-type: application/json\r\nconnection: close\r\n"
-    return head + b"content-length: %d\r\n\r\n" % len(body) + body
-
-
-def bad_http(message: str) -> APIError:
-    """400 for what is no HTTP."""
-    return APIError(message, status=400, type_="invalid_request_error", code="bad_http")
-
-
-def request_is_late() -> APIError:
-    """408."""
-    return APIError("The request did not come to its end.", status=408, type_="invalid_request_error")
-
-
-def head_is_too_large(limit_bytes: int) -> APIError:
-    """431."""
-    return APIError(
-        f"The request's headers are larger than {limit_bytes} bytes.",
-        status=431,
-        type_="invalid_request_error",
-        code="headers_too_large",
-    )

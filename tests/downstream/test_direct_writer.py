@@ -12,16 +12,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from proxy.downstream.direct_writer import Outlet, outlet_of
 from proxy.downstream.httptools_protocol import LimitedProtocol
-from proxy.settings import Settings
 from proxy.wire.headers import Headers
 from tests.serving import running, settings_for
 
 GOOD: Headers = [(b"content-type", b"text/plain"), (b"content-length", b"2")]
-
-
-class Services:
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
 
 
 class App:
@@ -35,7 +29,7 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await receive()
-            scope["state"]["services"] = Services(self.settings)
+            scope["state"]["settings"] = self.settings
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await send({"type": "lifespan.shutdown.complete"})

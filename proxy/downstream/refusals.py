@@ -1,0 +1,99 @@
+"""Responses to what is not a valid HTTP request; they are written before the application is asked. Pure."""
+
+import re
+from ipaddress import AddressValueError, IPv6Address
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from proxy.errors import APIError
+from proxy.wire.headers import Headers
+
+_HOST = re.compile(rb"(?:[0-9A-Za-z._~-]+|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{0,5}))?")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
+_VERSIONS = ("1.1", "1.0")
+
+
+def refusal(error: APIError) -> bytes:
+    """A whole response, after which the connection closes."""
+    body = orjson.dumps(error.as_json())
+    head = STATUS_LINE[error.status] + b"content-type: application/json\r\nconnection: close\r\n"
+    return head + b"content-length: %d\r\n\r\n" % len(body) + body
+
+
+def bad_http(message: str) -> APIError:
+    """400 for what is no HTTP."""
+    return APIError(message, status=400, type_="invalid_request_error", code="bad_http")
+
+
+def request_is_late() -> APIError:
+    """408."""
+    return APIError("The request did not come to its end.", status=408, type_="invalid_request_error")
+
+
+def head_is_too_large(limit_bytes: int) -> APIError:
+    """431: trailers count as headers."""
+    return APIError(
+        f"The request's headers are larger than {limit_bytes} bytes.",
+        status=431,
+        type_="invalid_request_error",
+        code="headers_too_large",
+    )
+
+
+def head_error(method: bytes, target: bytes, version: str, headers: Headers) -> APIError | None:
+    """What is wrong with a request line and its `Host`, if anything (RFC 9112 §2.3, §3, §6.1)."""
+    if version not in _VERSIONS:
+        return _bad_version(version)
+    if method == b"CONNECT":
+        return APIError("CONNECT is not supported.", status=405, type_="invalid_request_error")
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) != 1 or not is_host(hosts[0]):
+        return bad_http("A request has exactly one valid Host header.")
+    absolute = _ABSOLUTE.match(target)
+    if absolute and absolute[1].lower() != hosts[0].lower():
+        return bad_http("The host of the request line is not the one of the Host header.")
+    if not absolute and not target.startswith(b"/") and target != b"*":
+        return bad_http("The request line names no path.")
+    if version == "1.0" and any(name == b"transfer-encoding" for name, _ in headers):
+        return bad_http("HTTP/1.0 has no Transfer-Encoding.")
+    return None
+
+
+def is_host(value: bytes) -> bool:
+    """Whether this is `host` or `host:port`: a name, an IPv4 address, or an IPv6 address in brackets."""
+    match = _HOST.fullmatch(value)
+    if match is None or (match[2] and int(match[2]) > 65_535):
+        return False
+    return match[1] is None or _is_ipv6(match[1].decode())
+
+
+def without_upgrade(headers: Headers) -> Headers:
+    """The headers without the wish to leave HTTP/1.1, so that the body is read as one of HTTP/1.1."""
+    kept = []
+    for name, value in headers:
+        if name == b"connection":
+            tokens = [token for token in value.split(b",") if token.strip().lower() != b"upgrade"]
+            kept.append((name, b",".join(tokens)))
+        else:
+            kept.append((name, value))
+    return kept
+
+
+def _bad_version(version: str) -> APIError:
+    if version == "0.9":
+        return bad_http("The request line has no HTTP version.")
+    return APIError(
+        f"HTTP/{version} is not supported; HTTP/1.1 is.",
+        status=505,
+        type_="invalid_request_error",
+        code="http_version_not_supported",
+    )
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except AddressValueError:
+        return False
+    return True
