@@ -12,6 +12,7 @@ from proxy.storage import queries
 from proxy.storage.exchange_columns import asked_model
 from proxy.storage.queries import QUERIES
 from proxy.storage.sqlite import transaction
+from proxy.storage.usage import usage_of
 from proxy.wire import json_text
 
 # Chats wait for a transaction of an import, so each is small.
@@ -174,6 +175,8 @@ class _Reader:
         if row["completed_at"] == queries.end_of(row["created_at"], row["duration_ms"], None):
             row["completed_at"] = None
         queries.insert_exchanges(self._connection, [row])
+        if row["status"] != "in_progress":
+            queries.count_usage(self._connection, [usage_of(row)])
         exchange_no = queries.find_exchange_no(self._connection, exchange_id)
         for message_no in self._unclaimed.pop(exchange_id, ()):
             self._run("set_exchange", message_no=message_no, exchange_no=exchange_no)

@@ -51,6 +51,7 @@ def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> None:
     asked_model, created_at = stored.columns["asked_model"], exchange.created_at
     columns = {**stored.columns, **outcome_columns(outcome, asked_model=asked_model, created_at=created_at)}
     rows.add_exchange(columns)
+    rows.count_usage(columns)
     may_be_there = not stored.delta.messages  # the request itself was
     _store_reply(rows, columns, stored.place, outcome, stored.delta, may_be_there=may_be_there)
     rows.touch_session(stored.place.session_id, stored.delta)
@@ -76,6 +77,8 @@ def finish_begun(rows: WriteBatch, exchange_id: str, outcome: Outcome) -> None:
         "session_id": begun.session_id,
     }
     rows.finish_exchange(columns)
+    about = {"user_no": begun.user_no, "endpoint": begun.endpoint, "created_at": begun.created_at}
+    rows.count_usage(columns | about)
     delta = SessionDelta(timestamp())
     _store_reply(rows, columns, place, outcome, delta, may_be_there=begun.goes_on)
     rows.touch_session(begun.session_id, delta)

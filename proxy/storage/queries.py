@@ -186,6 +186,8 @@ class Unfinished(NamedTuple):
     created_at: str
     leaf_no: int | None
     goes_on: bool  # something follows its request's last message
+    user_no: int
+    endpoint: str
 
 
 @dataclass(slots=True)
@@ -353,6 +355,14 @@ def sum_tokens(connection: sqlite3.Connection, *, user_id: str, since_id: str) -
     """Tokens of a user's recorded chats from an identifier on."""
     total: int = _one(connection, "sum_tokens", {"user_id": user_id, "since_id": since_id})[0]
     return total
+
+
+# --- usage
+
+
+def count_usage(connection: sqlite3.Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Count exchanges that have ended; each row is of another day, user, model or endpoint."""
+    _store(connection, "count_usage", rows)
 
 
 # --- sessions

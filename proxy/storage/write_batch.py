@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy.storage import queries
+from proxy.storage import queries, usage
 from proxy.storage.sqlite import transaction
 
 Columns = dict[str, Any]
@@ -40,6 +40,7 @@ class _Waiting:
     fragments: list[Columns] = field(default_factory=list)
     outcomes: list[Columns] = field(default_factory=list)
     touched: dict[str, Columns] = field(default_factory=dict)
+    usage: dict[tuple[Any, ...], Columns] = field(default_factory=dict)
     size: int = 0
     ids: set[str] = field(default_factory=set)  # of the sessions and exchanges that something above belongs to
 
@@ -93,6 +94,7 @@ class WriteBatch:
         queries.insert_fragments(connection, waiting.fragments)
         queries.finish_exchanges(connection, waiting.outcomes)
         queries.touch_sessions(connection, list(waiting.touched.values()))
+        queries.count_usage(connection, list(waiting.usage.values()))
 
     @property
     def newest_deletion(self) -> str:
@@ -153,6 +155,10 @@ class WriteBatch:
         """The outcome of an exchange in progress, given by its columns."""
         self._waiting.outcomes.append(columns)
         self._waiting.ids.update((columns["session_id"], columns["exchange_id"]))
+
+    def count_usage(self, columns: Columns) -> None:
+        """Count an exchange that has ended, given by its columns with `user_no` and `endpoint`."""
+        usage.add_usage(self._waiting.usage, usage.usage_of(columns))
 
     def touch_session(self, session_id: str, delta: SessionDelta) -> None:
         """Count what was stored below a session: one made here is given its counts, any other's grow."""

@@ -53,7 +53,8 @@ WHERE exchanges.exchange_no = column1;
 -- name: get_exchange_in_progress
 -- What is needed to store its end: where its request's last message stands, and whether anything follows there already.
 SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, p.model, e.created_at, e.leaf_no,
-       EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = e.session_no AND c.parent_no = e.leaf_no)
+       EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = e.session_no AND c.parent_no = e.leaf_no),
+       e.user_no, p.endpoint
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
 JOIN sessions AS s ON s.session_no = e.session_no

@@ -1,0 +1,214 @@
+-- name: count_usage
+-- What was used grows by the exchanges that have ended.
+INSERT INTO usage_days (day, user_no, model, endpoint, requests, incomplete, failed, prompt_tokens, cached_tokens,
+                        completion_tokens, reasoning_tokens, first_token_50, first_token_100, first_token_200,
+                        first_token_400, first_token_800, first_token_1600, first_token_3200, first_token_6400,
+                        first_token_12800, first_token_25600, first_token_more)
+VALUES (:day, :user_no, :model, :endpoint, :requests, :incomplete, :failed, :prompt_tokens, :cached_tokens,
+        :completion_tokens, :reasoning_tokens, :first_token_50, :first_token_100, :first_token_200,
+        :first_token_400, :first_token_800, :first_token_1600, :first_token_3200, :first_token_6400,
+        :first_token_12800, :first_token_25600, :first_token_more)
+ON CONFLICT (day, user_no, model, endpoint) DO UPDATE
+SET requests = usage_days.requests + excluded.requests,
+    incomplete = usage_days.incomplete + excluded.incomplete,
+    failed = usage_days.failed + excluded.failed,
+    prompt_tokens = usage_days.prompt_tokens + excluded.prompt_tokens,
+    cached_tokens = usage_days.cached_tokens + excluded.cached_tokens,
+    completion_tokens = usage_days.completion_tokens + excluded.completion_tokens,
+    reasoning_tokens = usage_days.reasoning_tokens + excluded.reasoning_tokens,
+    first_token_50 = usage_days.first_token_50 + excluded.first_token_50,
+    first_token_100 = usage_days.first_token_100 + excluded.first_token_100,
+    first_token_200 = usage_days.first_token_200 + excluded.first_token_200,
+    first_token_400 = usage_days.first_token_400 + excluded.first_token_400,
+    first_token_800 = usage_days.first_token_800 + excluded.first_token_800,
+    first_token_1600 = usage_days.first_token_1600 + excluded.first_token_1600,
+    first_token_3200 = usage_days.first_token_3200 + excluded.first_token_3200,
+    first_token_6400 = usage_days.first_token_6400 + excluded.first_token_6400,
+    first_token_12800 = usage_days.first_token_12800 + excluded.first_token_12800,
+    first_token_25600 = usage_days.first_token_25600 + excluded.first_token_25600,
+    first_token_more = usage_days.first_token_more + excluded.first_token_more;
+
+-- name: sum_usage
+-- What was used in some days, by what :by names; those with the most tokens first, days newest first.
+SELECT CASE :by WHEN 'day' THEN d.day WHEN 'model' THEN d.model WHEN 'user' THEN u.user_id ELSE d.endpoint END AS name,
+       SUM(d.requests) AS requests, SUM(d.incomplete) AS incomplete, SUM(d.failed) AS failed,
+       SUM(d.prompt_tokens) AS prompt_tokens, SUM(d.cached_tokens) AS cached_tokens,
+       SUM(d.completion_tokens) AS completion_tokens, SUM(d.reasoning_tokens) AS reasoning_tokens,
+       SUM(d.first_token_50) AS first_token_50, SUM(d.first_token_100) AS first_token_100,
+       SUM(d.first_token_200) AS first_token_200, SUM(d.first_token_400) AS first_token_400,
+       SUM(d.first_token_800) AS first_token_800, SUM(d.first_token_1600) AS first_token_1600,
+       SUM(d.first_token_3200) AS first_token_3200, SUM(d.first_token_6400) AS first_token_6400,
+       SUM(d.first_token_12800) AS first_token_12800, SUM(d.first_token_25600) AS first_token_25600,
+       SUM(d.first_token_more) AS first_token_more
+FROM usage_days AS d
+JOIN users AS u ON u.user_no = d.user_no
+WHERE d.day >= :since
+  AND d.day <= :until
+  AND (CAST(:user_id AS TEXT) IS NULL OR u.user_id = :user_id)
+GROUP BY CASE :by WHEN 'day' THEN d.day WHEN 'model' THEN d.model WHEN 'user' THEN u.user_id ELSE d.endpoint END
+ORDER BY CASE WHEN :by = 'day' THEN MAX(d.day) END DESC, SUM(d.prompt_tokens + d.completion_tokens) DESC,
+         SUM(d.requests) DESC, name
+LIMIT :limit;
+
+-- name: list_page_sessions_of_user
+-- A user's sessions below a moment, newest activity first.
+SELECT session_no, session_id, user_id, title, is_active, message_count, tokens, updated_at
+FROM sessions
+WHERE user_id = :user_id
+  AND updated_at >= :since
+  AND (updated_at, session_id) < (:before, :before_id)
+ORDER BY updated_at DESC, session_id DESC
+LIMIT :limit;
+
+-- name: list_page_sessions
+-- The same of all users. Asked once for active ones and once for the others, so that the index on both is used.
+SELECT session_no, session_id, user_id, title, is_active, message_count, tokens, updated_at
+FROM sessions
+WHERE is_active = :is_active
+  AND updated_at >= :since
+  AND (updated_at, session_id) < (:before, :before_id)
+ORDER BY updated_at DESC, session_id DESC
+LIMIT :limit;
+
+-- name: session_exists
+SELECT EXISTS (SELECT 1 FROM sessions WHERE CAST(:user_id AS TEXT) IS NULL OR user_id = :user_id);
+
+-- name: list_newest_exchanges
+-- What a session's newest exchanges were of and became.
+SELECT e.exchange_id, COALESCE(e.model, p.model) AS model, e.status, e.leaf_no, e.created_at
+FROM exchanges AS e
+JOIN parameters AS p ON p.parameters_no = e.parameters_no
+WHERE e.session_no = :session_no
+ORDER BY e.exchange_no DESC
+LIMIT :limit;
+
+-- name: get_page_message
+-- A message as the history page shows it: of what is very long the beginning, or nothing where a part would not do.
+SELECT m.message_no, m.message_id, e.exchange_id, m.role, substr(m.content, 1, :characters) AS content,
+       length(m.content) AS length, COALESCE(m.content_form, 'text') AS content_form,
+       CASE WHEN length(m.extra) <= :extra_characters THEN m.extra END AS extra,
+       m.extra IS NOT NULL AND length(m.extra) > :extra_characters AS is_extra_left_out,
+       m.choice IS NOT NULL AS is_reply, m.model, m.tokens, COALESCE(m.status, 'completed') AS status, m.created_at,
+       CASE WHEN m.status IS NOT NULL THEN substr(e.error, 1, 10000) END AS error
+FROM messages AS m
+LEFT JOIN exchanges AS e ON e.exchange_no = m.exchange_no
+WHERE m.message_no = :message_no;
+
+-- name: get_alternatives
+-- How many alternatives a message has, itself included; which of them it is; the one before it and the one after it.
+-- As in get_message, system messages between a reply and what it answers do not count.
+WITH RECURSIVE
+above (message_no) AS (
+    SELECT COALESCE(m.parent_no, 0)
+    FROM messages AS m
+    WHERE m.message_no = :message_no
+    UNION ALL
+    SELECT COALESCE(a.parent_no, 0)
+    FROM above
+    JOIN messages AS a ON a.message_no = above.message_no
+    WHERE a.role IN ('system', 'developer')
+),
+beside (message_no, is_linked) AS (
+    SELECT s.message_no, s.role NOT IN ('system', 'developer')
+    FROM messages AS s
+    WHERE s.session_no = :session_no
+      AND s.parent_no IS NOT DISTINCT FROM (SELECT NULLIF(MIN(message_no), 0) FROM above)
+    UNION ALL
+    SELECT s.message_no, s.role NOT IN ('system', 'developer')
+    FROM beside
+    JOIN messages AS s ON s.session_no = :session_no AND s.parent_no = beside.message_no
+    WHERE NOT beside.is_linked
+)
+SELECT f.count, f.position,
+       (SELECT m.message_id FROM messages AS m WHERE m.message_no = f.previous_no) AS previous,
+       (SELECT m.message_id FROM messages AS m WHERE m.message_no = f.next_no) AS next
+FROM (
+    SELECT COUNT(*) AS count,
+           COALESCE(SUM(CASE WHEN message_no <= :message_no THEN 1 ELSE 0 END), 0) AS position,
+           MAX(CASE WHEN message_no < :message_no THEN message_no END) AS previous_no,
+           MIN(CASE WHEN message_no > :message_no THEN message_no END) AS next_no
+    FROM beside
+    WHERE is_linked
+) AS f;
+
+-- name: list_page_branches
+-- The ends of a session's branches, newest first.
+SELECT m.message_no, m.message_id, m.depth + 1 AS message_count, substr(m.content, 1, 80) AS title,
+       m.created_at AS updated_at
+FROM messages AS m
+WHERE m.session_id = :session_id
+  AND m.role NOT IN ('system', 'developer')
+  AND NOT EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = :session_no AND c.parent_no = m.message_no)
+ORDER BY m.message_no DESC
+LIMIT :limit;
+
+-- name: get_message_text
+SELECT m.content
+FROM messages AS m
+WHERE m.message_id = :message_id
+  AND m.session_id = :session_id;
+
+-- name: get_message_blob
+-- A large part of a message of a session, which is the reader's.
+SELECT b.data
+FROM messages AS m
+JOIN message_blobs AS mb ON mb.message_no = m.message_no
+JOIN blobs AS b ON b.digest = mb.digest
+WHERE m.message_id = :message_id
+  AND m.session_id = :session_id
+  AND b.digest = :digest;
+
+-- name: list_fragments_from
+-- What a reply in progress has streamed from one piece on.
+SELECT f.sequence, f.data
+FROM exchange_fragments AS f
+JOIN exchanges AS e ON e.exchange_no = f.exchange_no
+WHERE e.exchange_id = :exchange_id
+  AND f.sequence >= :sequence
+ORDER BY f.sequence;
+
+-- name: list_page_keys
+-- The newest keys, of everyone or of one user.
+SELECT key_id, user_id, name, key_hash, hint, is_admin, requests_per_minute, tokens_per_day, created_at, expires_at,
+       revoked_at, last_used_at
+FROM api_keys
+WHERE CAST(:user_id AS TEXT) IS NULL OR user_id = :user_id
+ORDER BY key_id DESC
+LIMIT :limit;
+
+-- name: get_web_session
+-- A browser that is logged in, with its key where that is in the database.
+SELECT w.key_hash, w.created_at, w.expires_at, k.key_id, k.user_id, k.is_admin, k.expires_at AS key_expires_at,
+       k.revoked_at
+FROM web_sessions AS w
+LEFT JOIN api_keys AS k ON k.key_hash = w.key_hash
+WHERE w.token_hash = :token_hash
+  AND w.expires_at > :now;
+
+-- name: insert_web_session
+INSERT INTO web_sessions (token_hash, key_hash, created_at, expires_at)
+VALUES (:token_hash, :key_hash, :created_at, :expires_at);
+
+-- name: extend_web_session
+UPDATE web_sessions
+SET expires_at = :expires_at
+WHERE token_hash = :token_hash;
+
+-- name: delete_web_session
+DELETE FROM web_sessions
+WHERE token_hash = :token_hash;
+
+-- name: delete_expired_web_sessions
+DELETE FROM web_sessions
+WHERE expires_at <= :now;
+
+-- name: delete_oldest_web_sessions
+-- A key has a few browsers; beyond that the oldest are logged out.
+DELETE FROM web_sessions
+WHERE token_hash IN (
+    SELECT w.token_hash
+    FROM web_sessions AS w
+    WHERE w.key_hash = :key_hash
+    ORDER BY w.created_at DESC
+    LIMIT 1000 OFFSET :most
+);

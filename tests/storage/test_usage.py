@@ -1,0 +1,112 @@
+"""What was used is counted with the exchange that used it, and stays right whatever becomes of that."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.maintenance import export, imports
+from proxy.storage import exchange_store, queries, web_queries
+from proxy.storage.exchange import Outcome
+from proxy.storage.sqlite import SQL, transaction
+from proxy.storage.usage import FIRST_TOKEN_COLUMNS, percentile_ms
+from proxy.storage.write_batch import write_batch
+from tests.stored import chat, choice, exchange, fill, opened, outcome, user
+
+USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 3}}
+
+
+def usage_by(connection: sqlite3.Connection, by: str, *, user_id: str | None = None) -> dict[str, Any]:
+    rows = web_queries.sum_usage(connection, by=by, since="", until="9999", user_id=user_id, limit=100)
+    return {row.pop("name"): row for row in rows}
+
+
+def all_rows(connection: sqlite3.Connection) -> list[Any]:
+    return connection.execute("SELECT * FROM usage_days ORDER BY day, user_no, model, endpoint").fetchall()
+
+
+def test_exchange_is_counted_with_its_tokens_and_its_end(tmp_path: Path) -> None:
+    with opened(tmp_path / "a.db") as connection:
+        chat(connection, exchange([user("a")]), outcome(choice("b"), usage=USAGE))
+        chat(connection, exchange([user("c")], user_id="bo"), outcome(choice("d"), status="incomplete"))
+        chat(connection, exchange([user("e")]), Outcome(status="failed", http_status=500))
+        counted = usage_by(connection, "user")
+        ann = counted["ann"]
+        assert (ann["requests"], ann["failed"], ann["incomplete"]) == (2, 1, 0)
+        assert (ann["prompt_tokens"], ann["cached_tokens"], ann["completion_tokens"]) == (5, 3, 7)
+        assert counted["bo"]["incomplete"] == 1
+        assert set(usage_by(connection, "model", user_id="bo")) == {"m"}
+
+
+def test_exchange_that_was_begun_is_counted_once_when_it_ends(tmp_path: Path) -> None:
+    with opened(tmp_path / "a.db") as connection:
+        asked = exchange([user("a")])
+        with write_batch(connection) as rows:
+            exchange_store.begin(rows, asked, worker_id="w")
+        assert not all_rows(connection)
+        for _ in range(2):
+            with write_batch(connection) as rows:
+                exchange_store.finish_begun(rows, asked.exchange_id, outcome(choice("b"), usage=USAGE))
+        assert usage_by(connection, "endpoint")["/v1/chat/completions"]["requests"] == 1
+
+
+def test_chats_of_one_batch_are_counted_together(tmp_path: Path) -> None:
+    with opened(tmp_path / "a.db") as connection:
+        with write_batch(connection) as rows:
+            for number in range(5):
+                asked = exchange([user(f"{number}")], user_id="ann" if number % 2 else "bo")
+                exchange_store.finish(rows, asked, outcome(choice("x"), usage=USAGE))
+        assert {name: row["requests"] for name, row in usage_by(connection, "user").items()} == {"bo": 3, "ann": 2}
+
+
+def test_migration_counts_what_an_older_program_stored(tmp_path: Path) -> None:
+    with opened(tmp_path / "a.db") as connection:
+        fill(connection)
+        counted = all_rows(connection)
+        assert counted
+        connection.execute("DELETE FROM usage_days")
+        script = (SQL / "sqlite" / "migrations" / "0012_web.sql").read_text(encoding="utf-8")
+        start = script.index("INSERT INTO usage_days")
+        connection.execute(script[start : script.index(";", start)])
+        assert all_rows(connection) == counted
+
+
+def test_import_counts_what_it_brings(tmp_path: Path) -> None:
+    with opened(tmp_path / "a.db") as source, opened(tmp_path / "b.db") as target:
+        fill(source)
+        lines = "".join(export.export(source, export.Scope(), format_="jsonl")).encode().splitlines(keepends=True)
+        imports.load(target, lines, progress=lambda _: None)
+        first = usage_by(source, "day")
+        assert usage_by(target, "day") == first
+        imports.load(target, lines, progress=lambda _: None)
+        assert usage_by(target, "day") == first
+
+
+def test_usage_stays_when_a_session_goes_and_goes_with_its_user(tmp_path: Path) -> None:
+    with opened(tmp_path / "a.db") as connection:
+        session_id = chat(connection, exchange([user("a")]), outcome(choice("b"), usage=USAGE))
+        with transaction(connection):
+            queries.delete_session(connection, session_id)
+        assert usage_by(connection, "user")["ann"]["requests"] == 1
+        with transaction(connection):
+            queries.delete_user(connection, "ann")
+        assert not all_rows(connection)
+
+
+@pytest.mark.parametrize("tokens", (2**62, 2**70, -1, "7", 1.5, True, None))
+def test_odd_number_of_tokens_does_not_spoil_the_sums(tmp_path: Path, tokens: Any) -> None:
+    with opened(tmp_path / "a.db") as connection:
+        for text in ("a", "b", "c"):
+            chat(connection, exchange([user(text)]), outcome(choice("b"), usage={"prompt_tokens": tokens}))
+        assert 0 <= usage_by(connection, "user")["ann"]["prompt_tokens"] < 2**63
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), ((0.5, 50.0), (0.75, 75.0), (1.0, 100.0)), ids=("half", "three quarters", "all")
+)
+def test_percentile_lies_within_the_class_that_holds_it(share: float, expected: float) -> None:
+    counts = dict.fromkeys(FIRST_TOKEN_COLUMNS, 0) | {"first_token_50": 10, "first_token_100": 10}
+    assert percentile_ms(counts, share) == expected
+    assert percentile_ms(dict.fromkeys(FIRST_TOKEN_COLUMNS, 0), share) is None
+    assert percentile_ms(dict.fromkeys(FIRST_TOKEN_COLUMNS, 0) | {"first_token_more": 1}, share) == float("inf")
