@@ -113,9 +113,11 @@ async def open_services(
         upstream = Upstream(settings, transport)
         upkeep = Upkeep(settings, recorder)
         upkeep.start()
+        services = Services(settings, database, recorder, upstream)
         try:
-            yield Services(settings, database, recorder, upstream)
+            yield services
         finally:
+            services.searches.close()
             await upkeep.stop()
             await recorder.drain()
             await upstream.close()

@@ -1,6 +1,5 @@
 """What the handlers share: opened at start, closed at the end, reached through the request's state."""
 
-import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from proxy.access.middleware import Gate
 from proxy.errors import UnavailableError
 from proxy.recording.recorder import Recorder
 from proxy.recording.writer import QueueFullError
+from proxy.search.turns import SearchTurns
 from proxy.settings import Settings
 from proxy.storage.queries import StitchCandidate
 from proxy.storage.sqlite import Database
@@ -50,8 +50,7 @@ class Services:
     database: Database
     recorder: Recorder
     upstream: Upstream
-    # A search keeps a thread busy for as long as it reads.
-    searches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    searches: SearchTurns = field(default_factory=SearchTurns)
     vendor_headers: tuple[bytes, ...] = field(init=False)
     recent_branch_points: RecentBranchPoints = field(default_factory=RecentBranchPoints, init=False)
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from proxy.errors import APIError
 from proxy.maintenance import backup, prune
 from proxy.recording.recorder import Recorder
-from proxy.search.search import Index
+from proxy.search.index import Index
 from proxy.settings import ConfigurationError, Settings
 from proxy.storage import tombstones
 

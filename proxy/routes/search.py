@@ -1,7 +1,5 @@
 """`GET /v1/search`: messages that hold a text."""
 
-import asyncio
-import sqlite3
 from functools import partial
 
 from starlette.requests import Request
@@ -12,12 +10,11 @@ from proxy.errors import InvalidRequestError, json_response
 from proxy.history import branches
 from proxy.history.serializers import JSON, session_json
 from proxy.routes import parameters
-from proxy.routes.parameters import named_user, services_of, visible_user
+from proxy.routes.parameters import caller_of, named_user, services_of, visible_user
 from proxy.routes.resource import Resource
-from proxy.search import search
-from proxy.search.search import ORDERS, QUERY_LENGTH_MAX, Hit, Order, Query
+from proxy.search.deadline import Deadline
+from proxy.search.query import ORDERS, QUERY_LENGTH_MAX, Found, Order, Query, search
 from proxy.services import Services, State
-from proxy.storage import queries
 from proxy.storage.queries import Page
 
 
@@ -26,8 +23,8 @@ async def search_messages(request: Request[State]) -> Response:
     services = services_of(request)
     query, page, order = await _query(services, request), parameters.page_of(request), _order_of(request)
     await services.recorder.writer.flushed()
-    async with services.searches:
-        content = await asyncio.to_thread(_found, services, query, page, order)
+    user_id = caller_of(request).user_id or query.user_id or ""
+    content = await services.searches.run(user_id, partial(_found, services, query, page, order))
     return json_response(content)
 
 
@@ -64,25 +61,15 @@ def _order_of(request: Request[State]) -> Order:
     raise InvalidRequestError(f"order is one of {', '.join(ORDERS)}.", param="order")
 
 
-def _found(services: Services, query: Query, page: Page, order: Order) -> JSON:
-    with search.opened(services.database.path) as connection:
-        hits, has_more = search.search(connection, query, limit=page.limit, offset=page.offset, order=order)
-        results = [each for each in (_result(connection, hit) for hit in hits) if each is not None]
-    return {"results": results, "has_more": has_more}
+def _found(services: Services, query: Query, page: Page, order: Order, deadline: Deadline) -> JSON:
+    path = services.database.path
+    found, has_more = search(path, query, limit=page.limit, offset=page.offset, order=order, deadline=deadline)
+    return {"results": [_result(each) for each in found], "has_more": has_more}
 
 
-def _result(connection: sqlite3.Connection, hit: Hit) -> JSON | None:
-    """A hit as the route shows it; None where its message was deleted since."""
-    row = queries.get_message(connection, hit.message_no)
-    session = None if row is None else queries.get_session(connection, row.session_id)
-    if row is None or session is None:
-        return None
-    names = ("message_id", "parent_id", "exchange_id", "role", "model", "tokens", "status", "created_at")
-    return {
-        "session": session_json(session),
-        "message": {name: getattr(row, name) for name in names},
-        "snippet": hit.snippet,
-    }
+def _result(found: Found) -> JSON:
+    """A hit as the route shows it."""
+    return {"session": session_json(found.session), "message": found.message, "snippet": found.hit.snippet}
 
 
 routes = [Route("/v1/search", Resource(GET=search_messages))]

@@ -95,7 +95,9 @@ FROM probe
 LEFT JOIN main.messages AS m ON m.message_no = probe.message_no;
 
 -- name: list_unindexed
-SELECT m.message_no, m.message_id, s.user_id, m.content
+SELECT m.message_no, m.message_id, s.user_id,
+       CASE WHEN length(CAST(m.content AS BLOB)) <= :whole THEN m.content
+            ELSE length(CAST(m.content AS BLOB)) END
 FROM main.messages AS m
 JOIN main.sessions AS s ON s.session_no = m.session_no
 WHERE m.message_no > :after
@@ -111,14 +113,15 @@ WHERE created_at >= :since;
 
 -- name: list_in_session
 -- Candidates: all of one session, newest first; here and below without content where a filter leaves them out, so that
--- who looks through them can count them.
+-- they can be counted, and with its size in place of the content where that is larger than :whole bytes.
 SELECT m.message_no,
        CASE
            WHEN (:role IS NULL OR m.role = :role)
                AND (:model IS NULL OR m.model = :model)
                AND (:since IS NULL OR m.created_at >= :since)
                AND (:until IS NULL OR m.created_at < :until)
-           THEN m.content
+           THEN CASE WHEN length(CAST(m.content AS BLOB)) <= :whole THEN m.content
+                     ELSE length(CAST(m.content AS BLOB)) END
        END
 FROM main.messages AS m
 WHERE m.session_id = :session_id
@@ -133,7 +136,8 @@ SELECT m.message_no,
                AND (:model IS NULL OR m.model = :model)
                AND (:since IS NULL OR m.created_at >= :since)
                AND (:until IS NULL OR m.created_at < :until)
-           THEN m.content
+           THEN CASE WHEN length(CAST(m.content AS BLOB)) <= :whole THEN m.content
+                     ELSE length(CAST(m.content AS BLOB)) END
        END
 FROM main.messages AS m
 CROSS JOIN main.sessions AS s ON s.session_no = m.session_no
@@ -150,7 +154,8 @@ SELECT m.message_no,
                AND (:model IS NULL OR m.model = :model)
                AND (:since IS NULL OR m.created_at >= :since)
                AND (:until IS NULL OR m.created_at < :until)
-           THEN m.content
+           THEN CASE WHEN length(CAST(m.content AS BLOB)) <= :whole THEN m.content
+                     ELSE length(CAST(m.content AS BLOB)) END
        END
 FROM search.grams_{segment}
 CROSS JOIN main.messages AS m ON m.message_no = grams_{segment}.rowid
@@ -158,3 +163,12 @@ CROSS JOIN main.sessions AS s ON s.session_no = m.session_no
 WHERE grams_{segment} MATCH :match
   AND grams_{segment}.rowid BETWEEN :first AND :indexed_no
 ORDER BY grams_{segment}.rowid DESC;
+
+-- name: get_hit
+-- What is shown of a message that was found, but for its text.
+SELECT m.session_id, m.message_id, p.message_id AS parent_id, e.exchange_id, m.role, m.model, m.tokens,
+       COALESCE(m.status, 'completed') AS status, m.created_at
+FROM main.messages AS m
+LEFT JOIN main.messages AS p ON p.message_no = m.parent_no
+LEFT JOIN main.exchanges AS e ON e.exchange_no = m.exchange_no
+WHERE m.message_no = :message_no;

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from proxy import ids
-from proxy.search import search
-from proxy.storage import exchange_store, queries, sqlite
+from proxy.search import index as search_index
+from proxy.storage import exchange_store, queries, search_file, sqlite
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
@@ -102,7 +102,7 @@ def _index_cost(folder: Path, chats: int) -> IndexCost:
             sqlite.prepare(connection)
             _store(connection, _chats(chats), a_commit=16)
             messages = connection.execute("SELECT message_no, content FROM messages ORDER BY message_no").fetchall()
-        with contextlib.closing(search.Index(path)) as index:
+        with contextlib.closing(search_index.Index(path)) as index:
             began = time.thread_time()
             while index.step():
                 pass
@@ -114,13 +114,13 @@ def _index_cost(folder: Path, chats: int) -> IndexCost:
 def _fts5_cost(path: Path, messages: Sequence[tuple[int, str]]) -> float:
     """Of messages as the search index puts them in: as many a transaction, in a table like its own."""
     entries = [{"message_no": number, "text": text, "owner": "abc"} for number, text in messages]
-    with contextlib.closing(search._prepared(path)) as connection:
-        connection.execute(search._statement("create_segment", 0))
+    with contextlib.closing(search_file.open_index(path)) as connection:
+        connection.execute(search_file.statement("create_segment", 0))
         began = time.thread_time()
-        for start in range(0, len(entries), search._BATCH):
+        for start in range(0, len(entries), search_index._BATCH):
             with sqlite.transaction(connection):
-                batch = entries[start : start + search._BATCH]
-                connection.executemany(search._statement("insert_grams", 0), batch)
+                batch = entries[start : start + search_index._BATCH]
+                connection.executemany(search_file.statement("insert_grams", 0), batch)
         return time.thread_time() - began
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from proxy import ids
-from proxy.search.search import Index
+from proxy.search.index import Index
 from proxy.storage import sqlite
 from proxy.wire import hash_chain
 from tests.bench import accounting, figures, machine, phases, relays, wire

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.search import search
-from proxy.search.search import Index, Order, Query, TimeOutError
-from proxy.storage import tombstones
+from proxy.search import query, rank
+from proxy.search.deadline import Deadline, TimeOutError
+from proxy.search.index import Index
+from proxy.search.query import Hit, Order, Query
+from proxy.storage import search_file, tombstones
 from tests.serving import running_proxy, settings_for
 from tests.stored import chat, choice, exchange, opened, outcome, say, user
 
@@ -35,6 +37,7 @@ def encodes(text: str) -> bool:
 
 def index_all(path: Path) -> int:
     with closing(Index(path)) as index:
+        index.clean()
         done = 0
         while count := index.step():
             done += count
@@ -43,7 +46,7 @@ def index_all(path: Path) -> int:
 
 def grams(path: Path, gram: str) -> list[tuple[int]]:
     """The messages that the index has with this gram, in whatever segment."""
-    with closing(sqlite3.connect(search.index_path(path))) as index:
+    with closing(sqlite3.connect(search_file.index_path(path))) as index:
         segments = [row[0] for row in index.execute("SELECT segment FROM segments")]
         return [
             row
@@ -55,9 +58,14 @@ def grams(path: Path, gram: str) -> list[tuple[int]]:
 def numbers(
     path: Path, text: str, *, limit: int = 1000, offset: int = 0, order: Order = "newest", **filters: Any
 ) -> list[int]:
-    with search.opened(path) as connection:
-        hits, _ = search.search(connection, Query(text=text, **filters), limit=limit, offset=offset, order=order)
-        return [hit.message_no for hit in hits]
+    return [
+        hit.message_no for hit in hits(path, Query(text=text, **filters), limit=limit, offset=offset, order=order)[0]
+    ]
+
+
+def hits(path: Path, asked: Query, **page: Any) -> tuple[list[Hit], bool]:
+    found, has_more = query.search(path, asked, deadline=Deadline(60), **page)
+    return [each.hit for each in found], has_more
 
 
 def scanned(connection: sqlite3.Connection, text: str, *, user_id: str | None = None) -> list[int]:
@@ -77,7 +85,7 @@ def test_search_finds_what_a_scan_finds(data: st.DataObject) -> None:
     few_runs = data.draw(st.booleans())
     indexed = data.draw(st.integers(0, len(contents)))
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(search, "_RUNS_ASKED", 2 if few_runs else 500)
+        patched.setattr(query, "_RUNS_ASKED", 2 if few_runs else 500)
         path = Path(folder) / "chat.db"
         with opened(path) as connection:
             for position, content in enumerate(contents):
@@ -98,7 +106,7 @@ def test_search_finds_what_a_scan_finds(data: st.DataObject) -> None:
 
 
 def test_pages_are_parts_of_the_whole_also_across_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "SEGMENT", 16)
+    monkeypatch.setattr(search_file, "SEGMENT", 16)
     path = tmp_path / "chat.db"
     with opened(path) as connection:
         for number in range(60):
@@ -148,7 +156,7 @@ def test_a_text_that_holds_it_often_as_words_and_little_else_comes_first(
 def test_times_are_those_of_the_messages_also_where_they_were_stored_in_another_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indexed: bool
 ) -> None:
-    monkeypatch.setattr(search, "SEGMENT", 4)
+    monkeypatch.setattr(search_file, "SEGMENT", 4)
     path = tmp_path / "chat.db"
     with opened(path) as connection:
         for year in (2003, 2001, 2002, 2005, 2004):
@@ -182,17 +190,18 @@ def test_of_equally_relevant_texts_the_newer_comes_first(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("bound", "value"), (("RANKED", 5), ("_RANKED_CHARACTERS", 5 * len("common 00")), ("_RANKED_CANDIDATES", 9))
+    ("bound", "value"),
+    (("RANKED_MAX", 5), ("RANKED_CHARACTERS_MAX", 5 * len("common 00")), ("RANKED_CANDIDATES_MAX", 9)),
 )
 def test_the_newest_hits_are_ranked_and_the_older_ones_follow_newest_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
 ) -> None:
-    monkeypatch.setattr(search, bound, value)
+    monkeypatch.setattr(rank, bound, value)
     path = tmp_path / "chat.db"
     with opened(path) as connection:
         for number in range(20):
             say(connection, "common" if number in (2, 17) else f"common {number:02}", reply="-")
-        for _ in range(2 if bound == "_RANKED_CANDIDATES" else 0):
+        for _ in range(2 if bound == "RANKED_CANDIDATES_MAX" else 0):
             say(connection, "not at all", reply="-")  # newer than the first hit: these do not count
     whole = [
         "common",
@@ -209,15 +218,14 @@ def test_the_newest_hits_are_ranked_and_the_older_ones_follow_newest_first(
 
 
 def test_pages_of_ranked_hits_say_whether_there_are_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "RANKED", 3)
+    monkeypatch.setattr(rank, "RANKED_MAX", 3)
     path = tmp_path / "chat.db"
     with opened(path) as connection:
         for _ in range(6):
             say(connection, "common", reply="-")
-    with search.opened(path) as connection:
-        for offset, more in ((0, True), (3, True), (4, False), (6, False)):
-            hits, has_more = search.search(connection, Query(text="common"), limit=2, offset=offset)
-            assert (len(hits), has_more) == (min(2, 6 - offset), more)
+    for offset, more in ((0, True), (3, True), (4, False), (6, False)):
+        found, has_more = hits(path, Query(text="common"), limit=2, offset=offset)
+        assert (len(found), has_more) == (min(2, 6 - offset), more)
 
 
 def test_what_filters_leave_out_is_not_ranked(tmp_path: Path) -> None:
@@ -236,7 +244,7 @@ def test_what_filters_leave_out_is_not_ranked(tmp_path: Path) -> None:
 def test_segments_of_deleted_messages_go_and_what_is_left_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "SEGMENT", 16)
+    monkeypatch.setattr(search_file, "SEGMENT", 16)
     path = tmp_path / "chat.db"
     with opened(path) as connection:
         session_ids = [say(connection, f"common {number}") for number in range(40)]
@@ -244,17 +252,18 @@ def test_segments_of_deleted_messages_go_and_what_is_left_is_found(
         for session_id in session_ids[:30]:
             connection.execute("DELETE FROM sessions WHERE session_id = ?", [session_id])
         with closing(Index(path)) as index:
+            assert index.clean() == 4
             while index.step():
                 pass
             assert index.clean() == 0
-        with closing(sqlite3.connect(search.index_path(path))) as indexed:
+        with closing(sqlite3.connect(search_file.index_path(path))) as indexed:
             assert indexed.execute("SELECT COUNT(*), SUM(documents) FROM segments").fetchone() == (3, 20)
         assert numbers(path, "common") == scanned(connection, "common")
 
 
 def test_nothing_of_a_deleted_user_stays_in_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not of one that was made anew either; segments without it stay as they are."""
-    monkeypatch.setattr(search, "SEGMENT", 16)
+    monkeypatch.setattr(search_file, "SEGMENT", 16)
     path = tmp_path / "chat.db"
     with opened(path) as connection:
         for number in range(20):
@@ -266,12 +275,13 @@ def test_nothing_of_a_deleted_user_stays_in_the_index(tmp_path: Path, monkeypatc
         connection.execute("DELETE FROM users WHERE user_id = 'ann'")
         say(connection, "Basel", user_id="ann")
         with closing(Index(path)) as index:
+            assert index.clean() == 1
             assert not grams(path, "zür")
             while index.step():
                 pass
             assert index.clean() == 0
         assert grams(path, "bas")
-        with closing(sqlite3.connect(search.index_path(path))) as indexed:
+        with closing(sqlite3.connect(search_file.index_path(path))) as indexed:
             assert indexed.execute("SELECT segment FROM segments ORDER BY indexed_no").fetchall() == [(0,), (1,), (2,)]
         for text in ("common", "Zürich", "Basel"):
             assert numbers(path, text) == scanned(connection, text)
@@ -282,7 +292,7 @@ def test_an_index_of_another_version_is_not_searched_and_made_anew(tmp_path: Pat
     with opened(path) as connection:
         say(connection, "find me")
         index_all(path)
-        with closing(sqlite3.connect(search.index_path(path))) as index:
+        with closing(sqlite3.connect(search_file.index_path(path))) as index:
             index.execute("DELETE FROM grams_0_data")
             index.execute("PRAGMA user_version = 1")
             index.commit()
@@ -298,8 +308,8 @@ def test_a_missing_or_damaged_index_changes_nothing_but_time(tmp_path: Path, con
         say(connection, "find me")
         index_all(path)
         for suffix in ("-wal", "-shm"):
-            Path(f"{search.index_path(path)}{suffix}").unlink(missing_ok=True)
-        search.index_path(path).write_bytes(content)
+            Path(f"{search_file.index_path(path)}{suffix}").unlink(missing_ok=True)
+        search_file.index_path(path).write_bytes(content)
         assert numbers(path, "find") == [1]
         assert index_all(path) == 2
         assert numbers(path, "find") == [1]
@@ -328,10 +338,16 @@ def test_a_search_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     with opened(path) as connection:
         say(connection, "word")
-    with search.opened(path) as connection:
+    deadline = Deadline(0.01)
+    with search_file.opened(path) as connection:
         many = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1e9) SELECT MAX(i) FROM n"
-        with pytest.raises(TimeOutError), search._limited(connection, 0.01):
+        with (
+            pytest.raises(TimeOutError),
+            search_file.interrupted_when(connection, lambda: deadline.is_over, TimeOutError),
+        ):
             connection.execute(many).fetchone()
+    with pytest.raises(TimeOutError):
+        query.search(path, Query(text="word"), limit=1, deadline=deadline)
 
 
 @pytest.mark.parametrize(
@@ -349,9 +365,8 @@ def test_the_snippet_marks_the_hit(tmp_path: Path, content: str, asked: str, sni
     path = tmp_path / "chat.db"
     with opened(path) as connection:
         say(connection, content, reply="")
-    with search.opened(path) as connection:
-        hits, _ = search.search(connection, Query(text=asked), limit=1)
-    assert hits[0].snippet == snippet
+    found, _ = hits(path, Query(text=asked), limit=1)
+    assert found[0].snippet == snippet
 
 
 async def test_the_route_finds_a_message_with_its_session_and_keeps_to_its_user(tmp_path: Path) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.search import search
-from proxy.search.search import Index
-from proxy.storage import free_pages
+from proxy.search.index import Index
+from proxy.storage import free_pages, search_file
 from tests.stored import opened, say
 
 
@@ -53,5 +52,5 @@ def test_a_dropped_segment_of_the_search_index_gives_its_space_back(tmp_path: Pa
                 pass
             connection.execute("DELETE FROM messages")
             assert index.clean() == 1
-    with closing(sqlite3.connect(search.index_path(path))) as index_file:
+    with closing(sqlite3.connect(search_file.index_path(path))) as index_file:
         assert free_pages.free_page_count(index_file) == 0

@@ -1,0 +1,170 @@
+"""Fills the search index: derived data in a file of its own, filled in spare time, so that no chat waits for it.
+
+What is indexed are FTS5's trigrams of a message, case-folded: all its runs of three characters. Words would need to
+know where Chinese or Thai words end. A query of three characters or more is all its trigrams. FTS5 finds nothing
+shorter by itself, and most Chinese words have two characters: such a query is any of the trigrams that begin with it,
+to which end every message is followed by two characters more. FTS5 keeps for each trigram the messages it is in, and
+nothing else. The user is one more, so that a search stays among its own user's messages.
+
+The index comes in segments of message numbers, which are never used twice. Where most of a segment's messages have been
+deleted it is dropped, and made again of what is left: retention shrinks the index too. So is one that holds a message
+of a deleted user, of whom nothing shall be left.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from proxy.search.query import folded_text, quoted
+from proxy.storage import free_pages, search_file
+from proxy.storage.search_file import STATEMENTS, WHOLE_BYTES, Segment, statement
+from proxy.storage.sqlite import connect, transaction
+
+# Messages of a segment that are looked at to see how many are left: each may be a read from the disk.
+_SAMPLE = 256
+# Follows each message, so that its last characters are what a run of three begins with.
+_PADDING = "\x02" * 2
+_BATCH = 400
+_BATCH_BYTES = 2**19
+_END = 2**63 - 1
+_GIVE_BACK_SECONDS = 5.0  # after a segment is dropped; what is left goes with the next one
+
+
+class Index:
+    """The index, for the one process that fills it. Raises BlockingIOError where another does."""
+
+    def __init__(self, database: Path) -> None:
+        self._path = search_file.index_path(database)
+        self._lock = os.open(f"{self._path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._messages = connect(database)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        try:
+            self._messages.execute("PRAGMA query_only = ON")
+            self._messages.text_factory = search_file.text_of
+            self._connection = search_file.open_index(self._path)
+        except BaseException:
+            self._messages.close()
+            os.close(self._lock)
+            raise
+        self._seen: int | None = None
+
+    def close(self) -> None:
+        """Leave the index to others."""
+        try:
+            self._connection.close()
+            self._messages.close()
+        finally:
+            os.close(self._lock)
+
+    def make_anew(self) -> None:
+        """Throw the index away and begin again."""
+        self._connection.close()
+        search_file.remove(self._path)
+        self._connection = search_file.open_index(self._path)
+        self._seen = None
+
+    def backlog(self) -> int:
+        """About how many messages wait to be indexed."""
+        newest = self._newest_below(_END) or 0
+        segments = search_file.segments_of(self._connection)
+        return newest - segments[0].indexed_no if segments else newest
+
+    def step(self) -> int:
+        """Index some messages, of the newest segment first; how many. Begins again where damage was found."""
+        if search_file.is_marked_damaged(self._path):
+            self.make_anew()
+        version = self._messages.execute("PRAGMA data_version").fetchone()[0]
+        if version == self._seen:
+            return 0
+        done = {segment.segment: segment.indexed_no for segment in search_file.segments_of(self._connection)}
+        end = _END
+        while (newest := self._newest_below(end)) is not None:
+            number = newest // search_file.SEGMENT
+            after = done.get(number, number * search_file.SEGMENT - 1)
+            if newest > after:
+                return self._index(number, after=after)
+            end = number * search_file.SEGMENT
+        self._seen = version
+        return 0
+
+    def clean(self) -> int:
+        """Drop the segments that hold mostly deleted messages, any of a deleted user, or those of another database;
+        how many."""
+        dropped = 0
+        for segment in search_file.segments_of(self._connection):
+            if self._is_thin(segment) or self._is_foreign(segment) or self._holds_deleted_user(segment):
+                self._drop(segment.segment)
+                dropped += 1
+        if dropped:
+            self._seen = None
+        return dropped
+
+    def _index(self, segment: int, *, after: int) -> int:
+        span = {"after": after, "end": (segment + 1) * search_file.SEGMENT, "limit": _BATCH, "whole": WHOLE_BYTES}
+        entries, size, last = [], 0, (after, "")
+        for message_no, message_id, user_id, content in self._messages.execute(STATEMENTS["list_unindexed"], span):
+            last = message_no, message_id
+            text = self._indexed_text(message_no, content)
+            entries.append({"message_no": message_no, "text": text, "owner": search_file.owner(user_id)})
+            size += len(text)
+            if size >= _BATCH_BYTES:
+                break
+        with transaction(self._connection):
+            self._connection.execute(statement("create_segment", segment))
+            self._connection.execute(statement("create_vocabulary", segment))
+            self._connection.executemany(statement("insert_grams", segment), entries)
+            self._connection.execute(
+                STATEMENTS["upsert_segment"],
+                {"segment": segment, "indexed_no": last[0], "indexed_id": last[1], "documents": len(entries)},
+            )
+        return len(entries)
+
+    def _indexed_text(self, message_no: int, content: Any) -> bytes:
+        """A message's text as FTS5 gets it. A long one is folded piece by piece: the GIL is free between them."""
+        return b"".join(folded_text(piece).encode() for piece in self._pieces(message_no, content)) + _PADDING.encode()
+
+    def _pieces(self, message_no: int, content: Any) -> Iterator[str]:
+        if isinstance(content, int):
+            yield from search_file.pieces_of(self._messages, message_no)
+        elif isinstance(content, bytes):  # no text of ours is stored as bytes, but a file may hold anything
+            yield search_file.text_of(content)
+        elif content is not None:
+            yield str(content)
+
+    def _drop(self, segment: int) -> None:
+        with transaction(self._connection):
+            self._connection.execute(statement("drop_vocabulary", segment))
+            self._connection.execute(statement("drop_segment", segment))
+            self._connection.execute(STATEMENTS["forget_segment"], {"segment": segment})
+        free_pages.give_back(self._connection, kept=0, seconds=_GIVE_BACK_SECONDS)
+
+    def _newest_below(self, end: int) -> int | None:
+        number: int | None = self._messages.execute(STATEMENTS["newest_message_no"], {"end": end}).fetchone()[0]
+        return number
+
+    def _is_thin(self, segment: Segment) -> bool:
+        """Whether most of its messages are deleted, as far as a sample tells."""
+        size = segment.indexed_no - segment.first + 1
+        span = {"first": segment.first, "last": segment.indexed_no, "step": max(1, size // _SAMPLE)}
+        sampled, living = self._messages.execute(STATEMENTS["sample_messages"], span).fetchone()
+        return bool(2 * living * size < segment.documents * sampled)
+
+    def _is_foreign(self, segment: Segment) -> bool:
+        row = self._messages.execute(STATEMENTS["message_id_of"], {"message_no": segment.indexed_no}).fetchone()
+        return row is not None and row[0] != segment.indexed_id
+
+    def _holds_deleted_user(self, segment: Segment) -> bool:
+        """Whether anything is left of a user who was deleted, and perhaps made anew."""
+        match = statement("list_of_term", segment.segment)
+        for (user_digest,) in self._messages.execute(STATEMENTS["list_deleted_users"]).fetchall():
+            term = quoted(search_file.owner_of(user_digest))
+            for (message_no,) in self._connection.execute(match, {"term": term}):
+                if self._messages.execute(STATEMENTS["message_id_of"], {"message_no": message_no}).fetchone() is None:
+                    return True
+        return False
