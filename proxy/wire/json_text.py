@@ -13,6 +13,7 @@ _LONG_NUMBER = b"0" * 19
 
 # What is nested deeper is not kept: nothing that people say is, and Python's own limit is not far.
 _DEEPEST = 800
+_WRITTEN_DEPTH = 250  # orjson writes 254 levels
 
 
 def loads(text: bytes | str) -> Any:
@@ -29,6 +30,25 @@ def loads(text: bytes | str) -> Any:
         raise ValueError("nested too deeply") from exc
 
 
+def parsed_object(text: bytes) -> dict[str, Any] | None:
+    """The JSON object of a text; None where it is none, or nested so deeply that it could not be written again."""
+    try:
+        value = loads(text)
+    except ValueError:
+        return None
+    if not isinstance(value, dict):
+        return None
+    opened = text.count(b"[") + text.count(b"{")
+    return None if opened > _WRITTEN_DEPTH and not _is_shallow(value, _WRITTEN_DEPTH) else value
+
+
+def copied(value: Any) -> Any:
+    """A copy of a JSON value, whose objects and lists can be changed."""
+    if isinstance(value, dict):
+        return {key: copied(each) for key, each in value.items()}
+    return [copied(each) for each in value] if isinstance(value, list) else value
+
+
 def dumps(value: Any) -> str:
     """The compact JSON text of a value. Always encodable as UTF-8: what is not is escaped.
 
@@ -40,10 +60,10 @@ def dumps(value: Any) -> str:
         return json.dumps(value, separators=(",", ":")) if _is_shallow(value) else "null"
 
 
-def _is_shallow(value: Any) -> bool:
+def _is_shallow(value: Any, depth: int = _DEEPEST) -> bool:
     """Whether `json`, which recurses, can write the value here and read it back anywhere else."""
     level = [value]
-    for _ in range(_DEEPEST):
+    for _ in range(depth):
         level = [item for each in level for item in _items(each)]
         if not level:
             return True

@@ -1,0 +1,192 @@
+"""A reply of `/v1/messages`: its events, or its whole body, folded to one message without loss."""
+
+from typing import Any
+
+from proxy.wire import json_text
+from proxy.wire.anthropic_blocks import reply_of
+from proxy.wire.dialect import JSON, string
+from proxy.wire.dialect_reply import Choice, DialectReply
+
+# Which key of its block each delta grows. `input_json_delta` is JSON text in pieces, and parsed at the end.
+_DELTAS = {
+    "text_delta": "text",
+    "thinking_delta": "thinking",
+    "signature_delta": "signature",
+    "input_json_delta": "partial_json",
+}
+_INDEX_MAX = 10_000
+
+
+class MessageReply(DialectReply):
+    """One message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._message: JSON = {}
+        self._blocks: dict[int, JSON] = {}
+        self._pieces: dict[tuple[int, str], list[str]] = {}
+        self._usage: JSON = {}
+        self._has_stopped = False
+
+    # What came
+
+    def take(self, event: JSON) -> None:
+        """Fold one event."""
+        kind = event.get("type")
+        if kind == "message_start" and isinstance(event.get("message"), dict):
+            self._take_message(event["message"])
+        elif kind == "content_block_start" and isinstance(event.get("content_block"), dict):
+            if (index := _index(event)) is not None:
+                self._blocks[index] = event["content_block"]
+        elif kind == "content_block_delta" and isinstance(event.get("delta"), dict):
+            if (index := _index(event)) is not None:
+                self._take_delta(index, event["delta"])
+        elif kind == "message_delta":
+            self._take_end(event)
+        elif kind == "message_stop":
+            self._has_stopped = True
+        elif "error" in event:
+            self.error = event["error"]
+
+    def take_body(self, body: JSON) -> None:
+        """A whole message, or an error."""
+        self._has_stopped = True
+        if "error" in body:
+            self.error = body["error"]
+        elif body.get("type") not in (None, "message"):
+            self.malformed += 1
+        self._take_message(body)
+
+    def _take_message(self, message: JSON) -> None:
+        self._message = message
+        content = message.get("content")
+        if isinstance(content, list):
+            self._blocks = {index: block for index, block in enumerate(content) if isinstance(block, dict)}
+        self._take_usage(message.get("usage"))
+
+    def _take_end(self, event: JSON) -> None:
+        delta = event.get("delta")
+        if isinstance(delta, dict):
+            self._message = {**self._message, **delta}
+        others = {key: value for key, value in event.items() if key not in ("type", "delta", "usage")}
+        self._message = {**self._message, **others}
+        self._take_usage(event.get("usage"))
+
+    def _take_delta(self, index: int, delta: JSON) -> None:
+        kind = str(delta.get("type"))
+        block = self._blocks.setdefault(index, {"type": "text", "text": ""})
+        if kind == "citations_delta":
+            citations = block.get("citations")
+            block["citations"] = [*(citations if isinstance(citations, list) else []), delta.get("citation")]
+            return
+        for key, value in delta.items():
+            if key != "type" and isinstance(value, str):
+                self._pieces.setdefault((index, key), []).append(value)
+                self.has_said = self.has_said or bool(value and kind != "signature_delta")
+
+    def _take_usage(self, usage: Any) -> None:
+        """The last one wins, key by key: the first says what was read, the last what was written."""
+        if not isinstance(usage, dict):
+            return
+        self._usage = {**self._usage, **{key: value for key, value in usage.items() if value is not None}}
+        read = self._count("input_tokens")
+        cached, written = self._count("cache_read_input_tokens"), self._count("cache_creation_input_tokens")
+        output = self._count("output_tokens")
+        prompt = None if read is None else read + (cached or 0) + (written or 0)
+        details = self._usage.get("output_tokens_details")
+        self.usage = {
+            "prompt_tokens": prompt,
+            "completion_tokens": output,
+            "total_tokens": None if prompt is None or output is None else prompt + output,
+            "prompt_tokens_details": None if cached is None else {"cached_tokens": cached},
+            "completion_tokens_details": _thinking(details) if isinstance(details, dict) else None,
+        }
+
+    def _count(self, key: str) -> int | None:
+        value = self._usage.get(key)
+        return value if type(value) is int else None
+
+    # What it means
+
+    @property
+    def id(self) -> str | None:
+        return string(self._message.get("id"))
+
+    @property
+    def model(self) -> str | None:
+        return string(self._message.get("model"))
+
+    @property
+    def created(self) -> int | None:
+        return None
+
+    @property
+    def envelope(self) -> JSON:
+        """The message without its content; its usage in its own names."""
+        left_out = ("content", "error", "usage")
+        envelope = {key: value for key, value in self._message.items() if key not in left_out}
+        return envelope | ({"usage": self._usage} if self._usage else {})
+
+    @property
+    def content(self) -> list[JSON]:
+        """The content blocks so far."""
+        return [self._grown(index) for index in sorted(self._blocks)]
+
+    @property
+    def choices(self) -> list[Choice]:
+        if not self._blocks and not self.finish_reason:
+            return []
+        return [Choice(0, reply_of(self.content), self.finish_reason, {})]
+
+    @property
+    def finish_reason(self) -> str | None:
+        return string(self._message.get("stop_reason"))
+
+    @property
+    def is_whole(self) -> bool:
+        """It said why it stopped, and that it has."""
+        return self._has_stopped and self.finish_reason is not None and self.error is None
+
+    def to_json_dict(self) -> JSON:
+        """The message as a whole reply, also one that was cut."""
+        if self.error is not None and not self._message.get("id"):
+            return {**self._message, "error": self.error}
+        whole = {**self._message, "content": self.content}
+        return whole | ({"usage": self._usage} if self._usage else {})
+
+    def _grown(self, index: int) -> JSON:
+        block = dict(self._blocks[index])
+        for (of, key), pieces in self._pieces.items():
+            if of != index:
+                continue
+            text = "".join(pieces)
+            if key == "partial_json":
+                block["input"] = _parsed(text, block.get("input"))
+            else:
+                block[key] = (string(block.get(key)) or "") + text
+        return block
+
+
+def is_end(data: bytes) -> bool:
+    """Whether an event's data is `message_stop`."""
+    return len(data) < 4096 and b'"message_stop"' in data
+
+
+def _thinking(details: JSON) -> JSON:
+    tokens = details.get("thinking_tokens", details.get("reasoning_tokens"))
+    return {"reasoning_tokens": tokens} if type(tokens) is int else {}
+
+
+def _index(event: JSON) -> int | None:
+    index = event.get("index")
+    return index if type(index) is int and 0 <= index < _INDEX_MAX else None
+
+
+def _parsed(text: str, otherwise: Any) -> Any:
+    """The input of a call; of one that was cut, the text as far as it came."""
+    if not text:
+        return otherwise
+    try:
+        return json_text.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,117 @@
+"""`/v1/completions`: prompts as user messages, texts as replies. Pure.
+
+Several prompts are several user messages of one exchange; its choices are numbered prompt by prompt, as upstream does.
+Token ids are kept as JSON. An echoed prompt is not stored again.
+"""
+
+from typing import Any
+
+from proxy.wire import json_text
+from proxy.wire.chat_reply import Completion
+from proxy.wire.dialect import JSON, Conversation, WireMessage, objects, string
+from proxy.wire.dialect_reply import Choice, DialectReply
+
+PATH = "/v1/completions"
+DIALECT = "completions"
+
+
+def conversation_of(request: JSON) -> Conversation:
+    """What a request says."""
+    messages = [WireMessage({"role": "user", "content": prompt}) for prompt in prompts_of(request)]
+    parameters = {key: value for key, value in request.items() if key not in ("prompt", "metadata")}
+    return Conversation(messages, parameters)
+
+
+def prompts_of(request: JSON) -> list[Any]:
+    """The prompts: texts, or lists of token ids."""
+    prompt = request.get("prompt")
+    if isinstance(prompt, list) and not all(isinstance(each, int) for each in prompt):
+        return prompt
+    return [] if prompt is None or prompt == [] else [prompt]
+
+
+class CompletionReply(DialectReply):
+    """One reply: folded as a chat's, of which each text is the content."""
+
+    def __init__(self, request: JSON) -> None:
+        super().__init__()
+        self._chat = Completion()
+        self._whole: JSON | None = None
+        self._prompts = prompts_of(request) if request.get("echo") is True else []
+        choices = request.get("n")
+        self._choices_each = choices if type(choices) is int and choices > 0 else 1
+
+    def take(self, event: JSON) -> None:
+        """Fold one chunk."""
+        choices = [_renamed(choice, "delta") for choice in objects(event.get("choices"))]
+        self.has_said = self.has_said or any(choice.get("delta", {}).get("content") for choice in choices)
+        self._chat.feed(json_text.dumps({**event, "choices": choices}).encode())
+        self._after()
+
+    def take_body(self, body: JSON) -> None:
+        """A whole reply, or an error."""
+        self._whole = body
+        choices = [_renamed(choice, "message") for choice in objects(body.get("choices"))]
+        said = {**body, "choices": choices} if "choices" in body else body
+        self._chat = Completion.from_body(json_text.dumps(said).encode())
+        self._after()
+
+    def _after(self) -> None:
+        self.usage, self.error = self._chat.usage, self._chat.error
+
+    @property
+    def id(self) -> str | None:
+        return self._chat.id
+
+    @property
+    def model(self) -> str | None:
+        return self._chat.model
+
+    @property
+    def created(self) -> int | None:
+        return self._chat.created
+
+    @property
+    def envelope(self) -> JSON:
+        """Every top-level key but choices, usage and error."""
+        return self._chat.envelope
+
+    @property
+    def choices(self) -> list[Choice]:
+        return [
+            Choice(each.index, self._without_echo(each), each.finish_reason, each.extra) for each in self._chat.choices
+        ]
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self._chat.finish_reason
+
+    @property
+    def is_whole(self) -> bool:
+        return self._chat.is_whole
+
+    def to_json_dict(self) -> JSON:
+        """The reply as a whole one."""
+        if self._whole is not None:
+            return self._whole
+        choices = [
+            {"index": each.index, "text": each.message.get("content") or "", "finish_reason": each.finish_reason}
+            | each.extra
+            for each in self._chat.choices
+        ]
+        return self.envelope | {"choices": choices, "usage": self.usage}
+
+    def _without_echo(self, choice: Choice) -> JSON:
+        text, place = string(choice.message.get("content")), choice.index // self._choices_each
+        prompt = self._prompts[place] if place < len(self._prompts) else None
+        message: JSON = {"role": "assistant", "content": text or ""}
+        if text and isinstance(prompt, str) and text.startswith(prompt):
+            return WireMessage(message | {"content": text[len(prompt) :]}, {DIALECT: {"echo": True}})
+        return message
+
+
+def _renamed(choice: JSON, key: str) -> JSON:
+    """A choice as a chat has it."""
+    others = {name: value for name, value in choice.items() if name != "text"}
+    text = string(choice.get("text"))
+    return others | {key: {} if text is None else {"content": text}}

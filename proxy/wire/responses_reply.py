@@ -1,0 +1,208 @@
+"""A reply of `/v1/responses`: its events, or its whole body, folded to one message without loss.
+
+The terminal event holds the whole response; what came before it counts only where the stream was cut.
+"""
+
+from typing import Any
+
+from proxy.wire.dialect import JSON, string
+from proxy.wire.dialect_reply import Choice, DialectReply
+from proxy.wire.json_text import copied
+from proxy.wire.responses_items import reply_of
+
+TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_TERMINAL_NAMES = tuple(name.encode() for name in TERMINAL)
+# Where each kind of delta grows: the key of the part (by content or summary index), or of the item itself.
+_PART_DELTAS = {
+    "response.output_text.delta": ("content", "text", "output_text"),
+    "response.refusal.delta": ("content", "refusal", "refusal"),
+    "response.reasoning_text.delta": ("content", "text", "reasoning_text"),
+    "response.reasoning_summary_text.delta": ("summary", "text", "summary_text"),
+}
+_ITEM_DELTAS = {
+    "response.function_call_arguments.delta": "arguments",
+    "response.custom_tool_call_input.delta": "input",
+    "response.mcp_call_arguments.delta": "arguments",
+    "response.code_interpreter_call_code.delta": "code",
+}
+_ENDED = frozenset({"completed", "incomplete", "failed", "cancelled"})
+_INDEX_MAX = 10_000
+
+
+class ResponseReply(DialectReply):
+    """One response."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._response: JSON = {}
+        self._items: dict[int, JSON] = {}
+        self._pieces: dict[tuple[int, str, int], list[str]] = {}
+        self._has_ended = False
+        self.last_sequence = -1  # the number of the newest event
+
+    # What came
+
+    def take(self, event: JSON) -> None:
+        """Fold one event."""
+        kind = event.get("type")
+        number = event.get("sequence_number")
+        if type(number) is int:
+            self.last_sequence = number
+        if kind == "error":
+            self.error = event.get("error") or {key: value for key, value in event.items() if key != "sequence_number"}
+        elif isinstance(event.get("response"), dict):
+            self._take_response(event["response"])
+        elif isinstance(index := event.get("output_index"), int) and 0 <= index < _INDEX_MAX:
+            self._take_item(index, str(kind), event)
+        elif "error" in event and "type" not in event:  # a proxy's or vLLM's word in the shape of chats
+            self.error = event["error"]
+
+    def take_body(self, body: JSON) -> None:
+        """A whole response, or an error."""
+        self._take_response(body)
+        output = body.get("output")
+        self._items = dict(enumerate(filter(_is_object, output))) if isinstance(output, list) else {}
+        if self.error is None and body.get("object") not in (None, "response"):
+            self.malformed += 1
+
+    def _take_response(self, response: JSON) -> None:
+        self._response = response
+        self._has_ended = response.get("status") in _ENDED
+        if response.get("error"):
+            self.error = response["error"]
+        if isinstance(response.get("usage"), dict):
+            self._take_usage(response["usage"])
+
+    def _take_usage(self, usage: JSON) -> None:
+        self.usage = {
+            "prompt_tokens": usage.get("input_tokens"),
+            "completion_tokens": usage.get("output_tokens"),
+            "total_tokens": usage.get("total_tokens"),
+            "prompt_tokens_details": usage.get("input_tokens_details"),
+            "completion_tokens_details": usage.get("output_tokens_details"),
+        }
+
+    def _take_item(self, index: int, kind: str, event: JSON) -> None:
+        item = self._items.setdefault(index, {})
+        if isinstance(event.get("item"), dict):  # output_item.added, and .done, which says all again
+            self._items[index] = event["item"]
+            for key in [key for key in self._pieces if key[0] == index]:
+                del self._pieces[key]
+        elif isinstance(event.get("part"), dict):
+            place = "summary" if "summary_index" in event else "content"
+            self._take_part(item, place, event, event["part"])
+        elif isinstance(delta := event.get("delta"), str):
+            self._take_delta(index, item, kind, event, delta)
+
+    def _take_part(self, item: JSON, place: str, event: JSON, part: JSON) -> None:
+        number = event.get(f"{place}_index")
+        if isinstance(number, int) and 0 <= number < _INDEX_MAX:
+            parts = _list(item, place)
+            parts.extend({} for _ in range(len(parts), number + 1))
+            parts[number] = part
+            self._pieces.pop((event["output_index"], place, number), None)
+
+    def _take_delta(self, index: int, item: JSON, kind: str, event: JSON, delta: str) -> None:
+        if kind in _ITEM_DELTAS:
+            key = (index, _ITEM_DELTAS[kind], -1)
+        elif kind in _PART_DELTAS:
+            place, _, part_type = _PART_DELTAS[kind]
+            number = event.get(f"{place}_index")
+            number = number if isinstance(number, int) and 0 <= number < _INDEX_MAX else 0
+            parts = _list(item, place)
+            parts.extend({"type": part_type} for _ in range(len(parts), number + 1))
+            key = (index, place, number)
+        else:
+            return  # an event that nobody knows: its item's end says it again
+        self._pieces.setdefault(key, []).append(delta)
+        self.has_said = True
+
+    # What it means
+
+    @property
+    def id(self) -> str | None:
+        return string(self._response.get("id"))
+
+    @property
+    def model(self) -> str | None:
+        return string(self._response.get("model"))
+
+    @property
+    def created(self) -> int | None:
+        created = self._response.get("created_at")
+        return int(created) if isinstance(created, int | float) and not isinstance(created, bool) else None
+
+    @property
+    def envelope(self) -> JSON:
+        """The response without its output, usage and error."""
+        left_out = ("output", "usage", "error")
+        return {key: value for key, value in self._response.items() if key not in left_out}
+
+    @property
+    def output(self) -> list[JSON]:
+        """The output items so far."""
+        said = self._response.get("output")
+        if self._has_ended and isinstance(said, list) and (said or not self._items):
+            return [item for item in said if isinstance(item, dict)]
+        return [self._grown(index) for index in sorted(self._items)]
+
+    @property
+    def choices(self) -> list[Choice]:
+        output = self.output
+        if not output and not self._has_ended:
+            return []
+        return [Choice(0, reply_of(output), self.finish_reason, {})]
+
+    @property
+    def finish_reason(self) -> str | None:
+        """The reason why it is incomplete, else its status; None while it has not ended."""
+        if not self._has_ended:
+            return None
+        details = self._response.get("incomplete_details")
+        reason = details.get("reason") if isinstance(details, dict) else None
+        return string(reason) or string(self._response.get("status"))
+
+    @property
+    def is_whole(self) -> bool:
+        """By status, never by the event's name: vLLM 0.32 calls one cut by max tokens `response.completed`."""
+        return self._has_ended and self.error is None and self._response.get("status") in ("completed", "incomplete")
+
+    def to_json_dict(self) -> JSON:
+        """The response as a whole reply, also of one that was cut."""
+        output = self.output
+        whole = {**self._response, "output": output} if output or "output" in self._response else dict(self._response)
+        if self.error is not None and not whole.get("error"):
+            whole["error"] = self.error
+        return whole
+
+    def _grown(self, index: int) -> JSON:
+        """An item with what its deltas added."""
+        item: JSON = copied(self._items[index])
+        for (of, place, number), pieces in self._pieces.items():
+            if of != index:
+                continue
+            text = "".join(pieces)
+            if number < 0:
+                item[place] = (string(item.get(place)) or "") + text
+            else:
+                part = item[place][number]
+                key = "refusal" if part.get("type") == "refusal" else "text"
+                part[key] = (string(part.get(key)) or "") + text
+        return item
+
+
+def is_end(data: bytes) -> bool:
+    """Whether an event's data is the terminal event's."""
+    kind = data[-64:] + data[:64]  # vLLM writes `type` last, OpenAI first
+    return any(name in kind for name in _TERMINAL_NAMES)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _list(item: JSON, key: str) -> list[Any]:
+    value = item.get(key)
+    if not isinstance(value, list):
+        value = item[key] = []
+    return value

@@ -1,0 +1,293 @@
+"""Replies of the other dialects, recorded from a real vLLM and odder ones, folded whole and cut at any place."""
+
+import json
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.wire import anthropic_reply, responses_reply
+from proxy.wire.anthropic_reply import MessageReply
+from proxy.wire.completions import CompletionReply
+from proxy.wire.dialect_reply import DialectReply
+from proxy.wire.responses_items import items_of
+from proxy.wire.responses_reply import ResponseReply
+from proxy.wire.sse import Decoder
+
+RECORDED = Path(__file__).parent.parent / "streams" / "dialects"
+STREAMS = sorted(RECORDED.glob("*.sse"))
+BODIES = sorted(path for path in RECORDED.glob("*.json") if "_get_404" not in path.stem)
+
+
+def reply_for(name: str, request: dict[str, Any] | None = None) -> DialectReply:
+    if "responses" in name:
+        return ResponseReply()
+    return MessageReply() if "messages" in name else CompletionReply(request or {})
+
+
+def folded(reply: DialectReply, stream: bytes, places: list[int] = []) -> DialectReply:  # noqa: B006 - never changed
+    decoder = Decoder()
+    for start, stop in pairwise([0, *sorted(places), len(stream)]):
+        for event in decoder.feed(stream[start:stop]):
+            reply.feed(event.data)
+    return reply
+
+
+def of_events(reply: DialectReply, *events: Any) -> DialectReply:
+    for event in events:
+        reply.feed(event if isinstance(event, bytes) else json.dumps(event).encode())
+    return reply
+
+
+def whole(name: str, request: dict[str, Any] | None = None) -> DialectReply:
+    reply = reply_for(name, request)
+    reply.take_whole((RECORDED / f"{name}.json").read_bytes())
+    return reply
+
+
+# Recorded ones
+
+
+@pytest.mark.parametrize("path", STREAMS, ids=lambda path: path.stem)
+def test_recorded_stream_folds_the_same_in_any_pieces(path: Path) -> None:
+    stream, dice = path.read_bytes(), random.Random(7)
+    expected = folded(reply_for(path.stem), stream)
+    assert (expected.malformed, expected.is_whole) == (0, True)
+    for size in (1, 2, 3, 1024):
+        reply = folded(reply_for(path.stem), stream, list(range(size, len(stream), size)))
+        assert reply.to_json_dict() == expected.to_json_dict()
+    for _ in range(20):
+        reply = folded(reply_for(path.stem), stream, dice.choices(range(len(stream)), k=20))
+        assert reply.to_json_dict() == expected.to_json_dict()
+
+
+@pytest.mark.parametrize("path", STREAMS, ids=lambda path: path.stem)
+def test_recorded_stream_cut_anywhere_keeps_what_had_come(path: Path) -> None:
+    events = Decoder().feed(path.read_bytes())
+    texts = []
+    for count in range(len(events) + 1):
+        reply = of_events(reply_for(path.stem), *(event.data for event in events[:count]))
+        assert reply.malformed == 0
+        texts.append(str(reply.choices[0].message.get("content") or "") if reply.choices else "")
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
+    assert len(set(texts)) > 5
+
+
+@pytest.mark.parametrize("path", STREAMS, ids=lambda path: path.stem)
+def test_recorded_stream_goes_through_the_spill_and_back(path: Path) -> None:
+    events = Decoder().feed(path.read_bytes())
+    for count in (1, len(events) // 2, len(events)):
+        reply = of_events(reply_for(path.stem), *(event.data for event in events[:count]))
+        back = reply_for(path.stem)
+        back.take_whole(json.dumps(reply.to_json_dict()).encode())
+        assert [choice.message for choice in back.choices] == [choice.message for choice in reply.choices]
+        assert (back.usage, back.id, back.model) == (reply.usage, reply.id, reply.model)
+
+
+@pytest.mark.parametrize("path", BODIES, ids=lambda path: path.stem)
+def test_recorded_body_is_kept_as_it_is(path: Path) -> None:
+    reply = whole(path.stem)
+    assert reply.to_json_dict() == json.loads(path.read_bytes())
+    assert reply.malformed == 0
+    is_error = "err" in path.stem or "store_bg" in path.stem
+    assert (reply.error is not None, reply.is_whole, bool(reply.choices)) == (is_error, not is_error, not is_error)
+
+
+@pytest.mark.parametrize("mode", ("default", "flags"))
+def test_recorded_response_says_what_it_cost(mode: str) -> None:
+    reply = whole(f"{mode}_responses")
+    assert reply.usage is not None
+    assert (reply.usage["prompt_tokens"], reply.usage["completion_tokens"], reply.usage["total_tokens"]) == (37, 12, 49)
+    assert reply.finish_reason == "max_output_tokens"
+    assert (reply.id or "").startswith("resp_")
+    assert isinstance(reply.created, int)
+
+
+def test_recorded_terminal_event_is_the_end_and_no_other() -> None:
+    for path in STREAMS:
+        is_end: Callable[[bytes], bool] = responses_reply.is_end if "responses" in path.stem else anthropic_reply.is_end
+        events = [event.data for event in Decoder().feed(path.read_bytes()) if event.data]
+        if "completion" not in path.stem:
+            assert [is_end(data) for data in events] == [False] * (len(events) - 1) + [True]
+
+
+def test_echoed_prompt_is_not_stored_again() -> None:
+    reply = whole("flags_completion_logprobs_echo", {"prompt": "Hi there", "echo": True})
+    assert [choice.message["content"] for choice in reply.choices] == ["'s a"]
+    reply = whole("flags_completion_multi", {"prompt": ["One two", "A B"]})
+    assert [choice.index for choice in reply.choices] == [0, 1]
+
+
+# Odder ones
+
+CREATED = {
+    "type": "response.created",
+    "response": {"id": "resp_1", "model": "m", "output": [], "status": "in_progress"},
+}
+
+
+def added(index: int, item: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "response.output_item.added", "output_index": index, "item": item}
+
+
+def test_a_response_that_was_cut_has_what_its_deltas_said() -> None:
+    reply = of_events(
+        ResponseReply(),
+        CREATED,
+        added(0, {"type": "reasoning", "id": "rs", "summary": []}),
+        {"type": "response.reasoning_text.delta", "output_index": 0, "content_index": 0, "delta": "h"},
+        {"type": "response.reasoning_text.delta", "output_index": 0, "content_index": 0, "delta": "m"},
+        added(1, {"type": "message", "id": "msg", "role": "assistant", "content": [], "status": "in_progress"}),
+        {
+            "type": "response.content_part.added",
+            "output_index": 1,
+            "content_index": 0,
+            "part": {"type": "output_text", "text": "", "annotations": []},
+        },
+        {"type": "response.output_text.delta", "output_index": 1, "content_index": 0, "delta": "Hello"},
+        added(2, {"type": "function_call", "id": "fc", "call_id": "c", "name": "f", "arguments": ""}),
+        {"type": "response.function_call_arguments.delta", "output_index": 2, "delta": '{"a"'},
+        {"type": "response.an_event_nobody_knows", "output_index": 2, "delta": {"x": 1}},
+        {"type": "response.another.delta", "delta": "nowhere"},
+    )
+    (choice,) = reply.choices
+    assert choice.message == {
+        "role": "assistant",
+        "content": "Hello",
+        "reasoning": "hm",
+        "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a"'}}],
+    }
+    assert (choice.finish_reason, reply.is_whole, reply.error, reply.malformed) == (None, False, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "error", "is_whole"),
+    (
+        ("response.completed", "completed", None, True),
+        ("response.completed", "incomplete", None, True),
+        ("response.incomplete", "incomplete", None, True),
+        ("response.failed", "failed", {"code": "server_error", "message": "no"}, False),
+        ("response.completed", "in_progress", None, False),
+        ("response.cancelled", "cancelled", None, False),
+    ),
+)
+def test_a_response_is_whole_by_its_status_not_by_the_name_of_its_last_event(
+    name: str, status: str, error: Any, is_whole: bool
+) -> None:
+    response = {"id": "resp_1", "status": status, "error": error, "output": []}
+    reply = of_events(ResponseReply(), CREATED, {"type": name, "response": response})
+    assert (reply.is_whole, reply.error) == (is_whole, error)
+
+
+def test_a_terminal_event_without_output_does_not_take_away_what_came() -> None:
+    item = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hi"}]}
+    done = {"type": "response.output_item.done", "output_index": 0, "item": item}
+    end = {"type": "response.completed", "response": {"id": "resp_1", "status": "completed", "output": []}}
+    reply = of_events(ResponseReply(), CREATED, done, end)
+    assert items_of(dict(reply.choices[0].message), getattr(reply.choices[0].message, "wire", None)) == [item]
+
+
+@pytest.mark.parametrize(
+    "event",
+    (
+        {"type": "error", "code": "server_error", "message": "died", "sequence_number": 3},
+        {"type": "error", "error": {"message": "died", "type": "x"}},
+        {"error": {"message": "died"}},
+    ),
+)
+def test_an_error_in_the_stream_of_a_response_is_one(event: dict[str, Any]) -> None:
+    reply = of_events(ResponseReply(), CREATED, event)
+    assert isinstance(reply.error, dict)
+    assert reply.error["message"] == "died"
+    assert not reply.is_whole
+
+
+START = {"type": "message_start", "message": {"id": "msg_1", "model": "m", "content": [], "usage": {"input_tokens": 5}}}
+
+
+def test_a_message_of_every_block_is_folded() -> None:
+    reply = of_events(
+        MessageReply(),
+        START,
+        {"type": "ping"},
+        {
+            "type": "content_block_start",
+            "index": 0,
+            "content_block": {"type": "thinking", "thinking": "", "signature": ""},
+        },
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "hm"}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "signature_delta", "signature": "c2ln"}},
+        {"type": "content_block_start", "index": 1, "content_block": {"type": "redacted_thinking", "data": "cmVk"}},
+        {"type": "content_block_start", "index": 2, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 2, "delta": {"type": "text_delta", "text": "I "}},
+        {"type": "content_block_delta", "index": 2, "delta": {"type": "text_delta", "text": "look."}},
+        {"type": "content_block_delta", "index": 2, "delta": {"type": "citations_delta", "citation": {"n": 1}}},
+        {
+            "type": "content_block_start",
+            "index": 3,
+            "content_block": {"type": "tool_use", "id": "t", "name": "f", "input": {}},
+        },
+        {"type": "content_block_delta", "index": 3, "delta": {"type": "input_json_delta", "partial_json": '{"a":'}},
+        {"type": "content_block_delta", "index": 3, "delta": {"type": "input_json_delta", "partial_json": "1}"}},
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "tool_use", "stop_sequence": None},
+            "usage": {
+                "input_tokens": 7,
+                "cache_read_input_tokens": 10,
+                "cache_creation_input_tokens": 2,
+                "output_tokens": 9,
+            },
+        },
+        {"type": "message_stop"},
+    )
+    assert reply.to_json_dict()["content"] == [
+        {"type": "thinking", "thinking": "hm", "signature": "c2ln"},
+        {"type": "redacted_thinking", "data": "cmVk"},
+        {"type": "text", "text": "I look.", "citations": [{"n": 1}]},
+        {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}},
+    ]
+    assert reply.usage is not None
+    assert (reply.usage["prompt_tokens"], reply.usage["completion_tokens"], reply.usage["total_tokens"]) == (19, 9, 28)
+    assert reply.usage["prompt_tokens_details"] == {"cached_tokens": 10}
+    assert (reply.finish_reason, reply.is_whole) == ("tool_use", True)
+
+
+def test_a_message_without_its_stop_is_not_whole() -> None:
+    end = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}}
+    reply = of_events(MessageReply(), START, end)
+    assert (reply.finish_reason, reply.is_whole) == ("end_turn", False)
+    reply = of_events(MessageReply(), START, {"type": "error", "error": {"type": "overloaded_error", "message": "no"}})
+    assert (reply.error, reply.is_whole) == ({"type": "overloaded_error", "message": "no"}, False)
+
+
+@pytest.mark.parametrize("reply", (ResponseReply(), MessageReply(), CompletionReply({"echo": True, "prompt": 3})))
+@pytest.mark.parametrize(
+    "data",
+    (
+        b"",
+        b"not JSON",
+        b"[1]",
+        b"[" * 100_000,
+        b'{"type":"response.output_text.delta","output_index":-1,"delta":"x"}',
+        b'{"type":"response.output_text.delta","output_index":99999999999,"delta":"x"}',
+        b'{"type":"response.output_text.delta","output_index":0,"content_index":99999999,"delta":"x"}',
+        b'{"type":"response.output_item.added","output_index":0,"item":7}',
+        b'{"type":"response.content_part.added","output_index":0,"content_index":"x","part":{}}',
+        b'{"type":"response.completed","response":[]}',
+        b'{"type":"content_block_delta","index":5,"delta":{"type":"text_delta","text":7}}',
+        b'{"type":"content_block_delta","index":5,"delta":{"type":"input_json_delta","partial_json":"{"}}',
+        b'{"type":"message_start","message":{"content":"x","usage":[]}}',
+        b'{"type":"message_delta","delta":7,"usage":{"output_tokens":"x"}}',
+        b'{"choices":[{"text":7},3,{"index":"x","text":"y"}],"usage":3}',
+        b'{"choices":7}',
+    ),
+)
+def test_nothing_that_an_upstream_sends_raises(reply: DialectReply, data: bytes) -> None:
+    reply.feed(data)
+    assert reply.choices is not None
+    assert isinstance(reply.to_json_dict(), dict)
+    assert reply.is_whole is False or reply.is_whole is True
