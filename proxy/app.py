@@ -20,6 +20,7 @@ from proxy.maintenance.background_jobs import Upkeep
 from proxy.recording.recorder import Recorder
 from proxy.routes import route_table
 from proxy.routes.chat import PATH, ChatCompletions
+from proxy.routes.matching import EncodedSlashes
 from proxy.services import Services, State
 from proxy.settings import Settings
 from proxy.storage.sqlite import Database
@@ -49,7 +50,12 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
     app = Starlette(
         routes=route_table(chats),
         lifespan=lifespan,
-        middleware=[*_cors(settings), Middleware(ObserverMiddleware), Middleware(GateMiddleware)],
+        middleware=[
+            *_cors(settings),
+            Middleware(ObserverMiddleware),
+            Middleware(GateMiddleware),
+            Middleware(EncodedSlashes),
+        ],
         exception_handlers={
             APIError: api_error_response,
             HTTPException: http_error_response,

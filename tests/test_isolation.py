@@ -134,17 +134,18 @@ ALL_ROWS = (
             ("POST", "/start_profile"),
             ("POST", "/v1/load_lora_adapter"),
             ("POST", "/v1/unload_lora_adapter/"),
-            ("POST", "/v1/../sleep"),
-            ("POST", "/v1/%2e%2e/sleep"),
             ("POST", "/scale_elastic_ep"),
             ("POST", "/update_weights"),
             ("POST", "/inference/v1/generate"),
             ("GET", "/docs"),
             ("GET", "/openapi.json"),
             ("GET", "/"),
-            ("GET", "//health"),
             ("GET", "/HEALTH"),
         )
+    ),
+    *(
+        Row(method, "/{path:path}", target, status=404, other=404, admin=404)
+        for method, target in (("POST", "/v1/../sleep"), ("POST", "/v1/%2e%2e/sleep"), ("GET", "//health"))
     ),
 )
 

@@ -1,15 +1,16 @@
 """The whole route table."""
 
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from proxy.routes import api, completions, conversations, export, health, metrics, search, sessions, users
 from proxy.routes.chat import PATH, ChatCompletions
+from proxy.routes.matching import exact
 from proxy.routes.passthrough import Passthrough
 
 
-def route_table(chats: ChatCompletions) -> list[BaseRoute]:
+def route_table(chats: ChatCompletions) -> list[Route]:
     """Every route; what no other takes is relayed. Chats get here only by another method."""
-    return [
+    routes = [
         Route(PATH, chats, methods=["POST"]),
         *health.routes,
         *metrics.routes,
@@ -22,3 +23,4 @@ def route_table(chats: ChatCompletions) -> list[BaseRoute]:
         *conversations.routes,
         Route("/{path:path}", Passthrough()),
     ]
+    return exact(routes)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from starlette.types import Receive, Scope, Send
 
 from proxy.access.caller import ANYONE, Caller
+from proxy.access.paths import Reach, reach_of
 from proxy.downstream.direct_writer import outlet_of
 from proxy.errors import NotFoundError
 from proxy.ids import uuid7
@@ -15,40 +16,27 @@ from proxy.upstream.client import Body
 from proxy.wire import headers
 from proxy.wire.headers import Headers
 
-# Harmless routes outside /v1. Whatever is on neither list may control the engine, and needs an admin key.
-_HARMLESS = frozenset(
-    {
-        "/classify",
-        "/detokenize",
-        "/load",
-        "/ping",
-        "/pooling",
-        "/rerank",
-        "/score",
-        "/tokenize",
-        "/v2/rerank",
-        "/version",
-    }
-)
-_CONTROLS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
-
 
 class Passthrough:
     """An ASGI endpoint for all that no other route takes."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passthrough the request. Raises NotFoundError where it is not for this caller."""
-        caller: Caller = scope["state"].get("caller", ANYONE)
-        if not (is_harmless(scope["path"]) or caller.is_admin):
-            raise NotFoundError(f"There is no route {scope['path']}.")
+        refuse_unless_reachable(scope)
         await open_unrecorded(scope["state"]["services"], scope, receive, send)
 
 
-def is_harmless(path: str) -> bool:
-    """Whether anyone may ask upstream for this path."""
-    if any(segment in (".", "..") for segment in path.split("/")):
-        return False  # upstream, or a server before it, may read it as another path
-    return path in _HARMLESS or (path.startswith("/v1/") and path.rstrip("/") not in _CONTROLS)
+def refuse_unless_reachable(scope: Scope) -> None:
+    """Raises NotFoundError where upstream is not to be asked for this path, or not by this caller."""
+    caller: Caller = scope["state"].get("caller", ANYONE)
+    reach = reach_of(scope["raw_path"])
+    if reach is Reach.NOBODY:
+        raise NotFoundError(
+            "This path is not relayed: it has an empty or dot segment, a control character, "
+            "or an escape that servers read in different ways."
+        )
+    if reach is Reach.ADMINS and not caller.is_admin:
+        raise NotFoundError(f"There is no route {scope['raw_path'].decode('ascii', 'replace')}.")
 
 
 async def open_unrecorded(

@@ -1,0 +1,15 @@
+"""Rules that hold for the whole route table."""
+
+from proxy.routes import route_table
+from proxy.routes.chat import ChatCompletions
+
+
+def test_no_route_matches_before_a_newline_at_the_end_of_a_path() -> None:
+    for route in route_table(ChatCompletions()):
+        path = route.path
+        for name in route.param_convertors:
+            for kind in ("", ":path"):
+                path = path.replace(f"{{{name}{kind}}}", "x")
+        assert route.path_regex.match(path), path
+        if not route.path.endswith("}"):  # then the newline is part of an id
+            assert not route.path_regex.match(path + "\n"), path
