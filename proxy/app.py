@@ -25,7 +25,7 @@ from proxy.services import Services, State
 from proxy.settings import Settings
 from proxy.storage.sqlite import Database
 from proxy.telemetry.observer import Observer, ObserverMiddleware
-from proxy.upstream.client import Upstream
+from proxy.upstream.upstreams import Upstreams
 
 
 def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None = None) -> ASGIApp:
@@ -116,17 +116,19 @@ async def open_services(
     try:
         recorder = Recorder(database, settings)
         await recorder.start()
-        upstream = Upstream(settings, transport)
+        upstreams = Upstreams(settings, transport)
+        if transport is None:
+            upstreams.start()
         upkeep = Upkeep(settings, recorder)
         upkeep.start()
-        services = Services(settings, database, recorder, upstream)
+        services = Services(settings, database, recorder, upstreams)
         try:
             yield services
         finally:
             services.searches.close()
             await upkeep.stop()
             await recorder.drain()
-            await upstream.close()
+            await upstreams.close()
             if recorder.writer.last_error is None:
                 await database.checkpoint()
     finally:

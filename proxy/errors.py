@@ -71,10 +71,14 @@ class UnavailableError(APIError):
 
 
 class UpstreamError(APIError):
-    """502 or 504: upstream could not be asked, or did not answer with HTTP."""
+    """502 or 504: upstream could not be asked, or did not answer with HTTP.
 
-    def __init__(self, message: str, *, status: int, code: str) -> None:
+    `is_unsent`: no connection was made, so no engine has worked on the request.
+    """
+
+    def __init__(self, message: str, *, status: int, code: str, is_unsent: bool = False) -> None:
         super().__init__(message, status=status, type_="upstream_error", code=code)
+        self.is_unsent = is_unsent
 
 
 def json_response(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -14,7 +14,7 @@ from proxy.settings import Settings
 from proxy.storage.queries import StitchCandidate
 from proxy.storage.sqlite import Database
 from proxy.telemetry.observer import Observer
-from proxy.upstream.client import Upstream
+from proxy.upstream.upstreams import Upstreams
 
 T = TypeVar("T")
 
@@ -44,12 +44,12 @@ class RecentBranchPoints:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """One process's settings, database, recorder and upstream."""
+    """One process's settings, database, recorder and upstreams."""
 
     settings: Settings
     database: Database
     recorder: Recorder
-    upstream: Upstream
+    upstreams: Upstreams
     searches: SearchTurns = field(default_factory=SearchTurns)
     vendor_headers: tuple[bytes, ...] = field(init=False)
     recent_branch_points: RecentBranchPoints = field(default_factory=RecentBranchPoints, init=False)

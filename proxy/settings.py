@@ -134,6 +134,34 @@ def _http_url(value: str) -> str:
     return value
 
 
+def _upstream_urls(value: str) -> str:
+    if not upstream_addresses(value):
+        raise ValueError("expected an address such as http://127.0.0.1:8000")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamAddress:
+    """One upstream of the list; with `model`, its model list is not asked for."""
+
+    url: str
+    model: str | None = None
+
+
+def upstream_addresses(value: str) -> tuple[UpstreamAddress, ...]:
+    """The addresses of `url,url` or `model@url,...`. Raises ValueError."""
+    addresses = []
+    for each in filter(None, map(str.strip, value.split(","))):
+        model, separator, url = each.partition("@http")
+        # Before an address's own "@", which ends user and password, stands "//".
+        is_named = bool(separator) and "//" not in model
+        url = "http" + url if is_named else each
+        addresses.append(UpstreamAddress(_http_url(url), model if is_named else None))
+    if len(set(addresses)) < len(addresses):
+        raise ValueError("an address stands there twice")
+    return tuple(addresses)
+
+
 def _database_url(value: str) -> str:
     if not value.startswith("sqlite:///") or value.endswith("/") or ":memory:" in value:
         raise ValueError("expected sqlite:///PATH (relative) or sqlite:////PATH (absolute)")
@@ -149,7 +177,10 @@ class Settings:
     """All settings of one process. `load()` reads them; tests make their own."""
 
     upstream_url: str = _setting(
-        "STELLARCHAT_UPSTREAM_URL", "http://127.0.0.1:8000", _http_url, "vLLM's address, with or without /v1"
+        "STELLARCHAT_UPSTREAM_URL",
+        "http://127.0.0.1:8000",
+        _upstream_urls,
+        "vLLM's address, with or without /v1; several: url,url or model@url,…",
     )
     upstream_api_key: str | None = _setting(
         "STELLARCHAT_UPSTREAM_API_KEY", None, _secret, "replaces the caller's Authorization towards upstream"
@@ -196,6 +227,12 @@ class Settings:
         True,
         _switch,
         "answer OpenAI's stored completions and conversations from the history; off: upstream does",
+    )
+    forward_session: bool = _setting(
+        "STELLARCHAT_FORWARD_SESSION",
+        True,
+        _switch,
+        "tell upstream in X-Session-Id which conversation a request belongs to, where its caller does not (on, off)",
     )
     session_headers: tuple[str, ...] = _setting(
         "STELLARCHAT_SESSION_HEADERS", SESSION_HEADERS, _names, "request headers that may carry a session id"
@@ -316,6 +353,11 @@ class Settings:
         if self.otlp_traces_endpoint is None and self.otlp_endpoint is not None:
             return self.otlp_endpoint.rstrip("/") + "/v1/traces"
         return self.otlp_traces_endpoint
+
+    @property
+    def upstreams(self) -> tuple[UpstreamAddress, ...]:
+        """The upstreams to choose from."""
+        return upstream_addresses(self.upstream_url)
 
     @property
     def database_path(self) -> Path:

@@ -27,7 +27,7 @@ HOP_BY_HOP = {
     b"upgrade",
     b"x-hop",
 }
-REPLACED_IN_REQUESTS = {b"host", b"accept-encoding", b"x-request-id", b"content-length", b"expect"}
+REPLACED_IN_REQUESTS = {b"host", b"accept-encoding", b"x-request-id", b"content-length", b"expect", b"x-session-id"}
 ADDED_TO_RESPONSES = {b"x-request-id", b"x-session-id", b"x-session-source"}
 
 

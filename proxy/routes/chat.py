@@ -34,10 +34,13 @@ from proxy.upstream.client import Response
 from proxy.wire import chat_request, hash_chain, headers
 from proxy.wire.headers import Headers
 from proxy.wire.message import title_of
+from proxy.wire.routing_key import routing_key
 
 logger = logging.getLogger(__name__)
 
 PATH = "/v1/chat/completions"
+
+_SESSION = b"x-session-id"
 
 # The headers wait for the claim of a new session; while the database is locked they do not wait longer.
 _CLAIM_SECONDS = 0.3
@@ -52,6 +55,8 @@ class Chat:
     body: bytes
     request_id: bytes
     hides_usage: bool = False
+    model: str | None = None
+    routing_key: bytes | None = None
 
 
 class ChatCompletions:
@@ -61,7 +66,7 @@ class ChatCompletions:
         self._orphans = Orphans()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passthrough the chat, and record it however it ends."""
+        """Relay the chat, and record it however it ends."""
         try:
             await self._relay(scope, receive, send)
         except DepartedError:
@@ -77,7 +82,7 @@ class ChatCompletions:
         request = chat_request.parse(raw)
         exchange = None if request is None else _exchange(services, scope, chat, request, asked_at)
         if exchange is None:
-            await open_unrecorded(services, scope, receive, send, body=chat.body)
+            await open_unrecorded(services, scope, receive, send, body=chat.body, key=chat.routing_key)
         else:
             await _Recorded(services, chat, exchange, self._orphans, outlet_of(scope)).run(receive, send)
 
@@ -91,6 +96,8 @@ def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, A
     if "session_id" in request:
         chat.body = chat_request.without_session_id(chat.body, request)
         sent = {key: value for key, value in request.items() if key != "session_id"}
+    user_id = user_for(scope["state"].get("caller", ANYONE), given, request)
+    _route(services, chat, request, user_id=user_id, named_id=named[0] if named else None, given=given)
     if not settings.recording or request.get("store") is False:
         return None
     if settings.stream_usage and chat_request.may_ask_for_usage(request) and not chat_request.asks_for_usage(request):
@@ -102,7 +109,7 @@ def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, A
     is_ours = headers.value_of(given, b"x-request-id") is None
     return Exchange(
         exchange_id=request_id if is_ours else uuid7(),
-        user_id=user_for(scope["state"].get("caller", ANYONE), given, request),
+        user_id=user_id,
         session=SessionRef(uuid7(), named[1], named[0]) if named else SessionRef(uuid7(), "new"),
         endpoint=scope["path"],
         request_id=request_id,
@@ -110,6 +117,22 @@ def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, A
         created_at=asked_at,
         trace_context=headers.trace_context_of(given) if settings.traces_endpoint else None,
     )
+
+
+def _route(
+    services: Services, chat: Chat, request: dict[str, Any], *, user_id: str, named_id: str | None, given: Headers
+) -> None:
+    """Say which conversation the chat belongs to: to the choice of an upstream, and to a router behind it."""
+    settings = services.settings
+    is_told = settings.forward_session and "session_id" not in request and headers.value_of(given, _SESSION) is None
+    if not (is_told or services.upstreams.are_several):
+        return
+    messages = request.get("messages")
+    chat.routing_key = routing_key(user_id, named_id=named_id, messages=messages if isinstance(messages, list) else ())
+    model = request.get("model")
+    chat.model = model if isinstance(model, str) else None
+    if is_told:
+        chat.headers.append((_SESSION, chat.routing_key.hex().encode()))
 
 
 def user_for(caller: Caller, given: Headers, request: dict[str, Any]) -> str:
@@ -135,7 +158,7 @@ class _Recorded:
         self._search: asyncio.Task[None] | None = None
 
     async def run(self, receive: Receive, send: Send) -> None:
-        """Passthrough it, and end the recording on every way out."""
+        """Relay it, and end the recording on every way out."""
         watch = Watch(receive, outlet=self._outlet, orphans=self._orphans)
         try:
             # Upstream works already while the session is looked for.
@@ -157,14 +180,17 @@ class _Recorded:
 
     async def _relay(self, send: Send, watch: Watch) -> None:
         chat = self._chat
-        response = await self._services.upstream.open(b"POST", chat.target, chat.headers, chat.body)
+        opened = await self._services.upstreams.open(
+            b"POST", chat.target, chat.headers, chat.body, model=chat.model, key=chat.routing_key
+        )
+        response = opened.response
         try:
             self._recording.answered(response.status)
             await self._found()
             self._recording.heads_out()
             await self._answer(response, send, watch)
         finally:
-            response.close()
+            opened.close()
 
     async def _answer(self, response: Response, send: Send, watch: Watch) -> None:
         chat, session = self._chat, self._exchange.session

@@ -19,7 +19,7 @@ async def get_ready(request: Request[State]) -> Response:
     writer = services.recorder.writer
     checks = {
         "database": "ok" if writer.last_error is None else writer.last_error,
-        "upstream": "ok" if await services.upstream.is_healthy() else "does not answer",
+        "upstream": await services.upstreams.check(),
     }
     is_ready = all(check == "ok" for check in checks.values())
     content = {"status": "ready" if is_ready else "not ready", **checks, "writes_waiting": writer.waiting}

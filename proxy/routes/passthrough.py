@@ -1,6 +1,7 @@
 """Every other route of upstream: relayed as it is, not recorded."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 
 from starlette.types import Receive, Scope, Send
@@ -10,18 +11,22 @@ from proxy.access.paths import Reach, reach_of
 from proxy.downstream.direct_writer import outlet_of
 from proxy.errors import NotFoundError
 from proxy.ids import uuid7
-from proxy.recording.tee import DepartedError, Watch, send_unrecorded, stream_body
+from proxy.recording.tee import DepartedError, Watch, read_body, send_unrecorded, stream_body
 from proxy.services import Services
 from proxy.upstream.client import Body
-from proxy.wire import headers
+from proxy.wire import chat_request, headers
 from proxy.wire.headers import Headers
+
+# A larger body is searched for its model at both ends.
+_PARSED_BYTES = 256 * 2**10
+_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"')
 
 
 class Passthrough:
     """An ASGI endpoint for all that no other route takes."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passthrough the request. Raises NotFoundError where it is not for this caller."""
+        """Relay the request. Raises NotFoundError where it is not for this caller."""
         refuse_unless_reachable(scope)
         await open_unrecorded(scope["state"]["services"], scope, receive, send)
 
@@ -40,10 +45,22 @@ def refuse_unless_reachable(scope: Scope) -> None:
 
 
 async def open_unrecorded(
-    services: Services, scope: Scope, receive: Receive, send: Send, *, body: Body | None = None
+    services: Services,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    body: Body | None = None,
+    key: bytes | None = None,
 ) -> None:
-    """Passthrough a request and its answer; the body is read on the way where it is not given."""
+    """Relay a request and its answer; the body is read on the way where it is not given.
+
+    Of several upstreams one serves the model that the body names; `key` keeps a conversation on its upstream.
+    """
     sent = upstream_headers(services, scope)
+    if body is None and services.upstreams.are_several and _names_model(scope["headers"]):
+        body = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
+    model = model_of(body) if isinstance(body, bytes) and services.upstreams.are_several else None
     upload = None
     if body is None and _has_body(scope["headers"]):
         upload = _Upload(receive, services.settings.body_limit_bytes)
@@ -52,14 +69,17 @@ async def open_unrecorded(
     outlet = outlet_of(scope)
     watch = Watch(receive, outlet=outlet, after=upload.has_ended if upload else None)
     try:
-        response = await services.upstream.open(scope["method"].encode(), target_of(scope), sent, upload or body or b"")
+        opened = await services.upstreams.open(
+            scope["method"].encode(), target_of(scope), sent, upload or body or b"", model=model, key=key
+        )
         try:
+            response = opened.response
             out = headers.to_caller(response.headers, drops_length=response.status == 304)
             if headers.value_of(out, b"x-request-id") is None:
                 out.append((b"x-request-id", headers.value_of(sent, b"x-request-id") or b""))
             await send_unrecorded(response, send, headers=out, outlet=outlet)
         finally:
-            response.close()
+            opened.close()
     except asyncio.CancelledError:
         if not watch.has_left:
             raise
@@ -83,7 +103,6 @@ def upstream_headers(services: Services, scope: Scope) -> Headers:
     api_key = services.settings.upstream_api_key
     return headers.to_upstream(
         given,
-        host=services.upstream.host,
         request_id=headers.value_of(given, b"x-request-id") or uuid7().encode(),
         passes_credentials=not caller.has_key,
         api_key=api_key.encode() if api_key else None,
@@ -103,6 +122,22 @@ class _Upload:
                 yield piece
         finally:
             self.has_ended.set()
+
+
+def _names_model(given: Headers) -> bool:
+    """Whether the body may say which model is asked for."""
+    media_type = headers.value_of(given, b"content-type") or b""
+    return _has_body(given) and media_type.partition(b";")[0].strip().lower().endswith(b"json")
+
+
+def model_of(body: bytes) -> str | None:
+    """The model that a JSON body names. In a large one the first member of that name counts: parsing takes too long."""
+    if len(body) <= _PARSED_BYTES:
+        request = chat_request.parse(body)
+        model = request.get("model") if request else None
+        return model if isinstance(model, str) else None
+    found = _MODEL.search(body, 0, _PARSED_BYTES) or _MODEL.search(body, len(body) - _PARSED_BYTES)
+    return found[1].decode("utf-8", "replace") if found else None
 
 
 def _has_body(given: Headers) -> bool:

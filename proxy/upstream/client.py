@@ -1,25 +1,34 @@
 """The only module that speaks HTTP to vLLM: through our own transport, or any of httpx's."""
 
 import asyncio
+import logging
 import ssl
+import time
 from collections.abc import AsyncIterable, AsyncIterator
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httpx
 
 from proxy.errors import UpstreamError
-from proxy.settings import Settings
+from proxy.settings import Settings, UpstreamAddress
+from proxy.upstream.choice import multiplier_of
+from proxy.upstream.health import Health
 from proxy.upstream.http11 import Sink, Timeouts
 from proxy.upstream.pool import ConnectionPool, Limits, Origin, system_tls
+from proxy.wire import json_text
 from proxy.wire.headers import Headers
+
+logger = logging.getLogger(__name__)
 
 Body = bytes | AsyncIterable[bytes]
 
 # What reading a response may raise; `failure` puts it in words.
 Failure = httpx.HTTPError
 
-_HEALTH_TIMEOUT_SECONDS = 5.0
+_PROBE_TIMEOUTS = Timeouts(*[5.0] * 5)
+_MODELS_MAX = 10_000
+_MODEL_LIST_BYTES = 16 * 2**20
 
 
 class Response(Protocol):
@@ -49,13 +58,23 @@ class Response(Protocol):
 
 
 class Upstream:
-    """vLLM at one address."""
+    """One engine, or a router in front of several: its connections, its health and the models it serves."""
 
-    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        parts = urlsplit(settings.upstream_url)
+    def __init__(
+        self, settings: Settings, address: UpstreamAddress, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        parts = urlsplit(address.url)
         assert parts.hostname is not None
-        self._prefix = parts.path.rstrip("/").removesuffix("/v1").encode()
+        self.address = address
         self.host = parts.netloc.rpartition("@")[2].encode()
+        self.name = f"{parts.scheme}://{self.host.decode()}{parts.path.rstrip('/')}"
+        self.multiplier = multiplier_of(self.name)
+        self.open_count = 0
+        self.health = Health()
+        self.models: frozenset[str] | None = None if address.model is None else frozenset({address.model})
+        self.described: dict[str, dict[str, Any]] = {}  # the models as upstream describes them, by id
+        self._prefix = parts.path.rstrip("/").removesuffix("/v1").encode()
+        self._api_key = settings.upstream_api_key
         self._timeouts = Timeouts(
             connect_s=settings.connect_timeout_seconds,
             write_s=settings.write_timeout_seconds,
@@ -68,53 +87,108 @@ class Upstream:
                 limits=httpx.Limits(max_connections=settings.upstream_connections, keepalive_expiry=4.0)
             )
         self._client: ConnectionPool | _HTTPXClient
+        self._probes: ConnectionPool | _HTTPXClient  # chats never wait for a connection that a probe holds
         if transport is None:
             is_tls = parts.scheme == "https"
             tls: ssl.SSLContext | None = system_tls() if is_tls else None
             origin = Origin(parts.hostname, parts.port or (443 if is_tls else 80), tls)
             limits = Limits(max_connections=settings.upstream_connections, max_waiting=settings.upstream_connections)
             self._client = ConnectionPool(origin=origin, limits=limits, timeouts=self._timeouts)
+            self._probes = ConnectionPool(origin=origin, limits=Limits(max_connections=2, max_waiting=2))
         else:
-            self._client = _HTTPXClient(transport, f"{parts.scheme}://{parts.netloc}")
+            self._client = self._probes = _HTTPXClient(transport, f"{parts.scheme}://{parts.netloc}")
 
     async def open(self, method: bytes, target: bytes, headers: Headers, body: Body) -> Response:
-        """The response, as soon as its head is there. `target` is path and query as the caller sent them.
+        """The response, as soon as its head is there. `target` is path and query as the caller sent them; `headers` are
+        without `Host`.
 
         Raises UpstreamError: nothing of the answer has come.
         """
         try:
-            return await self._client.request(method, self._prefix + target, headers, body, timeouts=self._timeouts)
+            return await self._client.request(
+                method, self._prefix + target, [(b"host", self.host), *headers], body, timeouts=self._timeouts
+            )
         except Failure as exc:
             raise failure(exc) from exc
 
-    async def is_healthy(self) -> bool:
-        """Whether vLLM says it can serve."""
-        timeouts = Timeouts(*[_HEALTH_TIMEOUT_SECONDS] * 5)
+    async def probe(self) -> bool:
+        """Whether it says that it can serve; `health` knows afterwards, too."""
+        self.health.watch_silence(now=time.monotonic(), open_count=self.open_count, received=self._received)
         try:
-            response = await self._client.request(
-                b"GET", self._prefix + b"/health", [(b"host", self.host)], b"", timeouts=timeouts
-            )
-        except Failure:
+            response = await self._ask(b"/health")
+        except Failure as exc:
+            self.health.failed(str(failure(exc)))
             return False
         response.close()
-        return response.status == httpx.codes.OK
+        if response.status == httpx.codes.OK:
+            self.health.answered()
+            return True
+        self.health.failed(f"/health answered {response.status}")
+        return False
+
+    async def read_models(self) -> None:
+        """Ask what it serves. What it said before stays where it does not answer."""
+        if self.address.model is not None:
+            return
+        try:
+            response = await self._ask(b"/v1/models")
+            listed = await _read_json(response)
+        except (Failure, ValueError) as exc:
+            logger.debug("%s: no model list: %s", self.name, exc)
+            return
+        entries = listed.get("data") if isinstance(listed, dict) else None
+        if isinstance(entries, list):
+            described = {each["id"]: each for each in entries[:_MODELS_MAX] if _is_model(each)}
+            self.described, self.models = described, frozenset(described)
+
+    @property
+    def _received(self) -> int:
+        return self._client.received if isinstance(self._client, ConnectionPool) else 0
+
+    async def _ask(self, path: bytes) -> Response:
+        headers = [(b"host", self.host), (b"accept-encoding", b"identity")]
+        if self._api_key:
+            headers.append((b"authorization", b"Bearer " + self._api_key.encode()))
+        return await self._probes.request(b"GET", self._prefix + path, headers, b"", timeouts=_PROBE_TIMEOUTS)
 
     async def close(self) -> None:
         """Close every connection."""
         await self._client.aclose()
+        await self._probes.aclose()
 
 
 def failure(exc: Failure) -> UpstreamError:
     """What went wrong with upstream, in words fit for the caller."""
     if isinstance(exc, httpx.ConnectTimeout | httpx.PoolTimeout):
-        return UpstreamError("Upstream could not be reached in time.", status=504, code="upstream_timeout")
+        return UpstreamError(
+            "Upstream could not be reached in time.", status=504, code="upstream_timeout", is_unsent=True
+        )
     if isinstance(exc, httpx.TimeoutException):
         return UpstreamError("Upstream did not answer in time.", status=504, code="upstream_timeout")
     if isinstance(exc, httpx.ConnectError):
-        return UpstreamError("Upstream cannot be reached.", status=502, code="upstream_unreachable")
+        return UpstreamError("Upstream cannot be reached.", status=502, code="upstream_unreachable", is_unsent=True)
     if isinstance(exc, httpx.ProtocolError):
         return UpstreamError("Upstream broke the protocol.", status=502, code="upstream_protocol_error")
     return UpstreamError("The connection to upstream broke.", status=502, code="upstream_disconnected")
+
+
+async def _read_json(response: Response) -> Any:
+    """Raises Failure, and ValueError for what is no JSON, or too long."""
+    body = bytearray()
+    try:
+        while piece := await response.read():
+            body += piece
+            if len(body) > _MODEL_LIST_BYTES:
+                raise ValueError("the answer is too long")
+    finally:
+        response.close()
+    if response.status != httpx.codes.OK:
+        raise ValueError(f"status {response.status}")
+    return json_text.loads(bytes(body))
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("id"), str)
 
 
 class _HTTPXClient:

@@ -281,6 +281,7 @@ class Connection(asyncio.Protocol):
         "_write_paused",
         "closed",
         "exchanges",
+        "received",
     )
 
     def __init__(
@@ -306,6 +307,7 @@ class Connection(asyncio.Protocol):
         self._write_paused = False
         self.closed = False
         self.exchanges = 0
+        self.received = 0  # how often bytes have come
 
     @property
     def usable(self) -> bool:
@@ -445,6 +447,7 @@ class Connection(asyncio.Protocol):
         if not self._busy:
             self.close()  # nobody asked
             return
+        self.received += 1
         response = self._response
         response._unread += len(data)
         try:

@@ -61,6 +61,12 @@ class ConnectionPool:
         self._sweeper: asyncio.TimerHandle | None = None
         self._all_lost: asyncio.Future[None] | None = None
         self._closed = False
+        self._received_before = 0  # by connections that are closed
+
+    @property
+    def received(self) -> int:
+        """How often bytes have come from upstream; tells a working engine from a stalled one."""
+        return self._received_before + sum(connection.received for connection in self._open)
 
     @property
     def connections(self) -> int:
@@ -146,6 +152,7 @@ class ConnectionPool:
         if connection.exchanges == 0:
             return connection
         self._open.discard(connection)  # its slot is ours now
+        self._received_before += connection.received
         connection.close()
         return await self._connect(timeouts)
 
@@ -247,6 +254,7 @@ class ConnectionPool:
         self._idle.pop(connection, None)
         if connection in self._open:
             self._open.discard(connection)
+            self._received_before += connection.received
             self._release_slot()
 
     def _release_slot(self) -> None:

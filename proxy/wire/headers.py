@@ -17,17 +17,19 @@ _DROPPED_FROM_RESPONSE = HOP_BY_HOP
 def to_upstream(
     headers: Iterable[tuple[bytes, bytes]],
     *,
-    host: bytes,
     request_id: bytes,
     passes_credentials: bool,
     api_key: bytes | None,
 ) -> Headers:
-    """The request headers that upstream gets. The caller's key stays here where ours, or none, goes out instead."""
+    """The request headers that upstream gets, but for `Host`.
+
+    The caller's key is dropped where ours, or none, goes out instead.
+    """
     dropped = _DROPPED_FROM_REQUEST
     if api_key is not None or not passes_credentials:
         dropped = dropped | _CREDENTIALS
     kept = _without(headers, dropped)
-    kept += [(b"host", host), (b"accept-encoding", b"identity"), (b"x-request-id", request_id)]
+    kept += [(b"accept-encoding", b"identity"), (b"x-request-id", request_id)]
     if api_key is not None:
         kept.append((b"authorization", b"Bearer " + api_key))
     return kept
