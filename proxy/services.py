@@ -8,7 +8,7 @@ from typing import TypedDict, TypeVar
 from proxy.access.middleware import Gate
 from proxy.errors import UnavailableError
 from proxy.recording.recorder import Recorder
-from proxy.recording.writer import QueueFullError
+from proxy.recording.write_queue import QueueFullError
 from proxy.search.turns import SearchTurns
 from proxy.settings import Settings
 from proxy.storage.queries import StitchCandidate

@@ -297,11 +297,14 @@ class Settings:
     queue_limit_bytes: int = _setting(
         "STELLARCHAT_QUEUE_LIMIT_BYTES", 512 * 2**20, _integer(2**20, 2**40), "and their size"
     )
+    state_dir: str = _setting(
+        "STELLARCHAT_STATE_DIR", "", _text, "folder of the spill files; none: beside the database"
+    )
     spill_reserve_bytes: int = _setting(
         "STELLARCHAT_SPILL_RESERVE_BYTES",
         16 * 2**20,
         _integer(0, 2**40),
-        "disk space held ready beside the database for when the disk is full",
+        "disk space held ready for the spill file, for when the disk is full",
     )
     orphan_limit: int = _setting(
         "STELLARCHAT_ORPHAN_LIMIT",
@@ -363,6 +366,11 @@ class Settings:
     def database_path(self) -> Path:
         """The SQLite file."""
         return Path(self.database_url.removeprefix("sqlite:///"))
+
+    @property
+    def state_path(self) -> Path:
+        """Where spill files are: on a disk of their own they help when the database's disk fails."""
+        return Path(self.state_dir) if self.state_dir else self.database_path.parent
 
     @property
     def is_loopback(self) -> bool:

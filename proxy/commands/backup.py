@@ -41,9 +41,10 @@ def backup_command(*, file: Path, force: bool, as_json: bool) -> None:
 @says_errors
 def restore_command(*, file: Path, force: bool, as_json: bool) -> None:
     """Put the backup FILE in the database's place, checked first. The server must be stopped."""
-    path = settings.load().database_path
+    loaded = settings.load()
+    path = loaded.database_path
     with shown_progress("restore") as show:
-        backup.restore(file, path, progress=show, overwrites=force)
+        backup.restore(file, path, progress=show, overwrites=force, state_path=loaded.state_path)
     if as_json:
         print_json({"database": str(path), "file": str(file), "bytes": path.stat().st_size})
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from proxy import settings
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
 from proxy.maintenance import check
 from proxy.maintenance.check import Problem
@@ -36,7 +37,7 @@ def check_command(*, as_json: bool) -> None:
 
 def _find_problems(path: Path) -> list[Problem]:
     problems: list[Problem] = []
-    steps = check.steps(path)
+    steps = check.steps(path, state_path=settings.load().state_path)
     try:
         with closing(connect(path)) as connection, shown_progress("check") as show:
             connection.execute("BEGIN")  # one snapshot for all, however much is saved meanwhile

@@ -39,13 +39,15 @@ def backup(source: Path, target: Path, *, progress: Progress, overwrites: bool =
         _refuse_unusable(partial, name=str(target))
 
 
-def restore(source: Path, database: Path, *, progress: Progress, overwrites: bool = False) -> None:
+def restore(
+    source: Path, database: Path, *, progress: Progress, overwrites: bool = False, state_path: Path | None = None
+) -> None:
     """Put a copy in the database's place, checked and brought to this program's schema. Raises ConfigurationError."""
     if not source.is_file():
         raise ConfigurationError(f"there is no file {source}")
     if database.exists() and not overwrites:
         raise ConfigurationError(f"{database} is there already; --force replaces it")
-    _refuse_served(database)
+    _refuse_served(database, state_path)
     _refuse_unusable(source, name=str(source))
     database.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(database) as partial:
@@ -55,7 +57,7 @@ def restore(source: Path, database: Path, *, progress: Progress, overwrites: boo
             prepare(connection)
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         _refuse_unusable(partial, name=str(source))
-        _refuse_served(database)
+        _refuse_served(database, state_path)
         _clear_away(database)
 
 
@@ -134,8 +136,8 @@ def _refuse_unusable(path: Path, *, name: str) -> None:
         raise ConfigurationError(f"{name} cannot be read as a database: {exc}") from exc
 
 
-def _refuse_served(database: Path) -> None:
-    if check.living_workers(database):
+def _refuse_served(database: Path, state_path: Path | None) -> None:
+    if check.living_workers(database, state_path=state_path):
         raise ConfigurationError(f"a server uses {database}; stop it first")
 
 

@@ -3,9 +3,11 @@
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from proxy.recording.spill import OrphanedSpill, spill_path, worker_ids
+from proxy.recording.dead_letters import count_lines, dead_letter_path
+from proxy.recording.spill import OrphanedSpill, spill_files
 from proxy.settings import ConfigurationError
 from proxy.storage.queries import QUERIES
 from proxy.storage.sqlite import APPLICATION_ID, refuse_unknown_schema
@@ -35,15 +37,17 @@ class Problem:
 BranchNode = Callable[[sqlite3.Connection], Iterator[Problem]]
 
 
-def steps(path: Path) -> list[tuple[str, BranchNode]]:
+def steps(path: Path, *, state_path: Path | None = None) -> list[tuple[str, BranchNode]]:
     """What is checked, each with its name, in order. Each step yields the problems it finds."""
+    living = partial(living_workers, path, state_path=state_path)
     return [
         ("schema", find_foreign_schema),
         ("file", find_damage),
         ("links", find_broken_links),
         *((name, _lister(name, message)) for name, message in _LISTS.items()),
-        ("stray_fragments", lambda connection: _find_strays(connection, path)),
-        ("unfinished", lambda connection: _find_orphans(connection, path)),
+        ("stray_fragments", lambda connection: _find_strays(connection, living())),
+        ("unfinished", lambda connection: _find_orphans(connection, living())),
+        ("refused", lambda _connection: _find_refused(path, state_path)),
     ]
 
 
@@ -75,12 +79,12 @@ def find_broken_links(connection: sqlite3.Connection) -> Iterator[Problem]:
         yield _problem("links", "rows that refer to what is not there", rows)
 
 
-def living_workers(path: Path) -> set[str]:
+def living_workers(path: Path, *, state_path: Path | None = None) -> set[str]:
     """The processes that serve the database now: each holds the lock of its spill file."""
     living = set()
-    for worker_id in worker_ids(path):
+    for worker_id, spill in spill_files(path, folder=state_path).items():
         try:
-            OrphanedSpill(spill_path(path, worker_id)).close(remove=False)
+            OrphanedSpill(spill).close(remove=False)
         except BlockingIOError:
             living.add(worker_id)
     return living
@@ -95,20 +99,26 @@ def _lister(name: str, message: str) -> BranchNode:
     return find
 
 
-def _find_strays(connection: sqlite3.Connection, path: Path) -> Iterator[Problem]:
-    if not living_workers(path):  # which delete such pieces some moments after the reply has ended
+def _find_strays(connection: sqlite3.Connection, living: set[str]) -> Iterator[Problem]:
+    if not living:  # which delete such pieces some moments after the reply has ended
         message = "replies that have ended and left pieces behind: the next start deletes them"
         yield from _lister("list_stray_fragments", message)(connection)
 
 
-def _find_orphans(connection: sqlite3.Connection, path: Path) -> Iterator[Problem]:
-    living = living_workers(path)
+def _find_orphans(connection: sqlite3.Connection, living: set[str]) -> Iterator[Problem]:
     rows = connection.execute(QUERIES["list_exchanges_of_workers"]).fetchall()
     orphans = [exchange_id for exchange_id, worker_id in rows if worker_id not in living]
     if orphans:
         yield _problem(
             "unfinished", "exchanges in progress that no process works on: the next start ends them", orphans
         )
+
+
+def _find_refused(path: Path, state_path: Path | None) -> Iterator[Problem]:
+    letters = dead_letter_path(path, state_path or path.parent)
+    if found := count_lines(letters):
+        message = f"writes that the database refused are kept in {letters}: the server tries them again at each start"
+        yield Problem("refused", message, found)
 
 
 def _problem(kind: str, message: str, found: Sequence[str]) -> Problem:

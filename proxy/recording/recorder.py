@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from proxy.ids import uuid7
-from proxy.recording import spill_codec
-from proxy.recording.spill import OrphanedSpill, Spill, spill_path, worker_ids
-from proxy.recording.writer import QueueFullError, Writer, is_trouble, replay_lines
+from proxy.recording import dead_letters, spill_codec
+from proxy.recording.dead_letters import dead_letter_path
+from proxy.recording.spill import OrphanedSpill, Spill, spill_files, spill_path
+from proxy.recording.transactions import is_trouble, replay_lines
+from proxy.recording.write_queue import QueueFullError
+from proxy.recording.writer import Writer
 from proxy.settings import Settings
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
@@ -92,12 +95,16 @@ class Recorder:
         self._is_empty = asyncio.Event()
         self._is_empty.set()
         self.observe: Callable[[Exchange, Outcome], None] | None = None  # told of every exchange that has ended
-        self.lost = 0  # exchanges that found no place in the queue
-        self._spill = Spill(spill_path(database.path, self.worker_id), reserve_bytes=settings.spill_reserve_bytes)
+        self._state_dir = settings.state_path
+        self._spill = Spill(
+            spill_path(database.path, self.worker_id, folder=self._state_dir),
+            reserve_bytes=settings.spill_reserve_bytes,
+        )
         self.writer = Writer(
             database,
             self._spill,
             replay=spill_codec.replay,
+            dead_letters_path=dead_letter_path(database.path, self._state_dir),
             queue_limit=settings.queue_limit,
             queue_limit_bytes=settings.queue_limit_bytes,
             commit_timeout_seconds=settings.commit_timeout_seconds,
@@ -141,7 +148,7 @@ class Recorder:
         if self.observe is not None:
             self.observe(exchange, outcome)
         if is_begun:
-            work = partial(exchange_store.finish_begun, exchange_id=exchange.exchange_id, outcome=outcome)
+            work = partial(exchange_store.finish_begun, exchange=exchange, outcome=outcome)
         else:
             work = partial(exchange_store.finish, exchange=exchange, outcome=outcome)
         if live.sequence:
@@ -149,11 +156,11 @@ class Recorder:
         try:
             return self.writer.submit(
                 work,
-                spilled=lambda: spill_codec.finish_line(exchange, outcome, is_begun=is_begun),
+                spilled=lambda: spill_codec.finish_line(exchange, outcome),
                 size=size,
             )
         except QueueFullError:
-            self.lost += 1
+            self.writer.unsaved["queue_full"] += 1
             logger.error("the write queue is full: an exchange is not saved")
             return None
 
@@ -170,7 +177,6 @@ class Recorder:
                 await asyncio.wait([task])
         self._delete_fragments()
         await self.writer.close()
-        self._spill.close()
 
     async def _tick(self) -> None:
         interval = self._settings.flush_interval_seconds / _TURNS
@@ -244,22 +250,22 @@ class Recorder:
 
     async def _recover(self) -> None:
         """End what processes that are gone have left: first their spill, which is newer than what is in the tables."""
-        path = self._database.path
-        for worker_id in worker_ids(path):
+        left = spill_files(self._database.path, folder=self._state_dir)
+        for worker_id, path in left.items():
             if worker_id != self.worker_id:
-                await self._take_over(worker_id)
+                await self._take_over(worker_id, path)
         for worker_id in await self._database.read(list_workers_in_progress):
-            await self._take_over(worker_id)
+            if worker_id not in left:
+                await self._take_over(worker_id, spill_path(self._database.path, worker_id, folder=self._state_dir))
 
-    async def _take_over(self, worker_id: str) -> None:
-        path: Path = spill_path(self._database.path, worker_id)
+    async def _take_over(self, worker_id: str, path: Path) -> None:
         try:
             left = OrphanedSpill(path)
         except BlockingIOError:
             return  # its process lives
         try:
             spilled, interrupted = await self._database.write(
-                lambda connection: _store_abandoned(connection, left, worker_id)
+                lambda connection: self._store_abandoned(connection, left, worker_id)
             )
         except BaseException:
             left.close(remove=False)
@@ -272,12 +278,21 @@ class Recorder:
                 interrupted,
             )
 
+    def _store_abandoned(self, connection: sqlite3.Connection, left: OrphanedSpill, worker_id: str) -> tuple[int, int]:
+        """Store what a process that is gone has spilled and streamed: how many writes, how many cut chats."""
+        spilled = 0
+        for lines in left.batches():
+            refused = replay_lines(connection, lines, spill_codec.replay)
+            self._keep_refused(refused)
+            spilled += len(lines) - len(refused)
+        with write_batch(connection) as rows:
+            return spilled, exchange_store.recover(rows, worker_id)
 
-def _store_abandoned(connection: sqlite3.Connection, left: OrphanedSpill, worker_id: str) -> tuple[int, int]:
-    """Store what a process that is gone has spilled and streamed: how many writes, how many cut chats."""
-    spilled = 0
-    for lines in left.batches():
-        replay_lines(connection, lines=lines, replay=spill_codec.replay)
-        spilled += len(lines)
-    with write_batch(connection) as rows:
-        return spilled, exchange_store.recover(rows, worker_id)
+    def _keep_refused(self, refused: list[tuple[bytes, BaseException]]) -> None:
+        if not refused:
+            return
+        path = dead_letter_path(self._database.path, self._state_dir)
+        dead_letters.append(path, [(line, f"{type(exc).__name__}: {exc}") for line, exc in refused])
+        self.writer.unsaved["refused"] += len(refused)
+        for _, exc in refused:
+            logger.error("a spilled write was refused by the database; it is kept in %s", path, exc_info=exc)

@@ -5,6 +5,7 @@ lives, which also tells the other processes that this one does: the file of a pr
 """
 
 import fcntl
+import glob
 import logging
 import os
 from collections.abc import Iterator
@@ -32,19 +33,35 @@ class Spill:
             return
         # The zero byte ends the file for a reader, whatever an append that failed half way has left behind it.
         data = b"".join(line + b"\n" for line in lines) + b"\0"
-        written = 0
-        while written < len(data):
-            written += os.pwrite(self._file, data[written:], self._end + written)
+        _write_all(self._file, data, self._end)
         os.fsync(self._file)
+        if not _is_at(self._file, self.path):
+            self._make_again(self._end + len(data))
         self._end += len(data) - 1
         self.count += len(lines)
 
-    def batches(self) -> Iterator[list[bytes]]:
-        """All lines in order, some at a time."""
-        return read_batches(self._file, self._end)
+    @property
+    def end(self) -> int:
+        """The offset behind the last line."""
+        return self._end
 
-    def clear(self) -> None:
-        """Forget the lines: they are in the database. The reserved space stays reserved, as zero bytes."""
+    def read(self, start: int, end: int) -> tuple[list[bytes], int]:
+        """Whole lines from `start` on, at least one and about 4 MiB of them, and the offset behind them."""
+        data = b""
+        while start + len(data) < end:
+            data += os.pread(self._file, min(_BATCH_BYTES, end - start - len(data)), start + len(data))
+            if b"\n" in data:
+                break
+        *lines, rest = data.split(b"\n")
+        return lines, start + len(data) - len(rest)
+
+    def clear(self, *, up_to: int) -> bool:
+        """Forget the lines up to the offset: they are in the database. False where there are more lines.
+
+        The reserved space stays reserved, as zero bytes.
+        """
+        if self._end != up_to:
+            return False
         used = min(self._end, self._reserve_bytes)
         self._end = self.count = 0
         try:
@@ -54,12 +71,28 @@ class Spill:
             os.fsync(self._file)
         except OSError as exc:  # lines that stay are replayed by the next start, which changes nothing
             logger.warning("the spill file %s cannot be emptied: %s", self.path, exc.strerror)
+        return True
 
     def close(self) -> None:
         """Give the lock up; an empty file goes, one with lines stays for the next start."""
         if not self.count:
             self.path.unlink(missing_ok=True)
         os.close(self._file)
+
+    def _make_again(self, length: int) -> None:
+        """Somebody has removed the file: its lines go into a new one, which is locked as well. Raises OSError."""
+        logger.error("the spill file %s was removed; it is made again", self.path)
+        old, new = self._file, _own(self.path)
+        try:
+            for offset in range(0, length, _BATCH_BYTES):
+                data = os.pread(old, min(_BATCH_BYTES, length - offset), offset)
+                _write_all(new, data, offset)
+            os.fsync(new)
+        except BaseException:
+            os.close(new)
+            raise
+        self._file = new
+        os.close(old)
 
     def _reserve(self) -> None:
         if not self._reserve_bytes:
@@ -77,12 +110,19 @@ def _own(path: Path) -> int:
         file = _open(path)
         fcntl.flock(file, fcntl.LOCK_EX)
         if _is_at(file, path):
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
             return file
         os.close(file)
 
 
+def _write_all(file: int, data: bytes, offset: int) -> None:
+    written = 0
+    while written < len(data):
+        written += os.pwrite(file, data[written:], offset + written)
+
+
 def _open(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
@@ -93,7 +133,7 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """A power cut must not take the file's name from it."""
     file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -104,15 +144,20 @@ def _sync_folder(folder: Path) -> None:
         os.close(file)
 
 
-def spill_path(database_path: Path, worker_id: str) -> Path:
-    """Where a process spills."""
-    return database_path.with_name(f"{database_path.name}-spill-{worker_id}")
+def spill_path(database_path: Path, worker_id: str, *, folder: Path | None = None) -> Path:
+    """Where a process spills: in the state folder, where there is one, else beside the database."""
+    return (folder or database_path.parent) / f"{database_path.name}-spill-{worker_id}"
 
 
-def worker_ids(database_path: Path) -> list[str]:
-    """The processes that have a spill file, living or gone."""
+def spill_files(database_path: Path, *, folder: Path | None = None) -> dict[str, Path]:
+    """The spill files by process, living or gone: also those beside the database, from before the folder was set."""
     prefix = f"{database_path.name}-spill-"
-    return sorted(path.name.removeprefix(prefix) for path in database_path.parent.glob(prefix + "*"))
+    found = {
+        path.name.removeprefix(prefix): path
+        for place in (database_path.parent, folder or database_path.parent)
+        for path in place.glob(glob.escape(prefix) + "*")
+    }
+    return dict(sorted(found.items()))
 
 
 class OrphanedSpill:

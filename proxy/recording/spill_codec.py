@@ -1,7 +1,8 @@
 """The recorder's writes as lines of the spill file, and back: what begins, goes on and ends an exchange. Pure."""
 
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from proxy.storage import exchange_store, queries
@@ -10,54 +11,92 @@ from proxy.storage.write_batch import WriteBatch
 from proxy.wire import json_text
 from proxy.wire.chat_reply import Completion
 
+# Lines of versions up to this are read, also those without one (0); keys that are missing have defaults.
+VERSION = 1
+
 
 def begin_line(exchange: Exchange, *, worker_id: str) -> bytes:
-    """Stands for `archive.begin`."""
+    """Stands for `exchange_store.begin`."""
     return _line(kind="begin", exchange=_exchange(exchange), worker_id=worker_id)
 
 
 def fragment_line(*, exchange_id: str, sequence: int, data: bytes) -> bytes:
-    """Stands for `archive.append_fragment`."""
+    """Stands for `exchange_store.append_fragment`."""
     return _line(kind="fragment", exchange_id=exchange_id, sequence=sequence, data=b64encode(data).decode())
 
 
 def delete_fragments_line(exchange_ids: Sequence[str]) -> bytes:
-    """Stands for `archive.delete_fragments`."""
+    """Stands for `exchange_store.delete_fragments`."""
     return _line(kind="delete_fragments", exchange_ids=exchange_ids)
 
 
-def finish_line(exchange: Exchange, outcome: Outcome, *, is_begun: bool) -> bytes:
-    """Stands for `archive.finish`, or `archive.finish_begun`."""
-    return _line(kind="finish", exchange=_exchange(exchange), outcome=_outcome(outcome), is_begun=is_begun)
+def finish_line(exchange: Exchange, outcome: Outcome) -> bytes:
+    """Stands for `exchange_store.finish`, or `finish_begun` where it has been begun."""
+    return _line(kind="finish", exchange=_exchange(exchange), outcome=_outcome(outcome))
 
 
-def replay(rows: WriteBatch, line: bytes) -> None:
-    """Do what a line stands for; nothing where it is done already."""
+def replay(line: bytes) -> Callable[[WriteBatch], Any]:
+    """What a line stands for, to be done inside a transaction; nothing happens where it is done already.
+
+    What is done raises ValueError for a line that this program does not understand.
+    """
+    work: Callable[[WriteBatch], Any] | None = None
+
+    def replayed(rows: WriteBatch) -> Any:
+        nonlocal work
+        if work is None:
+            work = _work_of(_parsed(line))
+        return work(rows)
+
+    return replayed
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
     entry = json_text.loads(line)
-    if entry["kind"] == "fragment":
-        exchange_store.append_fragment(
-            rows,
+    if not isinstance(entry, dict):
+        raise ValueError("a spilled line is not an object")  # noqa: TRY004 - what is wrong is the text
+    if entry.get("v", 0) > VERSION:
+        raise ValueError(f"a spilled line of version {entry['v']}: a newer StellarChat reads it")
+    return entry
+
+
+def _work_of(entry: dict[str, Any]) -> Callable[[WriteBatch], Any]:
+    kind = entry.get("kind")
+    if kind == "fragment":
+        return partial(
+            exchange_store.append_fragment,
             exchange_id=entry["exchange_id"],
             sequence=entry["sequence"],
             data=b64decode(entry["data"]),
         )
-        return
-    if entry["kind"] == "delete_fragments":
-        exchange_store.delete_fragments(rows, entry["exchange_ids"])
-        return
+    if kind == "delete_fragments":
+        return partial(exchange_store.delete_fragments, exchange_ids=entry["exchange_ids"])
     exchange = _to_exchange(entry["exchange"])
-    is_stored = queries.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is not None
-    if entry["kind"] == "begin":
-        if not is_stored:
-            exchange_store.begin(rows, exchange, worker_id=entry["worker_id"])
-    elif entry["is_begun"]:
-        exchange_store.finish_begun(rows, exchange.exchange_id, _to_outcome(entry["outcome"]))
-    elif not is_stored:
-        exchange_store.finish(rows, exchange, _to_outcome(entry["outcome"]))
+    if kind == "begin":
+        return partial(_begin, exchange=exchange, worker_id=entry.get("worker_id"))
+    if kind == "finish":
+        return partial(_finish, exchange=exchange, outcome=_to_outcome(entry["outcome"]))
+    raise ValueError(f"a spilled line of an unknown kind: {kind!r}")
+
+
+def _begin(rows: WriteBatch, *, exchange: Exchange, worker_id: str | None) -> Any:
+    if not _is_stored(rows, exchange):
+        return exchange_store.begin(rows, exchange, worker_id=worker_id)
+    return None
+
+
+def _finish(rows: WriteBatch, *, exchange: Exchange, outcome: Outcome) -> Any:
+    if _is_stored(rows, exchange):
+        return exchange_store.finish_begun(rows, exchange, outcome)
+    return exchange_store.finish(rows, exchange, outcome)
+
+
+def _is_stored(rows: WriteBatch, exchange: Exchange) -> bool:
+    return queries.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is not None
 
 
 def _line(**entry: Any) -> bytes:
-    return json_text.dumps(entry).encode()
+    return json_text.dumps({"v": VERSION, **entry}).encode()
 
 
 def _exchange(exchange: Exchange) -> dict[str, Any]:
@@ -78,10 +117,10 @@ def _to_exchange(entry: dict[str, Any]) -> Exchange:
         exchange_id=entry["exchange_id"],
         user_id=entry["user_id"],
         # By now another process may have stored what came later, and made the session.
-        session=SessionRef(entry["session_id"], "replayed", entry["external_id"]),
-        endpoint=entry["endpoint"],
-        request_id=entry["request_id"],
-        request=entry["request"],
+        session=SessionRef(entry["session_id"], "replayed", entry.get("external_id")),
+        endpoint=entry.get("endpoint", "/v1/chat/completions"),
+        request_id=entry.get("request_id", entry["exchange_id"]),
+        request=entry.get("request", {}),
         created_at=entry["created_at"],
     )
 
@@ -99,13 +138,14 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
 
 
 def _to_outcome(entry: dict[str, Any]) -> Outcome:
-    reply = entry["reply"]
-    return Outcome(
+    reply = entry.get("reply")
+    outcome = Outcome(
         status=entry["status"],
-        http_status=entry["http_status"],
+        http_status=entry.get("http_status"),
         reply=None if reply is None else Completion.from_body(json_text.dumps(reply).encode()),
-        error=entry["error"],
-        time_to_first_token_ms=entry["time_to_first_token_ms"],
-        duration_ms=entry["duration_ms"],
-        completed_at=entry["completed_at"],
+        error=entry.get("error"),
+        time_to_first_token_ms=entry.get("time_to_first_token_ms"),
+        duration_ms=entry.get("duration_ms"),
     )
+    outcome.completed_at = entry.get("completed_at", outcome.completed_at)
+    return outcome

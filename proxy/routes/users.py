@@ -10,7 +10,7 @@ from starlette.routing import Route
 from proxy.access.middleware import REFRESH_SECONDS, Gate
 from proxy.errors import NotFoundError, json_response
 from proxy.ids import timestamp
-from proxy.recording.spill import worker_ids
+from proxy.recording.spill import spill_files
 from proxy.routes.parameters import named_user, services_of
 from proxy.routes.resource import Resource
 from proxy.services import Services, State
@@ -36,7 +36,7 @@ async def _close_the_door(services: Services, gate: Gate, user_id: str) -> None:
     """Revoke the user's keys, and wait until no process lets them in: a chat let in later would make the user anew."""
     revoked = await services.write(lambda connection: queries.revoke_keys_of_user(connection, user_id, now=timestamp()))
     gate.keys.forget_user(user_id)
-    if revoked and len(worker_ids(services.database.path)) > 1:
+    if revoked and len(spill_files(services.database.path, folder=services.settings.state_path)) > 1:
         await asyncio.sleep(_NOTICED_SECONDS)
 
 

@@ -13,7 +13,7 @@ from proxy.ids import timestamp
 from proxy.storage import message_tree, queries, tombstones
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.storage.exchange_columns import IN_PROGRESS, outcome_columns, request_columns
-from proxy.storage.queries import Session, StitchCandidate
+from proxy.storage.queries import Session, StitchCandidate, Unfinished
 from proxy.storage.write_batch import Columns, SessionDelta, WriteBatch
 from proxy.wire import hash_chain, json_text
 from proxy.wire.chat_reply import Choice, Completion
@@ -24,7 +24,7 @@ from proxy.wire.sse import Decoder
 _ALIKE = 64
 
 
-def begin(rows: WriteBatch, exchange: Exchange, *, worker_id: str) -> None:
+def begin(rows: WriteBatch, exchange: Exchange, *, worker_id: str | None) -> None:
     """Store the request of an exchange whose reply is still coming."""
     if _was_deleted(rows, exchange):
         return
@@ -57,13 +57,27 @@ def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> None:
     rows.touch_session(stored.place.session_id, stored.delta)
 
 
-def finish_begun(rows: WriteBatch, exchange_id: str, outcome: Outcome) -> None:
-    """Store the end of an exchange in progress, once. One that is gone was deleted with its session."""
+def finish_begun(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> None:
+    """Store the end of an exchange in progress, once.
+
+    One that is gone was deleted with its session, or its database was replaced: then it is stored whole.
+    """
+    begun = _begun(rows, exchange.exchange_id)
+    if begun is not None:
+        _end(rows, begun, outcome)
+    elif queries.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is None:
+        finish(rows, exchange, outcome)
+
+
+def _begun(rows: WriteBatch, exchange_id: str) -> Unfinished | None:
     begun = queries.get_exchange_in_progress(rows.about(exchange_id), exchange_id)
     if begun is not None and rows.waits_for(begun.session_id):
         begun = queries.get_exchange_in_progress(rows.about(begun.session_id), exchange_id)
-    if begun is None:
-        return
+    return begun
+
+
+def _end(rows: WriteBatch, begun: Unfinished, outcome: Outcome) -> None:
+    exchange_id = begun.exchange_id
     place = (
         message_tree.top(begun)
         if begun.leaf_no is None
@@ -88,7 +102,9 @@ def recover(rows: WriteBatch, worker_id: str) -> int:
     """End the exchanges of a process that is gone as `incomplete`, with what they had streamed. How many there were."""
     exchange_ids = queries.list_exchanges_in_progress(rows.connection, worker_id)
     for exchange_id in exchange_ids:
-        finish_begun(rows, exchange_id, _interrupted(rows.connection, exchange_id))
+        begun = _begun(rows, exchange_id)
+        assert begun is not None
+        _end(rows, begun, _interrupted(rows.connection, exchange_id))
     queries.delete_stray_fragments(rows.connection)
     return len(exchange_ids)
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import aiosqlite
 
 from proxy.settings import ConfigurationError
+from proxy.storage.file_identity import FileIdentity
 
 T = TypeVar("T")
 
@@ -46,6 +47,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.files = FileIdentity(path)
         self._writer: Connection | None = None
         self._readers: asyncio.Queue[Connection] = asyncio.Queue()
         self._opened: list[Connection] = []
@@ -59,6 +61,7 @@ class Database:
                 reader = await self._connect()
                 await reader.run(_only_read)
                 self._readers.put_nowait(reader)
+            self.files.remember()
         except sqlite3.Error as exc:
             await self.close()
             raise ConfigurationError(_opening_failed(self.path, exc)) from exc

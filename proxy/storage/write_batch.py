@@ -5,15 +5,23 @@ together are stored together. What is read in between has to be asked for here, 
 """
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from proxy.storage import queries, usage
 from proxy.storage.sqlite import transaction
 
 Columns = dict[str, Any]
+
+UNFINISHED: Final = object()
+"""What a work returns that wants to go on in another transaction, since it is a long one."""
+
+# A transaction begins no further write after this time: what one caller sends does not hold up the others' commits.
+_SLICE_SECONDS = 0.1
+_LONG_SECONDS = 0.05  # of which a long write takes so much
 
 # SQLite copies all that one statement is given: of what is large, little at a time.
 _TOGETHER_BYTES = 4 * 2**20
@@ -58,6 +66,9 @@ class WriteBatch:
         self._active: dict[str, int] = {}
         self._newest_deletion: str | None = None
         self._waiting = _Waiting()
+        now = time.monotonic()
+        self.slice_ends_at = now + _SLICE_SECONDS
+        self.long_ends_at = now + _LONG_SECONDS
 
     @property
     def connection(self) -> sqlite3.Connection:

@@ -20,6 +20,8 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from proxy.recording.overflow import UNSAVED_REASONS
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 MODELS_MAX = 64
@@ -50,8 +52,12 @@ COUNTERS = (
     _Family("stellarchat_requests", "Other requests by the class of their status.", "code", CODES),
     _Family("stellarchat_database_commits", "Transactions of the writer."),
     _Family("stellarchat_database_commit_seconds", "Time spent in them."),
-    _Family("stellarchat_unsaved", "Writes given up, or not on disk when their reply ended."),
-    _Family("stellarchat_lost", "Exchanges that found no place in the queue."),
+    _Family(
+        "stellarchat_unsaved",
+        "Writes that the database has not taken, or that were not on disk when their reply ended.",
+        "reason",
+        UNSAVED_REASONS,
+    ),
 )
 GAUGES = (
     _Family("stellarchat_chats_in_flight", "Chats streaming now."),
@@ -107,9 +113,9 @@ class Metrics:
         """Count."""
         self._numbers[PLACES[name, value]] += amount
 
-    def set(self, name: str, amount: float) -> None:
+    def set(self, name: str, amount: float, *, value: str = "") -> None:
         """What it is now; or how many there are so far, where somebody else counts."""
-        self._numbers[PLACES[name, ""]] = amount
+        self._numbers[PLACES[name, value]] = amount
 
     def observe(self, name: str, seconds: float) -> None:
         """Count a duration into its histogram."""

@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.ids import timestamp
+from proxy.recording.overflow import UNSAVED_REASONS
 from proxy.recording.recorder import Recorder
 from proxy.settings import Settings
 from proxy.storage.exchange import Exchange, Outcome
@@ -147,8 +148,8 @@ class Observer:
         metrics, recorder, writer = self.metrics, self._recorder, self._recorder.writer
         metrics.set("stellarchat_database_commits", writer.commits)
         metrics.set("stellarchat_database_commit_seconds", writer.commit_seconds)
-        metrics.set("stellarchat_unsaved", writer.unsaved)
-        metrics.set("stellarchat_lost", recorder.lost)
+        for reason in UNSAVED_REASONS:
+            metrics.set("stellarchat_unsaved", writer.unsaved[reason], value=reason)
         metrics.set("stellarchat_chats_in_flight", recorder.live_count)
         metrics.set("stellarchat_write_queue_length", writer.waiting)
         metrics.set("stellarchat_write_queue_bytes", writer.queued_bytes)

@@ -468,7 +468,7 @@ def test_reply_that_a_chat_in_progress_ends_with_is_not_deleted(tmp_path: Path) 
     reply = Completion.from_body(json.dumps(chat_completion(2, [{"role": "assistant", "content": "whole"}])).encode())
     with write_batch(chats.connection) as rows:
         outcome = Outcome(status="completed", http_status=200, reply=reply)
-        exchange_store.finish_begun(rows, going_on.exchange_id, outcome)
+        exchange_store.finish_begun(rows, going_on, outcome)
     assert chats.texts(session_id) == ["hello", "half", "whole"]
     chats.connection.close()
     assert is_counted_right(tmp_path)

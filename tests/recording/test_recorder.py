@@ -12,7 +12,7 @@ import pytest
 
 from proxy import ids
 from proxy.recording.recorder import OpenExchange, Recorder
-from proxy.recording.spill import worker_ids
+from proxy.recording.spill import spill_files
 from proxy.settings import Settings
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.sqlite import Database, connect
@@ -115,11 +115,11 @@ async def recording(settings: Settings) -> AsyncIterator[Recorder]:
 
 async def die(recorder: Recorder) -> None:
     """What is left of a killed process: nothing but its files, unlocked."""
-    for task in (recorder._ticking, recorder.writer._task):
+    for task in (recorder._ticking, recorder.writer._task, recorder.writer._spilling):
         assert task is not None
         task.cancel()
         await asyncio.wait([task])
-    recorder.writer._task = recorder._ticking = None
+    recorder.writer._task = recorder.writer._spilling = recorder._ticking = None
     recorder._is_empty.set()
     os.close(recorder._spill._file)
     recorder._spill.close = lambda: None  # type: ignore[method-assign]
@@ -162,7 +162,7 @@ async def test_what_a_killed_process_had_written_down_is_incomplete_at_the_next_
             assert replies(tmp_path) == [("Hel", "incomplete")]
             assert statuses(tmp_path) == ["incomplete"]
             assert rows(tmp_path, "SELECT * FROM exchange_fragments") == []
-            assert len(worker_ids(settings.database_path)) == 1
+            assert len(spill_files(settings.database_path)) == 1
 
 
 async def test_pieces_of_replies_that_ended_just_before_a_kill_go_at_the_next_start(tmp_path: Path) -> None:

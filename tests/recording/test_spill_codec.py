@@ -70,7 +70,7 @@ def test_a_replayed_finish_stores_what_the_finish_would_have(
     other = connect(tmp_path / "other.db")
     prepare(other)
     with write_batch(other) as rows:
-        spill_codec.replay(rows, spill_codec.finish_line(exchange, outcome, is_begun=False))
+        spill_codec.replay(spill_codec.finish_line(exchange, outcome))(rows)
     for query in (_EXCHANGES, _MESSAGES):
         assert other.execute(query).fetchall() == connection.execute(query).fetchall()
     other.close()
@@ -81,24 +81,24 @@ def test_lines_replayed_twice_store_once(connection: sqlite3.Connection) -> None
     lines = [
         spill_codec.begin_line(exchange, worker_id="w"),
         spill_codec.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=b"\x00\xff\ndata"),
-        spill_codec.finish_line(exchange, OUTCOMES[0], is_begun=True),
+        spill_codec.finish_line(exchange, OUTCOMES[0]),
         spill_codec.delete_fragments_line([exchange.exchange_id]),
     ]
     assert not any(b"\n" in line or b"\0" in line for line in lines)
     for _ in range(2):
         for line in lines:
             with write_batch(connection) as rows:
-                spill_codec.replay(rows, line)
+                spill_codec.replay(line)(rows)
     assert connection.execute("SELECT role, content FROM messages").fetchall() == [("user", "hi"), ("assistant", "yo")]
     assert connection.execute("SELECT status FROM exchanges").fetchall() == [("completed",)]
     assert connection.execute("SELECT * FROM exchange_fragments").fetchall() == []
 
 
 def test_a_finish_that_was_not_begun_replayed_twice_stores_once(connection: sqlite3.Connection) -> None:
-    line = spill_codec.finish_line(exchange_of(), OUTCOMES[0], is_begun=False)
+    line = spill_codec.finish_line(exchange_of(), OUTCOMES[0])
     for _ in range(2):
         with write_batch(connection) as rows:
-            spill_codec.replay(rows, line)
+            spill_codec.replay(line)(rows)
     assert connection.execute("SELECT role, content FROM messages").fetchall() == [("user", "hi"), ("assistant", "yo")]
     assert connection.execute("SELECT message_count FROM sessions").fetchall() == [(2,)]
 
@@ -112,7 +112,7 @@ def test_a_reply_that_is_stored_after_the_request_that_resends_it_is_stored_once
     second = exchange_of(messages=[*history, {"role": "user", "content": "more"}])
     for exchange in (second, first):
         with write_batch(connection) as rows:
-            spill_codec.replay(rows, spill_codec.finish_line(exchange, OUTCOMES[0], is_begun=False))
+            spill_codec.replay(spill_codec.finish_line(exchange, OUTCOMES[0]))(rows)
     contents = "SELECT content FROM messages ORDER BY message_no"
     assert connection.execute(contents).fetchall() == [("hi",), ("yo",), ("more",), ("yo",)]
     owner = """SELECT exchange_id, choice IS NOT NULL FROM messages JOIN exchanges USING (exchange_no)
@@ -124,7 +124,7 @@ def test_a_reply_that_is_stored_after_the_request_that_resends_it_is_stored_once
 def test_a_fragment_comes_back_byte_for_byte(connection: sqlite3.Connection) -> None:
     exchange = exchange_of()
     with write_batch(connection) as rows:
-        spill_codec.replay(rows, spill_codec.begin_line(exchange, worker_id="w"))
+        spill_codec.replay(spill_codec.begin_line(exchange, worker_id="w"))(rows)
         line = spill_codec.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=bytes(range(256)))
-        spill_codec.replay(rows, line)
+        spill_codec.replay(line)(rows)
     assert connection.execute("SELECT data FROM exchange_fragments").fetchall() == [(bytes(range(256)),)]

@@ -11,7 +11,8 @@ import pytest
 
 from proxy.errors import UnavailableError
 from proxy.recording.spill import Spill
-from proxy.recording.writer import QueueFullError, Writer
+from proxy.recording.write_queue import QueueFullError
+from proxy.recording.writer import Writer
 from proxy.storage.sqlite import Database, connect
 from proxy.storage.write_batch import WriteBatch
 
@@ -33,7 +34,8 @@ async def writing(
     writer = Writer(
         database,
         spill,
-        replay=lambda rows, line: insert(line.decode())(rows),
+        replay=lambda line: insert(line.decode()),
+        dead_letters_path=folder / "refused",
         queue_limit=queue_limit,
         queue_limit_bytes=queue_limit_bytes,
         commit_timeout_seconds=commit_timeout_seconds,
@@ -43,7 +45,6 @@ async def writing(
         yield writer
     finally:
         await writer.close()
-        spill.close()
         await database.close()
 
 
@@ -118,8 +119,9 @@ async def test_one_write_that_cannot_be_done_does_not_take_the_others_with_it(tm
         await asyncio.gather(good, other)
         with pytest.raises(sqlite3.IntegrityError):
             await bad
-        assert await record(writer, "a") is False  # nothing else can be done about it than to say so
-        assert writer.unsaved == 1
+        assert await record(writer, "a") is True  # on the dead-letter file
+        assert writer.unsaved == {"refused": 1}
+        assert (tmp_path / "refused").read_bytes() == b"a\n"
     assert names(tmp_path) == ["a", "b", "c"]
 
 
@@ -133,7 +135,7 @@ async def test_while_the_database_is_locked_writes_are_on_the_spill_file_and_com
         last = record(writer, "last")
         await until(lambda: not writer.waiting)
         assert await last in (None, True)
-        assert writer.unsaved == 0
+        assert not writer.unsaved
     assert names(tmp_path) == [*map(str, range(10)), "last"]
 
 
@@ -176,7 +178,8 @@ async def test_without_database_and_spill_the_end_goes_out_after_the_timeout_and
     async with writing(tmp_path, commit_timeout_seconds=0.2, reserve_bytes=0) as writer:
         with locked(tmp_path), no_growth(limit=0):
             assert await record(writer, "a") is False
-            assert writer.unsaved == 1
+            assert writer.unsaved == {"spill_failed": 1}
+            assert writer.last_error is not None
             assert writer.waiting == 1
         await until(lambda: not writer.waiting)
     assert names(tmp_path) == ["a"]
@@ -201,8 +204,8 @@ async def test_a_write_that_cannot_be_spelled_out_does_not_stop_the_others(tmp_p
             assert await lost is False
             assert await record(writer, "b") is True
         await until(lambda: not writer.waiting)
-        assert writer.unsaved == 1
-    assert names(tmp_path) == ["b"]
+        assert writer.unsaved == {"spill_failed": 1}
+    assert sorted(names(tmp_path)) == ["a", "b"]
 
 
 async def test_a_full_queue_refuses_by_count_and_by_size(tmp_path: Path) -> None:

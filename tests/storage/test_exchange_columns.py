@@ -38,7 +38,7 @@ def stored(chats: Chats, reply: dict[str, Any] | None, *, is_begun: bool = False
             exchange_store.begin(rows, exchange, worker_id="w")
     with write_batch(chats.connection) as rows:
         if is_begun:
-            exchange_store.finish_begun(rows, exchange.exchange_id, ended)
+            exchange_store.finish_begun(rows, exchange, ended)
         else:
             exchange_store.finish(rows, exchange, ended)
     return exchange
@@ -103,7 +103,7 @@ def test_the_end_is_written_where_it_does_not_follow_from_the_duration(
     with write_batch(chats.connection) as rows:
         if is_begun:
             exchange_store.begin(rows, exchange, worker_id="w")
-            exchange_store.finish_begun(rows, exchange.exchange_id, outcome)
+            exchange_store.finish_begun(rows, exchange, outcome)
         else:
             exchange_store.finish(rows, exchange, outcome)
     assert raw(chats.connection, "SELECT completed_at FROM exchanges") == [(column,)]

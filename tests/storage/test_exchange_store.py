@@ -240,9 +240,9 @@ def test_history_is_found_by_the_index_of_hashes(chats: Chats, name: str) -> Non
 def test_replayed_exchange_is_stored_once(chats: Chats) -> None:
     exchange = chats.begin([user("q")])
     session_id = chats.finish(exchange, said("a"))
-    line = spill_codec.finish_line(exchange, Outcome(status="completed"), is_begun=False)
+    line = spill_codec.finish_line(exchange, Outcome(status="completed"))
     with write_batch(chats.connection) as rows:
-        spill_codec.replay(rows, line)
+        spill_codec.replay(line)(rows)
     assert chats.texts(session_id) == ["q", "a"]
     assert chats.count("exchanges") == 1
 

@@ -70,12 +70,12 @@ def users(connection: sqlite3.Connection) -> list[str]:
 def test_only_what_was_asked_after_the_deletion_is_stored(chats: Chats, moment: str, stored: int) -> None:
     delete_user(chats.connection)
     lines = (
-        spill_codec.finish_line(asked_at(moment), Outcome(status="completed"), is_begun=False),
+        spill_codec.finish_line(asked_at(moment), Outcome(status="completed")),
         spill_codec.begin_line(asked_at(moment), worker_id="w"),
     )
     for line in lines:
         with write_batch(chats.connection) as rows_:
-            spill_codec.replay(rows_, line)
+            spill_codec.replay(line)(rows_)
     assert chats.count("exchanges") == len(lines) * stored
     assert users(chats.connection) == ["ann"] * stored
 
@@ -101,10 +101,10 @@ def test_what_followed_a_spilled_beginning_is_dropped_with_it(chats: Chats) -> N
     for line in (
         spill_codec.begin_line(exchange, worker_id="w"),
         spill_codec.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=b"data: secret\n\n"),
-        spill_codec.finish_line(exchange, Outcome(status="completed"), is_begun=True),
+        spill_codec.finish_line(exchange, Outcome(status="completed")),
     ):
         with write_batch(chats.connection) as rows_:
-            spill_codec.replay(rows_, line)
+            spill_codec.replay(line)(rows_)
     assert [chats.count(table) for table in TABLES] == [0] * len(TABLES)
     assert users(chats.connection) == []
 

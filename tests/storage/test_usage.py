@@ -47,7 +47,7 @@ def test_exchange_that_was_begun_is_counted_once_when_it_ends(tmp_path: Path) ->
         assert not all_rows(connection)
         for _ in range(2):
             with write_batch(connection) as rows:
-                exchange_store.finish_begun(rows, asked.exchange_id, outcome(choice("b"), usage=USAGE))
+                exchange_store.finish_begun(rows, asked, outcome(choice("b"), usage=USAGE))
         assert usage_by(connection, "endpoint")["/v1/chat/completions"]["requests"] == 1
 
 

@@ -68,8 +68,8 @@ def test_an_exchange_begun_continued_and_ended_in_one_transaction_is_whole(conne
     with write_batch(connection) as rows:
         exchange_store.begin(rows, asked, worker_id="w")
         exchange_store.append_fragment(rows, exchange_id=asked.exchange_id, sequence=0, data=b"data: x\n\n")
-        exchange_store.finish_begun(rows, asked.exchange_id, outcome(choice("a")))
-        exchange_store.finish_begun(rows, asked.exchange_id, outcome(choice("again")))
+        exchange_store.finish_begun(rows, asked, outcome(choice("a")))
+        exchange_store.finish_begun(rows, asked, outcome(choice("again")))
     assert texts(connection) == ["q", "a"]
     assert connection.execute("SELECT status, worker_id FROM exchanges").fetchall() == [("completed", None)]
     with write_batch(connection) as rows:
@@ -85,7 +85,7 @@ def test_only_ended_exchanges_lose_their_pieces(connection: sqlite3.Connection) 
             exchange_store.append_fragment(
                 rows, exchange_id=each.exchange_id, sequence=0, data=each.exchange_id.encode()
             )
-        exchange_store.finish_begun(rows, ended.exchange_id, outcome(choice("a")))
+        exchange_store.finish_begun(rows, ended, outcome(choice("a")))
         exchange_store.delete_fragments(rows, [ended.exchange_id, going.exchange_id])
     left = connection.execute("SELECT data FROM exchange_fragments").fetchall()
     assert left == [(going.exchange_id.encode(),)]
@@ -98,9 +98,7 @@ def test_many_ends_at_once_each_get_their_own_outcome(connection: sqlite3.Connec
             exchange_store.begin(rows, each, worker_id="w")
     with write_batch(connection) as rows:
         for number, each in enumerate(asked):
-            exchange_store.finish_begun(
-                rows, each.exchange_id, outcome(choice(f"a{number}", finish_reason=f"r{number}"))
-            )
+            exchange_store.finish_begun(rows, each, outcome(choice(f"a{number}", finish_reason=f"r{number}")))
     found = connection.execute(
         """SELECT m.content, e.finish_reason FROM exchanges AS e JOIN messages AS m USING (exchange_no)
            WHERE m.role = 'assistant' ORDER BY e.exchange_no"""

@@ -1,0 +1,321 @@
+"""What waits too long for the database goes to the spill file, whatever the reason: an error, a stalled disk, a giant
+write before it, a database file that is gone. Only when it is synced there, its caller is told that it is saved.
+
+It runs beside the database's turn, in a thread of its own: neither a blocked writer nor a full thread pool holds it up.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from proxy.errors import UnavailableError
+from proxy.recording import dead_letters
+from proxy.recording.own_thread import OwnThread
+from proxy.recording.spill import Spill
+from proxy.recording.write_queue import Write, WriteQueue
+
+logger = logging.getLogger(__name__)
+
+# How long the database has to take a write, at most, before it is spilled.
+_SPILL_SECONDS = 0.75
+_GATHER_SECONDS = 0.02
+# At once with one sync.
+_SPILLED_AT_ONCE = 256
+_SPILLED_BYTES = 8 * 2**20
+# Spilled writes stay in memory as well, from where they are stored faster; of a long outage only these do.
+_COPIES = 2_000
+_RETRY_SECONDS = 0.5
+
+UNSAVED_REASONS = ("queue_full", "spill_failed", "spill_stalled", "refused", "deleted")
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A write on its way to the dead-letter file."""
+
+    line: Callable[[], bytes]
+    reason: BaseException
+    done: "asyncio.Future[Any] | None"
+
+
+class Overflow:
+    """The spill's side of the writer. `run` is its task; all but the file's work happens on the event loop."""
+
+    def __init__(
+        self,
+        queue: WriteQueue,
+        spill: Spill,
+        *,
+        dead_letters_path: Path,
+        commit_timeout_seconds: float,
+        is_bridging: Callable[[], bool],
+        refuses_callers: Callable[[], bool],
+    ) -> None:
+        """`is_bridging`: the database takes nothing now, so that new writes are spilled at once. `refuses_callers`: it
+        is known to refuse, so that writes which cannot be spilled fail at once."""
+        self._queue = queue
+        self._spill = spill
+        self._dead_letters_path = dead_letters_path
+        self._give_up_seconds = commit_timeout_seconds
+        self.spill_seconds = min(_SPILL_SECONDS, commit_timeout_seconds / 4)
+        self._is_bridging = is_bridging
+        self._refuses_callers = refuses_callers
+        self._wanted = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._thread = OwnThread("spill")
+        self._refused: deque[_Refused] = deque()
+        self._is_closed = False
+        self._appending_since: float | None = None
+        self._marked_end = 0  # the lines before it are those of writes marked as spilled
+        self.only_on_file = 0  # spilled writes that are not in memory any more
+        self.error: str | None = None  # why the spill file cannot be written
+        self.unsaved: Counter[str] = Counter()
+
+    @property
+    def count(self) -> int:
+        """Lines on the spill file."""
+        return self._spill.count
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be spilled, if so."""
+        since = self._appending_since
+        if since is not None and time.monotonic() - since > self._give_up_seconds:
+            return "the spill file's disk does not answer"
+        return self.error
+
+    def came(self) -> None:
+        """A write has been queued."""
+        if self._timer is None:
+            self._set_timer(self.spill_seconds)
+        if self._queue.is_half_full or self._is_bridging():
+            self._wanted.set()
+
+    def wake(self) -> None:
+        """The database refuses: look at once what has to be spilled."""
+        self._wanted.set()
+
+    def refuse(self, write: Write[Any], exc: BaseException) -> None:
+        """The database will never take this write: keep it in the dead-letter file, then answer its caller."""
+        assert write.line is not None
+        self._refused.append(_Refused(write.line, exc, write.done))
+        self._wanted.set()
+
+    def refuse_line(self, line: bytes, exc: BaseException) -> None:
+        """The same for a line of the spill file."""
+        self._refused.append(_Refused(lambda: line, exc, None))
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Spill until cancelled."""
+        while True:
+            await self._wanted.wait()
+            await asyncio.sleep(_GATHER_SECONDS)  # more at once, with one sync of the file
+            self._wanted.clear()
+            try:
+                await self.spill_due()
+            except OSError as exc:
+                self._cannot_spill(exc)
+                self._set_timer(_RETRY_SECONDS)
+            except Exception:  # it must live: without it every chat would wait at its end
+                logger.exception("the spill failed; it goes on")
+                self._set_timer(_RETRY_SECONDS)
+
+    async def spill_due(self, *, everything: bool = False) -> None:
+        """Spill what is due, or everything that can be. Raises OSError where the file takes not even one line."""
+        await self._keep_refused()
+        while batch := self._next_due(everything=everything):
+            await self._append(batch)
+        if self._refuses_callers() or everything:
+            for write in list(self._queue):
+                if write.line is None:
+                    self._withdraw(write)
+        copies = sum(write.is_spilled for write in self._queue)
+        if copies > _COPIES or (copies and self._queue.is_half_full):
+            self.forget_copies()
+
+    def forget_copies(self) -> None:
+        """Spilled writes leave memory, and come back from the file."""
+        self.only_on_file += self._queue.forget_spilled()
+
+    async def lines(self, start: int, end: int) -> tuple[list[bytes], int]:
+        """Some lines of the file from an offset on, and where they end."""
+        return await self._thread.run(partial(self._spill.read, start, end))
+
+    @property
+    def marked_end(self) -> int:
+        """The offset behind the last line whose write is marked as spilled."""
+        return self._marked_end
+
+    async def clear(self) -> bool:
+        """Empty the file, all of whose writes are stored. False where more has come meanwhile."""
+        is_empty = await self._thread.run(partial(self._spill.clear, up_to=self._marked_end))
+        if is_empty:
+            self._marked_end = 0
+        return is_empty
+
+    async def close(self, *, seconds: float) -> None:
+        """Spill everything that is still queued, and let go of the file."""
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            async with asyncio.timeout(seconds):
+                await self.spill_due(everything=True)
+        except (OSError, TimeoutError) as exc:
+            self._cannot_spill(exc)
+            self._abandon()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._thread.run(self._spill.close)
+        self._thread.stop()
+
+    # Which
+
+    def _next_due(self, *, everything: bool) -> list[Write[Any]]:
+        due_at = time.monotonic() - self.spill_seconds
+        takes_all = everything or self._is_bridging() or self._queue.is_half_full
+        batch: list[Write[Any]] = []
+        size = 0
+        for write in self._queue:
+            if write.is_spilled or write.line is None:
+                continue
+            if not (takes_all or write.is_doubtful or write.queued_at <= due_at):
+                break
+            if batch and (len(batch) == _SPILLED_AT_ONCE or size + write.size > _SPILLED_BYTES):
+                break
+            batch.append(write)
+            size += write.size
+        return batch
+
+    def _set_timer(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if self._is_closed else asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Wake the task for what is due, and let go whose time is over."""
+        self._timer = None
+        now = time.monotonic()
+        next_at: float | None = None
+        for write in self._queue:
+            if write.done.done() and (write.is_spilled or write.line is None):
+                continue
+            spill_at = write.queued_at + self.spill_seconds
+            if not write.is_spilled and write.line is not None and spill_at <= now:
+                self._wanted.set()
+            give_up_at = write.queued_at + self._give_up_seconds
+            if give_up_at <= now:
+                self._give_up(write)
+                give_up_at = now + self._give_up_seconds
+            at = spill_at if spill_at > now else give_up_at
+            next_at = at if next_at is None else min(next_at, at)
+            if spill_at > now:
+                break  # those behind it came later
+        if next_at is not None:
+            self._set_timer(max(next_at - now, _GATHER_SECONDS))
+
+    # How
+
+    async def _append(self, batch: list[Write[Any]]) -> None:
+        while True:
+            self._appending_since = time.monotonic()
+            try:
+                lines, end = await self._thread.run(partial(_append_lines, self._spill, batch))
+                break
+            except OSError:
+                if len(batch) == 1:
+                    raise
+                batch = batch[: len(batch) // 2]  # perhaps there is room for some
+            finally:
+                self._appending_since = None
+        if self.error is not None:
+            logger.warning("the spill file can be written again")
+        self.error = None
+        self._marked_end = end
+        for write, line in zip(batch, lines, strict=True):
+            if isinstance(line, BaseException):
+                self._cannot_spell(write, line)
+                continue
+            write.is_spilled = True
+            if not write.done.done():
+                write.done.set_result(True)
+        if any(write.is_doubtful for write in batch):
+            self.forget_copies()  # they may be stored: only their lines may be tried, which are looked up first
+
+    async def _keep_refused(self) -> None:
+        while self._refused:
+            refused, exc = self._refused[0], self._refused[0].reason
+            self.unsaved["refused"] += 1
+            try:
+                await self._thread.run(partial(_keep, self._dead_letters_path, refused))
+            except Exception as failure:  # one that cannot even be spelled out must not stop the others
+                logger.critical("a write that the database refused is lost: %s", failure, exc_info=exc)
+                saved = False
+            else:
+                logger.error("the database refused a write, which is kept in %s", self._dead_letters_path, exc_info=exc)
+                saved = True
+            self._refused.popleft()
+            if refused.done is not None and not refused.done.done():
+                refused.done.set_result(saved)
+
+    def _cannot_spill(self, exc: BaseException) -> None:
+        reason = (exc.strerror if isinstance(exc, OSError) else None) or "it does not answer"
+        if self.error is None:
+            logger.error("the spill file cannot be written either (%s): writes wait in memory", reason)
+        self.error = f"the spill file cannot be written: {reason}"
+
+    def _give_up(self, write: Write[Any]) -> None:
+        """Its time is over; the write itself goes on being tried."""
+        if write.done.done():
+            return
+        if write.line is None:
+            self._withdraw(write)
+            return
+        reason = "spill_failed" if self.error is not None else "spill_stalled"
+        self.unsaved[reason] += 1
+        logger.error("the end of a reply is sent though it is not on disk yet (%s)", reason)
+        write.done.set_result(False)
+
+    def _withdraw(self, write: Write[Any]) -> None:
+        if not write.done.done():
+            write.is_withdrawn = True
+            write.done.set_exception(UnavailableError())
+
+    def _cannot_spell(self, write: Write[Any], exc: BaseException) -> None:
+        """It cannot be spilled, and stays in memory for the database."""
+        self.unsaved["spill_failed"] += 1
+        logger.error("a write cannot be spelled out for the spill file", exc_info=exc)
+        write.line = None
+        if not write.done.done():
+            write.done.set_result(False)
+
+    def _abandon(self) -> None:
+        left = [write for write in self._queue if not write.is_spilled and not write.is_withdrawn]
+        if left:
+            logger.critical("%d writes are lost: neither the database nor the spill file takes them", len(left))
+        for write in left:
+            self._give_up(write)
+
+
+def _append_lines(spill: Spill, batch: Iterable[Write[Any]]) -> tuple[list[bytes | Exception], int]:
+    lines: list[bytes | Exception] = []
+    for write in batch:
+        assert write.line is not None
+        try:
+            lines.append(write.line())
+        except Exception as exc:  # noqa: BLE001 - one write must not stop the others
+            lines.append(exc)
+    spill.append([line for line in lines if isinstance(line, bytes)])
+    return lines, spill.end
+
+
+def _keep(path: Path, refused: _Refused) -> None:
+    dead_letters.append(path, [(refused.line(), f"{type(refused.reason).__name__}: {refused.reason}")])
