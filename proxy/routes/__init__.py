@@ -2,7 +2,7 @@
 
 from starlette.routing import Route
 
-from proxy.routes import api, completions, conversations, export, health, metrics, search, sessions, users
+from proxy.routes import api, completions, conversations, export, health, metrics, models, search, sessions, users
 from proxy.routes.chat import PATH, ChatCompletions
 from proxy.routes.matching import exact
 from proxy.routes.passthrough import Passthrough
@@ -14,6 +14,7 @@ def route_table(chats: ChatCompletions) -> list[Route]:
         Route(PATH, chats, methods=["POST"]),
         *health.routes,
         *metrics.routes,
+        *models.routes,
         *search.routes,
         *export.routes,
         *sessions.routes,

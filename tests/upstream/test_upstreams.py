@@ -1,0 +1,192 @@
+"""Several upstreams behind one proxy: models, affinity, failover, and what each is told."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from proxy.settings import ConfigurationError, UpstreamAddress, load, upstream_addresses
+from tests.fake_upstream import FakeUpstream, fake_upstream, whole_json
+from tests.serving import running_proxy, settings_for
+
+CHAT = "/v1/chat/completions"
+
+
+def serves(upstream: FakeUpstream, *models: str) -> None:
+    upstream.on("/v1/models", whole_json({"object": "list", "data": [{"id": m, "object": "model"} for m in models]}))
+
+
+def chat(text: str = "hi", *, model: str = "m", **fields: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+
+
+@asynccontextmanager
+async def client(folder: Path, *urls: str, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
+    settings = settings_for(folder, upstream_url=",".join(urls), **changes)
+    async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url, timeout=20) as http:
+        yield http
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[tuple[FakeUpstream, FakeUpstream]]:
+    async with fake_upstream() as one, fake_upstream() as two:
+        serves(one, "m")
+        serves(two, "m")
+        yield one, two
+
+
+def free_url() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def test_models_of_all_are_one_list_and_each_request_goes_where_its_model_is(
+    pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path
+) -> None:
+    one, two = pair
+    serves(one, "small", "shared")
+    serves(two, "large", "shared")
+    async with client(tmp_path, one.url, two.url) as http:
+        listed = (await http.get("/v1/models")).json()
+        assert [model["id"] for model in listed["data"]] == ["small", "shared", "large"]
+        for model, upstream in (("small", one), ("large", two)):
+            before = len(upstream.calls_to(CHAT))
+            assert (await http.post(CHAT, json=chat(model=model))).status_code == 200
+            assert len(upstream.calls_to(CHAT)) == before + 1
+            assert (await http.post("/v1/embeddings", json={"model": model, "input": "x"})).status_code in (200, 404)
+            assert len(upstream.calls_to("/v1/embeddings")) == 1
+
+
+async def test_a_model_nobody_serves_is_a_404_of_vllm_s_shape(
+    pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path
+) -> None:
+    async with client(tmp_path, pair[0].url, pair[1].url) as http:
+        await http.get("/v1/models")
+        reply = await http.post(CHAT, json=chat(model="nope"))
+    assert reply.status_code == 404
+    assert reply.json()["error"]["type"] == "NotFoundError"
+    assert (reply.json()["error"]["param"], reply.json()["error"]["code"]) == ("model", 404)
+    assert "`nope` does not exist" in reply.json()["error"]["message"]
+
+
+async def test_a_named_model_is_not_asked_for(tmp_path: Path, pair: tuple[FakeUpstream, FakeUpstream]) -> None:
+    one, two = pair
+    serves(one, "other")
+    async with client(tmp_path, f"mine@{one.url}", f"theirs@{two.url}") as http:
+        assert (await http.post(CHAT, json=chat(model="mine"))).status_code == 200
+        assert len(one.calls_to(CHAT)) == 1
+        assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == ["mine", "theirs"]
+        assert not one.calls_to("/v1/models")
+
+
+@pytest.mark.parametrize("named", (True, False))
+async def test_a_conversation_stays_on_its_upstream(
+    pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path, named: bool
+) -> None:
+    async with client(tmp_path, pair[0].url, pair[1].url) as http:
+        for conversation in range(8):
+            headers = {"X-Session-Id": f"c{conversation}"} if named else {}
+            messages: list[dict[str, Any]] = [{"role": "user", "content": f"conversation {conversation}"}]
+            before = [len(each.calls_to(CHAT)) for each in pair]
+            for turn in range(3):
+                reply = await http.post(CHAT, json={"model": "m", "messages": messages}, headers=headers)
+                messages += [reply.json()["choices"][0]["message"], {"role": "user", "content": f"turn {turn}"}]
+            assert sorted(len(each.calls_to(CHAT)) - b for each, b in zip(pair, before, strict=True)) == [0, 3]
+        assert all(each.calls_to(CHAT) for each in pair)
+
+
+async def test_a_request_that_nobody_has_worked_on_goes_to_the_other(
+    pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path
+) -> None:
+    one, two = pair
+    one.on(CHAT, whole_json({"error": {"message": "full"}}, status=503))
+    async with client(tmp_path, one.url, two.url, free_url()) as http:
+        for number in range(12):
+            reply = await http.post(CHAT, json=chat(f"question {number}"))
+            assert reply.status_code == 200
+    assert len(two.calls_to(CHAT)) == 12
+
+
+async def test_a_request_that_was_answered_with_an_error_is_not_sent_twice(
+    pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path
+) -> None:
+    for each in pair:
+        each.on(CHAT, whole_json({"error": {"message": "bug"}}, status=500))
+    async with client(tmp_path, pair[0].url, pair[1].url) as http:
+        assert (await http.post(CHAT, json=chat())).status_code == 500
+    assert sum(len(each.calls_to(CHAT)) for each in pair) == 1
+
+
+async def test_where_all_refuse_the_caller_gets_one_502(tmp_path: Path) -> None:
+    async with client(tmp_path, free_url(), free_url()) as http:
+        reply = await http.post(CHAT, json=chat())
+        assert reply.status_code == 502
+        assert reply.json()["error"]["code"] == "upstream_unreachable"
+        assert (await http.get("/ready")).status_code == 503
+
+
+async def test_ready_while_one_is_left(pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path) -> None:
+    async with client(tmp_path, free_url(), pair[0].url) as http:
+        assert (await http.get("/ready")).status_code == 200
+
+
+async def test_upstream_is_told_the_conversation_unless_its_caller_tells(
+    pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path
+) -> None:
+    one, _ = pair
+    async with client(tmp_path, one.url) as http:
+        asked: tuple[tuple[dict[str, Any], dict[str, str]], ...] = (
+            (chat("a"), {}),
+            (chat("a", temperature=0.5), {}),
+            (chat("a"), {"X-User-Id": "ann"}),
+            (chat("b"), {}),
+            (chat("a"), {"X-Session-Id": "mine"}),
+            (chat("a", session_id="mine"), {}),
+        )
+        for body, headers in asked:
+            assert (await http.post(CHAT, json=body, headers=headers)).status_code == 200
+    told = [call.headers.get("x-session-id") for call in one.calls_to(CHAT)]
+    assert told[0] == told[1]
+    assert len({told[0], told[2], told[3]}) == 3
+    assert told[4:] == ["mine", None]
+
+
+async def test_forwarding_can_be_switched_off(pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path) -> None:
+    async with client(tmp_path, pair[0].url, forward_session=False) as http:
+        await http.post(CHAT, json=chat())
+    assert "x-session-id" not in pair[0].calls_to(CHAT)[0].headers
+
+
+async def test_a_reply_that_has_begun_is_not_asked_for_again(
+    pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path
+) -> None:
+    async with client(tmp_path, pair[0].url, pair[1].url) as http:
+        async with http.stream("POST", CHAT, json=chat(stream=True)) as reply:
+            await anext(aiter(reply.aiter_bytes()))
+        await asyncio.sleep(0.1)
+    assert sum(len(each.calls_to(CHAT)) for each in pair) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    (
+        ("http://a:1", [("http://a:1", None)]),
+        ("http://a:1, http://b:2/v1", [("http://a:1", None), ("http://b:2/v1", None)]),
+        ("llama@http://a:1,qwen/q@https://b", [("http://a:1", "llama"), ("https://b", "qwen/q")]),
+        ("http://user:p@a:1", [("http://user:p@a:1", None)]),
+        ("m@http://user:p@a:1", [("http://user:p@a:1", "m")]),
+    ),
+)
+def test_addresses(text: str, addresses: list[tuple[str, str | None]]) -> None:
+    assert upstream_addresses(text) == tuple(UpstreamAddress(*each) for each in addresses)
+
+
+@pytest.mark.parametrize("text", ("http://a,http://a", "a,b", "m@ftp://a", ",", "http://a,m@"))
+def test_a_bad_list_names_the_setting(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="STELLARCHAT_UPSTREAM_URL"):
+        load({"STELLARCHAT_UPSTREAM_URL": text}, environ={}, env_file=None)
