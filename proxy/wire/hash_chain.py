@@ -3,9 +3,12 @@
 `h_0 = H(user)`, `h_i = H(h_{i-1}, canonical(message_i))`. A stored message carries the hash of itself and all above it,
 so one look-up by hash finds the place where a conversation goes on. System and developer messages are not part of the
 link: clients rewrite them from turn to turn (date, memory, tools), and a conversation stays what it is.
+
+Schema 8 and older compared replies exactly, white space and `<think>` block included. Their hashes differ from today's
+only below such a reply; `exact_chain` still computes them, so that conversations of an older database are found.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
@@ -14,6 +17,7 @@ from proxy.wire import json_text
 
 UNCHAINED_ROLES = frozenset({"system", "developer"})
 _DIGEST_BYTES = 16
+_THINK, _THINK_END = "<think>", "</think>"
 
 
 def is_chained(message: Mapping[str, Any]) -> bool:
@@ -43,23 +47,40 @@ def own_hash(message: Mapping[str, Any]) -> bytes:
 
 def chain(user_id: str, messages: Iterable[Mapping[str, Any]]) -> list[bytes]:
     """The hashes of the chained ones among `messages`, in order."""
-    hashes = []
-    above = root_hash(user_id)
-    for message in messages:
-        if is_chained(message):
-            above = chain_hash(above, message)
-            hashes.append(above)
-    return hashes
+    return _chain(user_id, messages, chain_hash)
+
+
+def exact_chain(user_id: str, messages: Sequence[Mapping[str, Any]]) -> list[bytes] | None:
+    """The hashes that schema 8 gave the same messages; None where they are those of `chain`."""
+    if not any(_is_rewritten(message) for message in messages):
+        return None
+    return _chain(user_id, messages, exact_chain_hash)
+
+
+def exact_chain_hash(above: bytes, message: Mapping[str, Any]) -> bytes:
+    """The hash of a chained message as schema 8 computed it."""
+    return _digest(above + exact(message))
 
 
 def canonical(message: Mapping[str, Any]) -> bytes:
     """The message without what clients rewrite when they send it back.
 
     A string and one text part are the same, so are null, absent and empty content; reasoning, null keys, the name of a
-    reply and keys nobody knows are left out; tool call arguments are compared as JSON values.
+    reply and keys nobody knows are left out; tool call arguments are compared as JSON values. A reply's text is
+    compared without outer white space and a leading `<think>` block, and with LF for CRLF.
     """
-    role, content = message.get("role"), message.get("content")
-    if len(message) == 2 and isinstance(role, str) and isinstance(content, str):
+    return _canonical(message, _reply_text(_content(message.get("content"))) if _is_reply(message) else None)
+
+
+def exact(message: Mapping[str, Any]) -> bytes:
+    """The same, with a reply's text as it is."""
+    return _canonical(message, None)
+
+
+def _canonical(message: Mapping[str, Any], text: str | None) -> bytes:
+    """The canonical form; `text` stands for the content where it is not None."""
+    role, content = message.get("role"), message.get("content") if text is None else text
+    if len(message) == 2 and "content" in message and isinstance(role, str) and isinstance(content, str):
         return _bytes_of([role, content, None, None, [], None, None])  # as below, for the many
     is_reply = role == "assistant"
     parts = [
@@ -72,6 +93,42 @@ def canonical(message: Mapping[str, Any]) -> bytes:
         message.get("refusal") or None,
     ]
     return _bytes_of(parts)
+
+
+def _chain(
+    user_id: str, messages: Iterable[Mapping[str, Any]], hash_below: Callable[[bytes, Mapping[str, Any]], bytes]
+) -> list[bytes]:
+    hashes = []
+    above = root_hash(user_id)
+    for message in messages:
+        if is_chained(message):
+            above = hash_below(above, message)
+            hashes.append(above)
+    return hashes
+
+
+def _is_reply(message: Mapping[str, Any]) -> bool:
+    return message.get("role") == "assistant"
+
+
+def _is_rewritten(message: Mapping[str, Any]) -> bool:
+    """Whether `canonical` changes the text of a reply."""
+    content = _content(message.get("content"))
+    return _is_reply(message) and isinstance(content, str) and _reply_text(content) != content
+
+
+def _reply_text(content: Any) -> str | None:
+    """A reply's text as it is compared; None where its content is not text.
+
+    Some chat templates put the opening `<think>` into the prompt: then the block begins with the reply.
+    """
+    if not isinstance(content, str):
+        return None
+    text = content.replace("\r\n", "\n").strip()
+    thought, closing, rest = text.partition(_THINK_END)
+    if closing and _THINK not in thought.removeprefix(_THINK):
+        text = rest.lstrip()
+    return text
 
 
 def _bytes_of(parts: list[Any]) -> bytes:

@@ -32,6 +32,14 @@ def picture(**others: Any) -> Message:
         (call("{}", content=None), call("{}", content="")),
         (call("{}", content=None), call("{}")),
         (call('{"x": 1, "y": [2]}'), call('{"x":1,"y":[2]}')),
+        (said("Hi"), said("\n\nHi")),
+        (said("Hi"), said("Hi \t\n")),
+        (said("a\nb"), said("a\r\nb")),
+        (said("Hi"), said("<think>\nhmm\n</think>\n\nHi")),
+        (said("Hi"), said("\n<think></think>Hi")),
+        (said("Hi"), said("hmm\n</think>\n\nHi")),  # the template had opened the block
+        (said("Hi"), said([{"type": "text", "text": "<think>hmm</think>\r\n\r\nHi\r\n"}])),
+        (call("{}", content=None), call("{}", content="<think>which tool?</think>\n\n")),
         (picture(), picture(detail="auto")),
         (picture(), picture(detail=None)),
     ),
@@ -45,6 +53,11 @@ def test_what_clients_rewrite_changes_nothing(sent: Message, resent: Message) ->
     (
         (user("a"), user("a ")),
         (user("a"), said("a")),
+        (user("a\nb"), user("a\r\nb")),
+        (said("a b"), said("a  b")),
+        (said("a\n\nb"), said("a\nb")),
+        (said("a <think>x</think>b"), said("b")),
+        (said("<think>cut"), said("")),
         (user("a"), {**user("a"), "name": "bob"}),
         (user("ab"), user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])),
         (user("a"), user([["a"]])),
@@ -66,6 +79,16 @@ def test_what_is_said_changes_the_hash(one: Message, other: Message) -> None:
 def test_the_short_way_gives_what_the_long_one_gives(text: str, role: str) -> None:
     message = {"role": role, "content": text}
     assert hash_chain.canonical(message) == hash_chain.canonical({**message, "refusal": None})
+
+
+def test_hashes_of_schema_8_are_known_where_they_are_others() -> None:
+    plain, trimmed = [user(" a "), said("b"), user("c")], [user(" a "), said("b\n"), user("c")]
+    assert hash_chain.exact_chain("u", plain) is None
+    exact = hash_chain.exact_chain("u", trimmed)
+    assert exact is not None
+    assert exact[0] == hash_chain.chain("u", trimmed)[0]
+    assert not set(exact[1:]) & set(hash_chain.chain("u", trimmed))
+    assert exact != hash_chain.exact_chain("u", [user(" a "), said("b\n\n"), user("c")])
 
 
 def test_system_messages_are_not_part_of_the_chain() -> None:
