@@ -1,16 +1,19 @@
 """Whose a chat is, and which session it says it belongs to (spec §5). Pure."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard
 
 from proxy.errors import InvalidRequestError
 from proxy.storage.queries import DEFAULT_USER_ID
+from proxy.wire import json_text
 from proxy.wire.headers import Headers, text_of, value_of
 
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
 _METADATA_KEYS = ("session_id", "thread_id", "conversation_id")
 _CONVERSATION_PREFIX = "conv_"
+_CODEX_HEADERS = (b"session-id", b"session_id")
+_OLD_CLAUDE_CODE = re.compile(r"user_.*_session_([0-9a-f-]{36})")
 
 
 def user_of(headers: Headers, request: Mapping[str, Any]) -> str:
@@ -34,7 +37,11 @@ def user_header(headers: Headers) -> str | None:
 def session_of(
     headers: Headers, request: Mapping[str, Any], *, vendor_headers: tuple[bytes, ...]
 ) -> tuple[str, str] | None:
-    """The session id a chat carries, and where: header, body, metadata or vendor. Raises InvalidRequestError."""
+    """The session id a chat carries, and where: header, body, metadata or vendor. Raises InvalidRequestError.
+
+    Only the header and the body's `session_id` must be valid ids. Metadata and the headers of other products may hold
+    anything: what is no id there is ignored.
+    """
     given = dict(reversed(headers))  # the first of those that are repeated
     header = given.get(b"x-session-id")
     if header:
@@ -42,22 +49,58 @@ def session_of(
     if request.get("session_id") is not None:
         return checked_id(request["session_id"], param="session_id"), "body"
     metadata = request.get("metadata")
-    if isinstance(metadata, dict):
-        for key in _METADATA_KEYS:
-            if metadata.get(key) is not None:
-                return checked_id(metadata[key], param=f"metadata.{key}"), "metadata"
-    for name in vendor_headers:
-        value = given.get(name)
-        if value:
-            return checked_id(text_of(value), param=name.decode()), "vendor"
+    if not isinstance(metadata, dict):
+        metadata = {}
+    for key in _METADATA_KEYS:
+        if is_id(metadata.get(key)):
+            return _without_prefix(metadata[key]), "metadata"
+    for value in _vendor_values(given, metadata, vendor_headers):
+        if is_id(value):
+            return _without_prefix(value), "vendor"
     return None
+
+
+def _vendor_values(
+    given: Mapping[bytes, bytes], metadata: Mapping[str, Any], vendor_headers: tuple[bytes, ...]
+) -> Iterator[Any]:
+    """What may be the session id of another product, the most specific first."""
+    for name in vendor_headers:
+        if value := given.get(name):
+            yield text_of(value)
+    if any(given.get(name, b"").lower().startswith(b"codex") for name in (b"originator", b"user-agent")):
+        for name in _CODEX_HEADERS:
+            if value := given.get(name):
+                yield text_of(value)
+    yield _claude_code_session(metadata.get("user_id"))
+
+
+def _claude_code_session(user_id: Any) -> Any:
+    """The session in Claude Code's `metadata.user_id`: JSON text, or `user_…_account_…_session_…` in older versions."""
+    if not isinstance(user_id, str):
+        return None
+    if (old := _OLD_CLAUDE_CODE.fullmatch(user_id)) is not None:
+        return old[1]
+    try:
+        value = json_text.loads(user_id)
+    except ValueError:
+        return None
+    return value.get("session_id") if isinstance(value, dict) else None
+
+
+def is_id(value: Any) -> TypeGuard[str]:
+    """Whether a value has the form of a session id."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 def checked_id(value: Any, *, param: str) -> str:
     """A session id as a client may give it; without the `conv_` that OpenAI's conversations put before it."""
-    if not isinstance(value, str) or _ID.fullmatch(value) is None:
+    if not is_id(value):
         raise InvalidRequestError("A session id is 1 to 128 visible ASCII characters.", param=param)
-    return value.removeprefix(_CONVERSATION_PREFIX) or value
+    return _without_prefix(value)
+
+
+def _without_prefix(session_id: str) -> str:
+    return session_id.removeprefix(_CONVERSATION_PREFIX) or session_id
 
 
 def _is_text(value: str) -> bool:
