@@ -202,13 +202,13 @@ EDITED_BODIES = {
 
 
 @pytest.mark.parametrize("body", EDITED_BODIES.values(), ids=EDITED_BODIES)
-def test_taking_out_the_session_id_changes_nothing_else(
+def test_a_body_with_a_session_id_is_relayed_as_it_is(
     upstream: ScriptedUpstream, proxy: ProxyProcess, body: bytes
 ) -> None:
-    relayed = play(upstream, proxy.address, echo, request(CHAT, body % b'"session_id":"edited","z":1'))
+    sent = body % b'"session_id":"mine","z":1'
+    relayed = play(upstream, proxy.address, echo, request(CHAT, sent))
     assert relayed.reply.status == 200
-    assert verbatim(relayed.received[0].body) == verbatim(body % b'"z":1')
-    assert relayed.received[0].head.values(b"content-length") == [b"%d" % len(relayed.received[0].body)]
+    assert relayed.received[0].body == sent
 
 
 @pytest.mark.parametrize("body", EDITED_BODIES.values(), ids=EDITED_BODIES)

@@ -92,16 +92,12 @@ def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, A
     given: Headers = scope["headers"]
     settings = services.settings
     named = session_of(given, request, vendor_headers=services.vendor_headers)
-    sent = request
-    if "session_id" in request:
-        chat.body = chat_request.without_session_id(chat.body, request)
-        sent = {key: value for key, value in request.items() if key != "session_id"}
     user_id = user_for(scope["state"].get("caller", ANYONE), given, request)
     _route(services, chat, request, user_id=user_id, named_id=named[0] if named else None, given=given)
     if not settings.recording or request.get("store") is False:
         return None
     if settings.stream_usage and chat_request.may_ask_for_usage(request) and not chat_request.asks_for_usage(request):
-        chat.body = chat_request.with_usage(chat.body, sent)
+        chat.body = chat_request.with_usage(chat.body, request)
         chat.hides_usage = True
     chat.request_id = headers.value_of(chat.headers, b"x-request-id") or b""
     request_id = headers.text_of(chat.request_id)
@@ -113,7 +109,7 @@ def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, A
         session=SessionRef(uuid7(), named[1], named[0]) if named else SessionRef(uuid7(), "new"),
         endpoint=scope["path"],
         request_id=request_id,
-        request=sent,
+        request=request,
         created_at=asked_at,
         trace_context=headers.trace_context_of(given) if settings.traces_endpoint else None,
     )

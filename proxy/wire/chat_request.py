@@ -1,7 +1,7 @@
-"""The body of a chat request: read as upstream reads it, and changed at two places without touching a byte elsewhere.
+"""The body of a chat request: read as upstream reads it, and changed in one place without touching a byte elsewhere.
 
-Only StellarChat's own `session_id` is taken out, and only the usage of a stream is asked for. All else, from duplicate
-keys to the spelling of numbers, stays as the caller sent it.
+Only the usage of a stream is asked for. All else, from duplicate keys to the spelling of numbers, stays as the caller
+sent it.
 """
 
 import json
@@ -34,11 +34,6 @@ def may_ask_for_usage(request: dict[str, Any]) -> bool:
     """Whether it is a stream whose options leave room to ask for the usage on the proxy's behalf."""
     options = request.get("stream_options")
     return request.get("stream") is True and (options is None or isinstance(options, dict))
-
-
-def without_session_id(body: bytes, request: dict[str, Any]) -> bytes:
-    """The body without its top-level `session_id`."""
-    return _edited(body, request, {"session_id": None})
 
 
 def with_usage(body: bytes, request: dict[str, Any]) -> bytes:
