@@ -46,6 +46,8 @@ def cli() -> None:
 @click.option("--demo", is_flag=True, help="Chat with a small built-in echo model instead of vLLM.")
 def serve(*, demo: bool, **given: str | None) -> None:
     """Run the proxy."""
+    if demo and given["upstream"]:
+        raise click.UsageError("--demo is instead of --upstream: give one of them.")
     options = {f"STELLARCHAT_{name.upper()}": value for name, value in given.items()}
     options["STELLARCHAT_UPSTREAM_URL"] = options.pop("STELLARCHAT_UPSTREAM")
     options["STELLARCHAT_DEMO"] = "on" if demo else None
@@ -77,6 +79,9 @@ def _serve(options: Mapping[str, str]) -> None:
     from proxy import server
 
     loaded = settings.load(options)
+    for name, meant in settings.unknown_names().items():
+        hint = f"; did you mean {meant}?" if meant else ""
+        click.echo(f"stellarchat: warning: {name} is no setting of this program{hint}", err=True)
     os.environ.update(options)  # for the application, which each worker process makes of the environment
     logs.configure(loaded)
     asyncio.run(_migrate(loaded))
@@ -102,5 +107,5 @@ async def _migrate(loaded: Settings) -> None:
 
 def _ready_line(loaded: Settings, address: tuple[Any, ...]) -> str:
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    model = "the built-in demo model, not vLLM" if loaded.demo else loaded.upstream_url
+    model = "the built-in demo model, not vLLM" if loaded.demo else settings.without_password(loaded.upstream_url)
     return f"StellarChat is ready: http://{host}:{address[1]}/v1 · upstream: {model} · history: {loaded.database_path}"

@@ -1,19 +1,16 @@
 """Every setting: its name, default and meaning. Nothing else reads the environment."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
-from starlette.config import Config, Environ
+from proxy import environment
+from proxy.environment import ConfigurationError as ConfigurationError
 
 T = TypeVar("T")
-
-
-class ConfigurationError(Exception):
-    """The program cannot start as it is set up; the message is one line for the operator."""
-
 
 Auth = Literal["auto", "required", "off"]
 Durability = Literal["strict", "relaxed"]
@@ -43,7 +40,9 @@ def _text(value: str) -> str:
 
 
 def _secret(value: str) -> str | None:
-    return value or None
+    if re.fullmatch(r"[\x21-\x7e]+", value) is None:
+        raise ValueError("a key is of visible ASCII characters, since it stands in a header")
+    return value
 
 
 def _switch(value: str) -> bool:
@@ -129,8 +128,16 @@ def _http_url(value: str) -> str:
         or parts.query
         or parts.fragment
         or not port_is_right
+        or re.search(r"[^\x21-\x7e]|\\", value)
     ):
         raise ValueError("expected an address such as http://127.0.0.1:8000")
+    return value
+
+
+def _upstream_url(value: str) -> str:
+    path = urlsplit(_http_url(value)).path.rstrip("/")
+    if path.endswith(("/completions", "/responses", "/messages", "/models")):
+        raise ValueError("expected vLLM's address without a route, such as http://127.0.0.1:8000")
     return value
 
 
@@ -156,7 +163,7 @@ def upstream_addresses(value: str) -> tuple[UpstreamAddress, ...]:
         # Before an address's own "@", which ends user and password, stands "//".
         is_named = bool(separator) and "//" not in model
         url = "http" + url if is_named else each
-        addresses.append(UpstreamAddress(_http_url(url), model if is_named else None))
+        addresses.append(UpstreamAddress(_upstream_url(url), model if is_named else None))
     if len(set(addresses)) < len(addresses):
         raise ValueError("an address stands there twice")
     return tuple(addresses)
@@ -172,6 +179,27 @@ def _names(value: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
+def _header_names(value: str) -> tuple[str, ...]:
+    for name in _names(value):
+        if re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) is None:
+            raise ValueError(f"{name!r} is no header name")
+    return _names(value)
+
+
+def _origins(value: str) -> tuple[str, ...]:
+    for origin in _names(value):
+        if origin != "*" and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", origin) is None:
+            raise ValueError(f"{origin!r} is no origin such as https://chat.example, without a path")
+    return _names(value)
+
+
+def _host_names(value: str) -> tuple[str, ...]:
+    for name in _names(value):
+        if re.fullmatch(r"[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\]", name) is None:
+            raise ValueError(f"{name!r} is no host name; it has no scheme and no port")
+    return tuple(name.lower() for name in _names(value))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of one process. `load()` reads them; tests make their own."""
@@ -183,7 +211,10 @@ class Settings:
         "vLLM's address, with or without /v1; several: url,url or model@url,…",
     )
     upstream_api_key: str | None = _setting(
-        "STELLARCHAT_UPSTREAM_API_KEY", None, _secret, "replaces the caller's Authorization towards upstream"
+        "STELLARCHAT_UPSTREAM_API_KEY",
+        None,
+        _secret,
+        "replaces the caller's Authorization towards upstream; or STELLARCHAT_UPSTREAM_API_KEY_FILE",
     )
     database_url: str = _setting(
         "DATABASE_URL", "sqlite:///volume/db/stellarchat.db", _database_url, "where the history is kept"
@@ -201,7 +232,12 @@ class Settings:
         _one_of(get_args(Auth)),
         "auto: keys are required as soon as one exists or the address is not loopback; required; off",
     )
-    admin_key: str | None = _setting("STELLARCHAT_ADMIN_KEY", None, _secret, "an admin key given from outside")
+    admin_key: str | None = _setting(
+        "STELLARCHAT_ADMIN_KEY",
+        None,
+        _secret,
+        "an admin key given from outside; STELLARCHAT_ADMIN_KEY_FILE names its file",
+    )
     durability: Durability = _setting(
         "STELLARCHAT_DURABILITY",
         "strict",
@@ -235,7 +271,7 @@ class Settings:
         "tell upstream in X-Session-Id which conversation a request belongs to, where its caller does not (on, off)",
     )
     session_headers: tuple[str, ...] = _setting(
-        "STELLARCHAT_SESSION_HEADERS", SESSION_HEADERS, _names, "request headers that may carry a session id"
+        "STELLARCHAT_SESSION_HEADERS", SESSION_HEADERS, _header_names, "request headers that may carry a session id"
     )
     transport: Transport = _setting(
         "STELLARCHAT_TRANSPORT", "own", _one_of(get_args(Transport)), "HTTP client towards upstream: own or stock httpx"
@@ -268,7 +304,13 @@ class Settings:
         "STELLARCHAT_KEY_CONCURRENCY_LIMIT", 1024, _integer(1, 1_000_000), "and of one key"
     )
     cors_origins: tuple[str, ...] = _setting(
-        "STELLARCHAT_CORS_ORIGINS", (), _names, "origins whose pages may call from a browser, or *; none by default"
+        "STELLARCHAT_CORS_ORIGINS", (), _origins, "origins whose pages may call from a browser, or *; none by default"
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        "STELLARCHAT_ALLOWED_HOSTS",
+        (),
+        _host_names,
+        "further names that callers may use for a server on a loopback address without keys",
     )
     connect_timeout_seconds: float = _setting(
         "STELLARCHAT_CONNECT_TIMEOUT_SECONDS", 5.0, _seconds, "wait for a connection to upstream"
@@ -378,6 +420,9 @@ class Settings:
         return self.host in ("127.0.0.1", "localhost", "::1") or self.host.startswith("127.")
 
 
+_SECRETS = frozenset(each.metadata["name"] for each in fields(Settings) if each.metadata["cast"] is _secret)
+
+
 def load(
     overrides: Mapping[str, str] | None = None,
     *,
@@ -385,34 +430,41 @@ def load(
     env_file: str | None = ".env",
 ) -> Settings:
     """Settings of the environment and `.env`; `overrides` (by setting name) win. Raises ConfigurationError."""
-    source = Environ() if environ is None else environ
-    given = {**_admin_key_file(source), **(overrides or {})}
-    config = Config(env_file if env_file and Path(env_file).is_file() else None, environ=source)
-    values: dict[str, Any] = {}
-    for each in fields(Settings):
-        name = each.metadata["name"]
-        text = given.get(name, config(name, default=None))
-        if text is not None and text != "":
-            values[each.name] = _cast(name, text, each.metadata["cast"])
-    return Settings(**values)
+    each_name = {each.metadata["name"]: each for each in fields(Settings)}
+    texts = environment.read_texts(each_name, secrets=_SECRETS, environ=environ, env_file=env_file)
+    texts |= {name: text.strip() for name, text in (overrides or {}).items() if text.strip()}
+    loaded = Settings(
+        **{
+            each.name: _cast(name, texts[name], each.metadata["cast"])
+            for name, each in each_name.items()
+            if name in texts
+        }
+    )
+    if loaded.upstream_api_key and any(urlsplit(each.url).username is not None for each in loaded.upstreams):
+        raise ConfigurationError(
+            "STELLARCHAT_UPSTREAM_API_KEY and the user in STELLARCHAT_UPSTREAM_URL both set the Authorization header: "
+            "give one of them"
+        )
+    return loaded
+
+
+def unknown_names(*, environ: Mapping[str, str] | None = None, env_file: str | None = ".env") -> dict[str, str | None]:
+    """Variables that look like settings of ours and are none, each with the setting that was probably meant."""
+    names = [each.metadata["name"] for each in fields(Settings)]
+    return environment.unknown_names(names, secrets=_SECRETS, environ=environ, env_file=env_file)
 
 
 def _cast(name: str, text: str, cast: Callable[[str], T]) -> T:
     try:
         return cast(text)
     except ValueError as exc:
-        raise ConfigurationError(f"{name}={text!r}: {exc}") from exc
+        value = "" if name in _SECRETS or "@" in text else f"={text!r}"
+        raise ConfigurationError(f"{name}{value}: {exc}") from exc
 
 
-def _admin_key_file(environ: Mapping[str, str]) -> dict[str, str]:
-    """Compose secrets are files: `STELLARCHAT_ADMIN_KEY_FILE` names the one with the key."""
-    path = environ.get("STELLARCHAT_ADMIN_KEY_FILE")
-    if not path:
-        return {}
-    try:
-        return {"STELLARCHAT_ADMIN_KEY": Path(path).read_text(encoding="utf-8").strip()}
-    except OSError as exc:
-        raise ConfigurationError(f"STELLARCHAT_ADMIN_KEY_FILE={path!r}: {exc.strerror}") from exc
+def without_password(url: str) -> str:
+    """An address, or several, without the credentials in it: fit to be shown."""
+    return re.sub(r"(?<=//)[^/\s,]*@", "", url)
 
 
 def shown(value: Any) -> str:
