@@ -11,7 +11,17 @@ JSON = dict[str, Any]
 
 _JSON_COLUMNS = ("parameters", "metadata", "error")
 _INTERNAL_COLUMNS = frozenset(
-    {"exchange_no", "session_no", "leaf_no", "context", "linked_count", "completion", "completion_created", "worker_id"}
+    {
+        "exchange_no",
+        "session_no",
+        "leaf_no",
+        "context",
+        "linked_count",
+        "completion",
+        "completion_created",
+        "worker_id",
+        "wire",
+    }
 )
 
 
@@ -73,7 +83,8 @@ def message_json(row: Message, blobs: Mapping[str, str]) -> JSON:
 def exchange_json(row: ExchangeRow) -> JSON:
     """An exchange as `/v1/sessions` shows it."""
     columns = {name: getattr(row, name) for name in ExchangeRow.__slots__ if name not in _INTERNAL_COLUMNS}
-    return columns | {name: _parsed(columns[name]) for name in _JSON_COLUMNS}
+    shown = columns | {name: _parsed(columns[name]) for name in _JSON_COLUMNS}
+    return shown | {"wire": _parsed(row.wire)} if row.wire else shown
 
 
 def plain_session(session: JSON) -> JSON:

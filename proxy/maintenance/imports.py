@@ -146,6 +146,7 @@ class _Reader:
         row["depth"] = above[1] + 1 if above else 0
         row["chain_hash"] = bytes.fromhex(row["chain_hash"])
         row["session_no"] = self._session_no
+        row.setdefault("wire", None)  # exports of before there were other endpoints
         queries.leave_out_usual(row)
         message_no = self._connection.execute(QUERIES["insert_message"], row | {"message_no": None}).lastrowid
         assert message_no is not None
@@ -167,6 +168,7 @@ class _Reader:
         row["session_no"] = self._session_no
         row["user_no"] = self._user_no
         row["exchange_no"] = None
+        row.setdefault("wire", None)
         row.setdefault("completion_created", None)  # exports of before the first release have it in `completion`
         row["asked_model"] = asked_model(json_text.loads(row["parameters"]))
         row["parameters_no"] = queries.keep_parameters(

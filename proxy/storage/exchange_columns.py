@@ -56,6 +56,7 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
         "request_id": exchange.request_id,
         "worker_id": None,
         "created_at": exchange.created_at,
+        "wire": None,
     }
 
 

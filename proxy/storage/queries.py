@@ -100,7 +100,7 @@ class BranchNode(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message as the routes show it; `extra`, `choice` and `metadata` are JSON text."""
+    """A message as the routes show it; `extra`, `wire`, `choice` and `metadata` are JSON text."""
 
     message_id: str
     session_id: str
@@ -118,6 +118,7 @@ class Message:
     created_at: str
     message_no: int
     siblings: int
+    wire: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,7 @@ class ExchangeRow:
     worker_id: str | None
     created_at: str
     completed_at: str | None
+    wire: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -628,6 +630,7 @@ def update_message(connection: sqlite3.Connection, message_no: int, columns: Col
         "content": columns.content,
         "content_form": columns.content_form,
         "extra": columns.extra,
+        "wire": columns.wire,
     }
     leave_out_usual(parameters)
     _changes(connection, "update_message", parameters)

@@ -6,6 +6,7 @@ from hashlib import sha256
 from typing import Any
 
 from proxy.wire import json_text
+from proxy.wire.dialect import wire_of
 
 TITLE_LENGTH = 80
 DEFAULT_TITLE = "New Conversation"
@@ -19,13 +20,15 @@ _BLOB_DEPTH_MAX = 16
 
 @dataclass(slots=True)
 class Columns:
-    """A message as it is stored: `content` is the readable text, `extra` JSON text of its other keys."""
+    """A message as it is stored: `content` is the readable text, `extra` JSON text of its other keys, `wire` of
+    what its own dialect says beside it."""
 
     role: str
     content: str
     content_form: str
     extra: str | None
     blobs: dict[str, str] = field(default_factory=dict)
+    wire: str | None = None
 
 
 def is_message(value: Any) -> bool:
@@ -44,7 +47,9 @@ def to_columns(message: Mapping[str, Any]) -> Columns:
     else:
         text, form = _replaced(readable(content)), "json"
         extra["content"] = _without_blobs(content, blobs)
-    return Columns(message["role"], text, form, json_text.dumps(extra) if extra else None, blobs)
+    said = wire_of(message)
+    wire = json_text.dumps(said) if said else None
+    return Columns(message["role"], text, form, json_text.dumps(extra) if extra else None, blobs, wire)
 
 
 def to_openai(

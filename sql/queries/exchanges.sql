@@ -2,11 +2,11 @@
 INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_no, leaf_no, context, linked_count, model, status,
                        http_status, finish_reason, prompt_tokens, completion_tokens, total_tokens, reasoning_tokens,
                        cached_tokens, time_to_first_token_ms, duration_ms, parameters_no, metadata, request_id,
-                       completion_id, completion, completion_created, error, worker_id, created_at, completed_at)
+                       completion_id, completion, completion_created, error, worker_id, created_at, completed_at, wire)
 VALUES (:exchange_no, :exchange_id, :session_no, :user_no, :leaf_no, :context, :linked_count, :model, :status,
         :http_status, :finish_reason, :prompt_tokens, :completion_tokens, :total_tokens, :reasoning_tokens,
         :cached_tokens, :time_to_first_token_ms, :duration_ms, :parameters_no, :metadata, :request_id,
-        :completion_id, :completion, :completion_created, :error, :worker_id, :created_at, :completed_at);
+        :completion_id, :completion, :completion_created, :error, :worker_id, :created_at, :completed_at, :wire);
 
 -- name: last_numbers
 -- The numbers that sessions, messages and exchanges have reached. https://sqlite.org/autoinc.html
@@ -77,7 +77,7 @@ SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, e.le
        e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms,
        e.duration_ms, p.data, e.metadata, COALESCE(e.request_id, e.exchange_id),
        CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END,
-       e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at
+       e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at, e.wire
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
 JOIN sessions AS s ON s.session_no = e.session_no
@@ -90,7 +90,7 @@ SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, e.le
        e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms,
        e.duration_ms, p.data, e.metadata, COALESCE(e.request_id, e.exchange_id),
        CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END,
-       e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at
+       e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at, e.wire
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
 JOIN sessions AS s ON s.session_no = e.session_no

@@ -33,7 +33,7 @@ ORDER BY s.session_id;
 -- name: export_messages
 -- A session's messages in the order they were stored: parents before what follows them.
 SELECT m.message_no, m.message_id, m.session_id, p.message_id AS parent_id, lower(hex(m.chain_hash)) AS chain_hash,
-       e.exchange_id, m.role, m.content, COALESCE(m.content_form, 'text') AS content_form, m.extra,
+       e.exchange_id, m.role, m.content, COALESCE(m.content_form, 'text') AS content_form, m.extra, m.wire,
        CASE WHEN m.choice = '' THEN '{"finish_reason":"stop"}' ELSE m.choice END AS choice, m.model, m.tokens,
        COALESCE(m.status, 'completed') AS status, m.metadata, m.created_at
 FROM messages AS m
@@ -54,7 +54,7 @@ SELECT e.exchange_id, s.session_id, s.user_id, m.message_id AS leaf_id, e.contex
        e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms, e.duration_ms,
        p.data AS parameters, e.metadata, COALESCE(e.request_id, e.exchange_id) AS request_id,
        CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END AS completion_id,
-       e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at
+       e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at, e.wire
 FROM exchanges AS e
 LEFT JOIN messages AS m ON m.message_no = e.leaf_no
 JOIN parameters AS p ON p.parameters_no = e.parameters_no

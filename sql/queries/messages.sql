@@ -1,8 +1,8 @@
 -- name: insert_message
 INSERT INTO messages (message_no, message_id, session_id, session_no, parent_no, depth, chain_hash, exchange_no, role, content,
-                      content_form, extra, choice, model, tokens, status, metadata, created_at)
+                      content_form, extra, wire, choice, model, tokens, status, metadata, created_at)
 VALUES (:message_no, :message_id, :session_id, :session_no, :parent_no, :depth, :chain_hash, :exchange_no, :role, :content,
-        :content_form, :extra, :choice, :model, :tokens, :status, :metadata, :created_at);
+        :content_form, :extra, :wire, :choice, :model, :tokens, :status, :metadata, :created_at);
 
 -- name: adopt_reply
 -- A reply that a later request has brought along before it was stored itself: the copy becomes the reply.
@@ -11,6 +11,7 @@ SET exchange_no = :exchange_no,
     content = :content,
     content_form = :content_form,
     extra = :extra,
+    wire = :wire,
     choice = :choice,
     model = :model,
     tokens = :tokens,
@@ -170,7 +171,8 @@ SELECT m.message_id, m.session_id, p.message_id, e.exchange_id, m.role, m.conten
            SELECT COUNT(*)
            FROM beside
            WHERE is_linked = (m.role NOT IN ('system', 'developer'))
-       )
+       ),
+       m.wire
 FROM messages AS m
 LEFT JOIN messages AS p ON p.message_no = m.parent_no
 LEFT JOIN exchanges AS e ON e.exchange_no = m.exchange_no
@@ -241,5 +243,6 @@ RETURNING tokens;
 UPDATE messages
 SET content = :content,
     content_form = :content_form,
-    extra = :extra
+    extra = :extra,
+    wire = :wire
 WHERE message_no = :message_no;

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from proxy.settings import ConfigurationError
-from proxy.storage import exchange_store, queries, sqlite
+from proxy.storage import queries, sqlite
 from proxy.storage.sqlite import APPLICATION_ID, Database, connect, newest_schema, prepare
-from proxy.storage.write_batch import write_batch
-from tests.stored import exchange, user
 
 
 def version_of(path: Path) -> int:
@@ -114,21 +112,27 @@ def test_a_failed_migration_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     assert "half" not in tables_of(path)
 
 
+AN_EXCHANGE_OF_SCHEMA_6 = """
+    INSERT INTO sessions (session_no, session_id, user_id, created_at, updated_at)
+    VALUES (1, 's', 'default_user', 't', 't');
+    INSERT INTO parameters (parameters_no, digest, endpoint, data) VALUES (1, x'00', '/v1/chat/completions', '{}');
+    INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_no, status, parameters_no, worker_id, created_at)
+    VALUES (1, 'e', 1, 1, 'in_progress', 1, 'w', 't');
+    INSERT INTO exchange_fragments VALUES ('e', 1, x'31'), ('e', 0, x'30');
+"""
+
+
 def test_what_was_streaming_comes_along_from_an_earlier_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "chat.db"
     migrations = sqlite._migrations()
     with monkeypatch.context() as earlier:
         earlier.setattr(sqlite, "_migrations", lambda: {n: text for n, text in migrations.items() if n < 7})
         opened_twice(path)
-    asked = exchange([user("q")])
     with closing(connect(path)) as connection:
-        with write_batch(connection) as rows:
-            exchange_store.begin(rows, asked, worker_id="w")
-        pieces = [(asked.exchange_id, sequence, b"%d" % sequence) for sequence in (1, 0)]
-        connection.executemany("INSERT INTO exchange_fragments VALUES (?, ?, ?)", pieces)
+        connection.executescript(AN_EXCHANGE_OF_SCHEMA_6)
     opened_twice(path)
     with closing(connect(path)) as connection:
-        assert list(queries.iterate_fragments(connection, asked.exchange_id)) == [b"0", b"1"]
+        assert list(queries.iterate_fragments(connection, "e")) == [b"0", b"1"]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
