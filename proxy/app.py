@@ -51,8 +51,8 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
         routes=route_table(chats),
         lifespan=lifespan,
         middleware=[
-            *_cors(settings),
             Middleware(ObserverMiddleware),
+            *_cors(settings),
             Middleware(GateMiddleware),
             Middleware(EncodedSlashes),
         ],
@@ -64,7 +64,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
     )
     # A redirect would be an answer that upstream did not give.
     app.router.redirect_slashes = False
-    return _ChatsFirst(app, _within(_cors(settings), GateMiddleware(chats)))
+    return _ChatsFirst(app, _within([Middleware(ObserverMiddleware), *_cors(settings)], GateMiddleware(chats)))
 
 
 class _ChatsFirst:

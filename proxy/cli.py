@@ -14,7 +14,7 @@ from proxy.commands import COMMANDS
 from proxy.settings import ConfigurationError, Settings
 from proxy.storage import queries
 from proxy.storage.sqlite import Database
-from proxy.telemetry import logs, metrics
+from proxy.telemetry import logs, worker_files
 
 
 class _ServeCommand(click.Command):
@@ -85,7 +85,7 @@ def _serve(options: Mapping[str, str]) -> None:
     os.environ.update(options)  # for the application, which each worker process makes of the environment
     logs.configure(loaded)
     asyncio.run(_migrate(loaded))
-    metrics.clear(loaded.database_path)
+    worker_files.clear(loaded.database_path)
     listener = server.listen(loaded)
     server.serve(loaded, listener, announce=lambda: click.echo(_ready_line(loaded, listener.getsockname())))
 

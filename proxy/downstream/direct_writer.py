@@ -5,9 +5,9 @@ one, each with a system call. What can be written without it is; every other fra
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
-from starlette.types import Scope, Send
+from starlette.types import Message, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from proxy.wire.headers import Headers
@@ -17,6 +17,23 @@ EXTENSION = "stellarchat.outlet"
 _CR, _LF = 13, 10
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _FOR_SEND = frozenset({b"connection", b"transfer-encoding"})
+
+
+class NotingSend:
+    """A `send` that notes the status of the reply. It changes nothing, so a reply may still go the short way."""
+
+    __slots__ = ("__self__", "_send", "status")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.__self__ = getattr(send, "__self__", None)
+        self.status = 0
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        """Send a message."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        return self._send(message)
 
 
 class Outlet:
@@ -79,6 +96,8 @@ class Outlet:
         if not cycle.keep_alive:
             self._transport.close()
         cycle.on_response()
+        if isinstance(send, NotingSend):
+            send.status = status
         return True
 
     def _head(self, status: int, headers: Headers, length: int) -> bytes | None:

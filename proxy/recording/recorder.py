@@ -145,16 +145,15 @@ class Recorder:
             self._is_empty.set()
         exchange, is_begun = live.exchange, live.is_begun
         size = live.size + len(live.unwritten())  # which folds what waited: who is told of the outcome reads the reply
-        if self.observe is not None:
-            self.observe(exchange, outcome)
         if is_begun:
             work = partial(exchange_store.finish_begun, exchange=exchange, outcome=outcome)
         else:
             work = partial(exchange_store.finish, exchange=exchange, outcome=outcome)
         if live.sequence:
             self._ended.append(exchange.exchange_id)
+        saved = None
         try:
-            return self.writer.submit(
+            saved = self.writer.submit(
                 work,
                 spilled=lambda: spill_codec.finish_line(exchange, outcome),
                 size=size,
@@ -162,7 +161,12 @@ class Recorder:
         except QueueFullError:
             self.writer.unsaved["queue_full"] += 1
             logger.error("the write queue is full: an exchange is not saved")
-            return None
+        if self.observe is not None:  # only now: what is told of a chat must never keep it from being stored
+            try:
+                self.observe(exchange, outcome)
+            except Exception:  # it is stored, whatever is wrong with being told of it
+                logger.exception("a chat that is stored could not be told of")
+        return saved
 
     async def drain(self) -> None:
         """Wait for the open exchanges to be finished, write everything, and let go of the files."""

@@ -84,6 +84,7 @@ class ChatCompletions:
         if exchange is None:
             await open_unrecorded(services, scope, receive, send, body=chat.body, key=chat.routing_key)
         else:
+            scope["state"]["is_recorded"] = True  # the recorder tells of it
             await _Recorded(services, chat, exchange, self._orphans, outlet_of(scope)).run(receive, send)
 
 

@@ -1,7 +1,5 @@
 """`GET /metrics`: ours; upstream's own is upstream's."""
 
-import asyncio
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -13,8 +11,7 @@ from proxy.telemetry.metrics import CONTENT_TYPE
 
 async def get_metrics(request: Request[State]) -> Response:
     """All workers' numbers."""
-    text = await asyncio.to_thread(request.state["observer"].text)
-    return Response(text, headers={"content-type": CONTENT_TYPE})
+    return Response(await request.state["observer"].text(), headers={"content-type": CONTENT_TYPE})
 
 
 routes = [Route("/metrics", Resource(GET=get_metrics))]

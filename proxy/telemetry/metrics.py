@@ -1,26 +1,26 @@
-"""What Prometheus asks for: counted in each worker's own file of numbers, summed over all workers at the scrape.
+"""What Prometheus asks for: prometheus-client's multiprocess mode, with a bounded number of series.
 
-A worker counts into a memory map, at the cost of an addition: nothing is lost when it dies, since its file stays until
-the server ends. What it measures of itself now (queues, chats in flight) it puts there every second, and that counts
-only while the worker lives, which the lock of its file says. No user or session is a label, and models are so many.
+Every counter and histogram is made at the start, so that all are there from the first scrape and nothing has to grow
+later; only a new model's counts are not. A worker counts into its own mapped files, which outlive it, and a scrape sums
+all of them. No user, session or path is a label, and models are so many.
 """
 
-import contextlib
-import fcntl
-import mmap
-import os
-import shutil
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-from prometheus_client import CollectorRegistry, Metric, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from proxy.recording.overflow import UNSAVED_REASONS
+from proxy.telemetry import worker_files
+from proxy.telemetry.worker_files import Place
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -28,7 +28,7 @@ MODELS_MAX = 64
 OTHER_MODELS = "other"
 
 _MODEL_LENGTH = 120
-_NAMES_BYTES = 16 * 1024  # the models' names, before the numbers
+_MODELS_FILE = "models"
 
 STATUSES = ("completed", "incomplete", "failed")
 CAUSES = ("caller_left", "stopped", "upstream", "ended_early")
@@ -49,7 +49,7 @@ class _Family:
 COUNTERS = (
     _Family("stellarchat_chats", "Recorded chats by how they ended.", "status", STATUSES),
     _Family("stellarchat_chats_cut", "Chats that ended before their reply, by cause.", "cause", CAUSES),
-    _Family("stellarchat_requests", "Other requests by the class of their status.", "code", CODES),
+    _Family("stellarchat_requests", "All other requests by the class of their status.", "code", CODES),
     _Family("stellarchat_database_commits", "Transactions of the writer."),
     _Family("stellarchat_database_commit_seconds", "Time spent in them."),
     _Family(
@@ -63,12 +63,14 @@ GAUGES = (
     _Family("stellarchat_chats_in_flight", "Chats streaming now."),
     _Family("stellarchat_write_queue_length", "Writes waiting for the database, the spilled ones included."),
     _Family("stellarchat_write_queue_bytes", "Size of what is queued in memory."),
-    _Family(
-        "stellarchat_write_queue_age_seconds", "How long the oldest queued write has waited; of all workers the most."
-    ),
     _Family("stellarchat_spilled_writes", "Writes on the spill files."),
     _Family("stellarchat_database_trouble", "Workers that cannot write the database."),
     _Family("stellarchat_workers", "Living workers."),
+)
+GREATEST = (
+    _Family(
+        "stellarchat_write_queue_age_seconds", "How long the oldest queued write has waited; of all workers the most."
+    ),
 )
 HISTOGRAMS = (
     _Family("stellarchat_time_to_first_token_seconds", "From the request to the first token of a stream."),
@@ -76,188 +78,145 @@ HISTOGRAMS = (
     _Family("stellarchat_upstream_latency_seconds", "From the request to upstream's status."),
     _Family("stellarchat_proxy_overhead_seconds", "From upstream's status to the head of the reply to the caller."),
 )
-_AGE = "stellarchat_write_queue_age_seconds"
-
-
-def _layout() -> tuple[dict[tuple[str, str], int], int]:
-    places: dict[tuple[str, str], int] = {}
-    for family in (*COUNTERS, *GAUGES):
-        for value in family.values:
-            places[family.name, value] = len(places)
-    end = len(places)
-    for family in HISTOGRAMS:
-        places[family.name, ""] = end
-        end += len(BUCKETS) + 2  # one more bucket for all above, and the sum
-    return places, end
-
-
-PLACES, _TOKENS = _layout()
-_NUMBERS = _TOKENS + len(KINDS) * MODELS_MAX
-_FILE_BYTES = _NAMES_BYTES + 8 * _NUMBERS
+_TOKENS = ("stellarchat_tokens", "Tokens of recorded chats by model; of models beyond the limit as `other`.")
+_LABELS = ("model", "kind")
 
 
 class Metrics:
-    """One worker's numbers. `add` and `observe` cost an addition in memory."""
+    """One worker's numbers. `add` and `observe` cost an addition in memory. Raises OSError where none can be kept."""
 
-    def __init__(self, folder: Path, worker_id: str) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder = folder
-        self._file = os.open(folder / worker_id, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        os.ftruncate(self._file, _FILE_BYTES)
-        self._map = mmap.mmap(self._file, _FILE_BYTES)
-        self._numbers = memoryview(self._map)[_NAMES_BYTES:].cast("d")
-        self._models: dict[str, int] = {}
+    def __init__(self, folder: Path) -> None:
+        self._place = Place(folder)
+        self._files: list[MmapedDict] = []
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def add(self, name: str, value: str = "", *, amount: float = 1) -> None:
         """Count."""
-        self._numbers[PLACES[name, value]] += amount
+        self._cells[name, value].add(amount)
 
     def set(self, name: str, amount: float, *, value: str = "") -> None:
-        """What it is now; or how many there are so far, where somebody else counts."""
-        self._numbers[PLACES[name, value]] = amount
+        """What it is now; or how many this worker has counted so far, where somebody else counts."""
+        self._cells[name, value].set(self._base[name, value] + amount)
 
     def observe(self, name: str, seconds: float) -> None:
         """Count a duration into its histogram."""
-        start = PLACES[name, ""]
-        self._numbers[start + bisect_left(BUCKETS, seconds)] += 1
-        self._numbers[start + len(BUCKETS) + 1] += seconds
+        buckets, total = self._histograms[name]
+        buckets[bisect_left(BUCKETS, seconds)].add(1)
+        total.add(seconds)
 
     def add_tokens(self, model: str | None, *, prompt: int, completion: int) -> None:
-        """Count a reply's tokens. Only so many models are told apart: callers make names up."""
-        place = _TOKENS + len(KINDS) * self._model_place((model or OTHER_MODELS)[:_MODEL_LENGTH])
-        self._numbers[place] += prompt
-        self._numbers[place + 1] += completion
+        """Count a reply's tokens. `model` is one that upstream serves, None for one that it does not."""
+        cells = self._tokens_of(_label(model))
+        cells[0].add(prompt)
+        cells[1].add(completion)
 
     def text(self, *, gauges: Iterable[GaugeMetricFamily] = ()) -> bytes:
         """All workers' numbers in Prometheus' text format, and some more gauges."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Sums(self._folder, list(gauges)))
+        registry.register(_All(self._place.folder, list(gauges)))
         return generate_latest(registry)
 
     def close(self) -> None:
-        """Give up the lock: the counts stay as long as the server, the gauges do not."""
-        self._numbers.release()
-        self._map.close()  # it has a copy of the file's descriptor, and so of its lock
-        os.close(self._file)
+        """Leave the place to another worker: the counts stay as long as the server, the gauges do not."""
+        for file in self._files:
+            file.close()
+        self._files.clear()
+        self._place.release()
 
-    def _model_place(self, model: str) -> int:
-        place = self._models.get(model)
-        if place is None:
-            if len(self._models) >= MODELS_MAX - 1:
-                model = OTHER_MODELS  # the last place is kept for it
-            place = self._models.setdefault(model, len(self._models))
-            names = orjson.dumps([name.encode("utf-8", "replace").decode() for name in self._models])
-            self._map[: len(names) + 1] = names + b"\n"
-        return place
+    def _open(self) -> None:
+        counters, histograms = self._file("counter"), self._file("histogram")
+        gauges, greatest = self._file("gauge_livesum"), self._file("gauge_livemax")
+        self._cells = {
+            (family.name, value): _Cell(file, family.name, suffix, _pairs(family, value), family.help)
+            for file, suffix, families in (
+                (counters, "_total", COUNTERS),
+                (gauges, "", GAUGES),
+                (greatest, "", GREATEST),
+            )
+            for family in families
+            for value in family.values
+        }
+        self._histograms = {family.name: _histogram(histograms, family) for family in HISTOGRAMS}
+        self._counters = counters
+        # What somebody else counts begins at zero with each worker; the place may have had one before.
+        levels = {family.name for family in (*GAUGES, *GREATEST)}
+        self._base = {key: 0.0 if key[0] in levels else cell.value for key, cell in self._cells.items()}
+        self._tokens: dict[str, tuple[_Cell, _Cell]] = {}
+        self._tokens_of(OTHER_MODELS)
+
+    def _file(self, kind: str) -> MmapedDict:
+        self._files.append(self._place.file(kind))
+        return self._files[-1]
+
+    def _tokens_of(self, model: str) -> "tuple[_Cell, _Cell]":
+        cells = self._tokens.get(model)
+        if cells is None and (model == OTHER_MODELS or self._claim(model)):
+            name, help_ = _TOKENS
+            prompt, completion = (
+                _Cell(self._counters, name, "_total", {"model": model, "kind": kind}, help_) for kind in KINDS
+            )
+            cells = self._tokens[model] = prompt, completion
+        return cells or self._tokens[OTHER_MODELS]
+
+    def _claim(self, model: str) -> bool:
+        """Whether a model is, or becomes, one of those that are told apart in all workers."""
+        if len(self._tokens) >= MODELS_MAX:
+            return False
+        try:
+            with worker_files.shared_lines(self._place.folder / _MODELS_FILE) as known:
+                if model not in known and len(known) < MODELS_MAX - 1:
+                    known.append(model)
+                return model in known
+        except OSError:  # another worker is at it, or the disk is full: it is counted as another this once
+            return False
 
 
-def folder_of(database: Path, *, workers: int) -> Path:
-    """Where the workers of one server count: named by the process that starts them."""
-    server = os.getpid() if workers == 1 else os.getppid()
-    return _parent(database) / str(server)
+class _Cell:
+    """A number in a worker's file."""
+
+    __slots__ = ("_file", "_key", "value")
+
+    def __init__(self, file: MmapedDict, name: str, suffix: str, labels: dict[str, str], help_: str) -> None:
+        self._file = file
+        self._key = mmap_key(name, name + suffix, list(labels), list(labels.values()), help_)
+        self.value: float = file.read_value(self._key)[0]
+
+    def add(self, amount: float) -> None:
+        self.set(self.value + amount)
+
+    def set(self, value: float) -> None:
+        self.value = value
+        self._file.write_value(self._key, value, 0.0)
 
 
-def clear(database: Path) -> None:
-    """Forget what servers that are gone have counted, and one that had this process's id."""
-    for folder in _parent(database).glob("*"):
-        if folder.name == str(os.getpid()) or not Path("/proc", folder.name).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+class _All(Collector):
+    """All workers' sums."""
 
-
-def _parent(database: Path) -> Path:
-    return database.with_name(database.name + "-metrics")
-
-
-# --- summing
-
-
-class _Sums(Collector):
     def __init__(self, folder: Path, gauges: list[GaugeMetricFamily]) -> None:
         self._folder = folder
         self._gauges = gauges
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterable[Metric]:
         """The sums as they are now."""
-        totals = [0.0] * _TOKENS
-        tokens: dict[str, list[float]] = {}
-        for path in sorted(self._folder.iterdir()):
-            with contextlib.suppress(OSError, ValueError):
-                _add_file(path, totals, tokens)
-        for family in COUNTERS:
-            yield _family(CounterMetricFamily, family, totals)
-        for family in GAUGES:
-            yield _family(GaugeMetricFamily, family, totals)
-        for family in HISTOGRAMS:
-            yield _histogram(family, totals)
-        yield _tokens(tokens)
-        yield from self._gauges
+        return [*MultiProcessCollector.merge(worker_files.files_of(self._folder)), *self._gauges]
 
 
-def _add_file(path: Path, totals: list[float], tokens: dict[str, list[float]]) -> None:
-    with path.open("rb") as file:
-        data = file.read()
-        is_alive = not _can_lock(file.fileno())
-    if len(data) != _FILE_BYTES:
-        return
-    numbers = memoryview(data)[_NAMES_BYTES:].cast("d")
-    living = {PLACES[family.name, ""] for family in GAUGES}
-    age = PLACES[_AGE, ""]
-    for place in range(_TOKENS):
-        if place == age:
-            totals[place] = max(totals[place], numbers[place] if is_alive else 0)
-        elif is_alive or place not in living:
-            totals[place] += numbers[place]
-    names = data[:_NAMES_BYTES].split(b"\n", 1)[0]
-    for position, model in enumerate(orjson.loads(names) if names.startswith(b"[") else ()):
-        counts = tokens.setdefault(model, [0.0] * len(KINDS))
-        for kind in range(len(KINDS)):
-            counts[kind] += numbers[_TOKENS + len(KINDS) * position + kind]
+def _pairs(family: _Family, value: str) -> dict[str, str]:
+    return {family.label: value} if family.label else {}
 
 
-def _can_lock(file: int) -> bool:
-    """Whether its worker is gone."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _histogram(file: MmapedDict, family: _Family) -> tuple[list[_Cell], _Cell]:
+    bounds = [*map(floatToGoString, BUCKETS), "+Inf"]
+    buckets = [_Cell(file, family.name, "_bucket", {"le": bound}, family.help) for bound in bounds]
+    return buckets, _Cell(file, family.name, "_sum", {}, family.help)
 
 
-def _family(
-    kind: type[CounterMetricFamily] | type[GaugeMetricFamily], family: _Family, totals: list[float]
-) -> CounterMetricFamily | GaugeMetricFamily:
-    labels = [family.label] if family.label else []
-    metric = kind(family.name, family.help, labels=labels)
-    for value in family.values:
-        metric.add_metric([value] if labels else [], totals[PLACES[family.name, value]])
-    return metric
-
-
-def _histogram(family: _Family, totals: list[float]) -> HistogramMetricFamily:
-    start = PLACES[family.name, ""]
-    buckets, count = [], 0.0
-    for position, bound in enumerate([*map(str, BUCKETS), "+Inf"]):
-        count += totals[start + position]
-        buckets.append((bound, count))
-    metric = HistogramMetricFamily(family.name, family.help)
-    metric.add_metric([], buckets, sum_value=totals[start + len(BUCKETS) + 1])
-    return metric
-
-
-def _tokens(tokens: dict[str, list[float]]) -> CounterMetricFamily:
-    """By model; beyond the limit all workers' models together are told apart as one."""
-    metric = CounterMetricFamily("stellarchat_tokens", "Tokens of recorded chats.", labels=["model", "kind"])
-    kept = sorted(tokens, key=lambda model: -sum(tokens[model]))[: MODELS_MAX - 1]
-    rest = [0.0] * len(KINDS)
-    for model in tokens:
-        if model not in kept:
-            rest = [a + b for a, b in zip(rest, tokens[model], strict=True)]
-    if any(rest):
-        known = tokens.get(OTHER_MODELS, [0.0] * len(KINDS)) if OTHER_MODELS in kept else [0.0] * len(KINDS)
-        tokens = {**tokens, OTHER_MODELS: [a + b for a, b in zip(rest, known, strict=True)]}
-        kept = [model for model in kept if model != OTHER_MODELS] + [OTHER_MODELS]
-    for model in kept:
-        for kind, count in zip(KINDS, tokens[model], strict=True):
-            metric.add_metric([model, kind], count)
-    return metric
+def _label(model: str | None) -> str:
+    """A model's name as a label: one line, no longer than a name is, and UTF-8."""
+    if model is None:
+        return OTHER_MODELS
+    return " ".join(model[:_MODEL_LENGTH].encode("utf-8", "replace").decode().split()) or OTHER_MODELS

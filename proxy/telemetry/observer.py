@@ -1,48 +1,64 @@
-"""Watches one worker: counts how its chats and requests end, logs and traces each, and measures its queues."""
+"""Watches one worker: counts how its chats and requests end, logs and traces each, and measures its queues.
+
+It is a convenience: whatever goes wrong with it is logged, now and then, and reaches no chat.
+"""
 
 import asyncio
+import logging
 import random
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from proxy.downstream.direct_writer import NotingSend
+from proxy.errors import UnavailableError
 from proxy.ids import timestamp
 from proxy.recording.overflow import UNSAVED_REASONS
 from proxy.recording.recorder import Recorder
+from proxy.recording.spill import spill_files
 from proxy.settings import Settings
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.telemetry.logs import file_of_requests
-from proxy.telemetry.metrics import Metrics, folder_of
+from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.traces import open_traces
+from proxy.telemetry.worker_files import folder_of
 from proxy.wire import headers
+
+logger = logging.getLogger(__name__)
 
 _PUBLISH_SECONDS = 1.0
 _LOGGER = "stellarchat.access"
-_LINES_MAX = 100_000  # a second's; what is more is not logged
-_CHAT = "/v1/chat/completions"
+_LINES_MAX = 20_000  # a second's; what is more is not logged
+_FIELD_LENGTH = 256
+_COMPLAINT_SECONDS = 60.0
 
 
 class Observer:
-    """Told by the recorder of every chat that has ended."""
+    """Told by the recorder of every chat that has ended, and by the middleware of every other request."""
 
     def __init__(self, settings: Settings, recorder: Recorder) -> None:
         self._database = settings.database_path
+        self._state_folder = settings.state_path
         self._recorder = recorder
         self._sample = settings.access_log_sample
         self._log = file_of_requests()
         self._lines: list[dict[str, Any]] = []
-        self.metrics = Metrics(folder_of(settings.database_path, workers=settings.workers), recorder.worker_id)
+        self._complained_at = -_COMPLAINT_SECONDS
+        # Of its own: what it writes may wait for the disk, and must not keep a thread that a chat needs.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="observer")
+        self.metrics = self._open_metrics(folder_of(settings.database_path, workers=settings.workers))
         self._traces = open_traces(settings)
         self._task: asyncio.Task[None] | None = None
-        self._is_closed = False
 
     def start(self) -> None:
         """Begin to measure."""
         self._recorder.observe = self.chat_ended
-        self._publish()
+        self._guarded(self._publish)
         self._task = asyncio.create_task(self._run(), name="observer")
 
     async def close(self) -> None:
@@ -50,17 +66,71 @@ class Observer:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._publish()
-        self._write_lines()
-        if self._traces is not None:
-            await self._traces.close()
         self._recorder.observe = None
-        self._is_closed = True
-        self.metrics.close()
+        self._guarded(self._publish)
+        await self._in_thread(self._write_lines)
+        if self._traces is not None:
+            try:
+                await self._traces.close()
+            except Exception as exc:  # noqa: BLE001 - the server ends all the same
+                self._complain(exc)
+        metrics, self.metrics = self.metrics, None
+        if metrics is not None:
+            metrics.close()
+        self._thread.shutdown(wait=False)
 
     def chat_ended(self, exchange: Exchange, outcome: Outcome) -> None:
-        """Count a chat, log it and trace it."""
+        """Count a chat, log it and trace it. Raises nothing: the chat is stored, and goes on."""
+        self._guarded(lambda: self._count_chat(exchange, outcome))
+        if self._is_logged(failed=outcome.status == "failed"):
+            self._guarded(lambda: self._log_chat(exchange, outcome))
+        traces = self._traces
+        if traces is not None:
+            self._guarded(lambda: traces.note(exchange, outcome))
+
+    def request_ended(self, scope: Scope, *, status: int, seconds: float) -> None:
+        """Count any other request, and log it. Raises nothing."""
+        self._guarded(lambda: self._count_request(status))
+        if self._is_logged(failed=status >= 500 or status == 0):
+            self._guarded(lambda: self._log_request(scope, status, seconds))
+
+    async def text(self) -> bytes:
+        """What Prometheus gets. Raises UnavailableError where nothing could be counted."""
+        self._guarded(self._publish)
+        metrics = self.metrics
+        if metrics is None:
+            raise UnavailableError
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, lambda: metrics.text(gauges=[self._sizes()])
+        )
+
+    def _open_metrics(self, folder: Path) -> Metrics | None:
+        try:
+            return Metrics(folder)
+        except Exception as exc:  # noqa: BLE001 - chats do not need it
+            logger.error("nothing is counted: %s cannot be used: %s", folder, exc)
+            return None
+
+    def _guarded(self, work: Callable[[], object]) -> None:
+        """Do what must not stop a chat, whatever happens to it."""
+        try:
+            work()
+        except Exception as exc:  # noqa: BLE001 - see above
+            self._complain(exc)
+
+    async def _in_thread(self, work: Callable[[], object]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work)
+
+    def _complain(self, exc: Exception) -> None:
+        now = time.monotonic()
+        if now - self._complained_at >= _COMPLAINT_SECONDS:
+            self._complained_at = now
+            logger.error("something could not be counted or logged", exc_info=exc)
+
+    def _count_chat(self, exchange: Exchange, outcome: Outcome) -> None:
         metrics, reply = self.metrics, outcome.reply
+        if metrics is None:
+            return
         metrics.add("stellarchat_chats", outcome.status)
         if outcome.status == "incomplete":
             metrics.add("stellarchat_chats_cut", outcome.cause)
@@ -73,38 +143,23 @@ class Observer:
         if outcome.overhead_seconds is not None:
             metrics.observe("stellarchat_proxy_overhead_seconds", outcome.overhead_seconds)
         usage = reply.usage if reply is not None and isinstance(reply.usage, dict) else {}
-        model = reply.model if reply is not None and isinstance(reply.model, str) else exchange.request.get("model")
         metrics.add_tokens(
-            model if isinstance(model, str) else None,
+            _served_model(exchange, outcome),
             prompt=_count(usage.get("prompt_tokens")),
             completion=_count(usage.get("completion_tokens")),
         )
-        if self._is_logged(failed=outcome.status == "failed"):
-            self._log_chat(exchange, outcome, model)
-        if self._traces is not None:
-            self._traces.note(exchange, outcome)
 
-    def request_ended(self, scope: Scope, *, status: int, seconds: float) -> None:
-        """Count any other request, and log it."""
-        if self._is_closed:
-            return
-        code = f"{status // 100}xx" if 100 <= status < 600 else "none"
-        self.metrics.add("stellarchat_requests", code)
-        if self._is_logged(failed=status >= 500 or status == 0):
-            fields = {"method": scope["method"], "path": scope["path"], "status": status}
-            request_id = headers.value_of(scope["headers"], b"x-request-id")
-            fields["request_id"] = None if request_id is None else headers.text_of(request_id)
-            self._log_line("request", {**fields, "duration_ms": round(seconds * 1000)})
+    def _count_request(self, status: int) -> None:
+        if self.metrics is not None:
+            self.metrics.add("stellarchat_requests", f"{status // 100}xx" if 100 <= status < 600 else "none")
 
-    def text(self) -> bytes:
-        """What Prometheus gets."""
-        self._publish()
+    def _sizes(self) -> GaugeMetricFamily:
         sizes = GaugeMetricFamily("stellarchat_database_bytes", "Size on disk.", labels=["file"])
         for label, suffix in (("database", ""), ("log", "-wal"), ("search", "-search")):
             sizes.add_metric([label], _size(self._database.with_name(self._database.name + suffix)))
-        spill = sum(_size(path) for path in self._database.parent.glob(f"{self._database.name}-spill-*"))
-        sizes.add_metric(["spill"], spill)
-        return self.metrics.text(gauges=[sizes])
+        spills = spill_files(self._database, folder=self._state_folder).values()
+        sizes.add_metric(["spill"], sum(map(_size, spills)))
+        return sizes
 
     def _is_logged(self, *, failed: bool) -> bool:
         return self._log is not None and (
@@ -114,9 +169,25 @@ class Observer:
     def _log_line(self, message: str, fields: dict[str, Any]) -> None:
         """Keep a line for the next second's batch."""
         if len(self._lines) < _LINES_MAX:
-            self._lines.append({"time": timestamp(), "level": "info", "logger": _LOGGER, "message": message, **fields})
+            bounded = {key: _bounded(value) for key, value in fields.items()}
+            self._lines.append({"time": timestamp(), "level": "info", "logger": _LOGGER, "message": message, **bounded})
 
-    def _log_chat(self, exchange: Exchange, outcome: Outcome, model: Any) -> None:
+    def _log_request(self, scope: Scope, status: int, seconds: float) -> None:
+        request_id = headers.value_of(scope["headers"], b"x-request-id")
+        self._log_line(
+            "request",
+            {
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "request_id": None if request_id is None else headers.text_of(request_id),
+                "duration_ms": round(seconds * 1000),
+            },
+        )
+
+    def _log_chat(self, exchange: Exchange, outcome: Outcome) -> None:
+        reply = outcome.reply
+        model = reply.model if reply is not None and isinstance(reply.model, str) else exchange.request.get("model")
         self._log_line(
             "chat",
             {
@@ -134,18 +205,20 @@ class Observer:
     def _write_lines(self) -> None:
         lines, self._lines = self._lines, []
         if lines and self._log is not None:
-            self._log.write_lines(map(_loggable, lines))
+            self._log.write_lines(lines)
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(_PUBLISH_SECONDS)
-            self._publish()
-            await asyncio.to_thread(self._write_lines)
+            self._guarded(self._publish)
+            await self._in_thread(self._write_lines)
             if self._traces is not None:
-                await asyncio.to_thread(self._traces.make_spans)
+                await self._in_thread(self._traces.make_spans)
 
     def _publish(self) -> None:
         metrics, recorder, writer = self.metrics, self._recorder, self._recorder.writer
+        if metrics is None:
+            return
         metrics.set("stellarchat_database_commits", writer.commits)
         metrics.set("stellarchat_database_commit_seconds", writer.commit_seconds)
         for reason in UNSAVED_REASONS:
@@ -160,37 +233,43 @@ class Observer:
 
 
 class ObserverMiddleware:
-    """Counts and logs every request but chats, which the recorder tells of: nothing stands in the way of a token."""
+    """Notes how every request ends that is not recorded, of which the recorder tells: each is counted once."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, and note how. Never what is in it: not even the query of its path."""
-        if scope["type"] != "http" or scope["path"] == _CHAT:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.monotonic(), 0
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        started, noting = time.monotonic(), NotingSend(send)
         try:
             await self._app(scope, receive, noting)
+        except Exception:
+            noting.status = noting.status or 500
+            raise
         finally:
             observer: Observer = scope["state"]["observer"]
-            observer.request_ended(scope, status=status, seconds=time.monotonic() - started)
+            if not scope["state"].get("is_recorded"):
+                observer.request_ended(scope, status=noting.status, seconds=time.monotonic() - started)
 
 
-def _loggable(line: dict[str, Any]) -> dict[str, Any]:
-    """Texts of callers may hold what no JSON can."""
-    return {
-        key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-        for key, value in line.items()
-    }
+def _served_model(exchange: Exchange, outcome: Outcome) -> str | None:
+    """The model, where upstream has answered as one: callers make names up, and upstream refuses them."""
+    if outcome.http_status is None or not 200 <= outcome.http_status < 300:
+        return None
+    reply = outcome.reply
+    model = reply.model if reply is not None and isinstance(reply.model, str) else exchange.request.get("model")
+    return model if isinstance(model, str) else None
+
+
+def _bounded(value: Any) -> Any:
+    """Texts of callers may be of any length, and hold what no JSON can."""
+    if not isinstance(value, str):
+        return value
+    cut = value if len(value) <= _FIELD_LENGTH else value[:_FIELD_LENGTH] + "…"
+    return cut.encode("utf-8", "replace").decode()
 
 
 def _count(value: Any) -> int:
