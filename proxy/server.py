@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import uvicorn
@@ -97,6 +97,14 @@ def _leave_with_supervisor() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _say_draining(count: int | None, grace_seconds: int | None) -> None:
+    """Written past the buffers: a signal may come while one of them is being written to."""
+    waiting = "open replies get" if count is None else f"{count} open {'reply gets' if count == 1 else 'replies get'}"
+    text = f"Draining: {waiting} up to {grace_seconds} s to end; a second signal leaves at once.\n"
+    with suppress(OSError):
+        os.write(sys.stderr.fileno(), text.encode())
+
+
 class _Server(uvicorn.Server):
     """Drains on the first signal, leaves at once on the second, and exits with 0 when it has drained."""
 
@@ -111,6 +119,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             os._exit(1)  # what is unsaved is saved by the next start, as after a crash
+        _say_draining(len(self.server_state.tasks), self.config.timeout_graceful_shutdown)
         self.should_exit = True
 
     @contextmanager
@@ -140,6 +149,7 @@ class _Workers(Multiprocess):
             for process in self.processes:
                 process.process.kill()
             os._exit(1)
+        _say_draining(None, self.config.timeout_graceful_shutdown)
         self.should_exit.set()
         for listener in self.sockets:
             listener.close()  # while it is open here, callers wait in its backlog

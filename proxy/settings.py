@@ -154,6 +154,17 @@ class UpstreamAddress:
     url: str
     model: str | None = None
 
+    @property
+    def host(self) -> str:
+        """The name or address, without brackets."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The port, or the scheme's own."""
+        parts = urlsplit(self.url)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+
 
 def upstream_addresses(value: str) -> tuple[UpstreamAddress, ...]:
     """The addresses of `url,url` or `model@url,...`. Raises ValueError."""
@@ -223,6 +234,7 @@ class Settings:
     port: int = _setting("STELLARCHAT_PORT", 8080, _integer(0, 65535), "port to listen on; 0 takes a free one")
     workers: int = _setting("STELLARCHAT_WORKERS", 1, _integer(1, 64), "processes on the one database")
     log_dir: str = _setting("STELLARCHAT_LOG_DIR", "volume/logs", _text, "folder of the rotating JSON-lines log")
+    quiet: bool = _setting("STELLARCHAT_QUIET", False, _switch, "no line on the console for each request (on, off)")
     log_level: str = _setting(
         "STELLARCHAT_LOG_LEVEL", "info", _one_of(("debug", "info", "warning", "error")), "what is logged"
     )

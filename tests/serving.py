@@ -32,6 +32,7 @@ def settings_for(folder: Path, *, upstream_url: str = "http://127.0.0.1:9", **ch
         upstream_url=upstream_url,
         auth="off",
         spill_reserve_bytes=65536,
+        quiet=True,
     )
     return replace(base, **changes)
 

@@ -1,10 +1,12 @@
-"""The commands beside `serve`: one module a group, each added to `stellarchat`."""
+"""The commands: one module a group, each added to `stellarchat`."""
 
 import click
 
-from proxy.commands import backup, check, export, keys, prune, stats
+from proxy.commands import backup, check, doctor, export, keys, prune, serve, stats
 
 COMMANDS: tuple[click.Command, ...] = (
+    serve.serve_command,
+    doctor.doctor_command,
     backup.backup_command,
     backup.restore_command,
     check.check_command,

@@ -25,6 +25,7 @@ from proxy.settings import Settings
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.telemetry.logs import file_of_requests
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.request_lines import RequestLines
 from proxy.telemetry.traces import open_traces
 from proxy.telemetry.worker_files import folder_of
 from proxy.wire import headers
@@ -53,6 +54,7 @@ class Observer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="observer")
         self.metrics = self._open_metrics(folder_of(settings.database_path, workers=settings.workers))
         self._traces = open_traces(settings)
+        self._console = None if settings.quiet else RequestLines()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -74,6 +76,8 @@ class Observer:
                 await self._traces.close()
             except Exception as exc:  # noqa: BLE001 - the server ends all the same
                 self._complain(exc)
+        if self._console is not None:
+            self._console.close()
         metrics, self.metrics = self.metrics, None
         if metrics is not None:
             metrics.close()
@@ -82,6 +86,9 @@ class Observer:
     def chat_ended(self, exchange: Exchange, outcome: Outcome) -> None:
         """Count a chat, log it and trace it. Raises nothing: the chat is stored, and goes on."""
         self._guarded(lambda: self._count_chat(exchange, outcome))
+        console = self._console
+        if console is not None:
+            self._guarded(lambda: console.chat_ended(exchange, outcome, _served_model(exchange, outcome)))
         if self._is_logged(failed=outcome.status == "failed"):
             self._guarded(lambda: self._log_chat(exchange, outcome))
         traces = self._traces
@@ -91,6 +98,9 @@ class Observer:
     def request_ended(self, scope: Scope, *, status: int, seconds: float) -> None:
         """Count any other request, and log it. Raises nothing."""
         self._guarded(lambda: self._count_request(status))
+        console = self._console
+        if console is not None and (status >= 500 or status == 0):
+            self._guarded(lambda: console.request_failed(scope["method"], scope["path"], status))
         if self._is_logged(failed=status >= 500 or status == 0):
             self._guarded(lambda: self._log_request(scope, status, seconds))
 

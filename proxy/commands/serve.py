@@ -1,0 +1,167 @@
+"""`stellarchat serve`: its options and help, what it checks before it starts, and what it says on the terminal."""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+
+import click
+
+from proxy import settings
+from proxy.commands import upstream_watch
+from proxy.commands.console import says_errors
+from proxy.demo import MODEL
+from proxy.settings import ConfigurationError, Settings
+from proxy.storage import queries
+from proxy.storage.sqlite import Database
+from proxy.telemetry import logs, worker_files
+
+# The settings in the order of `serve --help`; what is in no group comes last, under "Limits and time-outs".
+_GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "The usual settings",
+        (
+            "STELLARCHAT_UPSTREAM_URL",
+            "STELLARCHAT_UPSTREAM_API_KEY",
+            "DATABASE_URL",
+            "STELLARCHAT_HOST",
+            "STELLARCHAT_PORT",
+            "STELLARCHAT_AUTH",
+            "STELLARCHAT_ADMIN_KEY",
+            "STELLARCHAT_WORKERS",
+            "STELLARCHAT_LOG_DIR",
+            "STELLARCHAT_DEMO",
+        ),
+    ),
+    (
+        "What is recorded, and how",
+        (
+            "STELLARCHAT_RECORDING",
+            "STELLARCHAT_RECORD",
+            "STELLARCHAT_STORE_FALSE",
+            "STELLARCHAT_DURABILITY",
+            "STELLARCHAT_ON_DISCONNECT",
+            "STELLARCHAT_STREAM_USAGE",
+            "STELLARCHAT_STITCHING",
+            "STELLARCHAT_SESSION_HEADERS",
+            "STELLARCHAT_FORWARD_SESSION",
+            "STELLARCHAT_READBACK",
+            "STELLARCHAT_RESPONSES_STATE",
+            "STELLARCHAT_SEARCH_INDEX",
+            "STELLARCHAT_WEB",
+        ),
+    ),
+    (
+        "Keeping it",
+        (
+            "STELLARCHAT_BACKUP_EVERY",
+            "STELLARCHAT_BACKUP_KEEP",
+            "STELLARCHAT_RETENTION_DAYS",
+            "STELLARCHAT_STATE_DIR",
+        ),
+    ),
+    (
+        "Watching it",
+        (
+            "STELLARCHAT_QUIET",
+            "STELLARCHAT_LOG_LEVEL",
+            "STELLARCHAT_LOG_FILE_BYTES",
+            "STELLARCHAT_ACCESS_LOG_SAMPLE",
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        ),
+    ),
+)
+
+
+class _ServeCommand(click.Command):
+    """Lists every setting in groups below the options."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = {each.metadata["name"]: _described(each.metadata["meaning"], each.default) for each in fields(Settings)}
+        with formatter.section("Settings (environment or .env; options win)"):
+            formatter.write_text("A name with _FILE behind it, such as STELLARCHAT_ADMIN_KEY_FILE, names a file.")
+        for heading, names in _GROUPS:
+            with formatter.section(heading):
+                formatter.write_dl([(name, rows.pop(name)) for name in names if name in rows], col_max=44)
+        with formatter.section("Limits and time-outs"):
+            formatter.write_dl(list(rows.items()), col_max=44)
+
+
+def _described(meaning: str, default: object) -> str:
+    shown = settings.shown(default)
+    return f"{meaning} [default: {shown}]" if shown else meaning
+
+
+@click.command("serve", cls=_ServeCommand)
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", help="Port to listen on; 0 takes a free one.")
+@click.option("--upstream", help="vLLM's address, such as http://127.0.0.1:8000.")
+@click.option("--workers", help="Processes on the one database.")
+@click.option("--backup-every", help="Time between backups, such as 24h.")
+@click.option("--backup-keep", help="Backups kept, the newest ones.")
+@click.option("--demo", is_flag=True, help="Chat with a small built-in echo model instead of vLLM.")
+@click.option("--quiet", is_flag=True, help="No line for each request.")
+@says_errors
+def serve_command(*, demo: bool, quiet: bool, upstream: str | None, **given: str | None) -> None:
+    """Run the proxy."""
+    if demo and upstream is not None:
+        raise click.UsageError("--demo is instead of --upstream: give one of them.")
+    options = {f"STELLARCHAT_{name.upper()}": value for name, value in given.items()}
+    options["STELLARCHAT_UPSTREAM_URL"] = upstream
+    options["STELLARCHAT_DEMO"] = "on" if demo else None
+    options["STELLARCHAT_QUIET"] = "on" if quiet else None
+    _serve({name: value for name, value in options.items() if value is not None})
+
+
+def _serve(options: Mapping[str, str]) -> None:
+    from proxy import server  # loads uvicorn, which the other commands do not need
+
+    loaded = settings.load(options)
+    for name, meant in settings.unknown_names().items():
+        hint = f"; did you mean {meant}?" if meant else ""
+        click.echo(f"stellarchat: warning: {name} is no setting of this program{hint}", err=True)
+    os.environ.update(options)  # for the application, which each worker process makes of the environment
+    logs.configure(loaded)
+    asyncio.run(_migrate(loaded))
+    worker_files.clear(loaded.database_path)
+    listener = server.listen(loaded)
+    address = listener.getsockname()[:2]
+    try:
+        upstream_watch.refuse_own_address(loaded, address)
+    except ConfigurationError:
+        listener.close()
+        raise
+    server.serve(loaded, listener, announce=lambda: _announce(loaded, address))
+
+
+async def _migrate(loaded: Settings) -> None:
+    """Find out before the first worker starts whether the database can be used, and who may come in."""
+    database = Database(loaded.database_path)
+    await database.open(readers=1)
+    try:
+        has_key = loaded.admin_key is not None or await database.read(queries.key_exists)
+    finally:
+        await database.close()
+    if not (has_key or loaded.is_loopback or loaded.auth == "off"):
+        raise ConfigurationError(
+            f"STELLARCHAT_HOST={loaded.host} lets others in and there is no API key: "
+            "make one with `stellarchat keys create --user ID`, or set STELLARCHAT_AUTH=off"
+        )
+
+
+def _announce(loaded: Settings, address: tuple[str, int]) -> None:
+    base = base_url(address)
+    upstream = "the built-in demo model, not vLLM" if loaded.demo else settings.without_password(loaded.upstream_url)
+    page = f" · page: {base}/ui" if getattr(loaded, "web", False) else ""
+    click.echo(f"StellarChat is ready: {base}/v1{page} · upstream: {upstream} · history: {loaded.database_path}")
+    if loaded.demo:
+        click.echo(upstream_watch.sample_line(base, MODEL))
+    else:
+        upstream_watch.start(loaded, base)
+
+
+def base_url(address: tuple[str, int]) -> str:
+    """The server's address as this machine reaches it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared, not listened on
+    return f"http://[{host}]:{address[1]}" if ":" in host else f"http://{host}:{address[1]}"

@@ -1,0 +1,93 @@
+"""What `serve` says about upstream on the terminal: its models and a first request, or why it cannot be reached."""
+
+import asyncio
+import logging
+import shlex
+import socket
+import threading
+
+import click
+
+from proxy.settings import ConfigurationError, Settings, without_password
+from proxy.upstream.client import Upstream
+from proxy.wire import json_text
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 10.0
+_MODELS_SHOWN = 5
+
+
+def refuse_own_address(loaded: Settings, listening: tuple[str, int]) -> None:
+    """Raise ConfigurationError where an upstream is this server: every request would call itself."""
+    if loaded.demo:
+        return
+    for each in loaded.upstreams:
+        if each.port == listening[1] and _addresses(each.host) & (_addresses(listening[0]) | _own(listening[0])):
+            raise ConfigurationError(
+                f"STELLARCHAT_UPSTREAM_URL={without_password(each.url)} is this proxy's own address: "
+                "give vLLM's, or another STELLARCHAT_PORT"
+            )
+
+
+def start(loaded: Settings, base: str) -> None:
+    """Watch the upstreams in a thread of its own: however slowly one answers, no request waits for it."""
+    watch = _Watch(loaded, base)
+    threading.Thread(target=lambda: asyncio.run(watch.run()), daemon=True, name="upstream-watch").start()
+
+
+def sample_line(base: str, model: str) -> str:
+    """A first request, ready to be copied."""
+    body = json_text.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
+    return f"Try: curl {base}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+
+
+class _Watch:
+    def __init__(self, loaded: Settings, base: str) -> None:
+        self._upstreams = [Upstream(loaded, address) for address in loaded.upstreams]
+        self._base = base
+        self._said: dict[str, str | None] = {}
+        self._has_shown_sample = False
+
+    async def run(self) -> None:
+        """Look every few seconds, and say what has changed."""
+        while True:
+            for upstream in self._upstreams:
+                await self._look(upstream)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _look(self, upstream: Upstream) -> None:
+        trouble = None if await upstream.probe() else upstream.health.reason
+        if self._said.get(upstream.name, "") == trouble:
+            return
+        self._said[upstream.name] = trouble
+        if trouble is not None:
+            logger.warning("upstream %s: %s. Chats fail until it answers.", upstream.name, trouble.rstrip("."))
+            return
+        await upstream.read_models()
+        models = sorted(upstream.models or ())
+        if not models:
+            logger.warning(
+                "upstream %s answers, but gives no model list: does it want STELLARCHAT_UPSTREAM_API_KEY?",
+                upstream.name,
+            )
+            return
+        shown = ", ".join(models[:_MODELS_SHOWN]) + (", …" if len(models) > _MODELS_SHOWN else "")
+        logger.info("upstream %s answers; models: %s", upstream.name, shown)
+        if not self._has_shown_sample:
+            self._has_shown_sample = True
+            click.echo(sample_line(self._base, models[0]))
+
+
+def _addresses(host: str) -> set[str]:
+    try:
+        return {str(each[4][0]) for each in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return set()
+
+
+def _own(listening: str) -> set[str]:
+    """What a server that listens on all addresses is reached by."""
+    if listening not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not listened on
+        return set()
+    return {"127.0.0.1", "::1", "0.0.0.0", "::"} | _addresses(socket.gethostname())  # noqa: S104

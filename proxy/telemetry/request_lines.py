@@ -1,0 +1,114 @@
+"""One short line on the console for each chat, and for each other request that failed."""
+
+import queue
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import TextIO
+
+from proxy.storage.exchange import Exchange, Outcome
+
+_WAITING_MAX = 200
+# A terminal shows no more than people can read: what comes faster is counted.
+_LINES_A_SECOND = 50
+_COLOURS = {"completed": "\033[32m", "incomplete": "\033[33m", "failed": "\033[31m"}
+_DIM, _RESET = "\033[2m", "\033[0m"
+_NAME_LENGTH = 40
+_ERROR_LENGTH = 160
+
+
+class RequestLines:
+    """Writes lines in a thread of its own: a terminal that does not read (Ctrl-S) stops no chat."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stderr
+        self._has_colours = self._out.isatty()
+        self._lines: queue.Queue[str | None] = queue.Queue(_WAITING_MAX)
+        self._second = 0
+        self._count = 0
+        self._left_out = 0
+        threading.Thread(target=self._write, daemon=True, name="request-lines").start()
+
+    def chat_ended(self, exchange: Exchange, outcome: Outcome, model: str | None) -> None:
+        """Write how a chat ended."""
+        if self._has_room():
+            self._put(chat_line(exchange, outcome, model, has_colours=self._has_colours))
+
+    def request_failed(self, method: str, path: str, status: int) -> None:
+        """Write that another request failed."""
+        if self._has_room():
+            mark = _COLOURS["failed"] if self._has_colours else ""
+            self._put(f"{_clock()}  {mark}{status or 'no answer'}{_RESET if mark else ''}  {method} {_plain(path, 80)}")
+
+    def close(self) -> None:
+        """End the thread when it has written what waits."""
+        with suppress(queue.Full):  # the terminal does not read: the thread ends with the process
+            self._lines.put_nowait(None)
+
+    def _has_room(self) -> bool:
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._left_out:
+                self._put(f"{_clock()}  … and {self._left_out} more")
+            self._second, self._count, self._left_out = second, 0, 0
+        self._count += 1
+        if self._count > _LINES_A_SECOND:
+            self._left_out += 1
+            return False
+        return True
+
+    def _put(self, line: str) -> None:
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self._left_out += 1
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                print(line, file=self._out, flush=True)
+            except (OSError, ValueError):  # the terminal is gone, or the stream is closed at exit
+                return
+
+
+def chat_line(exchange: Exchange, outcome: Outcome, model: str | None, *, has_colours: bool = False) -> str:
+    """Model, status, tokens, time to the first token, duration and session of a chat."""
+    usage = outcome.reply.usage if outcome.reply is not None and isinstance(outcome.reply.usage, dict) else {}
+    tokens = f"{_count(usage, 'prompt_tokens')}+{_count(usage, 'completion_tokens')} tokens" if usage else ""
+    first = "" if outcome.time_to_first_token_ms is None else f"first {_seconds(outcome.time_to_first_token_ms)}, "
+    took = "" if outcome.duration_ms is None else f"{first}{_seconds(outcome.duration_ms)}"
+    status = outcome.status if outcome.status != "failed" else f"failed {outcome.http_status or ''}".rstrip()
+    session = f"session {exchange.session.session_id} ({exchange.session.source})"
+    if has_colours:
+        status = f"{_COLOURS[outcome.status]}{status}{_RESET}"
+        session = f"{_DIM}{session}{_RESET}"
+    asked = exchange.request.get("model")
+    name = model or (asked if isinstance(asked, str) else "no model")
+    parts = [_clock(), _plain(name, _NAME_LENGTH), status, tokens, took, session, _why(outcome)]
+    return "  ".join(part for part in parts if part)
+
+
+def _why(outcome: Outcome) -> str:
+    if outcome.status != "failed" or not outcome.error:
+        return ""
+    message = outcome.error.get("message") if isinstance(outcome.error, dict) else outcome.error
+    return _plain(str(message), _ERROR_LENGTH)
+
+
+def _plain(text: str, length: int) -> str:
+    """Text of callers and upstreams, fit for a terminal: cut, and without control characters."""
+    return "".join(character if character.isprintable() else "?" for character in text[:length])
+
+
+def _count(usage: dict[str, object], key: str) -> str:
+    value = usage.get(key)
+    return str(value) if isinstance(value, int) else "?"
+
+
+def _seconds(milliseconds: int) -> str:
+    return f"{milliseconds / 1000:.2f} s"
+
+
+def _clock() -> str:
+    return time.strftime("%H:%M:%S")

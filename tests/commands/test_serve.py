@@ -1,0 +1,119 @@
+"""What `serve` says before its first request and after each."""
+
+import os
+import pty
+import re
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from proxy.cli import cli
+from proxy.settings import Settings
+from tests.serving import REPOSITORY, ServerProcess, server_process, until
+
+CHAT = "/v1/chat/completions"
+
+
+def said(server: ServerProcess, text: str) -> bool:
+    return any(text in line for line in server.output)
+
+
+def test_demo_shows_a_first_request_that_works(tmp_path: Path) -> None:
+    with server_process(tmp_path, "http://127.0.0.1:9", "--demo") as server:
+        until(lambda: said(server, "Try: curl"))
+        [line] = [line for line in server.output if line.startswith("Try: ")]
+        done = subprocess.run(["bash", "-c", line.removeprefix("Try: ") + " -s"], capture_output=True, timeout=30)
+        assert b"You said: Hello" in done.stdout
+        until(lambda: said(server, "completed"))
+    [line] = [line for line in server.output if "completed" in line]
+    assert re.fullmatch(r"[\d:]{8}  stellarchat-demo  completed  \d+\+\d+ tokens  [\d.]+ s  session \S+ \(new\)", line)
+
+
+def test_an_upstream_that_cannot_be_reached_is_named_with_its_cause(tmp_path: Path) -> None:
+    with server_process(tmp_path, "http://user:secret@127.0.0.1:9") as server:
+        until(lambda: said(server, "http://127.0.0.1:9: Upstream cannot be reached"))
+        assert httpx.post(server.url + CHAT, json={"model": "m", "messages": []}).status_code == 502
+        until(lambda: said(server, "failed"))
+    assert not said(server, "secret")
+
+
+def test_quiet_says_nothing_of_requests(tmp_path: Path) -> None:
+    with server_process(tmp_path, "http://127.0.0.1:9", "--demo", "--quiet") as server:
+        body = {"model": "stellarchat-demo", "messages": [{"role": "user", "content": "x"}]}
+        assert httpx.post(server.url + CHAT, json=body).status_code == 200
+        server.stop()
+    assert not said(server, "completed")
+
+
+def test_draining_is_said(tmp_path: Path) -> None:
+    with server_process(tmp_path, "http://127.0.0.1:9", "--demo") as server:
+        assert server.stop() == 0
+    assert said(server, "Draining: 0 open replies get up to 30 s to end")
+
+
+def test_colours_are_for_a_terminal(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path, "http://127.0.0.1:9")
+    reader, terminal = pty.openpty()
+    command = [sys.executable, "-m", "proxy", "serve", "--demo", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "STELLARCHAT_AUTH": "off"}
+    process = subprocess.Popen(command, cwd=server.folder, env=environment, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    seen = b""
+    try:
+        with open(reader, "rb", buffering=0) as file, suppress(OSError):
+            while b"tokens" not in seen:
+                seen += file.read(4096)
+                if (found := re.search(rb"Try: curl (\S+)/v1/", seen)) and b"-d " in seen and b"asked" not in seen:
+                    body = {"model": "stellarchat-demo", "messages": [{"role": "user", "content": "x"}]}
+                    httpx.post(found[1].decode() + CHAT, json=body)
+                    seen += b"asked"
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert b"\033[32mcompleted\033[0m" in seen
+
+
+def refusal(*arguments: str, **environment: str) -> str:
+    result = CliRunner().invoke(cli, ["serve", *arguments], env={"STELLARCHAT_LOG_DIR": "", **environment})
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") <= 4
+    return result.stderr
+
+
+def test_its_own_address_is_refused_as_upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    assert "own address" in refusal("--port", port, "--upstream", f"http://localhost:{port}")
+
+
+def test_a_full_endpoint_is_refused_as_upstream() -> None:
+    assert "without a route" in refusal("--upstream", "http://127.0.0.1:8000/v1/chat/completions")
+
+
+def test_demo_and_upstream_exclude_each_other() -> None:
+    assert "--demo is instead of --upstream" in refusal("--demo", "--upstream", "http://127.0.0.1:8000")
+
+
+def test_help_lists_every_setting_once_and_the_usual_ones_first() -> None:
+    text = CliRunner().invoke(cli, ["serve", "--help"]).output
+    names = re.findall(r"^  (STELLARCHAT_\w+|DATABASE_URL|OTEL_\w+)\b", text, flags=re.MULTILINE)
+    assert sorted(names) == sorted(each.metadata["name"] for each in Settings.__dataclass_fields__.values())
+    assert names[0] == "STELLARCHAT_UPSTREAM_URL"
+    assert text.index("The usual settings") < text.index("Limits and time-outs")
+
+
+def test_help_says_how_to_start() -> None:
+    text = CliRunner().invoke(cli, ["--help"]).output
+    assert "To get started" in text
+    assert "stellarchat serve --demo" in text
+
+
+def test_the_version_names_what_it_runs_on() -> None:
+    assert re.fullmatch(r"stellarchat \S+ \(Python \S+, SQLite \S+\)\n", CliRunner().invoke(cli, ["--version"]).output)
