@@ -48,7 +48,7 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
 
     chats = ChatCompletions()
     app = Starlette(
-        routes=route_table(chats),
+        routes=route_table(chats, settings),
         lifespan=lifespan,
         middleware=[
             Middleware(ObserverMiddleware),

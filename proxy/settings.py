@@ -370,6 +370,7 @@ class Settings:
         "STELLARCHAT_DRAIN_GRACE_SECONDS", 30.0, _seconds, "time open replies get to end at shutdown"
     )
 
+    web: bool = _setting("STELLARCHAT_WEB", True, _switch, "the history page under /ui (on, off)")
     log_file_bytes: int = _setting(
         "STELLARCHAT_LOG_FILE_BYTES",
         20 * 2**20,

@@ -109,6 +109,8 @@ class Gate:
             admission.cached_key.usage.running -= 1
 
     def _identify(self, path: str, secret: bytes | None, cached_key: CachedKey | None) -> Admission:
+        if self._settings.web and is_page(path):
+            return Admission(ANYONE)  # the page has a login of its own, and looks at nothing but its cookie
         if path == _METRICS and self._settings.is_loopback:
             return Admission(ANYONE)
         if cached_key is not None and self._settings.auth == "auto":
@@ -281,6 +283,11 @@ class GateMiddleware:
                 ascii(user_header(scope["headers"]) or "itself"),
                 status or "no answer",
             )
+
+
+def is_page(path: str) -> bool:
+    """Whether a path belongs to the history page, or is the one that leads a browser to it."""
+    return path in ("/", "/ui") or path.startswith("/ui/")
 
 
 def _is_notable(scope: Scope) -> bool:

@@ -6,9 +6,11 @@ from proxy.routes import api, completions, conversations, export, health, metric
 from proxy.routes.chat import PATH, ChatCompletions
 from proxy.routes.matching import exact
 from proxy.routes.passthrough import Passthrough
+from proxy.settings import Settings
+from proxy.web import web_routes
 
 
-def route_table(chats: ChatCompletions) -> list[Route]:
+def route_table(chats: ChatCompletions, settings: Settings) -> list[Route]:
     """Every route; what no other takes is relayed. Chats get here only by another method."""
     routes = [
         Route(PATH, chats, methods=["POST"]),
@@ -22,6 +24,7 @@ def route_table(chats: ChatCompletions) -> list[Route]:
         *users.routes,
         *completions.routes,
         *conversations.routes,
+        *web_routes(settings),
         Route("/{path:path}", Passthrough()),
     ]
     return exact(routes)

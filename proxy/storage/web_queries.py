@@ -62,6 +62,12 @@ def get_message(
     return next(iter(_rows(connection, "get_page_message", **parameters)), None)
 
 
+def get_message_id(connection: sqlite3.Connection, message_no: int) -> str | None:
+    """The id of the message with this number."""
+    message_id: str | None = _value(connection, "find_message_id", message_no=message_no)
+    return message_id
+
+
 def get_alternatives(connection: sqlite3.Connection, message_no: int, *, session_no: int) -> Row:
     """`count position previous next` of a message among its alternatives."""
     return _rows(connection, "get_alternatives", message_no=message_no, session_no=session_no)[0]

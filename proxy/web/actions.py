@@ -1,0 +1,166 @@
+"""What can be done with a session: rename, delete, export, copy; and a message's text and images by themselves."""
+
+import asyncio
+import json
+import re
+import sqlite3
+from base64 import b64decode
+from functools import partial
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+
+from proxy.errors import APIError, NotFoundError
+from proxy.history import branches, sessions
+from proxy.history.serializers import openai_message
+from proxy.history.sessions import SessionPatch
+from proxy.maintenance import export_file
+from proxy.maintenance.export import FORMATS, MEDIA_TYPES, Scope
+from proxy.storage import queries, web_queries
+from proxy.storage.queries import Session
+from proxy.web.rendering import number, raw_headers
+from proxy.web.sessions import curl
+from proxy.web.visits import Visit, raw, see_other
+
+JSON = dict[str, Any]
+
+_TITLE_MAX = 500
+_COPIED_CHARACTERS = 1_000_000
+_IMAGE = re.compile(r"data:(image/(?:png|jpeg|gif|webp|avif));base64,")
+_NEXT = {"role": "user", "content": "(your next message)"}
+
+
+def _id(visit: Visit) -> str:
+    return str(visit.request.path_params["session_id"])
+
+
+async def _session(visit: Visit) -> Session:
+    return await visit.services.read(partial(branches.find_session, id_=_id(visit), user_id=visit.reach))
+
+
+async def ask_for_title(visit: Visit) -> Response:
+    """The form for another title."""
+    return await visit.page("rename.html", session=await _session(visit), problem=None)
+
+
+async def rename(visit: Visit) -> Response:
+    """Give the session another title."""
+    title = " ".join((await visit.form()).get("title", "").replace("\0", "").split())
+    session = await _session(visit)
+    if not title or len(title) > _TITLE_MAX:
+        problem = f"A title has 1 to {_TITLE_MAX} characters."
+        return await visit.page("rename.html", status=400, session=session, problem=problem)
+    change = SessionPatch(title=title)
+    await visit.services.write(
+        partial(sessions.update_session, id_=session.session_id, user_id=visit.reach, change=change)
+    )
+    return see_other(f"/ui/s/{session.session_id}")
+
+
+async def ask_to_delete(visit: Visit) -> Response:
+    """Ask whether the session is meant, and say what goes with it."""
+    session = await _session(visit)
+    lines = [
+        f"“{session.title}”",
+        f"{number(session.message_count)} messages of all its branches and every request and reply recorded of them "
+        "will be gone. Backups keep what they have.",
+    ]
+    back = f"/ui/s/{session.session_id}"
+    return await visit.page("confirm.html", heading="Delete this session?", lines=lines, button="Delete", back=back)
+
+
+async def delete(visit: Visit) -> Response:
+    """Delete the session."""
+    await visit.services.write(partial(sessions.delete_session, id_=_id(visit), user_id=visit.reach))
+    return see_other("/ui")
+
+
+async def export(visit: Visit) -> Response:
+    """The session as a file."""
+    format_ = next((each for each in FORMATS if each == visit.query.get("format", "jsonl")), None)
+    if format_ is None:
+        raise APIError(f"The format is one of {', '.join(FORMATS)}.", status=400)
+    session = await _session(visit)
+    scope = Scope(session_id=session.session_id)
+    file = await asyncio.to_thread(export_file.written, visit.services.database.path, scope, format_)
+    name = f"{session.session_id}.{export_file.suffix(format_)}"
+    headers = raw_headers() | {"content-disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(export_file.pieces(file), media_type=MEDIA_TYPES[format_], headers=headers)
+
+
+async def copy(visit: Visit) -> Response:
+    """The conversation up to a message, to be sent again: as OpenAI's JSON or as a curl command."""
+    is_curl = visit.query.get("as") == "curl"
+    message_id = visit.query.get("m", "")
+    session = await _session(visit)
+    read = partial(_conversation, session=session, message_id=message_id)
+    messages, model = await visit.services.read(read)
+    if messages is not None and is_curl and messages[-1:] and messages[-1]["role"] == "assistant":
+        messages.append(_NEXT)
+    body = {"model": model or "MODEL", "messages": messages}
+    text = "" if messages is None else curl(visit, body) if is_curl else json.dumps(body, indent=2, ensure_ascii=False)
+    return await visit.page(
+        "copy.html",
+        session=session,
+        message_id=message_id,
+        heading="The conversation as a curl command" if is_curl else "The conversation as OpenAI JSON",
+        text=text,
+        problem="It is too long to be copied." if messages is None else None,
+    )
+
+
+def _conversation(
+    connection: sqlite3.Connection, *, session: Session, message_id: str
+) -> tuple[list[JSON] | None, str | None]:
+    """The messages up to one, as the model was sent them, and the model; no messages where they are too long."""
+    message_no = queries.find_message_no(connection, message_id, session_id=session.session_id)
+    if message_no is None:
+        raise NotFoundError("There is no such message in this session.")
+    path = queries.list_path(connection, message_no)[::-1]
+    messages: list[JSON] = []
+    model, size = None, 0
+    for number_ in branches.as_sent(connection, path):
+        row = queries.get_message(connection, number_)
+        if row is None:
+            continue
+        blobs = queries.list_message_blobs(connection, number_) if row.content_form == "json" else {}
+        size += len(row.content) + len(row.extra or "") + sum(map(len, blobs.values()))
+        if size > _COPIED_CHARACTERS:
+            return None, None
+        messages.append(openai_message(row, blobs))
+        model = row.model or model
+    return messages, model
+
+
+async def message_text(visit: Visit) -> Response:
+    """All that a message says, and nothing around it."""
+    session = await _session(visit)
+    read = partial(web_queries.get_message_text, message_id=_message_id(visit), session_id=session.session_id)
+    text = await visit.services.read(read)
+    if text is None:
+        raise NotFoundError("There is no such message.")
+    return raw(text.encode("utf-8", "replace"), media_type="text/plain; charset=utf-8")
+
+
+async def message_image(visit: Visit) -> Response:
+    """An image of a message, if it is one that browsers draw and no more than draw."""
+    session = await _session(visit)
+    find = partial(
+        web_queries.get_message_blob,
+        message_id=_message_id(visit),
+        session_id=session.session_id,
+        digest=str(visit.request.path_params["digest"]),
+    )
+    data = await visit.services.read(find)
+    kind = None if data is None else _IMAGE.match(data)
+    if data is None or kind is None:
+        raise NotFoundError("There is no such image.")
+    try:
+        content = await visit.pages.work(lambda: b64decode(data[kind.end() :]))
+    except ValueError as exc:
+        raise NotFoundError("There is no such image.") from exc
+    return raw(content, media_type=kind[1])
+
+
+def _message_id(visit: Visit) -> str:
+    return str(visit.request.path_params["message_id"])

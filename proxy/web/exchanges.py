@@ -1,0 +1,178 @@
+"""`/ui/x/{id}`: one request and its reply, with how long they took and their JSON."""
+
+import sqlite3
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from starlette.responses import Response
+
+from proxy.errors import NotFoundError
+from proxy.history import branches
+from proxy.history.serializers import openai_message
+from proxy.storage import queries, web_queries
+from proxy.storage.queries import ExchangeRow
+from proxy.web.messages import pretty, why
+from proxy.web.rendering import duration, exact, number
+from proxy.web.visits import Visit
+from proxy.wire import json_text
+
+JSON = dict[str, Any]
+
+_SHOWN_CHARACTERS = 64 * 1024
+_CHART_WIDTH = 640
+_CHART_LEFT = 90
+_TOOLS_MAX = 200
+
+
+async def show_exchange(visit: Visit) -> Response:
+    """The page of an exchange."""
+    id_ = visit.request.path_params["exchange_id"]
+    shown = await visit.services.read(partial(_read, id_=id_, user_id=visit.reach))
+    return await visit.page("exchange.html", **shown)
+
+
+def _read(connection: sqlite3.Connection, *, id_: str, user_id: str | None) -> JSON:
+    row = queries.get_exchange(connection, id_)
+    if row is None or user_id not in (None, row.user_id):
+        raise NotFoundError("There is no such exchange.")
+    parameters, error = _parsed(row.parameters), _parsed(row.error)
+    request, left_out = _newest(connection, _numbers(connection, row))
+    bars = _bars(row)
+    return {
+        "x": row,
+        "words": _words(row, error),
+        "bars": bars,
+        "bars_label": ", ".join(f"{bar['name']}: {bar['text']}" for bar in bars),
+        "facts": [fact for fact in _facts(row) if fact[1]],
+        "tools": _tools(parameters),
+        "error": pretty(error, most=_SHOWN_CHARACTERS) if row.error else "",
+        "parameters": pretty(parameters, most=_SHOWN_CHARACTERS),
+        "request": pretty(request, most=2 * _SHOWN_CHARACTERS),
+        "request_left_out": left_out,
+        "reply": pretty(_reply(connection, row), most=2 * _SHOWN_CHARACTERS),
+    }
+
+
+def _parsed(text: str | None) -> Any:
+    return json_text.loads(text) if text else None
+
+
+def _words(row: ExchangeRow, error: Any) -> str:
+    said = why(error if isinstance(error, dict) else {})
+    return said if row.status in ("incomplete", "failed") else ""
+
+
+def _numbers(connection: sqlite3.Connection, row: ExchangeRow) -> list[int]:
+    path = [] if row.leaf_no is None else queries.list_path(connection, row.leaf_no)[::-1]
+    return branches.as_requested(branches.as_far_as_sent(path, row), row)
+
+
+def _newest(connection: sqlite3.Connection, numbers: Sequence[int]) -> tuple[list[JSON], int]:
+    """The last messages of a request, as many as can be shown, and how many are left out."""
+    messages: list[JSON] = []
+    left = _SHOWN_CHARACTERS
+    for message_no in reversed(numbers):
+        if left <= 0:
+            break
+        message, size = _bounded(connection, message_no)
+        messages.append(message)
+        left -= size
+    return messages[::-1], len(numbers) - len(messages)
+
+
+def _bounded(connection: sqlite3.Connection, message_no: int) -> tuple[JSON, int]:
+    """A message as it was sent, and its size; of one that is too large only the beginning of its text."""
+    row = web_queries.get_message(
+        connection, message_no, characters=_SHOWN_CHARACTERS, extra_characters=_SHOWN_CHARACTERS
+    )
+    if row is None:
+        return {}, 0
+    if row["length"] > _SHOWN_CHARACTERS or row["is_extra_left_out"]:
+        note = "cut: too large to be shown"
+        return {"role": row["role"], "content": row["content"], "(stellarchat)": note}, _SHOWN_CHARACTERS
+    message: JSON = branches.get_message(connection, message_no, show=lambda stored, _: openai_message(stored, {}))
+    return message, row["length"] + len(row["extra"] or "") + 50
+
+
+def _reply(connection: sqlite3.Connection, row: ExchangeRow) -> JSON | None:
+    if row.status == "in_progress":
+        return None
+    choices = [_choice(connection, message_no) for message_no in queries.list_replies(connection, row)[:64]]
+    envelope = _parsed(row.completion)
+    usage = {name: getattr(row, name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    own = {"id": row.completion_id, "model": row.model, "choices": choices, "usage": usage}
+    return own | (envelope if isinstance(envelope, dict) else {})
+
+
+def _choice(connection: sqlite3.Connection, message_no: int) -> JSON:
+    message, _ = _bounded(connection, message_no)
+    stored = queries.get_message(connection, message_no)
+    choice = _parsed(stored.choice) if stored and len(stored.choice or "") <= _SHOWN_CHARACTERS else None
+    return {"message": message} | (choice if isinstance(choice, dict) else {})
+
+
+def _tools(parameters: Any) -> list[str]:
+    tools = parameters.get("tools") if isinstance(parameters, dict) else None
+    names = []
+    for tool in tools[:_TOOLS_MAX] if isinstance(tools, list) else ():
+        function = tool.get("function") if isinstance(tool, dict) else None
+        named = function if isinstance(function, dict) else tool
+        name = named.get("name") if isinstance(named, dict) else None
+        names.append(name[:200] if isinstance(name, str) else "?")
+    return names
+
+
+def _facts(row: ExchangeRow) -> list[tuple[str, str]]:
+    cached = f" ({number(row.cached_tokens)} cached)" if row.cached_tokens else ""
+    reasoning = f" ({number(row.reasoning_tokens)} reasoning)" if row.reasoning_tokens else ""
+    return [
+        ("Model", row.model or ""),
+        ("Endpoint", row.endpoint),
+        ("HTTP status", str(row.http_status or "")),
+        ("Finish reason", row.finish_reason or ""),
+        ("Tokens in", number(row.prompt_tokens) + cached if row.prompt_tokens is not None else ""),
+        ("Tokens out", number(row.completion_tokens) + reasoning if row.completion_tokens is not None else ""),
+        ("Speed", _speed(row)),
+        ("Asked", exact(row.created_at)),
+        ("Ended", exact(row.completed_at) if row.completed_at else ""),
+        ("User", row.user_id),
+        ("Request id", row.request_id),
+        ("Reply id", row.completion_id or ""),
+        ("Exchange id", row.exchange_id),
+    ]
+
+
+def _speed(row: ExchangeRow) -> str:
+    if not row.completion_tokens or row.duration_ms is None:
+        return ""
+    generating_ms = row.duration_ms - (row.time_to_first_token_ms or 0)
+    return f"{row.completion_tokens * 1000 / generating_ms:.1f} tokens/s" if generating_ms > 0 else ""
+
+
+def _bars(row: ExchangeRow) -> list[JSON]:
+    """The waterfall: waiting for the first token, then the others, and the whole."""
+    whole = row.duration_ms
+    if whole is None:
+        return []
+    first = row.time_to_first_token_ms
+    spans = [("First token", "wait", 0, first), ("Generation", "out", first, whole)] if first is not None else []
+    spans.append(("Whole", "in", 0, whole))
+    return [_bar(name, kind, start or 0, end or 0, whole=max(whole, 1)) for name, kind, start, end in spans]
+
+
+def _bar(name: str, kind: str, start: int, end: int, *, whole: int) -> JSON:
+    width = _CHART_WIDTH - _CHART_LEFT
+    x = _CHART_LEFT + min(1.0, start / whole) * width
+    right = _CHART_LEFT + min(1.0, end / whole) * width
+    is_at_end = right > _CHART_WIDTH - 80
+    return {
+        "name": name,
+        "kind": kind,
+        "x": round(x, 1),
+        "width": round(max(2.0, right - x), 1),
+        "text": duration(end - start),
+        # Beside the bar where there is room, else above its end on a line of its own colour.
+        "text_x": round(x - 6 if is_at_end and x > _CHART_LEFT + 80 else right + 6, 1),
+        "is_at_end": is_at_end and x > _CHART_LEFT + 80,
+    }

@@ -1,0 +1,43 @@
+"""Replies in progress as far as they are on disk, folded on as they grow rather than anew with each look."""
+
+import sqlite3
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from proxy.storage import web_queries
+from proxy.wire.chat_reply import Completion
+from proxy.wire.sse import Decoder
+
+_KEPT = 64
+
+
+class _Growing:
+    """One reply, and how many of its pieces are in it."""
+
+    def __init__(self) -> None:
+        self.decoder = Decoder()
+        self.reply = Completion()
+        self.taken = 0
+
+
+class LiveReplies:
+    """The replies that were looked at lately. Called from threads: one at a time folds."""
+
+    def __init__(self) -> None:
+        self._growing: OrderedDict[str, _Growing] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def message_of(self, connection: sqlite3.Connection, exchange_id: str) -> tuple[dict[str, Any], str | None]:
+        """What the first choice of a reply in progress says so far, and the model that says it."""
+        with self._lock:
+            growing = self._growing.pop(exchange_id, None) or _Growing()
+            self._growing[exchange_id] = growing
+            if len(self._growing) > _KEPT:
+                self._growing.popitem(last=False)
+            for sequence, data in web_queries.iterate_fragments(connection, exchange_id, start=growing.taken):
+                for event in growing.decoder.feed(data):
+                    growing.reply.feed(event.data)
+                growing.taken = sequence + 1
+            choices = growing.reply.choices
+            return (choices[0].message if choices else {}), growing.reply.model

@@ -1,0 +1,84 @@
+"""`/ui/login` and `/ui/logout`: a key is given once, in a form, never in an address."""
+
+import re
+import time
+from collections.abc import Mapping
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from proxy.access.keys import CachedKey
+from proxy.errors import APIError
+from proxy.services import State
+from proxy.web.visitors import LoginLimiter, find_visitor, is_foreign, log_in, log_out
+from proxy.web.visits import Pages, Visit, error_page, foreign_form, read_form, see_other
+
+_PAGE = re.compile(r"/ui(?:[/?][\x21-\x7e]*)?")
+_KEY_LENGTH_MAX = 512
+_REFUSED = "This key does not open the page: it is wrong, revoked or expired."
+
+
+class Login:
+    """The page that a key is given on, as an ASGI endpoint: the only one that strangers see."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._limiter = LoginLimiter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Show the form, or take it."""
+        request: Request[State] = Request(scope, receive, send)
+        try:
+            response = await self._answer(request)
+        except APIError as exc:
+            response = await error_page(self._pages, request, exc, None)
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request[State]) -> Response:
+        if request.method == "POST":
+            if is_foreign(request):
+                raise foreign_form()
+            return await self._take(request, await read_form(request))
+        target = _target(request.query_params)
+        if await find_visitor(request) is not None:
+            return see_other(target)
+        return await self._form(request, target)
+
+    async def _take(self, request: Request[State], form: Mapping[str, str]) -> Response:
+        address = request.client.host if request.client else ""
+        self._limiter.check(address)
+        target = _target(form)
+        key = await _find_key(request, form.get("key", "").strip())
+        if key is None:
+            self._limiter.count_failure(address)
+            return await self._form(request, target, problem=_REFUSED, status=401)
+        response = see_other(target)
+        await log_in(request, key, response)
+        return response
+
+    async def _form(
+        self, request: Request[State], target: str, *, problem: str | None = None, status: int = 200
+    ) -> Response:
+        values = {"visitor": None, "here": "/ui/login", "next": target, "problem": problem}
+        return await self._pages.response(request, "login.html", values, status=status)
+
+
+async def leave(visit: Visit) -> Response:
+    """End the login."""
+    response = see_other("/ui/login" if visit.visitor.has_key else "/ui")
+    await log_out(visit.request, response)
+    return response
+
+
+async def _find_key(request: Request[State], secret: str) -> CachedKey | None:
+    if not 0 < len(secret) <= _KEY_LENGTH_MAX:
+        return None
+    key = await request.state["gate"].keys.find(secret.encode())
+    return key if key is not None and key.is_good(time.time()) else None
+
+
+def _target(given: Mapping[str, str]) -> str:
+    """Where to go on: a page of ours, never another site's."""
+    target = given.get("next", "")
+    return target if _PAGE.fullmatch(target) and not target.startswith("/ui/log") else "/ui"

@@ -1,0 +1,42 @@
+"""Every address of the page."""
+
+from starlette.routing import Route
+
+from proxy.settings import Settings
+from proxy.web import actions, exchanges, keys, searching, sessions, usage
+from proxy.web.assets import get_static
+from proxy.web.conversation import Conversation
+from proxy.web.login import Login, leave
+from proxy.web.visits import Handler, Page, Pages, not_found
+
+
+def site_routes(_settings: Settings) -> list[Route]:
+    """The routes of one application."""
+    pages, conversation = Pages(), Conversation()
+
+    def page(path: str, get: Handler | None = None, post: Handler | None = None) -> Route:
+        return Route(path, Page(pages, get=get, post=post))
+
+    session = "/ui/s/{session_id}"
+    message = f"{session}/m/{{message_id}}"
+    return [
+        Route("/ui/static/{name}", get_static, methods=["GET"]),
+        Route("/ui/login", Login(pages)),
+        page("/ui/logout", post=leave),
+        page("/ui", get=sessions.list_sessions),
+        page("/ui/search", get=searching.search_messages),
+        page("/ui/usage", get=usage.show_usage),
+        page("/ui/keys", get=keys.list_keys, post=keys.make_key),
+        page("/ui/keys/{key_id}/revoke", get=keys.ask_to_revoke, post=keys.revoke),
+        page("/ui/x/{exchange_id}", get=exchanges.show_exchange),
+        page(session, get=conversation.show),
+        page(f"{session}/live", get=conversation.follow),
+        page(f"{session}/rename", get=actions.ask_for_title, post=actions.rename),
+        page(f"{session}/delete", get=actions.ask_to_delete, post=actions.delete),
+        page(f"{session}/export", get=actions.export),
+        page(f"{session}/copy", get=actions.copy),
+        page(f"{message}/text", get=actions.message_text),
+        page(f"{message}/blob/{{digest}}", get=actions.message_image),
+        # Whatever else is below belongs to the page, too: it must not be relayed to upstream.
+        page("/ui/{path:path}", get=not_found),
+    ]

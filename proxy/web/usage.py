@@ -1,0 +1,104 @@
+"""`/ui/usage`: tokens and requests by day, model, user or endpoint, from counts that are kept with each chat."""
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from typing import Any
+
+from starlette.responses import Response
+
+from proxy.errors import APIError
+from proxy.storage import web_queries
+from proxy.storage.usage import percentile_ms
+from proxy.web.rendering import duration, number
+from proxy.web.sessions import day_of
+from proxy.web.visits import Visit
+
+JSON = dict[str, Any]
+
+_DAYS = 30
+_DAYS_MAX = 366
+_ROWS_MAX = 400
+_WIDTH, _BASE, _HEIGHT = 640, 150, 130
+
+
+async def show_usage(visit: Visit) -> Response:
+    """The page, by default of the last 30 days."""
+    choices = ("day", "model", "user", "endpoint") if visit.visitor.sees_all else ("day", "model", "endpoint")
+    by = next((each for each in choices if each == visit.query.get("by")), "day")
+    since, until = _days(visit)
+    read = partial(_read, by=by, since=since.isoformat(), until=until.isoformat(), user_id=visit.user_id)
+    days, rows = await visit.services.read(read)
+    most = max((row["prompt_tokens"] + row["completion_tokens"] for row in days), default=0)
+    return await visit.page(
+        "usage.html",
+        by=by,
+        choices=choices,
+        since=since.isoformat(),
+        until=until.isoformat(),
+        totals=_totals(days),
+        days=list(_bars(days, since=since, until=until, most=most)) if most else [],
+        most=most,
+        rows=[_row(each) for each in rows[:_ROWS_MAX]],
+        has_more=len(rows) > _ROWS_MAX,
+    )
+
+
+def _days(visit: Visit) -> tuple[date, date]:
+    today = datetime.now(UTC).date()
+    until = date.fromisoformat(day_of(visit.query.get("until")) or today.isoformat())
+    given = day_of(visit.query.get("since"))
+    try:
+        since = date.fromisoformat(given) if given else until - timedelta(days=_DAYS - 1)
+    except OverflowError as exc:
+        raise APIError("There are no such days.", status=400) from exc
+    if not timedelta(0) <= until - since < timedelta(days=_DAYS_MAX):
+        raise APIError(f"From and until are at most {_DAYS_MAX} days apart, in this order.", status=400)
+    return since, until
+
+
+def _read(
+    connection: sqlite3.Connection, *, by: str, since: str, until: str, user_id: str | None
+) -> tuple[list[JSON], list[JSON]]:
+    within: JSON = {"since": since, "until": until, "user_id": user_id, "limit": _ROWS_MAX + 1}
+    days = web_queries.sum_usage(connection, by="day", **within)
+    return days, days if by == "day" else web_queries.sum_usage(connection, by=by, **within)
+
+
+def _totals(days: Sequence[JSON]) -> list[tuple[str, str]]:
+    def total(name: str) -> str:
+        return number(sum(row[name] for row in days))
+
+    return [
+        ("requests", total("requests")),
+        ("tokens in", total("prompt_tokens")),
+        ("tokens out", total("completion_tokens")),
+        ("cut", total("incomplete")),
+        ("failed", total("failed")),
+    ]
+
+
+def _row(row: JSON) -> JSON:
+    percentiles = {f"p{share}": duration(percentile_ms(row, share / 100)) for share in (50, 95)}
+    return row | percentiles | {"name": row["name"] or "(none)"}
+
+
+def _bars(days: Sequence[JSON], *, since: date, until: date, most: int) -> list[JSON]:
+    step = _WIDTH / ((until - since).days + 1)
+    return [_bar(row, x=(date.fromisoformat(row["name"]) - since).days * step, step=step, most=most) for row in days]
+
+
+def _bar(row: JSON, *, x: float, step: float, most: int) -> JSON:
+    in_height = row["prompt_tokens"] / most * _HEIGHT
+    out_height = row["completion_tokens"] / most * _HEIGHT
+    title = f"{row['name']}: {number(row['prompt_tokens'])} in, {number(row['completion_tokens'])} out"
+    return {
+        "title": title,
+        "x": round(x + step * 0.1, 2),
+        "width": round(min(step * 0.8, 40), 2),
+        "in_y": round(_BASE - in_height, 2),
+        "in_height": round(in_height, 2),
+        "out_y": round(_BASE - in_height - out_height, 2),
+        "out_height": round(out_height, 2),
+    }

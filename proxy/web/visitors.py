@@ -1,0 +1,166 @@
+"""Who looks at the page: the cookie of a login, the key behind it, and how often a login may be tried.
+
+The cookie opens `/ui` alone, so nothing that a browser does by itself can call the model. It is as good as its key: one
+that is revoked, has expired or is gone ends the login at once, since the key is looked at with every request.
+"""
+
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from proxy.access.keys import CachedKey, hash_of
+from proxy.errors import APIError
+from proxy.ids import timestamp
+from proxy.services import Services, State
+from proxy.storage import web_queries
+from proxy.storage.queries import DEFAULT_USER_ID
+from proxy.storage.web_queries import WebSession
+
+COOKIE = "stellarchat_web"
+LIVE_HEADER = "x-stellarchat-live"  # the page asks by itself: that is no use of the login
+
+_IDLE = timedelta(hours=8)
+_LONGEST = timedelta(days=7)
+_EXTEND_AFTER = timedelta(minutes=5)
+_PER_KEY = 50
+_FAILURES_PER_MINUTE = 10
+_ADDRESSES_MAX = 4096
+_TOKEN_LENGTH_MAX = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who looks at the page. Where no key is required, anyone, who sees everything."""
+
+    user_id: str
+    is_admin: bool = False
+    has_key: bool = True
+    key_id: str | None = None
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether everyone's data is shown, unless a user is chosen."""
+        return self.is_admin or not self.has_key
+
+
+ANYONE = Visitor(DEFAULT_USER_ID, has_key=False)
+
+
+async def find_visitor(request: Request[State]) -> Visitor | None:
+    """Who the request's cookie stands for; None for a stranger."""
+    if not request.state["gate"].requires_key:
+        return ANYONE
+    token = request.cookies.get(COOKIE, "")
+    if not 0 < len(token) <= _TOKEN_LENGTH_MAX:
+        return None
+    services, token_hash = request.state["services"], _hash(token)
+    now = timestamp()
+    login = await services.database.read(lambda conn: web_queries.get_web_session(conn, token_hash, now=now))
+    visitor = None if login is None else _visitor_of(login, admin_key=services.settings.admin_key, now=now)
+    if login is not None and visitor is not None and LIVE_HEADER not in request.headers:
+        await _extend(services, login, token_hash, now=now)
+    return visitor
+
+
+def _visitor_of(login: WebSession, *, admin_key: str | None, now: str) -> Visitor | None:
+    if login.key_id is None or login.user_id is None:
+        is_from_settings = admin_key is not None and secrets.compare_digest(hash_of(admin_key.encode()), login.key_hash)
+        return Visitor(DEFAULT_USER_ID, is_admin=True, key_id="STELLARCHAT_ADMIN_KEY") if is_from_settings else None
+    if login.revoked_at is not None or (login.key_expires_at is not None and login.key_expires_at <= now):
+        return None
+    return Visitor(login.user_id, is_admin=bool(login.is_admin), key_id=login.key_id)
+
+
+async def _extend(services: Services, login: WebSession, token_hash: bytes, *, now: str) -> None:
+    end = _end_of(login.created_at, now=now)
+    if datetime.fromisoformat(end) - datetime.fromisoformat(login.expires_at) < _EXTEND_AFTER:
+        return
+    with suppress(APIError):  # where the database cannot be written just now, the login ends when it was to
+        await services.write(lambda conn: web_queries.extend_web_session(conn, token_hash, expires_at=end))
+
+
+def _end_of(created_at: str, *, now: str) -> str:
+    end = min(datetime.fromisoformat(now) + _IDLE, datetime.fromisoformat(created_at) + _LONGEST)
+    return timestamp(end.timestamp())
+
+
+async def log_in(request: Request[State], key: CachedKey, response: Response) -> None:
+    """Open a login for a key that was checked, and give the browser its cookie."""
+    token, now = secrets.token_urlsafe(32), timestamp()
+    key_hash, token_hash, end = key.row.key_hash, _hash(token), _end_of(now, now=now)
+    await request.state["services"].write(
+        lambda conn: web_queries.insert_web_session(
+            conn, token_hash, key_hash=key_hash, now=now, expires_at=end, most=_PER_KEY
+        )
+    )
+    response.set_cookie(
+        COOKIE,
+        token,
+        path="/ui",
+        httponly=True,
+        samesite="strict",
+        secure=is_https(request),
+        max_age=round(_LONGEST.total_seconds()),
+    )
+
+
+async def log_out(request: Request[State], response: Response) -> None:
+    """End the login of the request's cookie."""
+    token_hash = _hash(request.cookies.get(COOKIE, ""))
+    await request.state["services"].write(lambda conn: web_queries.delete_web_session(conn, token_hash))
+    response.delete_cookie(COOKIE, path="/ui", httponly=True, samesite="strict", secure=is_https(request))
+
+
+def _hash(token: str) -> bytes:
+    return sha256(token.encode()).digest()
+
+
+def is_https(request: Request[State]) -> bool:
+    """Whether the browser came by TLS, which a server before this one may have ended: browsers say where a form stood,
+    and say `Sec-Fetch-Site` only to TLS and to this machine."""
+    origin = request.headers.get("origin", "")
+    if origin.startswith(("https://", "http://")):
+        return origin.startswith("https://")
+    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    is_near = host == "localhost" or host.endswith(".localhost") or host.startswith("127.") or host == "::1"
+    return request.url.scheme == "https" or ("sec-fetch-site" in request.headers and not is_near)
+
+
+def is_foreign(request: Request[State]) -> bool:
+    """Whether another site's page made the browser send this (CSRF)."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site != "same-origin"
+    origin = request.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc != request.headers.get("host")
+
+
+class LoginLimiter:
+    """How often a wrong key may be given from an address: ten at once, then one each six seconds."""
+
+    def __init__(self) -> None:
+        self._failures: dict[str, tuple[float, float]] = {}  # by address: how many are counted, and when that was
+
+    def check(self, address: str) -> None:
+        """Raise APIError 429 where too many have failed."""
+        if self._counted(address) > _FAILURES_PER_MINUTE - 1:
+            raise APIError("Too many attempts; wait a minute.", status=429, headers={"Retry-After": "60"})
+
+    def count_failure(self, address: str) -> None:
+        """A wrong key was given."""
+        count = self._counted(address) + 1
+        self._failures.pop(address, None)
+        self._failures[address] = (count, time.monotonic())
+        if len(self._failures) > _ADDRESSES_MAX:
+            del self._failures[next(iter(self._failures))]
+
+    def _counted(self, address: str) -> float:
+        count, at = self._failures.get(address, (0.0, 0.0))
+        return max(0.0, count - (time.monotonic() - at) * _FAILURES_PER_MINUTE / 60)

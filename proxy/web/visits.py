@@ -1,0 +1,213 @@
+"""One request to the page: who asks, what for, and the answer; and the endpoint that all pages are."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, quote
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from proxy.access.middleware import audit
+from proxy.errors import APIError, NotFoundError, too_large
+from proxy.services import Services, State
+from proxy.web.rendering import page_headers, raw_headers, rendered
+from proxy.web.visitors import LIVE_HEADER, Visitor, find_visitor, is_foreign, is_https
+
+T = TypeVar("T")
+
+_FORM_BYTES_MAX = 16 * 1024
+_HOST = re.compile(r"[A-Za-z0-9.\-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:]{2,45}\](:[0-9]{1,5})?")
+# Pages are made two at a time, and few wait for that: whoever opens thousands must not fill the threads of the others.
+_MAKING = 2
+_WAITING_MAX = 64
+
+# A link from another site brings no cookie (SameSite=Strict). The page loads itself once more, and that is our own.
+_ONCE_MORE = b'<!doctype html><meta http-equiv="refresh" content="0"><title>StellarChat</title>'
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A request to a page by someone who may see it."""
+
+    request: Request[State]
+    visitor: Visitor
+    pages: "Pages"
+
+    @property
+    def services(self) -> Services:
+        """What the handlers share."""
+        return self.request.state["services"]
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The query of the address; what is empty is left out."""
+        return {name: value for name, value in self.request.query_params.items() if value}
+
+    @property
+    def user_id(self) -> str | None:
+        """Whose data is shown: the visitor's, or of one who sees all the chosen user's, or None: everyone's."""
+        return self.query.get("user") if self.visitor.sees_all else self.visitor.user_id
+
+    @property
+    def reach(self) -> str | None:
+        """Whose data may be named by its id: the visitor's, or None: anyone's."""
+        return None if self.visitor.sees_all else self.visitor.user_id
+
+    @property
+    def base_url(self) -> str:
+        """The address that programs use."""
+        settings, host = self.services.settings, self.request.headers.get("host", "")
+        if not _HOST.fullmatch(host):
+            host = f"{settings.host}:{settings.port}"
+        return f"{'https' if is_https(self.request) else 'http'}://{host}/v1"
+
+    async def form(self) -> Mapping[str, str]:
+        """The form that was sent. Raises APIError 413."""
+        return await read_form(self.request)
+
+    async def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
+        """A page, made in a thread."""
+        values |= {"visit": self, "visitor": self.visitor, "here": self.request.url.path}
+        return await self.pages.response(self.request, template, values, status=status)
+
+
+Handler = Callable[[Visit], Awaitable[Response]]
+
+
+class Pages:
+    """Makes the pages of one process, a few at a time."""
+
+    def __init__(self) -> None:
+        self._making = asyncio.Semaphore(_MAKING)
+        self._waiting = 0
+
+    async def response(
+        self, request: Request[State], template: str, values: dict[str, Any], *, status: int = 200
+    ) -> Response:
+        """A page, or that nothing has changed since the one the browser has. Raises APIError 503."""
+        body, etag = await self.work(lambda: rendered(template, values))
+        if status == 200 and request.headers.get("if-none-match") == etag:
+            return Response(status_code=304, headers=page_headers() | {"etag": etag})
+        headers = page_headers() | {"etag": etag}
+        return Response(body, status_code=status, media_type="text/html; charset=utf-8", headers=headers)
+
+    async def work(self, work: Callable[[], T]) -> T:
+        """Run something that takes milliseconds in a thread. Raises APIError 503 where too many wait for that."""
+        if self._waiting >= _WAITING_MAX:
+            raise APIError("Too many pages are being made; try again.", status=503, headers={"Retry-After": "1"})
+        self._waiting += 1
+        try:
+            async with self._making:
+                return await asyncio.to_thread(work)
+        finally:
+            self._waiting -= 1
+
+
+class Page:
+    """An ASGI endpoint: who may see it is found out, a form of another site is refused, errors are pages."""
+
+    def __init__(self, pages: Pages, *, get: Handler | None = None, post: Handler | None = None) -> None:
+        self._pages = pages
+        self._handlers = {name: handler for name, handler in (("GET", get), ("POST", post)) if handler is not None}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request."""
+        request: Request[State] = Request(scope, receive, send)
+        visitor = None
+        try:
+            visitor = await find_visitor(request)
+            response = await self._answer(request, visitor)
+        except APIError as exc:
+            response = await error_page(self._pages, request, exc, visitor)
+        if visitor is not None and visitor.is_admin:
+            _note(request, visitor, response)
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request[State], visitor: Visitor | None) -> Response:
+        handler = self._handlers.get("GET" if request.method == "HEAD" else request.method)
+        if handler is None:
+            allowed = {"Allow": ", ".join(self._handlers)}
+            raise APIError("This page does not take that.", status=405, headers=allowed)
+        if request.method == "POST" and is_foreign(request):
+            raise foreign_form()
+        if visitor is None:
+            return _to_login(request)
+        return await handler(Visit(request, visitor, self._pages))
+
+
+def _note(request: Request[State], visitor: Visitor, response: Response) -> None:
+    """What admins look at is written down, as for the other routes; what a page asks for by itself is not."""
+    if LIVE_HEADER in request.headers:
+        return
+    audit.info(
+        "admin key %s: %s %s for %s: %s",
+        visitor.key_id,
+        request.method,
+        ascii(request.url.path)[1:-1],
+        ascii(request.query_params.get("user") or "everyone"),
+        response.status_code,
+    )
+
+
+def foreign_form() -> APIError:
+    """403: the form stands on another site's page."""
+    return APIError("This form was not sent from this page.", status=403)
+
+
+def _to_login(request: Request[State]) -> Response:
+    if request.headers.get("sec-fetch-site") == "cross-site" and request.method == "GET":
+        return Response(_ONCE_MORE, media_type="text/html; charset=utf-8", headers=page_headers())
+    target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    if request.method != "GET" or target == "/ui":
+        return see_other("/ui/login")
+    return see_other(f"/ui/login?next={quote(target, safe='')}")
+
+
+def see_other(address: str) -> Response:
+    """Go on to another page of ours."""
+    return RedirectResponse(address, status_code=303, headers=page_headers())
+
+
+def raw(content: bytes | str, *, media_type: str, **headers: str) -> Response:
+    """Somebody's text or image, which may do nothing in a browser."""
+    return Response(content, media_type=media_type, headers=raw_headers() | headers)
+
+
+async def error_page(pages: Pages, request: Request[State], exc: APIError, visitor: Visitor | None) -> Response:
+    """What went wrong, for people."""
+    headings = {404: "There is no such page", 403: "Not allowed", 429: "Too many requests", 503: "Not just now"}
+    values = {
+        "visitor": visitor,
+        "here": request.url.path,
+        "status": exc.status,
+        "heading": headings.get(exc.status, "That did not work"),
+        "words": exc.message,
+    }
+    body, _ = rendered("error.html", values)  # not in the queue: it may be the queue that is full
+    headers = page_headers() | (exc.headers or {})
+    return Response(body, status_code=exc.status, media_type="text/html; charset=utf-8", headers=headers)
+
+
+async def read_form(request: Request[State]) -> Mapping[str, str]:
+    """A form as browsers send it. Raises APIError 413."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _FORM_BYTES_MAX:
+            raise too_large(_FORM_BYTES_MAX)
+    try:
+        pairs = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=32)
+    except ValueError as exc:
+        raise APIError("The form has too many fields.", status=400) from exc
+    return dict(pairs)
+
+
+async def not_found(visit: Visit) -> Response:
+    """Any other address below the page's."""
+    if visit.request.url.path == "/ui/":
+        return see_other("/ui")
+    raise NotFoundError("This address leads nowhere.")
