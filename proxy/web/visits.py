@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 _FORM_BYTES_MAX = 16 * 1024
 _HOST = re.compile(r"[A-Za-z0-9.\-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:]{2,45}\](:[0-9]{1,5})?")
+_ID = re.compile(r"[\x21-\x7e]{0,256}")
 # Pages are made two at a time, and few wait for that: whoever opens thousands must not fill the threads of the others.
 _MAKING = 2
 _WAITING_MAX = 64
@@ -136,6 +137,8 @@ class Page:
             raise foreign_form()
         if visitor is None:
             return _to_login(request)
+        if not all(_ID.fullmatch(value) for value in request.path_params.values()):
+            raise NotFoundError("This address leads nowhere.")
         return await handler(Visit(request, visitor, self._pages))
 
 
@@ -164,7 +167,7 @@ def _to_login(request: Request[State]) -> Response:
     target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     if request.method != "GET" or target == "/ui":
         return see_other("/ui/login")
-    return see_other(f"/ui/login?next={quote(target, safe='')}")
+    return see_other(f"/ui/login?next={quote(target, safe='', errors='replace')}")
 
 
 def see_other(address: str) -> Response:

@@ -83,6 +83,8 @@
       if (atEnd) scrollTo(0, document.documentElement.scrollHeight);
     } else {
       merge(element, fresh);
+      element.hidden = fresh.hidden;
+      all("[data-until-live]").forEach((each) => { each.hidden = !fresh.hidden; });
     }
     element.dataset.every = fresh.dataset.every || "2000";
   };
