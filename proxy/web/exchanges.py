@@ -20,8 +20,6 @@ from proxy.wire import json_text
 JSON = dict[str, Any]
 
 _SHOWN_CHARACTERS = 64 * 1024
-_CHART_WIDTH = 640
-_CHART_LEFT = 90
 _TOOLS_MAX = 200
 
 
@@ -38,12 +36,10 @@ def _read(connection: sqlite3.Connection, *, id_: str, user_id: str | None) -> J
         raise NotFoundError("There is no such exchange.")
     parameters, error = _parsed(row.parameters), _parsed(row.error)
     request, left_out = _newest(connection, _numbers(connection, row))
-    bars = _bars(row)
     return {
         "x": row,
         "words": _words(row, error),
-        "bars": bars,
-        "bars_label": ", ".join(f"{bar['name']}: {bar['text']}" for bar in bars),
+        "bars": _bars(row),
         "facts": [fact for fact in _facts(row) if fact[1]],
         "tools": _tools(parameters),
         "error": pretty(error, most=_SHOWN_CHARACTERS) if row.error else "",
@@ -162,17 +158,7 @@ def _bars(row: ExchangeRow) -> list[JSON]:
 
 
 def _bar(name: str, kind: str, start: int, end: int, *, whole: int) -> JSON:
-    width = _CHART_WIDTH - _CHART_LEFT
-    x = _CHART_LEFT + min(1.0, start / whole) * width
-    right = _CHART_LEFT + min(1.0, end / whole) * width
-    is_at_end = right > _CHART_WIDTH - 80
-    return {
-        "name": name,
-        "kind": kind,
-        "x": round(x, 1),
-        "width": round(max(2.0, right - x), 1),
-        "text": duration(end - start),
-        # Beside the bar where there is room, else above its end on a line of its own colour.
-        "text_x": round(x - 6 if is_at_end and x > _CHART_LEFT + 80 else right + 6, 1),
-        "is_at_end": is_at_end and x > _CHART_LEFT + 80,
-    }
+    """A span in thousandths of the whole; one that is too short to be seen is drawn a little longer."""
+    x = round(min(1.0, start / whole) * 1000)
+    width = max(4, round(min(1.0, end / whole) * 1000) - x)
+    return {"name": name, "kind": kind, "x": min(x, 1000 - width), "width": width, "text": duration(end - start)}

@@ -24,7 +24,7 @@ _PAGE = 50
 _LOOKED_AT_MAX = 2000  # sessions, where a filter leaves most of them out; the next page goes on from there
 _EXCHANGES = 20  # of each session, for its models and its state
 _MODELS_SHOWN = 3
-_LAST = ("9999", "")
+_LAST = ("9999-12-31", "")  # a number alone would be compared as one: the columns are DATETIME
 
 
 @dataclass(frozen=True, slots=True)

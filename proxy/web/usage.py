@@ -20,7 +20,7 @@ JSON = dict[str, Any]
 _DAYS = 30
 _DAYS_MAX = 366
 _ROWS_MAX = 400
-_WIDTH, _BASE, _HEIGHT = 640, 150, 130
+_WIDTH, _HEIGHT = 960, 150
 
 
 async def show_usage(visit: Visit) -> Response:
@@ -97,8 +97,8 @@ def _bar(row: JSON, *, x: float, step: float, most: int) -> JSON:
         "title": title,
         "x": round(x + step * 0.1, 2),
         "width": round(min(step * 0.8, 40), 2),
-        "in_y": round(_BASE - in_height, 2),
+        "in_y": round(_HEIGHT - in_height, 2),
         "in_height": round(in_height, 2),
-        "out_y": round(_BASE - in_height - out_height, 2),
+        "out_y": round(_HEIGHT - in_height - out_height, 2),
         "out_height": round(out_height, 2),
     }

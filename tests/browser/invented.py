@@ -15,7 +15,10 @@ from proxy.wire.chat_reply import Completion
 from tests.stored import assistant, choice, user
 
 Message = dict[str, Any]
-SYSTEM = {"role": "system", "content": "You are a friendly travel guide. Answer briefly, and say when you are not sure."}
+SYSTEM = {
+    "role": "system",
+    "content": "You are a friendly travel guide. Answer briefly, and say when you are not sure.",
+}
 PLAN = """Here is a relaxed day, mostly on foot:
 
 | time | what |
@@ -102,9 +105,7 @@ class Teller:
             for sequence, text in enumerate(texts):
                 chunk = {"model": "qwen3-8b", "choices": [{"index": 0, "delta": {"content": text}}]}
                 data = f"data: {json_text.dumps(chunk)}\n\n".encode()
-                exchange_store.append_fragment(
-                    rows, exchange_id=exchange.exchange_id, sequence=sequence, data=data
-                )
+                exchange_store.append_fragment(rows, exchange_id=exchange.exchange_id, sequence=sequence, data=data)
 
 
 def picture() -> str:
@@ -133,7 +134,6 @@ def tell(connection: sqlite3.Connection) -> dict[str, str]:
     sessions = {"failed": _failed(teller), "cut": _cut(teller), "code": _code(teller)}
     sessions |= {"picture": _picture(teller), "tools": _tools(teller), "long": _long(teller)}
     sessions["trip"] = _trip(teller)
-    sessions["growing"] = _growing(teller)
     return sessions
 
 
@@ -145,7 +145,9 @@ def _failed(teller: Teller) -> str:
 
 def _cut(teller: Teller) -> str:
     reply = Completion.from_body(
-        json_text.dumps({"model": "qwen3-8b", "choices": [choice("Once upon a time, in a town", finish_reason=None)]}).encode()
+        json_text.dumps(
+            {"model": "qwen3-8b", "choices": [choice("Once upon a time, in a town", finish_reason=None)]}
+        ).encode()
     )
     error = {"message": "The caller left before the reply had ended.", "type": "caller_disconnected"}
     cut = Outcome(
@@ -165,7 +167,10 @@ def _code(teller: Teller) -> str:
 
 
 def _picture(teller: Teller) -> str:
-    content = [{"type": "text", "text": "What is in this drawing?"}, {"type": "image_url", "image_url": {"url": picture()}}]
+    content = [
+        {"type": "text", "text": "What is in this drawing?"},
+        {"type": "image_url", "image_url": {"url": picture()}},
+    ]
     return teller.chat([user(content)], choice("A green hill under a blue sky, with a yellow sun on the right."))
 
 
@@ -203,7 +208,11 @@ def _trip(teller: Teller) -> str:
     )
 
 
-def _growing(teller: Teller) -> str:
+def tell_growing(connection: sqlite3.Connection) -> str:
+    """A reply that is just coming; its session. A server that starts ends it: tell it afterwards."""
+    teller = Teller(connection)
     asked = teller.exchange([user("Explain how tides work, for a child.")], model="qwen3-8b")
-    teller.begin(asked, "The Moon pulls at the sea, ", "a little like a magnet. ", "Where the pull is strongest the water")
+    teller.begin(
+        asked, "The Moon pulls at the sea, ", "a little like a magnet. ", "Where the pull is strongest the water"
+    )
     return asked.session.session_id

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.browser.chromium import chromium
-from tests.browser.invented import tell
+from tests.browser.invented import tell, tell_growing
 from tests.serving import REPOSITORY, running_proxy, settings_for
 from tests.stored import opened
 
@@ -23,6 +23,8 @@ async def take_all(folder: Path, *, everything: bool) -> None:
         with opened(Path(place) / "stellarchat.db") as connection:
             sessions = tell(connection)
         async with running_proxy(settings_for(Path(place))) as url, chromium() as browser:
+            with opened(Path(place) / "stellarchat.db") as connection:
+                sessions["growing"] = tell_growing(connection)
             for scheme in ("light", "dark"):
                 for form, size in (("wide", WIDE), ("narrow", NARROW)):
                     context = await browser.new_context(viewport=size, color_scheme=scheme)
