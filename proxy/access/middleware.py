@@ -21,7 +21,7 @@ from proxy.ids import timestamp
 from proxy.settings import Settings
 from proxy.storage import queries
 from proxy.storage.sqlite import Database
-from proxy.wire.headers import Headers
+from proxy.wire.headers import Headers, value_of
 
 logger = logging.getLogger(__name__)
 audit = logging.getLogger("stellarchat.audit")
@@ -90,7 +90,10 @@ class Gate:
         if secret is not None and (self.requires_key or self.keys.is_ours(secret)):
             # Nearly always it has been seen lately, and nothing is awaited.
             cached_key = self.keys.held(secret) or await self.keys.find(secret)
-        admission = self._identify(scope["path"], secret, cached_key)
+        if self._settings.web and is_page(scope):
+            admission = Admission(ANYONE)  # it has a login of its own, and looks at nothing but its cookie
+        else:
+            admission = self._identify(scope["path"], secret, cached_key)
         self._enter(admission)
         if admission.cached_key is not None:
             try:
@@ -109,8 +112,6 @@ class Gate:
             admission.cached_key.usage.running -= 1
 
     def _identify(self, path: str, secret: bytes | None, cached_key: CachedKey | None) -> Admission:
-        if self._settings.web and is_page(path):
-            return Admission(ANYONE)  # the page has a login of its own, and looks at nothing but its cookie
         if path == _METRICS and self._settings.is_loopback:
             return Admission(ANYONE)
         if cached_key is not None and self._settings.auth == "auto":
@@ -285,9 +286,15 @@ class GateMiddleware:
             )
 
 
-def is_page(path: str) -> bool:
-    """Whether a path belongs to the history page, or is the one that leads a browser to it."""
-    return path in ("/", "/ui") or path.startswith("/ui/")
+def is_page(scope: Scope) -> bool:
+    """Whether a request is for the history page, or is a browser's that will be led there."""
+    path: str = scope["path"]
+    return path == "/ui" or path.startswith("/ui/") or (path == "/" and is_browser(scope))
+
+
+def is_browser(scope: Scope) -> bool:
+    """Whether the caller wants a page to look at."""
+    return scope["method"] in ("GET", "HEAD") and b"text/html" in (value_of(scope["headers"], b"accept") or b"")
 
 
 def _is_notable(scope: Scope) -> bool:

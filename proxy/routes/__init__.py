@@ -24,7 +24,7 @@ def route_table(chats: ChatCompletions, settings: Settings) -> list[Route]:
         *users.routes,
         *completions.routes,
         *conversations.routes,
-        *web_routes(settings),
+        *web_routes(settings, otherwise=Passthrough()),
         Route("/{path:path}", Passthrough()),
     ]
     return exact(routes)

@@ -5,19 +5,21 @@ from importlib.util import find_spec
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.errors import NotFoundError
+from proxy.access.middleware import is_browser
 from proxy.services import State
 from proxy.settings import Settings
 
 _INSTALL = "The history page needs a few libraries more: pip install 'stellarchat[web]', and start the server again.\n"
 
 
-def web_routes(settings: Settings) -> list[Route]:
-    """The routes of the page, none where it is off. Its libraries are imported here, where they are installed."""
+def web_routes(settings: Settings, *, otherwise: ASGIApp) -> list[Route]:
+    """The routes of the page, none where it is off. `otherwise` takes what a program asks of `/`."""
     if not settings.web:
         return []
-    root = Route("/", _to_the_page, methods=["GET"])
+    root = Route("/", _Root(otherwise))
+    # Its libraries are imported only here, and only where they are installed.
     if any(find_spec(name) is None for name in ("jinja2", "markupsafe")):
         return [root, Route("/ui", _how_to_install), Route("/ui/{path:path}", _how_to_install)]
     from proxy.web.site import site_routes
@@ -25,11 +27,16 @@ def web_routes(settings: Settings) -> list[Route]:
     return [root, *site_routes(settings)]
 
 
-async def _to_the_page(request: Request[State]) -> Response:
-    """A browser is led to the page; a program is told that there is nothing here, as before."""
-    if "text/html" not in request.headers.get("accept", ""):
-        raise NotFoundError("There is no route /.")
-    return RedirectResponse("/ui", status_code=302, headers={"Cache-Control": "no-store", "Vary": "Accept"})
+class _Root:
+    """Leads a browser to the page; what a program asks goes where it would without one."""
+
+    def __init__(self, otherwise: ASGIApp) -> None:
+        self._otherwise = otherwise
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request."""
+        to_page = RedirectResponse("/ui", status_code=302, headers={"Cache-Control": "no-store", "Vary": "Accept"})
+        await (to_page if is_browser(scope) else self._otherwise)(scope, receive, send)
 
 
 async def _how_to_install(_request: Request[State]) -> Response:
