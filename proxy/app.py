@@ -1,7 +1,10 @@
 """The application: what is opened at start, in which order, and how it is closed."""
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import reduce
 
@@ -22,10 +25,12 @@ from proxy.routes import route_table
 from proxy.routes.chat import PATH, ChatCompletions
 from proxy.routes.matching import EncodedSlashes
 from proxy.services import Services, State
-from proxy.settings import Settings
+from proxy.settings import ConfigurationError, Settings, load
 from proxy.storage.sqlite import Database
 from proxy.telemetry.observer import Observer, ObserverMiddleware
 from proxy.upstream.upstreams import Upstreams
+
+logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None = None) -> ASGIApp:
@@ -44,6 +49,8 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
             observer = Observer(running, services.recorder)
             stack.push_async_callback(observer.close)
             observer.start()
+            if not settings.demo:
+                stack.enter_context(_reloading_upstreams(services.upstreams))
             yield {"settings": running, "services": services, "gate": gate, "observer": observer}
 
     chats = ChatCompletions()
@@ -65,6 +72,28 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
     # A redirect would be an answer that upstream did not give.
     app.router.redirect_slashes = False
     return _ChatsFirst(app, _within([Middleware(ObserverMiddleware), *_cors(settings)], GateMiddleware(chats)))
+
+
+@contextmanager
+def _reloading_upstreams(upstreams: Upstreams) -> Iterator[None]:
+    """On SIGHUP, read the list of upstreams again. Only a process whose main thread runs the loop gets signals."""
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_signal_handler(signal.SIGHUP, _reload_upstreams, upstreams)
+    except (ValueError, RuntimeError):  # asyncio and uvloop, each in its own words
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+def _reload_upstreams(upstreams: Upstreams) -> None:
+    try:
+        upstreams.reload(load().upstreams)
+    except ConfigurationError as exc:
+        logger.error("the upstreams stay as they are: %s", exc)
 
 
 class _ChatsFirst:

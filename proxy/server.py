@@ -144,6 +144,12 @@ class _Workers(Multiprocess):
         if all(process.wait_until_ready(60, self.should_exit) for process in self.processes):
             self._announce()
 
+    def handle_hup(self) -> None:
+        """Each worker reads the list of upstreams again; uvicorn would end them."""
+        for process in self.processes:
+            if process.pid is not None:
+                os.kill(process.pid, signal.SIGHUP)
+
     def _leave(self, sig: int, _frame: FrameType | None) -> None:
         if self.should_exit.is_set():
             for process in self.processes:

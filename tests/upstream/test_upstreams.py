@@ -1,6 +1,8 @@
 """Several upstreams behind one proxy: models, affinity, failover, and what each is told."""
 
 import asyncio
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,8 +13,8 @@ import httpx
 import pytest
 
 from proxy.settings import ConfigurationError, UpstreamAddress, load, upstream_addresses
-from tests.fake_upstream import FakeUpstream, fake_upstream, whole_json
-from tests.serving import running_proxy, settings_for
+from tests.fake_upstream import FakeUpstream, fake_upstream, paced, whole_json
+from tests.serving import ServerProcess, running_proxy, settings_for
 
 CHAT = "/v1/chat/completions"
 
@@ -190,3 +192,28 @@ def test_addresses(text: str, addresses: list[tuple[str, str | None]]) -> None:
 def test_a_bad_list_names_the_setting(text: str) -> None:
     with pytest.raises(ConfigurationError, match="STELLARCHAT_UPSTREAM_URL"):
         load({"STELLARCHAT_UPSTREAM_URL": text}, environ={}, env_file=None)
+
+
+@pytest.mark.parametrize("workers", ("1", "2"))
+async def test_a_hangup_reads_the_list_again_and_streams_go_on(
+    pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path, workers: str
+) -> None:
+    one, two = pair
+    one.on(CHAT, paced(events=40, rate=20))
+    (tmp_path / ".env").write_text(f"STELLARCHAT_UPSTREAM_URL={one.url}\n")
+    server = ServerProcess(tmp_path, "")
+    del server._environment["STELLARCHAT_UPSTREAM_URL"]
+    await asyncio.to_thread(server.start, "--workers", workers)
+    try:
+        async with (
+            httpx.AsyncClient(base_url=server.url, timeout=20) as http,
+            http.stream("POST", CHAT, json=chat(stream=True)) as reply,
+        ):
+            (tmp_path / ".env").write_text(f"STELLARCHAT_UPSTREAM_URL={two.url}\n")
+            os.kill(server.pid, signal.SIGHUP)
+            async with asyncio.timeout(20):
+                while not two.calls_to(CHAT):
+                    await http.post(CHAT, json=chat())
+            assert (await reply.aread()).endswith(b"data: [DONE]\n\n")
+    finally:
+        server.kill()
