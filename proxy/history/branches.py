@@ -109,11 +109,16 @@ def get_branch(connection: sqlite3.Connection, session: Session, *, through: str
 
 def as_sent(connection: sqlite3.Connection, branch: Sequence[BranchNode]) -> list[int]:
     """The numbers of a branch's messages in the order of its last request, with the system messages that one had."""
+    return as_sent_by(connection, branch)[0]
+
+
+def as_sent_by(connection: sqlite3.Connection, branch: Sequence[BranchNode]) -> tuple[list[int], ExchangeRow | None]:
+    """The same, and the exchange of that request."""
     position, exchange = _last_exchange(connection, branch)
     if exchange is None:
-        return [step.message_no for step in branch]
+        return [step.message_no for step in branch], None
     end = 1 + next((i for i, step in enumerate(branch) if step.message_no == exchange.leaf_no), position)
-    return as_requested(branch[:end], exchange) + [step.message_no for step in branch[end:]]
+    return as_requested(branch[:end], exchange) + [step.message_no for step in branch[end:]], exchange
 
 
 def as_far_as_sent(path: Sequence[BranchNode], exchange: ExchangeRow) -> list[BranchNode]:
@@ -147,12 +152,23 @@ def _last_exchange(connection: sqlite3.Connection, branch: Sequence[BranchNode])
 def _messages_page(
     connection: sqlite3.Connection, session: Session, numbers: list[int], *, page: Page, order: Order, show: Show
 ) -> JSON:
+    start, stop = page_of(connection, session, numbers, page=page, order=order)
+    shown = [get_message(connection, number, show=show) for number in numbers[start:stop]]
+    if order == "desc":
+        shown.reverse()
+    return {"messages": shown, "total": len(numbers), "session_info": session_json(session)}
+
+
+def page_of(
+    connection: sqlite3.Connection, session: Session, numbers: list[int], *, page: Page, order: Order
+) -> tuple[int, int]:
+    """Where a page of a branch begins and ends, in ascending order."""
     ordered = numbers[::-1] if order == "desc" else numbers
     start = page.offset
     if page.after is not None:
         start += _position_after(connection, session, ordered, page.after)
-    shown = [get_message(connection, number, show=show) for number in ordered[start : start + page.limit]]
-    return {"messages": shown, "total": len(numbers), "session_info": session_json(session)}
+    start, stop = min(start, len(numbers)), min(start + page.limit, len(numbers))
+    return (len(numbers) - stop, len(numbers) - start) if order == "desc" else (start, stop)
 
 
 def _position_after(connection: sqlite3.Connection, session: Session, ordered: list[int], message_id: str) -> int:

@@ -116,12 +116,12 @@ def order_of(request: Request[State], *, default: Order = "asc") -> Order:
     return "desc" if order == "desc" else "asc"
 
 
-def wants_openai_messages(request: Request[State]) -> bool:
-    """`format=openai`."""
+def message_format(request: Request[State]) -> str | None:
+    """The shape in which messages are asked for."""
     form = request.query_params.get("format")
-    if form not in (None, "openai"):
-        raise InvalidRequestError("format is openai, or left out.", param="format")
-    return form is not None
+    if form not in (None, "openai", "responses", "anthropic"):
+        raise InvalidRequestError("format is openai, responses or anthropic, or left out.", param="format")
+    return form
 
 
 def flag(request: Request[State], name: str) -> bool:

@@ -1,5 +1,6 @@
 """`/v1/sessions` and `/v1/users/{user_id}/history`: what was recorded, and what is kept by hand."""
 
+from collections.abc import Callable
 from functools import partial
 
 from starlette.requests import Request
@@ -7,7 +8,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from proxy.errors import json_response
-from proxy.history import branches, sessions
+from proxy.history import branches, dialects, sessions
+from proxy.history.serializers import JSON
 from proxy.routes import parameters, streaming_json
 from proxy.routes.parameters import named_user, services_of, session_id_of, visible_user
 from proxy.routes.resource import Resource
@@ -64,11 +66,18 @@ async def append_message(request: Request[State]) -> Response:
     return json_response(await services_of(request).write(work), status=201)
 
 
+_LISTS: dict[str | None, Callable[..., JSON]] = {
+    None: branches.list_messages,
+    "openai": branches.list_openai_messages,
+    "responses": partial(dialects.list_messages, dialect="responses"),
+    "anthropic": partial(dialects.list_messages, dialect="anthropic"),
+}
+
+
 async def list_messages(request: Request[State]) -> Response:
     """One page of a branch."""
-    read = branches.list_openai_messages if parameters.wants_openai_messages(request) else branches.list_messages
     work = partial(
-        read,
+        _LISTS[parameters.message_format(request)],
         id_=session_id_of(request),
         user_id=visible_user(request),
         page=parameters.page_of(request),

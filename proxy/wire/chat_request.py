@@ -47,21 +47,21 @@ def with_usage(body: bytes, request: dict[str, Any]) -> bytes:
 
 def _edited(body: bytes, request: dict[str, Any], changes: dict[str, Any]) -> bytes:
     """The body with some top-level members replaced, or left out where the change is None."""
-    members = _members(body)
-    if members is None:  # UTF-16 or the like, which Python's json reads
+    parts = members(body)
+    if parts is None:  # UTF-16 or the like, which Python's json reads
         kept = {key: value for key, value in {**request, **changes}.items() if value is not None or key not in changes}
         return json.dumps(kept).encode()
-    texts = [text for key, text in members if key not in changes]
+    texts = [text for key, text in parts if key not in changes]
     texts += [f'"{key}":{json_text.dumps(value)}'.encode() for key, value in changes.items() if value is not None]
     return b"{" + b",".join(texts) + b"}"
 
 
-def _members(body: bytes) -> list[tuple[str, bytes]] | None:
+def members(body: bytes) -> list[tuple[str, bytes]] | None:
     """Key and raw text (key, colon, value) of each top-level member; None where the bytes are not UTF-8 JSON."""
     start = body.find(b"{")
     if start < 0 or b"\0" in body:
         return None
-    members: list[tuple[str, bytes]] = []
+    found: list[tuple[str, bytes]] = []
     depth = 0
     key_span: tuple[int, int] | None = None
     for token in _TOKEN.finditer(body, start):
@@ -71,11 +71,11 @@ def _members(body: bytes) -> list[tuple[str, bytes]] | None:
         elif depth == 1 and text in (b",", b"}"):
             if key_span is not None:
                 key = json_text.loads(body[slice(*key_span)])
-                members.append((key, body[key_span[0] : token.start()].rstrip()))
+                found.append((key, body[key_span[0] : token.start()].rstrip()))
             key_span = None
             depth -= text == b"}"
         elif text in _CLOSING:
             depth -= 1
         elif depth == 1 and key_span is None:
             key_span = token.span()
-    return members
+    return found

@@ -1,0 +1,98 @@
+"""Stored messages in the shape of the dialect that asks for them: Responses items, or Anthropic's messages."""
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from proxy.history import branches
+from proxy.history.branches import Order
+from proxy.history.serializers import JSON, openai_message, session_json
+from proxy.storage.queries import ExchangeRow, Message, Page
+from proxy.wire import anthropic, json_text, responses_items
+from proxy.wire.anthropic_blocks import starts_message
+
+Dialect = Literal["responses", "anthropic"]
+Row = tuple[JSON, JSON | None]
+
+
+def row_of(connection: sqlite3.Connection, message_no: int) -> Row:
+    """A stored message as OpenAI has it, and its residue."""
+    found: list[JSON | None] = []
+
+    def show(row: Message, blobs: dict[str, str]) -> JSON:
+        found.append(json_text.loads(row.wire) if row.wire else None)
+        return openai_message(row, blobs)
+
+    message = branches.get_message(connection, message_no, show=show)
+    return message, found[0]
+
+
+def rows_of(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[Row]:
+    """Stored messages as OpenAI has them, each with its residue."""
+    return [row_of(connection, number) for number in numbers]
+
+
+def wire_of(exchange: ExchangeRow | None) -> JSON:
+    """What an exchange knows that is no part of its conversation."""
+    return json_text.loads(exchange.wire) if exchange is not None and exchange.wire else {}
+
+
+def list_messages(
+    connection: sqlite3.Connection,
+    id_: str,
+    *,
+    user_id: str | None,
+    page: Page,
+    order: Order = "asc",
+    through: str | None = None,
+    dialect: Dialect,
+) -> JSON:
+    """One page of a branch in a dialect. A page counts stored messages; what they are in the dialect is not cut: it is
+    on the page of its first."""
+    session = branches.find_session(connection, id_, user_id=user_id)
+    branch = branches.get_branch(connection, session, through=through)
+    numbers, exchange = branches.as_sent_by(connection, branch)
+    start, stop = branches.page_of(connection, session, numbers, page=page, order=order)
+    wire = wire_of(exchange)
+    if dialect == "responses":
+        shown = _responses(connection, numbers, start, stop, wire)
+    else:
+        shown = _anthropic(connection, numbers, start, stop, wire)
+    if order == "desc":
+        shown["messages"].reverse()
+    return {**shown, "total": len(numbers), "session_info": session_json(session)}
+
+
+def _responses(connection: sqlite3.Connection, numbers: Sequence[int], start: int, stop: int, wire: JSON) -> JSON:
+    rows = rows_of(connection, numbers[start:stop])
+    shown: JSON = {}
+    if start == 0 and rows and wire.get("instructions") is True:
+        shown["instructions"] = rows.pop(0)[0].get("content")
+    shown["messages"] = [item for message, residue in rows for item in responses_items.items_of(message, residue)]
+    return shown
+
+
+def _anthropic(connection: sqlite3.Connection, numbers: Sequence[int], start: int, stop: int, wire: JSON) -> JSON:
+    if stop <= start:
+        return {"messages": []}
+    rows = rows_of(connection, numbers[start:stop])
+    before = row_of(connection, numbers[start - 1]) if start else None
+    while rows and before is not None and _goes_on(before, rows[0]):
+        before = rows.pop(0)
+    for number in numbers[stop:]:
+        following = row_of(connection, number)
+        if not rows or not _goes_on(rows[-1], following):
+            break
+        rows.append(following)
+    if start:
+        return anthropic.request_of(rows, {"system": 0})
+    return anthropic.request_of(rows, wire)
+
+
+def _goes_on(before: Row, row: Row) -> bool:
+    return not starts_message(str(row[0].get("role")), row[1], after=str(before[0].get("role")))
+
+
+def items_of(rows: Sequence[Row]) -> list[Any]:
+    """The items of stored messages."""
+    return [item for message, residue in rows for item in responses_items.items_of(message, residue)]

@@ -1,0 +1,212 @@
+"""Responses read back, and what a request that names one goes on from. A response's id is a place in the tree."""
+
+import sqlite3
+from dataclasses import dataclass, field
+
+from proxy.errors import InvalidRequestError, NotFoundError
+from proxy.history import branches
+from proxy.history.branches import Order
+from proxy.history.conversation_items import parse_id
+from proxy.history.dialects import items_of, row_of, rows_of, wire_of
+from proxy.history.serializers import JSON
+from proxy.history.stored_completions import page_json, unix_seconds
+from proxy.storage import queries, response_queries
+from proxy.storage.queries import ExchangeRow, Page
+from proxy.storage.removal import remove_exchange
+from proxy.wire import json_text, responses, responses_state
+
+_SHOWN = frozenset({"completed", "incomplete"})
+# What OpenAI's clients expect in a response also where it is null. Nulls are not stored.
+_NULLS: JSON = dict.fromkeys(
+    (
+        "error",
+        "incomplete_details",
+        "instructions",
+        "max_output_tokens",
+        "max_tool_calls",
+        "metadata",
+        "previous_response_id",
+        "prompt",
+        "reasoning",
+        "text",
+        "top_logprobs",
+        "usage",
+        "user",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a request names of ours: its session and how that was named, what was said there, and single items by id."""
+
+    session_id: str | None = None
+    source: str = ""
+    history: list[JSON] = field(default_factory=list)
+    items: dict[str, JSON] = field(default_factory=dict)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a response or a conversation was found."""
+        return self.session_id is not None
+
+
+# --- what a request goes on from
+
+
+def resolve(connection: sqlite3.Connection, request: JSON, *, user_id: str) -> Resolved:
+    """What a request names of this user's; what is not there is upstream's affair."""
+    items = {
+        item_id: item
+        for item_id in responses_state.references_of(request)
+        if (item := _find_item(connection, item_id, user_id=user_id)) is not None
+    }
+    previous_id = responses_state.previous_id_of(request)
+    if previous_id is not None:
+        row = _find(connection, previous_id, user_id=user_id)
+        if row is not None:
+            return Resolved(row.session_id, "response", _through(connection, row), items)
+    conversation_id = responses_state.conversation_id_of(request)
+    if conversation_id is not None and previous_id is None:
+        session_id = queries.find_session_id(
+            connection, id_=conversation_id.removeprefix("conv_") or conversation_id, user_id=user_id
+        )
+        if session_id is not None:
+            return Resolved(session_id, "conversation", _newest(connection, session_id), items)
+    return Resolved(items=items)
+
+
+def _find(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> ExchangeRow | None:
+    """The exchange of a response that may be referred to."""
+    exchange_id = queries.find_stored_exchange(connection, id_, user_id=user_id)
+    row = None if exchange_id is None else queries.get_exchange(connection, exchange_id)
+    if row is None or row.endpoint != responses.PATH or json_text.loads(row.parameters).get("store") is False:
+        return None
+    return row
+
+
+def _through(connection: sqlite3.Connection, row: ExchangeRow) -> list[JSON]:
+    """What was said up to and with a response, but for its instructions: those are never inherited."""
+    rows = rows_of(connection, [*_asked(connection, row), *queries.list_replies(connection, row)[:1]])
+    return [item for item in items_of(rows) if isinstance(item, dict)]
+
+
+def _asked(connection: sqlite3.Connection, row: ExchangeRow) -> list[int]:
+    """The messages of a request, without its instructions."""
+    path = [] if row.leaf_no is None else queries.list_path(connection, row.leaf_no)[::-1]
+    numbers = branches.as_requested(branches.as_far_as_sent(path, row), row)
+    return numbers[1:] if wire_of(row).get("instructions") is True else numbers
+
+
+def _newest(connection: sqlite3.Connection, session_id: str) -> list[JSON]:
+    """What was said on the newest branch of a session, without instructions."""
+    session = queries.get_session(connection, session_id)
+    assert session is not None
+    numbers, exchange = branches.as_sent_by(connection, branches.get_branch(connection, session))
+    if wire_of(exchange).get("instructions") is True:
+        del numbers[:1]
+    return [item for item in items_of(rows_of(connection, numbers)) if isinstance(item, dict)]
+
+
+def _find_item(connection: sqlite3.Connection, item_id: str, *, user_id: str) -> JSON | None:
+    """An item by upstream's id, or by ours."""
+    number = response_queries.find_response_item(connection, item_id, user_id=user_id)
+    if number is not None:
+        items = items_of([row_of(connection, number)])
+        return next((item for item in items if isinstance(item, dict) and item.get("id") == item_id), None)
+    parsed = parse_id(item_id)
+    number = None
+    if parsed is not None:
+        number = response_queries.find_message_of_user(connection, parsed.message_id, user_id=user_id)
+    if number is None:
+        return None
+    message, residue = row_of(connection, number)
+    kind = {"rs": "reasoning", "fc": "function_call", "fco": "function_call_output", "msg": "message"}
+    wanted = kind.get(parsed.kind) if parsed is not None else None
+    found = [item for item in items_of([(message, residue)]) if (item.get("type") or "message") == wanted]
+    return found[0] if len(found) == 1 else None
+
+
+# --- read back
+
+
+def find_response(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> ExchangeRow:
+    """The exchange of a response. Raises NotFoundError; another user's is not there either."""
+    row = _find(connection, id_, user_id=user_id)
+    if row is None or row.status not in _SHOWN:
+        raise NotFoundError("No such response.")
+    return row
+
+
+def get_response(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
+    """The response as upstream sent it; of one that was cut, what had come."""
+    row = find_response(connection, id_, user_id=user_id)
+    sent = json_text.loads(row.completion) if row.completion else {}
+    output = items_of(rows_of(connection, queries.list_replies(connection, row)[:1]))
+    created = row.completion_created if row.completion_created is not None else unix_seconds(row.created_at)
+    own: JSON = {"id": id_, "object": "response", "created_at": created, "model": row.model or "", "output": output}
+    shown = {**_NULLS, **_echoed(connection, row), **sent, **own}
+    if row.status != "completed":
+        shown |= {"status": "incomplete", "incomplete_details": {"reason": "interrupted"}}
+        error = json_text.loads(row.error) if row.error else None
+        if isinstance(error, dict) and error.get("type") == "cancelled":
+            shown |= {"status": "cancelled", "incomplete_details": None}
+    shown.setdefault("status", "completed")
+    return shown
+
+
+def _echoed(connection: sqlite3.Connection, row: ExchangeRow) -> JSON:
+    """What a response repeats of its request, which is not stored again."""
+    parameters = json_text.loads(row.parameters)
+    wire = wire_of(row)
+    shown = {key: value for key, value in parameters.items() if key not in ("stream", "stream_options", "include")}
+    if row.metadata:
+        shown["metadata"] = json_text.loads(row.metadata)
+    if "previous_response_id" in wire:
+        shown["previous_response_id"] = wire["previous_response_id"]
+    if wire.get("instructions") is True and row.context:
+        shown["instructions"] = row_of(connection, json_text.loads(row.context)[0][1])[0].get("content")
+    return shown
+
+
+def list_input_items(
+    connection: sqlite3.Connection, id_: str, *, user_id: str | None, page: Page, order: Order
+) -> JSON:
+    """One page of the items of a response's request, the history that it went on from included."""
+    row = find_response(connection, id_, user_id=user_id)
+    numbers = _asked(connection, row)
+    items = [
+        _with_id(item, f"{number}_{place}" if place else str(number))
+        for number in numbers
+        for place, item in enumerate(items_of([row_of(connection, number)]))
+        if isinstance(item, dict)
+    ]
+    if order == "desc":
+        items.reverse()
+    start = 0
+    if page.after is not None:
+        ids = [item["id"] for item in items]
+        if page.after not in ids:
+            raise InvalidRequestError("There is no such item to list after.", param="after")
+        start = ids.index(page.after) + 1
+    shown = items[start : start + page.limit]
+    return page_json(shown, has_more=start + page.limit < len(items))
+
+
+def _with_id(item: JSON, suffix: str) -> JSON:
+    """An input item as OpenAI lists it: each has a type and an id."""
+    kind = item.get("type") or "message"
+    said: JSON = {"type": kind, **item}
+    if kind == "message":
+        content = item.get("content")
+        part = "output_text" if item.get("role") == "assistant" else "input_text"
+        said["content"] = [{"type": part, "text": content}] if isinstance(content, str) else content
+        said.setdefault("status", "completed")
+    said["id"] = item.get("id") or f"{'msg' if kind == 'message' else 'item'}_{suffix}"
+    return said
+
+
+def delete_response(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
+    """Delete the exchange and its reply. The request's messages are the session's, and go with that."""
+    remove_exchange(connection, find_response(connection, id_, user_id=user_id))
+    return {"id": id_, "object": "response", "deleted": True}
