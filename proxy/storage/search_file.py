@@ -134,6 +134,11 @@ def text_of(raw: bytes) -> str:
 # --- damage
 
 
+def is_damage(exc: sqlite3.Error) -> bool:
+    """Whether it says so; an error that passes (a lock, the memory) does not."""
+    return getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _DAMAGE
+
+
 def mark_damaged(database: Path, reason: object) -> None:
     """Have the index made anew by the process that fills it, and leave it out of searches until then."""
     logger.warning("the search index is damaged and will be made anew: %s", reason)
@@ -142,8 +147,8 @@ def mark_damaged(database: Path, reason: object) -> None:
 
 
 def mark_damaged_by(connection: Connection, exc: sqlite3.Error) -> None:
-    """The same, for the index that a search has attached; an error that passes (a lock, the memory) is no damage."""
-    if getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _DAMAGE:
+    """The same, for the index that a search has attached."""
+    if is_damage(exc):
         files = {name: file for _, name, file in connection.execute("PRAGMA database_list")}
         mark_damaged(Path(files["main"]), exc)
 

@@ -1,0 +1,73 @@
+"""The job that fills the search index in spare time. A damaged index is made anew: it is derived data."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from proxy.maintenance.job import Stop
+from proxy.search.index import Index
+from proxy.storage import search_file
+
+logger = logging.getLogger(__name__)
+
+# Up to this many messages a search looks through as they are; they can wait until there is little to do.
+_BACKLOG = 20_000
+# Of the time it works, how long it rests.
+_REST_BUSY = 4.0
+_REST_IDLE = 0.25
+CLEAN_SECONDS = 3600.0
+# Damage that is back so soon is not the index's own: perhaps the database's, which no index can mend.
+_MAKE_ANEW_SECONDS = 600.0
+
+
+class Indexing:
+    """Fills the index, and cleans it at the start and every hour."""
+
+    def __init__(self, database: Path, *, is_busy: Callable[[], bool], stop: Stop) -> None:
+        self._database = database
+        self._is_busy = is_busy
+        self._stop = stop
+        self._index: Index | None = None
+        self._clean_at = 0.0
+        self._make_anew_at = 0.0
+
+    def work(self) -> None:
+        """Index what has come since the last time."""
+        if self._index is None:
+            try:
+                self._index = Index(self._database)
+            except BlockingIOError:
+                return  # an older worker that ends has it still
+        try:
+            self._fill(self._index)
+        except search_file.Error as exc:
+            if search_file.is_damage(exc) and time.monotonic() >= self._make_anew_at:
+                self._make_anew_at = time.monotonic() + _MAKE_ANEW_SECONDS
+                logger.warning("the search index is damaged and made anew: %s", exc)
+                self._index.make_anew()
+            else:
+                self.close()
+                raise
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Leave the index to others."""
+        index, self._index = self._index, None
+        if index is not None:
+            index.close()
+
+    def _fill(self, index: Index) -> None:
+        if time.monotonic() >= self._clean_at:
+            index.clean()
+            self._clean_at = time.monotonic() + CLEAN_SECONDS
+        while not self._stop.is_set:
+            is_busy = self._is_busy()
+            if is_busy and index.backlog() <= _BACKLOG:
+                return
+            started = time.monotonic()
+            if not index.step():
+                return
+            self._stop.rest((time.monotonic() - started) * (_REST_BUSY if is_busy else _REST_IDLE))
