@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import reduce
@@ -18,17 +18,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.access.middleware import Gate, GateMiddleware
 from proxy.demo import serve_demo
+from proxy.downstream.disconnect import Orphans
 from proxy.errors import APIError, api_error_response, http_error_response, unexpected_error_response
 from proxy.maintenance.background_jobs import Upkeep
 from proxy.recording.recorder import Recorder
 from proxy.routes import route_table
-from proxy.routes.chat import PATH, ChatCompletions
 from proxy.routes.matching import EncodedSlashes
+from proxy.routes.recorded import RecordedEndpoint
 from proxy.services import Services, State
 from proxy.settings import ConfigurationError, Settings, load
 from proxy.storage.sqlite import Database
 from proxy.telemetry.observer import Observer, ObserverMiddleware
 from proxy.upstream.upstreams import Upstreams
+from proxy.wire.endpoints import ENDPOINTS
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +55,8 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
                 stack.enter_context(_reloading_upstreams(services.upstreams))
             yield {"settings": running, "services": services, "gate": gate, "observer": observer}
 
-    chats = ChatCompletions()
     app = Starlette(
-        routes=route_table(chats, settings),
+        routes=route_table(settings),
         lifespan=lifespan,
         middleware=[
             Middleware(ObserverMiddleware),
@@ -71,7 +72,10 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
     )
     # A redirect would be an answer that upstream did not give.
     app.router.redirect_slashes = False
-    return _ChatsFirst(app, _within([Middleware(ObserverMiddleware), *_cors(settings)], GateMiddleware(chats)))
+    orphans = Orphans()
+    recorded = {path: RecordedEndpoint(endpoint, orphans) for path, endpoint in ENDPOINTS.items()}
+    layers = [Middleware(ObserverMiddleware), *_cors(settings)]
+    return _RecordedFirst(app, {path: _within(layers, GateMiddleware(each)) for path, each in recorded.items()})
 
 
 @contextmanager
@@ -96,19 +100,20 @@ def _reload_upstreams(upstreams: Upstreams) -> None:
         logger.error("the upstreams stay as they are: %s", exc)
 
 
-class _ChatsFirst:
-    """Serves chats ahead of Starlette, whose layers and routing cost more than all that is done for a chat."""
+class _RecordedFirst:
+    """Serves recorded endpoints ahead of Starlette, whose routing costs more than all that is done for a chat."""
 
-    def __init__(self, app: ASGIApp, chats: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, recorded: Mapping[str, ASGIApp]) -> None:
         self._app = app
-        self._chats = chats
+        self._recorded = recorded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
+        recorded = self._recorded.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if recorded is None:
             await self._app(scope, receive, send)
             return
         try:
-            await self._chats(scope, receive, send)
+            await recorded(scope, receive, send)
         except Exception as exc:
             # uvicorn takes no second beginning of a reply: where one has begun, it closes the connection.
             with suppress(RuntimeError):

@@ -1,45 +1,22 @@
 """What the handlers share: opened at start, closed at the end, reached through the request's state."""
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypedDict, TypeVar
 
 from proxy.access.middleware import Gate
 from proxy.errors import UnavailableError
+from proxy.recording.branch_points import RecentBranchPoints
 from proxy.recording.recorder import Recorder
 from proxy.recording.write_queue import QueueFullError
 from proxy.search.turns import SearchTurns
 from proxy.settings import Settings
-from proxy.storage.queries import StitchCandidate
 from proxy.storage.sqlite import Database
 from proxy.telemetry.observer import Observer
 from proxy.upstream.upstreams import Upstreams
 
 T = TypeVar("T")
-
-
-# How many of the places that chats went on from are remembered.
-_CONTINUED = 1024
-
-
-class RecentBranchPoints:
-    """Where this process's newest chats went on from: two that race are not given the same place where there are more.
-
-    What a chat continues has nothing below it in the tables before that chat is stored.
-    """
-
-    def __init__(self) -> None:
-        self._numbers: dict[int, None] = {}
-
-    def choose(self, places: Sequence[StitchCandidate]) -> StitchCandidate:
-        """The first place that nothing goes on from, else the first of all."""
-        open_ = (place for place in places if not place.goes_on and place.message_no not in self._numbers)
-        chosen = next(open_, places[0])
-        self._numbers[chosen.message_no] = None
-        if len(self._numbers) > _CONTINUED:
-            del self._numbers[next(iter(self._numbers))]
-        return chosen
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,11 @@
 """Rules that hold for the whole route table."""
 
 from proxy.routes import route_table
-from proxy.routes.chat import ChatCompletions
 from proxy.settings import Settings
 
 
 def test_no_route_matches_before_a_newline_at_the_end_of_a_path() -> None:
-    for route in route_table(ChatCompletions(), Settings()):
+    for route in route_table(Settings()):
         path = route.path
         for name in route.param_convertors:
             for kind in ("", ":path"):

@@ -21,6 +21,7 @@ from proxy.ids import timestamp
 from proxy.settings import Settings
 from proxy.storage import queries
 from proxy.storage.sqlite import Database
+from proxy.wire.endpoints import ENDPOINTS
 from proxy.wire.headers import Headers, value_of
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,6 @@ audit.setLevel(logging.INFO)  # what admins do is written down, however little e
 
 _OPEN = frozenset({"/health", "/ready"})
 _METRICS = "/metrics"
-_CHAT = "/v1/chat/completions"
 _READ = frozenset({b"authorization", b"x-api-key", b"content-length"})
 
 REFRESH_SECONDS = 2.0  # how late a change to a key is noticed
@@ -299,7 +299,7 @@ def is_browser(scope: Scope) -> bool:
 
 def _is_notable(scope: Scope) -> bool:
     """Whether an admin's request is logged: all but its own chats."""
-    return scope["path"] != _CHAT or scope["method"] != "POST" or user_header(scope["headers"]) is not None
+    return scope["path"] not in ENDPOINTS or scope["method"] != "POST" or user_header(scope["headers"]) is not None
 
 
 def _with_headers(send: Send, rate_limit_headers: Headers) -> Send:

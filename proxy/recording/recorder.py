@@ -23,7 +23,7 @@ from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.queries import list_workers_in_progress
 from proxy.storage.sqlite import Database
 from proxy.storage.write_batch import write_batch
-from proxy.wire.chat_reply import Completion
+from proxy.wire.endpoint import Reply
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class OpenExchange:
 
     __slots__ = ("_pending", "_reply", "exchange", "is_begun", "is_placed", "opened_at", "sequence", "size", "turn")
 
-    def __init__(self, exchange: Exchange, reply: Completion, *, size: int, turn: int = 0) -> None:
+    def __init__(self, exchange: Exchange, reply: Reply, *, size: int, turn: int = 0) -> None:
         """`reply` is what the stream is folded to: it may have taken events that were not fed here."""
         self.exchange = exchange
         self._reply = reply
@@ -131,7 +131,7 @@ class Recorder:
         await self.writer.start()
         self._ticking = asyncio.create_task(self._tick(), name="recorder")
 
-    def open(self, exchange: Exchange, reply: Completion, *, size: int) -> OpenExchange:
+    def open(self, exchange: Exchange, reply: Reply, *, size: int) -> OpenExchange:
         """Begin to record. Nothing is written before the session is known and some time has passed."""
         live = OpenExchange(exchange, reply, size=size, turn=next(self._turns))
         self._live[live.turn].add(live)

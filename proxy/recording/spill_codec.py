@@ -9,7 +9,9 @@ from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.write_batch import WriteBatch
 from proxy.wire import json_text
-from proxy.wire.chat_reply import Completion
+from proxy.wire.chat import CHAT
+from proxy.wire.endpoint import Reply
+from proxy.wire.endpoints import endpoint_of
 
 # Lines of versions up to this are read, also those without one (0); keys that are missing have defaults.
 VERSION = 1
@@ -75,7 +77,7 @@ def _work_of(entry: dict[str, Any]) -> Callable[[WriteBatch], Any]:
     if kind == "begin":
         return partial(_begin, exchange=exchange, worker_id=entry.get("worker_id"))
     if kind == "finish":
-        return partial(_finish, exchange=exchange, outcome=_to_outcome(entry["outcome"]))
+        return partial(_finish, exchange=exchange, outcome=_to_outcome(entry["outcome"], exchange.endpoint))
     raise ValueError(f"a spilled line of an unknown kind: {kind!r}")
 
 
@@ -118,7 +120,7 @@ def _to_exchange(entry: dict[str, Any]) -> Exchange:
         user_id=entry["user_id"],
         # By now another process may have stored what came later, and made the session.
         session=SessionRef(entry["session_id"], "replayed", entry.get("external_id")),
-        endpoint=entry.get("endpoint", "/v1/chat/completions"),
+        endpoint=entry.get("endpoint", CHAT.path),
         request_id=entry.get("request_id", entry["exchange_id"]),
         request=entry.get("request", {}),
         created_at=entry["created_at"],
@@ -137,12 +139,16 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _to_outcome(entry: dict[str, Any]) -> Outcome:
-    reply = entry.get("reply")
+def _to_outcome(entry: dict[str, Any], endpoint: str) -> Outcome:
+    said = entry.get("reply")
+    reply: Reply | None = None
+    if said is not None:
+        reply = endpoint_of(endpoint).reply()
+        reply.take_whole(json_text.dumps(said).encode())
     outcome = Outcome(
         status=entry["status"],
         http_status=entry.get("http_status"),
-        reply=None if reply is None else Completion.from_body(json_text.dumps(reply).encode()),
+        reply=reply,
         error=entry.get("error"),
         time_to_first_token_ms=entry.get("time_to_first_token_ms"),
         duration_ms=entry.get("duration_ms"),

@@ -3,17 +3,15 @@
 from starlette.routing import Route
 
 from proxy.routes import api, completions, conversations, export, health, metrics, models, search, sessions, users
-from proxy.routes.chat import PATH, ChatCompletions
 from proxy.routes.matching import exact
 from proxy.routes.passthrough import Passthrough
 from proxy.settings import Settings
 from proxy.web import web_routes
 
 
-def route_table(chats: ChatCompletions, settings: Settings) -> list[Route]:
-    """Every route; what no other takes is relayed. Chats get here only by another method."""
+def route_table(settings: Settings) -> list[Route]:
+    """Every route but a recorded POST, which `app` serves itself; what no other takes is relayed."""
     routes = [
-        Route(PATH, chats, methods=["POST"]),
         *health.routes,
         *metrics.routes,
         *models.routes,

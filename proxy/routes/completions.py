@@ -17,6 +17,7 @@ from proxy.routes.local_or_upstream import LocalOrUpstream
 from proxy.routes.parameters import named_user, openai_page_of, order_of, services_of, visible_user
 from proxy.services import State
 from proxy.storage.queries import COMPLETION_PREFIX
+from proxy.wire.chat import CHAT
 
 
 async def list_completions(request: Request[State]) -> Response:
@@ -104,10 +105,10 @@ def _open(connection: sqlite3.Connection, *, wanted: Filter, after: str | None) 
 
 # What does not begin like a completion's id is upstream's: vLLM has routes below, such as /render.
 routes = [
-    Route("/v1/chat/completions", LocalOrUpstream(GET=list_completions), methods=["GET"]),
-    Route("/v1/chat/completions/chatcmpl-{id:path}/messages", LocalOrUpstream(GET=list_messages)),
+    Route(CHAT.path, LocalOrUpstream(GET=list_completions), methods=["GET"]),
+    Route(f"{CHAT.path}/chatcmpl-{{id:path}}/messages", LocalOrUpstream(GET=list_messages)),
     Route(
-        "/v1/chat/completions/chatcmpl-{id:path}",
+        f"{CHAT.path}/chatcmpl-{{id:path}}",
         LocalOrUpstream(GET=get_completion, POST=update_completion, DELETE=delete_completion),
     ),
 ]

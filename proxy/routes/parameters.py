@@ -9,10 +9,10 @@ from starlette.requests import Request
 
 from proxy.access.attribution import checked_id
 from proxy.access.caller import ANYONE, Caller, acting_user, owner_of
+from proxy.downstream.request_body import DepartedError, read_body
 from proxy.errors import APIError, InvalidRequestError, NotFoundError
 from proxy.history.branches import Order
 from proxy.history.sessions import NewMessage, SessionPatch
-from proxy.recording.tee import DepartedError, read_body
 from proxy.services import Services, State
 from proxy.storage.queries import Page
 from proxy.wire import json_text

@@ -9,9 +9,11 @@ from starlette.types import Receive, Scope, Send
 from proxy.access.caller import ANYONE, Caller
 from proxy.access.paths import Reach, reach_of
 from proxy.downstream.direct_writer import outlet_of
+from proxy.downstream.disconnect import Watch
+from proxy.downstream.request_body import DepartedError, read_body, stream_body
 from proxy.errors import NotFoundError
 from proxy.ids import uuid7
-from proxy.recording.tee import DepartedError, Watch, read_body, send_unrecorded, stream_body
+from proxy.recording.sending import send_unrecorded
 from proxy.services import Services
 from proxy.upstream.client import Body
 from proxy.wire import chat_request, headers

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from proxy.ids import timestamp, uuid7
 from proxy.wire import hash_chain
-from proxy.wire.chat_reply import Completion
-from proxy.wire.message import is_message
+from proxy.wire.endpoint import Reply, Request
+from proxy.wire.endpoints import endpoint_of
 
 Status = Literal["completed", "incomplete", "failed"]
 _OUR_CAUSES = {"caller_disconnected": "caller_left", "interrupted": "stopped"}
@@ -23,7 +23,8 @@ class SessionRef:
 
 @dataclass(slots=True, kw_only=True)
 class Exchange:
-    """What is known of an exchange before its reply. `request` is the body as the caller sent it, parsed."""
+    """What is known of an exchange before its reply. `request` is the body as the caller sent it, parsed;
+    `endpoint` is a path of `wire.endpoints`."""
 
     user_id: str
     session: SessionRef
@@ -34,13 +35,14 @@ class Exchange:
     created_at: str = field(default_factory=timestamp)
     trace_context: dict[str, str] | None = None  # the caller's traceparent and tracestate; for traces alone
 
+    asked: Request = field(init=False)  # `request` as its endpoint reads it
     messages: list[dict[str, Any]] = field(init=False)  # none where what was sent is not a list of messages
     _chained: list[dict[str, Any]] | None = field(default=None, init=False)
     _chain: list[bytes] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        messages = self.request.get("messages")
-        self.messages = messages if isinstance(messages, list) and all(map(is_message, messages)) else []
+        self.asked = endpoint_of(self.endpoint).request(self.request)
+        self.messages = self.asked.messages
 
     @property
     def chained(self) -> list[dict[str, Any]]:
@@ -63,7 +65,7 @@ class Outcome:
 
     status: Status
     http_status: int | None = None
-    reply: Completion | None = None
+    reply: Reply | None = None
     error: Any = None
     time_to_first_token_ms: int | None = None
     duration_ms: int | None = None

@@ -5,7 +5,7 @@ from typing import Any
 from proxy.ids import milliseconds_between
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.wire import json_text
-from proxy.wire.chat_reply import Completion
+from proxy.wire.endpoint import Reply, Tokens
 
 Columns = dict[str, Any]
 
@@ -39,10 +39,8 @@ def asked_model(parameters: dict[str, Any]) -> str | None:
 
 def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | None) -> Columns:
     """What is known when the request is stored."""
-    request = exchange.request
-    kept_apart = ("messages", "metadata") if exchange.messages else ("metadata",)
-    metadata = request.get("metadata")
-    model = asked_model(request)
+    metadata = exchange.request.get("metadata")
+    model = asked_model(exchange.request)
     return {
         "exchange_id": exchange.exchange_id,
         "leaf_no": leaf_no,
@@ -51,7 +49,7 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
         "endpoint": exchange.endpoint,
         "model": model,
         "asked_model": model,
-        "parameters": json_text.dumps({key: value for key, value in request.items() if key not in kept_apart}),
+        "parameters": json_text.dumps(exchange.asked.parameters),
         "metadata": None if metadata is None else json_text.dumps(metadata),
         "request_id": exchange.request_id,
         "worker_id": None,
@@ -62,26 +60,26 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
 
 def outcome_columns(outcome: Outcome, *, asked_model: str | None, created_at: str) -> Columns:
     """What is known when the reply has ended; `asked_model` is for one that names none."""
-    reply = outcome.reply or Completion()
-    usage = _dict(reply.usage)
+    reply = outcome.reply
+    prompt, completion, total, reasoning, cached = Tokens() if reply is None else reply.tokens
     columns = {
         "status": outcome.status,
-        "model": _storable(reply.model) or asked_model,
+        "model": (reply and _storable(reply.model)) or asked_model,
         "http_status": outcome.http_status,
-        "finish_reason": _storable(reply.finish_reason),
-        "prompt_tokens": _count(usage.get("prompt_tokens")),
-        "completion_tokens": _count(usage.get("completion_tokens")),
-        "total_tokens": _count(usage.get("total_tokens")),
-        "reasoning_tokens": _count(_dict(usage.get("completion_tokens_details")).get("reasoning_tokens")),
-        "cached_tokens": _count(_dict(usage.get("prompt_tokens_details")).get("cached_tokens")),
+        "finish_reason": reply and _storable(reply.finish_reason),
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": total,
+        "reasoning_tokens": reasoning,
+        "cached_tokens": cached,
         "time_to_first_token_ms": outcome.time_to_first_token_ms,
         "duration_ms": outcome.duration_ms,
-        "completion_id": _storable(reply.id) or None,
+        "completion_id": (reply and _storable(reply.id)) or None,
         "error": None if outcome.error is None else json_text.dumps(outcome.error),
-        "completion_created": _count(reply.created),
+        "completion_created": reply and _count(reply.created),
         "completed_at": _end_if_it_does_not_follow(outcome, created_at),
     }
-    return columns | {"completion": _envelope(reply, columns)}
+    return columns | {"completion": reply and _envelope(reply, columns)}
 
 
 def _end_if_it_does_not_follow(outcome: Outcome, created_at: str) -> str | None:
@@ -92,7 +90,7 @@ def _end_if_it_does_not_follow(outcome: Outcome, created_at: str) -> str | None:
     return None if abs(differ_ms) <= _CLOCKS_DIFFER_MS else outcome.completed_at
 
 
-def _envelope(reply: Completion, columns: Columns) -> str | None:
+def _envelope(reply: Reply, columns: Columns) -> str | None:
     """The reply's own keys as JSON text, but for nulls and for what the columns say: every reply repeats them."""
     said = {
         "id": columns["completion_id"],
@@ -101,14 +99,10 @@ def _envelope(reply: Completion, columns: Columns) -> str | None:
         "created": columns["completion_created"],
     }
     envelope = {key: value for key, value in reply.envelope.items() if value is not None and value != said.get(key)}
-    usage = {key: value for key, value in _dict(reply.usage).items() if value is not None}
+    usage = {key: value for key, value in (reply.usage or {}).items() if value is not None}
     if any(value != columns.get(key) for key, value in usage.items()):
         envelope["usage"] = usage
     return json_text.dumps(envelope) if envelope else None
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _count(value: Any) -> int | None:

@@ -16,7 +16,8 @@ from proxy.storage.exchange_columns import IN_PROGRESS, outcome_columns, request
 from proxy.storage.queries import Session, StitchCandidate, Unfinished
 from proxy.storage.write_batch import Columns, SessionDelta, WriteBatch
 from proxy.wire import hash_chain, json_text
-from proxy.wire.chat_reply import Choice, Completion
+from proxy.wire.endpoint import Choice
+from proxy.wire.endpoints import endpoint_of
 from proxy.wire.message import is_message, title_of
 from proxy.wire.sse import Decoder
 
@@ -100,13 +101,13 @@ def _end(rows: WriteBatch, begun: Unfinished, outcome: Outcome) -> None:
 
 def recover(rows: WriteBatch, worker_id: str) -> int:
     """End the exchanges of a process that is gone as `incomplete`, with what they had streamed. How many there were."""
-    exchange_ids = queries.list_exchanges_in_progress(rows.connection, worker_id)
-    for exchange_id in exchange_ids:
+    left = queries.list_exchanges_in_progress(rows.connection, worker_id)
+    for exchange_id, endpoint in left:
         begun = _begun(rows, exchange_id)
         assert begun is not None
-        _end(rows, begun, _interrupted(rows.connection, exchange_id))
+        _end(rows, begun, _interrupted(rows.connection, exchange_id, endpoint))
     queries.delete_stray_fragments(rows.connection)
-    return len(exchange_ids)
+    return len(left)
 
 
 def get_or_create_session(
@@ -290,13 +291,13 @@ def _choice_json(choice: Choice) -> str:
     return json_text.dumps({key: value for key, value in said.items() if value is not None})
 
 
-def _interrupted(connection: sqlite3.Connection, exchange_id: str) -> Outcome:
+def _interrupted(connection: sqlite3.Connection, exchange_id: str, endpoint: str) -> Outcome:
     """The outcome of an exchange whose process is gone, folded from what it had written down."""
-    decoder, reply, has_streamed = Decoder(), Completion(), False
+    decoder, reply, has_streamed = Decoder(), endpoint_of(endpoint).reply(), False
     for data in queries.iterate_fragments(connection, exchange_id):
         has_streamed = True
         for event in decoder.feed(data):
-            reply.feed(event.data)
+            reply.feed(event)
     return Outcome(
         status="incomplete",
         http_status=200 if has_streamed else None,

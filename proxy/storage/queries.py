@@ -795,9 +795,9 @@ def list_workers_in_progress(connection: sqlite3.Connection) -> list[str]:
     return [row[0] for row in _all(connection, "list_workers_in_progress", {})]
 
 
-def list_exchanges_in_progress(connection: sqlite3.Connection, worker_id: str) -> list[str]:
-    """The exchanges a process has in progress."""
-    return [row[0] for row in _all(connection, "list_exchanges_in_progress", {"worker_id": worker_id})]
+def list_exchanges_in_progress(connection: sqlite3.Connection, worker_id: str) -> list[tuple[str, str]]:
+    """The exchanges a process has in progress, each with its endpoint."""
+    return _all(connection, "list_exchanges_in_progress", {"worker_id": worker_id})
 
 
 def insert_fragments(connection: sqlite3.Connection, rows: Sequence[dict[str, Any]]) -> None:

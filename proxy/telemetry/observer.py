@@ -29,6 +29,7 @@ from proxy.telemetry.request_lines import RequestLines
 from proxy.telemetry.traces import open_traces
 from proxy.telemetry.worker_files import folder_of
 from proxy.wire import headers
+from proxy.wire.endpoint import Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -152,11 +153,11 @@ class Observer:
             metrics.observe("stellarchat_upstream_latency_seconds", outcome.upstream_latency_seconds)
         if outcome.overhead_seconds is not None:
             metrics.observe("stellarchat_proxy_overhead_seconds", outcome.overhead_seconds)
-        usage = reply.usage if reply is not None and isinstance(reply.usage, dict) else {}
+        tokens = reply.tokens if reply is not None else Tokens()
         metrics.add_tokens(
             _served_model(exchange, outcome),
-            prompt=_count(usage.get("prompt_tokens")),
-            completion=_count(usage.get("completion_tokens")),
+            prompt=_count(tokens.prompt),
+            completion=_count(tokens.completion),
         )
 
     def _count_request(self, status: int) -> None:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from proxy.settings import Settings
 from proxy.storage.exchange import Exchange, Outcome
+from proxy.wire.endpoint import Tokens
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -200,18 +201,15 @@ def _reply_attributes(outcome: Outcome) -> Attributes:
     attributes |= {name: text for name, text in texts.items() if text}
     if reasons := [_text(reason) for reason in reply.finish_reasons]:
         attributes["gen_ai.response.finish_reasons"] = reasons
-    return attributes | _usage_attributes(reply.usage or {})
+    return attributes | _usage_attributes(reply.tokens)
 
 
-def _usage_attributes(usage: dict[str, Any]) -> Attributes:
-    prompt, completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+def _usage_attributes(tokens: Tokens) -> Attributes:
     counts = {
-        "gen_ai.usage.input_tokens": usage.get("prompt_tokens"),
-        "gen_ai.usage.output_tokens": usage.get("completion_tokens"),
-        "gen_ai.usage.cache_read.input_tokens": prompt.get("cached_tokens") if isinstance(prompt, dict) else None,
-        "gen_ai.usage.reasoning.output_tokens": (
-            completion.get("reasoning_tokens") if isinstance(completion, dict) else None
-        ),
+        "gen_ai.usage.input_tokens": tokens.prompt,
+        "gen_ai.usage.output_tokens": tokens.completion,
+        "gen_ai.usage.cache_read.input_tokens": tokens.cached,
+        "gen_ai.usage.reasoning.output_tokens": tokens.reasoning,
     }
     return {name: number for name, count in counts.items() if (number := _integer(count)) is not None}
 

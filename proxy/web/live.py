@@ -37,7 +37,7 @@ class LiveReplies:
                 self._growing.popitem(last=False)
             for sequence, data in web_queries.iterate_fragments(connection, exchange_id, start=growing.taken):
                 for event in growing.decoder.feed(data):
-                    growing.reply.feed(event.data)
+                    growing.reply.feed(event)
                 growing.taken = sequence + 1
             choices = growing.reply.choices
             return (choices[0].message if choices else {}), growing.reply.model

@@ -10,6 +10,7 @@ from proxy.wire import json_text
 from proxy.wire.chat_reply import Completion
 from proxy.wire.dialect import JSON, Conversation, WireMessage, objects, string
 from proxy.wire.dialect_reply import Choice, DialectReply
+from proxy.wire.sse import Event
 
 PATH = "/v1/completions"
 DIALECT = "completions"
@@ -45,7 +46,7 @@ class CompletionReply(DialectReply):
         """Fold one chunk."""
         choices = [_renamed(choice, "delta") for choice in objects(event.get("choices"))]
         self.has_said = self.has_said or any(choice.get("delta", {}).get("content") for choice in choices)
-        self._chat.feed(json_text.dumps({**event, "choices": choices}).encode())
+        self._chat.feed(Event(b"", json_text.dumps({**event, "choices": choices}).encode()))
         self._after()
 
     def take_body(self, body: JSON) -> None:

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 
-from proxy.wire.chat_reply import Choice
 from proxy.wire.dialect import JSON
+from proxy.wire.endpoint import Choice
 from proxy.wire.json_text import parsed_object
 
 __all__ = ["Choice", "DialectReply"]

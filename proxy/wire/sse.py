@@ -1,6 +1,6 @@
 """Server-sent events: bytes in, events out (WHATWG HTML §9.2.6), without I/O.
 
-Line ends are LF, CRLF and CR, nothing else. Only `data` fields matter to us; comments and other fields stay in `raw`.
+Line ends are LF, CRLF and CR, nothing else. Comments and fields other than `data` and `event` stay in `raw`.
 """
 
 import re
@@ -19,6 +19,7 @@ class Event(NamedTuple):
 
     raw: bytes
     data: bytes  # the data fields joined by LF; empty for comments and stray blank lines
+    name: bytes = b""  # the last event field
 
 
 _new = tuple.__new__  # a third of the time of Event(...), which counts where each token passes
@@ -55,7 +56,7 @@ class Decoder:
             end = len(chunk) - 2
             if chunk.find(b"\n") == end and chunk[-1:] == b"\n":
                 self._at_start = False
-                return [_new(Event, (chunk, chunk[6:end]))]
+                return [_new(Event, (chunk, chunk[6:end], b""))]
             if events := self._feed_plain(chunk):
                 return events
         return self._feed_any(chunk)
@@ -73,7 +74,7 @@ class Decoder:
         if pieces:
             self._buffer += tail
             self._scanned = 0
-        return [_new(Event, (piece + b"\n\n", piece[6:])) for piece in pieces]
+        return [_new(Event, (piece + b"\n\n", piece[6:], b"")) for piece in pieces]
 
     def _feed_any(self, chunk: bytes) -> list[Event]:
         self._buffer += chunk
@@ -84,7 +85,7 @@ class Decoder:
         buffer, start = self._buffer, 0
         while (end := self._event_end(start)) is not None:
             raw = bytes(buffer[start:end])
-            events.append(Event(raw, _data(raw[3:] if self._at_start and raw.startswith(_BOM) else raw)))
+            events.append(_event(raw, raw[3:] if self._at_start and raw.startswith(_BOM) else raw))
             self._at_start = False
             start = self._scanned = end
         # An event may still end with the last two bytes (LF CR), once the next byte is known.
@@ -108,10 +109,14 @@ class Decoder:
         return None if may_be_half_a_crlf else end
 
 
-def _data(raw: bytes) -> bytes:
+def _event(raw: bytes, text: bytes) -> Event:
     values: list[bytes] = []
-    for line in _LINE_END.split(raw):
+    event = b""
+    for line in _LINE_END.split(text):
         name, _, value = line.partition(b":")
+        value = value[1:] if value[:1] == b" " else value
         if name == b"data":
-            values.append(value[1:] if value[:1] == b" " else value)
-    return b"\n".join(values)
+            values.append(value)
+        elif name == b"event":
+            event = value
+    return Event(raw, b"\n".join(values), event)

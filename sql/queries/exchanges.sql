@@ -112,10 +112,11 @@ WHERE status = 'in_progress';
 
 -- name: list_exchanges_in_progress
 -- What a process left behind.
-SELECT exchange_id
-FROM exchanges
-WHERE status = 'in_progress'
-  AND worker_id = :worker_id;
+SELECT e.exchange_id, p.endpoint
+FROM exchanges AS e
+JOIN parameters AS p ON p.parameters_no = e.parameters_no
+WHERE e.status = 'in_progress'
+  AND e.worker_id = :worker_id;
 
 -- name: insert_fragment
 -- Nothing happens where the exchange has ended, or was deleted, or the piece is there already: it may be replayed.

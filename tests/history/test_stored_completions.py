@@ -18,6 +18,7 @@ from proxy.storage import exchange_store, sqlite
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
+from proxy.wire.sse import Event
 from tests.chats import Chats
 from tests.fake_upstream import (
     FakeUpstream,
@@ -147,7 +148,7 @@ async def test_completion_is_as_upstream_sent_it(http: httpx.AsyncClient, upstre
         upstream.on(ROUTE, sse(events))
         folded = Completion()
         for each in events:
-            folded.feed(each.removeprefix(b"data: ").strip())
+            folded.feed(Event(each, each.removeprefix(b"data: ").strip()))
         sent = folded.to_json_dict()
     else:
         sent = json.loads(STREAMS[name])

@@ -12,6 +12,7 @@ from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.sqlite import connect, prepare
 from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
+from proxy.wire.sse import Event
 from tests.fake_upstream import chat_chunk, event
 
 
@@ -32,9 +33,9 @@ def exchange_of(**changes: Any) -> Exchange:
 def streamed(*deltas: dict[str, Any], finish: str | None = None) -> Completion:
     reply = Completion()
     for delta in deltas:
-        reply.feed(event(chat_chunk(1, delta))[6:-2])
+        reply.feed(Event(b"", event(chat_chunk(1, delta))[6:-2]))
     if finish:
-        reply.feed(event(chat_chunk(1, {}, finish_reason=finish))[6:-2])
+        reply.feed(Event(b"", event(chat_chunk(1, {}, finish_reason=finish))[6:-2]))
     return reply
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from proxy.recording.one_exchange import Recording
 from proxy.recording.recorder import Recorder
-from proxy.recording.tee import Recording, Tee
+from proxy.recording.tee import Tee
 from proxy.storage.exchange import Exchange, SessionRef
 from proxy.storage.sqlite import Database
 from proxy.wire.chat_reply import Completion
@@ -69,12 +70,13 @@ def expected(stream: bytes) -> Completion:
     completion = Completion()
     for event in Decoder().feed(stream):
         if event.data and not completion.terminated:
-            completion.feed(event.data)
+            completion.feed(event)
     return completion
 
 
 def assert_recorded(recording: Recording, stream: bytes) -> None:
     reply = expected(stream)
+    assert isinstance(recording.reply, Completion)
     assert recording.reply.to_json_dict() == reply.to_json_dict()
     assert (recording.reply.malformed, recording.reply.terminated) == (reply.malformed, reply.terminated)
 

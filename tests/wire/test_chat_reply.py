@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.wire.chat_reply import Completion, has_token, is_terminator, is_usage_only
+from proxy.wire.chat_reply import Completion, is_terminator, is_usage_only
 from proxy.wire.json_text import dumps
-from proxy.wire.sse import Decoder
+from proxy.wire.sse import Decoder, Event
 
 STREAMS = Path(__file__).parent.parent / "streams"
 ALL_STREAMS = sorted(STREAMS.glob("*.sse"))
@@ -23,10 +23,18 @@ def data_of(name: str) -> list[bytes]:
     return [event.data for event in Decoder().feed((STREAMS / f"{name}.sse").read_bytes())]
 
 
+def event_of(data: bytes) -> Event:
+    return Event(b"data: " + data + b"\n\n", data)
+
+
+def has_token(data: bytes) -> bool:
+    return folded(data).has_token
+
+
 def folded(*chunks: bytes | dict[str, Any]) -> Completion:
     completion = Completion()
     for chunk in chunks:
-        completion.feed(chunk if isinstance(chunk, bytes) else json.dumps(chunk).encode())
+        completion.feed(event_of(chunk if isinstance(chunk, bytes) else json.dumps(chunk).encode()))
     return completion
 
 
@@ -65,7 +73,7 @@ def folded_bytes(stream: bytes, places: list[int]) -> dict[str, Any]:
     decoder, completion = Decoder(), Completion()
     for start, stop in pairwise([0, *sorted(places), len(stream)]):
         for event in decoder.feed(stream[start:stop]):
-            completion.feed(event.data)
+            completion.feed(event)
     return completion.to_json_dict()
 
 
@@ -373,9 +381,8 @@ def test_whole_reply_in_one_event_is_folded() -> None:
 def test_growing_message_is_a_copy() -> None:
     completion = folded(chunk_of({"content": "a", "tool_calls": [{"index": 0, "x": "1"}]}, token_ids=[1]))
     [before] = completion.choices
-    completion.feed(
-        json.dumps(chunk_of({"content": "b", "tool_calls": [{"index": 0, "x": "2"}]}, token_ids=[2])).encode()
-    )
+    chunk = chunk_of({"content": "b", "tool_calls": [{"index": 0, "x": "2"}]}, token_ids=[2])
+    completion.feed(event_of(json.dumps(chunk).encode()))
     assert before.message == {"content": "a", "tool_calls": [{"x": "1"}]}
     assert before.extra == {"token_ids": [1]}
 
@@ -604,7 +611,7 @@ def test_any_completion_cut_into_deltas_chunks_and_bytes_folds_back(
     decoder, completion = Decoder(), Completion()
     for start, stop in pairwise([0, *sorted(places), len(stream)]):
         for event in decoder.feed(stream[start:stop]):
-            completion.feed(event.data)
+            completion.feed(event)
     assert [choice.message for choice in completion.choices] == expected
     assert (completion.is_whole, completion.terminated, completion.malformed) == (True, True, 0)
 
@@ -667,5 +674,5 @@ def test_several_events_are_fed_at_once() -> None:
     data = data_of("default_chat_stream_n2")
     completion = Completion()
     for each in data:
-        completion.feed(each)
+        completion.feed(event_of(each))
     assert completion.to_json_dict() == folded(*data).to_json_dict()

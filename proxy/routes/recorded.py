@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: relayed and recorded."""
+"""A `POST` to a recorded endpoint, whatever its dialect: relayed and recorded."""
 
 import asyncio
 import logging
@@ -12,33 +12,24 @@ from starlette.types import Receive, Scope, Send
 from proxy.access.attribution import session_of, user_header, user_of
 from proxy.access.caller import ANYONE, Caller
 from proxy.downstream.direct_writer import Outlet, outlet_of
+from proxy.downstream.disconnect import Orphans, Watch
+from proxy.downstream.request_body import DepartedError, read_body
 from proxy.errors import APIError, UnavailableError, json_response
 from proxy.ids import timestamp, uuid7
-from proxy.recording.tee import (
-    CALLER_LEFT,
-    STOPPED,
-    DepartedError,
-    Orphans,
-    Recording,
-    Watch,
-    committed,
-    read_body,
-    send_streamed,
-    send_whole,
-)
+from proxy.recording.one_exchange import CALLER_LEFT, STOPPED, Recording, committed
+from proxy.recording.sending import send_streamed, send_whole
 from proxy.routes.passthrough import open_unrecorded, target_of, upstream_headers
 from proxy.services import Services
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, SessionRef, Status
 from proxy.upstream.client import Response
-from proxy.wire import chat_request, hash_chain, headers
+from proxy.wire import hash_chain, headers
+from proxy.wire.endpoint import Endpoint, Request
 from proxy.wire.headers import Headers
 from proxy.wire.message import title_of
 from proxy.wire.routing_key import routing_key
 
 logger = logging.getLogger(__name__)
-
-PATH = "/v1/chat/completions"
 
 _SESSION = b"x-session-id"
 
@@ -59,11 +50,12 @@ class Chat:
     routing_key: bytes | None = None
 
 
-class ChatCompletions:
+class RecordedEndpoint:
     """An ASGI endpoint: this is the hot path, so no request object is made."""
 
-    def __init__(self) -> None:
-        self._orphans = Orphans()
+    def __init__(self, endpoint: Endpoint, orphans: Orphans) -> None:
+        self._endpoint = endpoint
+        self._orphans = orphans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Relay the chat, and record it however it ends."""
@@ -79,54 +71,56 @@ class ChatCompletions:
         asked_at = timestamp()
         raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
         chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"")
-        request = chat_request.parse(raw)
-        exchange = None if request is None else _exchange(services, scope, chat, request, asked_at)
+        request = self._endpoint.parse(raw)
+        exchange = None if request is None else self._exchange(services, scope, chat, request, asked_at)
         if exchange is None:
             await open_unrecorded(services, scope, receive, send, body=chat.body, key=chat.routing_key)
         else:
             scope["state"]["is_recorded"] = True  # the recorder tells of it
             await _Recorded(services, chat, exchange, self._orphans, outlet_of(scope)).run(receive, send)
 
-
-def _exchange(services: Services, scope: Scope, chat: Chat, request: dict[str, Any], asked_at: str) -> Exchange | None:
-    """What is to be recorded, or None; `chat` gets the body without what is ours. Raises InvalidRequestError."""
-    given: Headers = scope["headers"]
-    settings = services.settings
-    named = session_of(given, request, vendor_headers=services.vendor_headers)
-    user_id = user_for(scope["state"].get("caller", ANYONE), given, request)
-    _route(services, chat, request, user_id=user_id, named_id=named[0] if named else None, given=given)
-    if not settings.recording or request.get("store") is False:
-        return None
-    if settings.stream_usage and chat_request.may_ask_for_usage(request) and not chat_request.asks_for_usage(request):
-        chat.body = chat_request.with_usage(chat.body, request)
-        chat.hides_usage = True
-    chat.request_id = headers.value_of(chat.headers, b"x-request-id") or b""
-    request_id = headers.text_of(chat.request_id)
-    # A request that was given its id here gives it to its exchange.
-    is_ours = headers.value_of(given, b"x-request-id") is None
-    return Exchange(
-        exchange_id=request_id if is_ours else uuid7(),
-        user_id=user_id,
-        session=SessionRef(uuid7(), named[1], named[0]) if named else SessionRef(uuid7(), "new"),
-        endpoint=scope["path"],
-        request_id=request_id,
-        request=request,
-        created_at=asked_at,
-        trace_context=headers.trace_context_of(given) if settings.traces_endpoint else None,
-    )
+    def _exchange(
+        self, services: Services, scope: Scope, chat: Chat, request: Request, asked_at: str
+    ) -> Exchange | None:
+        """What is to be recorded, or None; `chat` gets the body without what is ours. Raises InvalidRequestError."""
+        given: Headers = scope["headers"]
+        settings, body = services.settings, request.body
+        named = session_of(given, body, vendor_headers=services.vendor_headers)
+        user_id = user_for(scope["state"].get("caller", ANYONE), given, body)
+        _route(services, chat, request, user_id=user_id, named_id=named[0] if named else None, given=given)
+        if not settings.recording or body.get("store") is False:
+            return None
+        if settings.stream_usage and (asking := self._endpoint.with_usage(chat.body, request)) is not None:
+            chat.body = asking
+            chat.hides_usage = True
+        chat.request_id = headers.value_of(chat.headers, b"x-request-id") or b""
+        request_id = headers.text_of(chat.request_id)
+        # A request that was given its id here gives it to its exchange.
+        is_ours = headers.value_of(given, b"x-request-id") is None
+        return Exchange(
+            exchange_id=request_id if is_ours else uuid7(),
+            user_id=user_id,
+            session=SessionRef(uuid7(), named[1], named[0]) if named else SessionRef(uuid7(), "new"),
+            endpoint=self._endpoint.path,
+            request_id=request_id,
+            request=body,
+            created_at=asked_at,
+            trace_context=headers.trace_context_of(given) if settings.traces_endpoint else None,
+        )
 
 
 def _route(
-    services: Services, chat: Chat, request: dict[str, Any], *, user_id: str, named_id: str | None, given: Headers
+    services: Services, chat: Chat, request: Request, *, user_id: str, named_id: str | None, given: Headers
 ) -> None:
     """Say which conversation the chat belongs to: to the choice of an upstream, and to a router behind it."""
     settings = services.settings
-    is_told = settings.forward_session and "session_id" not in request and headers.value_of(given, _SESSION) is None
+    is_told = (
+        settings.forward_session and "session_id" not in request.body and headers.value_of(given, _SESSION) is None
+    )
     if not (is_told or services.upstreams.are_several):
         return
-    messages = request.get("messages")
-    chat.routing_key = routing_key(user_id, named_id=named_id, messages=messages if isinstance(messages, list) else ())
-    model = request.get("model")
+    chat.routing_key = routing_key(user_id, named_id=named_id, messages=request.messages)
+    model = request.body.get("model")
     chat.model = model if isinstance(model, str) else None
     if is_told:
         chat.headers.append((_SESSION, chat.routing_key.hex().encode()))

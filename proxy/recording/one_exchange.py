@@ -1,0 +1,106 @@
+"""The recording of one exchange: what it has streamed, when its first token came, and how it ended."""
+
+import asyncio
+import time
+from typing import Any
+
+from proxy.recording.recorder import Recorder
+from proxy.storage.exchange import Exchange, Outcome, Status
+from proxy.wire.endpoint import Reply
+from proxy.wire.endpoints import endpoint_of
+from proxy.wire.sse import Event
+
+CALLER_LEFT = {"message": "The caller left before the reply had ended.", "type": "caller_disconnected"}
+STOPPED = {"message": "The proxy was stopped before the reply had ended.", "type": "interrupted"}
+
+
+class Recording:
+    """One exchange on its way to the recorder: what it has streamed, when, and how it ended. Ends once."""
+
+    def __init__(self, recorder: Recorder, exchange: Exchange, *, size: int) -> None:
+        self._recorder = recorder
+        self._started = time.monotonic()
+        self._first_token: float | None = None
+        self._has_ended = False
+        self.endpoint = endpoint_of(exchange.endpoint)
+        self.reply: Reply = self.endpoint.reply()
+        self.live = recorder.open(exchange, self.reply, size=size)
+        self.http_status: int | None = None
+        self._answered: float | None = None
+        self._head: float | None = None
+        self.saved: asyncio.Future[Any] | None = None
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether the caller learns of the end only when it is on disk."""
+        return self._recorder.is_strict
+
+    def answered(self, http_status: int) -> None:
+        """Upstream's status has come."""
+        self.http_status = http_status
+        self._answered = time.monotonic()
+
+    def heads_out(self) -> None:
+        """All is known that the head of the reply needs."""
+        self._head = time.monotonic()
+
+    @property
+    def has_token(self) -> bool:
+        """Whether the first token has come."""
+        return self._first_token is not None
+
+    def take(self, event: Event) -> None:
+        """Fold one event of the stream."""
+        self.reply.feed(event)
+        if self._first_token is None and self.reply.has_token:
+            self._first_token = time.monotonic()
+
+    def take_whole(self, body: bytes) -> None:
+        """Take a reply that is not a stream."""
+        self.live.size += len(body)
+        self.reply.take_whole(body)
+
+    def end_streamed(self) -> asyncio.Future[Any] | None:
+        """Upstream's stream is over: whole if every choice says how it finished, cut if not."""
+        if self.reply.is_whole:
+            return self.end("completed")
+        error = self.reply.error
+        if error is not None and not self.reply.choices:
+            return self.end("failed", error=error)
+        return self.end("incomplete", error=error)
+
+    def end_whole(self) -> asyncio.Future[Any] | None:
+        """Upstream's reply has come in one piece."""
+        is_good = self.http_status is not None and 200 <= self.http_status < 300 and self.reply.error is None
+        return self.end("completed" if is_good else "failed", error=None if is_good else self._reason())
+
+    def end(self, status: Status, *, error: Any = None) -> asyncio.Future[Any] | None:
+        """The exchange has ended like this. The future says when that is on disk."""
+        if self._has_ended:
+            return None
+        self._has_ended = True
+        outcome = Outcome(
+            status="completed" if status == "incomplete" and self.reply.is_whole else status,
+            http_status=self.http_status,
+            reply=self.reply,
+            error=error,
+            time_to_first_token_ms=self._since_start(self._first_token),
+            duration_ms=self._since_start(time.monotonic()),
+            upstream_latency_seconds=None if self._answered is None else self._answered - self._started,
+            overhead_seconds=None if self._head is None or self._answered is None else self._head - self._answered,
+        )
+        self.saved = self._recorder.finish(self.live, outcome)
+        return self.saved
+
+    def _reason(self) -> Any:
+        return self.reply.error or self.reply.to_json_dict() or {"message": "Upstream's reply was not JSON."}
+
+    def _since_start(self, moment: float | None) -> int | None:
+        return None if moment is None else round((moment - self._started) * 1000)
+
+
+async def committed(recording: Recording, saved: asyncio.Future[Any] | None) -> None:
+    """In strict mode, wait until the end of the exchange is on disk."""
+    # Whoever leaves while waiting cancels the future, and not the write: nobody is left to be told of it.
+    if saved is not None and recording.is_strict and not saved.cancelled():
+        await saved

@@ -1,0 +1,65 @@
+"""The dialect of `/v1/chat/completions`."""
+
+from functools import cached_property
+
+import orjson
+
+from proxy.wire import chat_request
+from proxy.wire.chat_reply import Completion
+from proxy.wire.endpoint import JSON, Request
+from proxy.wire.message import is_message
+
+
+class ChatRequest:
+    """The body of a chat completion."""
+
+    def __init__(self, body: JSON) -> None:
+        self.body = body
+
+    @cached_property
+    def messages(self) -> list[JSON]:
+        """All of them, or none where one cannot be stored."""
+        messages = self.body.get("messages")
+        return messages if isinstance(messages, list) and all(map(is_message, messages)) else []
+
+    @property
+    def parameters(self) -> JSON:
+        """Messages that cannot be stored as such are kept here."""
+        apart = ("messages", "metadata") if self.messages else ("metadata",)
+        return {key: value for key, value in self.body.items() if key not in apart}
+
+    @property
+    def wants_stream(self) -> bool:
+        return self.body.get("stream") is True
+
+
+class ChatEndpoint:
+    """OpenAI's chat completions, with vLLM's extensions."""
+
+    path = "/v1/chat/completions"
+
+    def parse(self, body: bytes) -> ChatRequest | None:
+        """The request; None where the body is no JSON object."""
+        value = chat_request.parse(body)
+        return None if value is None else ChatRequest(value)
+
+    def request(self, body: JSON) -> ChatRequest:
+        return ChatRequest(body)
+
+    def reply(self) -> Completion:
+        return Completion()
+
+    def with_usage(self, body: bytes, request: Request) -> bytes | None:
+        """With `stream_options.include_usage`, where the caller left that open."""
+        if not chat_request.may_ask_for_usage(request.body) or chat_request.asks_for_usage(request.body):
+            return None
+        return chat_request.with_usage(body, request.body)
+
+    def error_event(self, error: JSON) -> bytes:
+        return b"data: " + self.error_body(error) + b"\n\n"
+
+    def error_body(self, error: JSON) -> bytes:
+        return orjson.dumps({"error": error})
+
+
+CHAT = ChatEndpoint()

@@ -1,0 +1,100 @@
+"""The template of a stream's ordinary chunks: events that differ in one string are folded without parsing the rest."""
+
+import orjson
+
+from proxy.wire.choice_fold import NEVER_APPENDED
+from proxy.wire.endpoint import JSON
+from proxy.wire.json_text import loads
+
+_CR, _LF = 13, 10  # `in` looks for a number of a byte at once, and for bytes only after a TypeError
+BEFORE_DATA, AFTER_DATA = b"data: ", b"\n\n"
+
+
+class ChunkTemplate:
+    """The bytes around the text of an ordinary chunk.
+
+    A stream repeats some 200 bytes around each token. When the next event has the same bytes around one JSON string,
+    it means what the last one meant, but for that string; so nothing else needs to be parsed or folded.
+    """
+
+    __slots__ = ("_after", "_before", "_start", "_stop", "key", "pieces")
+
+    def __init__(self, key: str, before: bytes, after: bytes) -> None:
+        self.key = key
+        self.pieces: list[str] = []
+        self._before, self._after = before, after
+        self._start, self._stop = len(before), -len(after)
+
+    @classmethod
+    def of(cls, data: bytes, chunk: JSON) -> "ChunkTemplate | None":
+        choices = chunk.get("choices")
+        if type(choices) is not list or len(choices) != 1 or type(choices[0]) is not dict:
+            return None
+        choice: JSON = choices[0]
+        delta = choice.get("delta")
+        if type(choice.get("index")) is not int or type(delta) is not dict or len(delta) != 1:
+            return None
+        (key, text), *_ = delta.items()
+        others = (value for name, value in choice.items() if name not in ("index", "delta"))
+        if type(text) is not str or key in NEVER_APPENDED or any(value is not None for value in others):
+            return None
+        return cls._around(data, key, text, chunk)
+
+    @classmethod
+    def _around(cls, data: bytes, key: str, text: str, chunk: JSON) -> "ChunkTemplate | None":
+        try:
+            before, found, _ = data.partition(b'"delta":{"' + key.encode() + b'":')
+            after = data[len(before) + len(found) + len(orjson.dumps(text)) :]
+            probe = loads(before + found + b'"\\u0000"' + after)
+        except (ValueError, orjson.JSONEncodeError):  # text spelled or spaced in another way than vLLM's
+            return None
+        if b"\n" in data:  # it came in several lines
+            return None
+        chunk["choices"][0]["delta"][key] = "\0"
+        return cls(key, before + found, after) if probe == chunk else None
+
+    def piece_of(self, data: bytes) -> str | None:
+        """The text of an event that differs in nothing else; None for any other event."""
+        if not (data.startswith(self._before) and data.endswith(self._after)):
+            return None
+        text = data[self._start : self._stop]
+        try:
+            piece = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return None
+        return piece if type(piece) is str else None
+
+    def pieces_of(self, events: list[bytes]) -> list[str] | None:
+        """The texts of events that each `is_batchable`, if all of them differ in nothing else."""
+        first, last = BEFORE_DATA + self._before, self._after + AFTER_DATA
+        texts = [event[len(first) : -len(last)] for event in events]
+        # One comparison for all of them: an event that is too short would make the one side longer.
+        is_alike = first + (last + first).join(texts) + last == b"".join(events)
+        return _strings(texts) if is_alike else None
+
+    def event(self, text: str) -> bytes:
+        """An event with another text."""
+        return b"".join((BEFORE_DATA, self._before, orjson.dumps(text), self._after, AFTER_DATA))
+
+
+def is_batchable(data: bytes) -> bool:
+    """Whether this is one whole event of a stream, on one line, that nobody needs to look into at once: it has a
+    choice, so it is neither the end nor only usage."""
+    return (
+        data[:7] == b"data: {"
+        and data.find(b"\n") == len(data) - 2
+        and data[-1] == _LF
+        and _CR not in data
+        and data.count(b'"choices":[{') == data.count(b'"choices"') == 1
+    )
+
+
+def _strings(texts: list[bytes]) -> list[str] | None:
+    """The values of JSON strings that are each in one line; None if one of them is no such thing."""
+    try:
+        # A string cannot go on over a line end, and a list or an object that does is a value that is no string: then as
+        # many strings as lines are one a line.
+        values: list[str] = orjson.loads(b"[" + b",\n".join(texts) + b"]")
+    except orjson.JSONDecodeError:
+        return None
+    return values if len(values) == len(texts) and set(map(type, values)) == {str} else None
