@@ -5,7 +5,9 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from proxy.upstream.pool import ConnectionPool, Limits, Origin, Response, Timeouts
+from proxy.upstream.http11 import Timeouts
+from proxy.upstream.pool import ConnectionPool, Limits, Origin
+from proxy.upstream.response import Response
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 HOST = [(b"host", b"upstream")]

@@ -14,8 +14,9 @@ from proxy.errors import UpstreamError
 from proxy.settings import Settings, UpstreamAddress
 from proxy.upstream.choice import multiplier_of
 from proxy.upstream.health import Health
-from proxy.upstream.http11 import Sink, Timeouts
+from proxy.upstream.http11 import Timeouts
 from proxy.upstream.pool import ConnectionPool, Limits, Origin, system_tls
+from proxy.upstream.response import Sink
 from proxy.wire import json_text
 from proxy.wire.headers import Headers
 

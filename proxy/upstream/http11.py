@@ -15,16 +15,14 @@ from typing import cast
 import httptools
 import httpx
 
-Headers = list[tuple[bytes, bytes]]
-Body = bytes | AsyncIterable[bytes]
-Sink = Callable[[bytes], bool]
-"""Takes a piece of a body at once, and says whether the next may come."""
+from proxy.upstream.response import Response
+from proxy.wire.headers import Headers
 
+Body = bytes | AsyncIterable[bytes]
 UNREAD_LIMIT_BYTES = 64 * 1024
 """Bytes off the wire that may wait unread: a head has to fit; a body beyond it stops the reading."""
 HEADER_LIMIT = 256
 SMALL_BODY_BYTES = 64 * 1024
-UPLOAD_STOP_S = 1.0
 
 _VERSIONS = {"1.1": b"HTTP/1.1", "1.0": b"HTTP/1.0"}
 _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
@@ -77,181 +75,6 @@ def _declared_length(value: bytes, known: int | None) -> int:
     if known is not None and int(value) != known:
         raise httpx.LocalProtocolError(f"Content-Length is {int(value)}, not {known}")
     return int(value)
-
-
-class Response:
-    """A response; its body waits here, in pieces, until its one reader takes it."""
-
-    __slots__ = (
-        "_connection",
-        "_error",
-        "_loop",
-        "_over",
-        "_paused",
-        "_pieces",
-        "_read_s",
-        "_sink",
-        "_unread",
-        "_upload",
-        "_uploading",
-        "_waiter",
-        "headers",
-        "http_version",
-        "reason",
-        "replayable",
-        "status",
-    )
-
-    def __init__(self, connection: "Connection", loop: asyncio.AbstractEventLoop, read_s: float) -> None:
-        self.status = 0
-        self.headers: Headers = []
-        self.http_version = b""
-        self.reason = b""
-        self._connection = connection
-        self._loop = loop
-        self._read_s = read_s
-        self._pieces: list[bytes] = []
-        self._unread = 0  # bytes off the wire, framing included, so that endless framing is bounded too
-        self._paused = False
-        self._over = False  # nothing will follow what is in _pieces
-        self._error: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._sink: Sink | None = None  # gets what comes while its reader waits in `pump`
-        self._upload: asyncio.Task[None] | None = None
-        self._uploading = False
-        self.replayable = True  # nothing has been taken from a body that can be read once
-
-    @property
-    def is_over(self) -> bool:
-        """The body has come to its end, and has been read."""
-        return self._over and self._error is None and not self._pieces
-
-    @property
-    def unanswered(self) -> bool:
-        """The exchange ended before a byte of an answer."""
-        return self._over and not self._unread and not self.status
-
-    async def read(self) -> bytes:
-        """The next bytes of the body, b"" at its end. Waits only when none are there.
-
-        Raises httpx.ReadTimeout, ReadError, RemoteProtocolError (cut short); what came before is read first.
-        """
-        while not self._pieces:
-            if self._over:
-                if self._error is not None:
-                    raise self._error
-                return b""
-            await self._wait()
-        return self._take()
-
-    def read_whole_nowait(self) -> bytes | None:
-        """The body, for who has read none of it; None where it has not come to its end."""
-        if not self._over or self._error is not None:
-            return None
-        return self._take() if self._pieces else b""
-
-    async def pump(self, sink: Sink) -> bool:
-        """Give the body to the sink, each piece as soon as it has come. True at the body's end, False when the sink
-        said to stop: what comes then waits here for the next call.
-
-        Raises what `read` raises, and what the sink does.
-        """
-        while True:
-            if self._pieces and not sink(self._take()):
-                return False
-            if self._over:
-                if self._error is not None:
-                    raise self._error
-                return True
-            self._sink = sink
-            try:
-                await self._wait()
-            finally:
-                stopped, self._sink = self._sink is None, None
-            if stopped:
-                return False
-
-    async def _wait(self) -> None:
-        self._waiter = waiter = self._loop.create_future()
-        self._connection.expect(self._read_s)
-        try:
-            await waiter
-        except BaseException:  # cancelled: nobody will read on
-            self.close()
-            raise
-        finally:
-            self._waiter = None
-
-    def read_nowait(self) -> bytes | None:
-        """What is there of the body, or None: then `read` tells the end, an error and a wait apart."""
-        return self._take() if self._pieces else None
-
-    def _take(self) -> bytes:
-        pieces = self._pieces
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        self._unread = 0
-        if self._paused:
-            self._paused = False
-            self._connection.resume_reading()
-        return data
-
-    async def wait_for_head(self, head_s: float) -> None:
-        """Raises what kept the head from coming. An upload in progress has its own time limits."""
-        try:
-            while not self.status and not self._over:
-                self._waiter = waiter = self._loop.create_future()
-                self._connection.expect(math.inf if self._uploading else head_s)
-                await waiter
-        except BaseException:  # cancelled: nobody will read the answer
-            await self.aclose()
-            raise
-        finally:
-            self._waiter = None
-        if not self.status and self._error is not None:
-            raise self._error
-
-    def close(self) -> None:
-        """Leave. Drops the connection unless the response is whole."""
-        if not self._over:
-            self.finish(httpx.ReadError("The response was closed"))
-            self._pieces.clear()
-            self._connection.close()
-
-    async def aclose(self) -> None:
-        """As `close`, and wait until an upload has stopped."""
-        self.close()
-        if self._upload is not None and not self._upload.done():
-            await asyncio.wait((self._upload,), timeout=UPLOAD_STOP_S)
-
-    def push(self, sink: Sink) -> None:
-        """For the connection: a piece has come while the reader waits in `pump`."""
-        try:
-            if sink(self._take()):
-                self._connection.expect(self._read_s)
-                return
-        except Exception as exc:  # noqa: BLE001 - it is for the reader to see
-            if self._waiter is not None and not self._waiter.done():
-                self._waiter.set_exception(exc)
-        self._sink = None
-        self.wake()
-
-    def finish(self, error: Exception | None) -> None:
-        """For the connection: nothing follows. An upload still running has lost its purpose."""
-        if not self._over:
-            self._over = True
-            self._error = error
-            self.stop_upload()
-            self.wake()
-
-    def stop_upload(self) -> None:
-        if self._uploading and self._upload is not None:
-            self._upload.cancel()
-
-    def wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
 
 
 class Connection(asyncio.Protocol):
@@ -338,8 +161,7 @@ class Connection(asyncio.Protocol):
     def _start_upload(
         self, response: Response, body: AsyncIterable[bytes] | None, length: int | None, write_s: float
     ) -> None:
-        response._uploading = True
-        response._upload = self._loop.create_task(self._upload(response, body, length, write_s))
+        response.begin_upload(self._loop.create_task(self._upload(response, body, length, write_s)))
 
     async def _upload(
         self, response: Response, body: AsyncIterable[bytes] | None, length: int | None, write_s: float
@@ -354,7 +176,7 @@ class Connection(asyncio.Protocol):
                 await self._write_pieces(aiter(body), length, write_s)
         except Exception as exc:  # noqa: BLE001 - whatever the caller's own body raises is for the caller to see
             error = exc
-        response._uploading = False
+        response.is_uploading = False
         if error is None:
             response.wake()
         else:
@@ -426,7 +248,7 @@ class Connection(asyncio.Protocol):
         if not self._busy:
             return
         response = self._response
-        if response._waiter is None or response._waiter.done():
+        if not response.is_awaited:
             return
         if self._deadline > self._loop.time():
             if self._deadline < math.inf:
@@ -449,27 +271,23 @@ class Connection(asyncio.Protocol):
             return
         self.received += 1
         response = self._response
-        response._unread += len(data)
+        response.unread_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as exc:
             self._refuse(response, str(exc.__context__ or exc))
             return
-        if response._sink is not None and response._pieces:
-            response.push(response._sink)
-            if not self._complete:
-                return
+        if response.push() and not self._complete:
+            return
         if self._complete:
             self._complete_exchange(response)
-        elif response._unread > UNREAD_LIMIT_BYTES:
-            if not response._pieces:
+        elif response.unread_bytes > UNREAD_LIMIT_BYTES:
+            if not response.has_pieces:
                 self._refuse(response, "Oversized head or framing")
                 return
-            response._paused = True
+            response.note_pause()
             self._pause_reading()
-        waiter = response._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        response.wake()
 
     def eof_received(self) -> None:
         self._end(None)
@@ -485,7 +303,7 @@ class Connection(asyncio.Protocol):
 
     def _loss(self, response: Response, exc: Exception | None) -> Exception | None:
         if exc is not None:
-            return httpx.WriteError(str(exc)) if response._uploading else httpx.ReadError(str(exc))
+            return httpx.WriteError(str(exc)) if response.is_uploading else httpx.ReadError(str(exc))
         if not response.status:
             return httpx.RemoteProtocolError("Upstream closed the connection without a response")
         if self._chunked or self._length_given:
@@ -497,15 +315,14 @@ class Connection(asyncio.Protocol):
         self.close()
 
     def _complete_exchange(self, response: Response) -> None:
-        reusable = self._keep_alive and not self._extra and not response._uploading
+        reusable = self._keep_alive and not self._extra and not response.is_uploading
         response.finish(None)
         self._busy = False
         if self._head_only:
             self._parser = httptools.HttpResponseParser(
                 self
             )  # the old one waits for a body that a response to HEAD does not have
-        if response._paused:
-            response._paused = False
+        if response.end_pause():
             self.resume_reading()
         if reusable:
             self._on_free(self)
@@ -597,7 +414,7 @@ class Connection(asyncio.Protocol):
         headers = response.headers
         if len(headers) > HEADER_LIMIT:
             raise httpx.RemoteProtocolError("Too many header lines")
-        if response._unread > UNREAD_LIMIT_BYTES:
+        if response.unread_bytes > UNREAD_LIMIT_BYTES:
             size = sum(len(name) + len(value) + 4 for name, value in headers)
             if size > UNREAD_LIMIT_BYTES:
                 raise httpx.RemoteProtocolError("Oversized head")
@@ -606,7 +423,7 @@ class Connection(asyncio.Protocol):
         if self._complete:
             self._extra = True
         else:
-            self._response._pieces.append(piece)
+            self._response.append(piece)
 
     def on_message_complete(self) -> None:
         if self._interim:

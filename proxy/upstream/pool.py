@@ -1,20 +1,17 @@
-"""HTTP/1.1 client for the hot path: a pool of connections per origin, and httpx's transport interface over it."""
+"""The connections to one origin: kept alive, counted, and opened when none is free."""
 
 import asyncio
 import math
 import ssl
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import lru_cache
 from time import monotonic
-from typing import cast
 
 import httpx
 
-from proxy.upstream.http11 import Body, Connection, Headers, Response, Timeouts, request_head
-
-__all__ = ["Body", "ConnectionPool", "HTTPTransport", "Headers", "Limits", "Origin", "Response", "Timeouts"]
+from proxy.upstream.http11 import Body, Connection, Timeouts, request_head
+from proxy.upstream.response import Response
+from proxy.wire.headers import Headers
 
 CLOSE_LIMIT_S = 1.0
 
@@ -279,84 +276,3 @@ class ConnectionPool:
 
 def _finite(seconds: float) -> float | None:
     return None if seconds == math.inf else seconds
-
-
-class ResponseStream(httpx.AsyncByteStream):
-    """A response's body for httpx."""
-
-    def __init__(self, response: Response) -> None:
-        self._response = response
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while piece := await self._response.read():
-            yield piece
-
-    async def aclose(self) -> None:
-        await self._response.aclose()
-
-
-class HTTPTransport(httpx.AsyncBaseTransport):
-    """httpx's face of the pools, one per origin."""
-
-    def __init__(
-        self, *, limits: Limits | None = None, timeouts: Timeouts | None = None, tls: ssl.SSLContext | None = None
-    ) -> None:
-        """`timeouts` hold where a request brings none of its own; `tls` is the system's trust when left out."""
-        self._limits = limits
-        self._timeouts = timeouts or Timeouts()
-        self._tls = tls
-        self._pools: dict[tuple[str, str, int | None], ConnectionPool] = {}
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        url = request.url
-        pool = self._pools.get((url.scheme, url.host, url.port)) or self._add_pool(url)
-        headers = [(name.lower(), value) for name, value in request.headers.raw]
-        response = await pool.request(
-            request.method.encode("ascii"), url.raw_path, headers, _body(request), timeouts=self._timeouts_of(request)
-        )
-        return httpx.Response(
-            response.status,
-            headers=response.headers,
-            stream=ResponseStream(response),
-            extensions={"http_version": response.http_version, "reason_phrase": response.reason},
-        )
-
-    async def aclose(self) -> None:
-        pools = list(self._pools.values())
-        self._pools.clear()
-        for pool in pools:
-            await pool.aclose()
-
-    def pool(self, url: httpx.URL) -> ConnectionPool:
-        """The pool behind a URL, for those who want no httpx objects per request."""
-        return self._pools.get((url.scheme, url.host, url.port)) or self._add_pool(url)
-
-    def _add_pool(self, url: httpx.URL) -> ConnectionPool:
-        if url.scheme not in ("http", "https"):
-            raise httpx.UnsupportedProtocol(f"Unsupported protocol {url.scheme!r}")
-        if url.scheme == "https" and self._tls is None:
-            self._tls = system_tls()
-        tls = self._tls if url.scheme == "https" else None
-        origin = Origin(host=url.raw_host.decode("ascii"), port=url.port or (443 if tls else 80), tls=tls)
-        pool = ConnectionPool(origin=origin, limits=self._limits, timeouts=self._timeouts)
-        self._pools[(url.scheme, url.host, url.port)] = pool
-        return pool
-
-    def _timeouts_of(self, request: httpx.Request) -> Timeouts:
-        given = request.extensions.get("timeout")
-        if not given:
-            return self._timeouts
-        return _timeouts(given.get("connect"), given.get("write"), given.get("read"), given.get("pool"))
-
-
-@lru_cache(maxsize=64)
-def _timeouts(connect: float | None, write: float | None, read: float | None, pool: float | None) -> Timeouts:
-    connect_s, write_s, read_s, pool_s = (math.inf if wait is None else wait for wait in (connect, write, read, pool))
-    return Timeouts(connect_s=connect_s, write_s=write_s, head_s=read_s, read_s=read_s, pool_s=pool_s)
-
-
-def _body(request: httpx.Request) -> Body:
-    try:
-        return request.content
-    except httpx.RequestNotRead:
-        return cast(httpx.AsyncByteStream, request.stream)

@@ -162,7 +162,7 @@ class Upstreams:
         await self._refresh_models()
         models: dict[str, dict[str, Any]] = {}
         for upstream in self._all:
-            for model in upstream.models or ():
+            for model in upstream.described or upstream.models or ():
                 models.setdefault(model, upstream.described.get(model, {"id": model, "object": "model"}))
         return list(models.values())
 

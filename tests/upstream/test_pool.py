@@ -13,9 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proxy.upstream.pool import ConnectionPool, HTTPTransport, Limits, Origin, Timeouts, system_tls
+from proxy.upstream.http11 import Timeouts
+from proxy.upstream.pool import ConnectionPool, Limits, Origin, system_tls
 from tests.raw_upstream import HOST, OK, QUICK, Script, answering, eventually, get, get_all, pooling, receive, serving
-from tests.upstream.test_http11 import WHOLE, event_loop_policy
+from tests.upstream.test_http11 import event_loop_policy
 
 __all__ = ["event_loop_policy"]
 
@@ -410,117 +411,16 @@ async def test_tls_upstream_is_spoken_to_and_checked(certificate: Path) -> None:
             await writer.drain()
 
     async with serving(script, tls=serving_tls) as upstream:
-        url = f"https://localhost:{upstream.port}/"
-        async with httpx.AsyncClient(transport=HTTPTransport(tls=trusting)) as client:
-            for _ in range(3):
-                assert (await client.post(url, content=body)).content == body
-            assert upstream.connections == 1
-        async with httpx.AsyncClient(transport=HTTPTransport()) as client:
-            with pytest.raises(httpx.ConnectError):
-                await client.get(url)
-
-
-# httpx
-
-
-@contextlib.asynccontextmanager
-async def clients(script: Script) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
-    """Ours and the stock one, to the same upstream."""
-    async with serving(script) as upstream:
-        url = f"http://127.0.0.1:{upstream.port}"
-        async with (
-            httpx.AsyncClient(transport=HTTPTransport(), base_url=url, trust_env=False) as ours,
-            httpx.AsyncClient(base_url=url, trust_env=False) as stock,
-        ):
-            yield ours, stock
-
-
-@pytest.mark.parametrize(("answer", "body"), WHOLE.values(), ids=WHOLE)
-async def test_httpx_sees_what_its_own_transport_would_show(answer: bytes, body: bytes) -> None:
-    async with clients(answering(answer)) as (ours, stock):
-        for method in ("GET", "POST"):
-            mine = await ours.request(method, "/a b?c=d", content=b"x" if method == "POST" else None)
-            theirs = await stock.request(method, "/a b?c=d", content=b"x" if method == "POST" else None)
-            assert (mine.status_code, mine.content, mine.http_version) == (
-                theirs.status_code,
-                body,
-                theirs.http_version,
-            )
-            if "chunked" in theirs.headers.values():  # the stock one lowers its case
-                theirs.headers["Transfer-Encoding"] = mine.headers["Transfer-Encoding"]
-            assert mine.headers.multi_items() == theirs.headers.multi_items()
-            assert mine.reason_phrase == theirs.reason_phrase
-
-
-async def test_httpx_sends_what_its_own_transport_would_send() -> None:
-    seen: list[tuple[bytes, bytes]] = []
-
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            head, body = await receive(reader)
-            seen.append((b"\r\n".join(sorted(head.lower().split(b"\r\n"))), body))
-            writer.write(ABC)
-
-    async def pieces() -> AsyncIterator[bytes]:
-        yield b"a"
-        yield b"bc"
-
-    async with clients(script) as (ours, stock):
-        for client in (ours, stock):
-            await client.get("/x?y=%20z", headers={"X-One": "1"})
-            await client.post("/x", json={"a": 1})
-            await client.put("/x", content=pieces())
-            await client.post("/x", files={"f": b"data"}, headers={"Content-Type": "multipart/form-data; boundary=q"})
-            await client.delete("/x")
-    half = len(seen) // 2
-    assert seen[:half] == seen[half:]
-
-
-async def test_httpx_streams_and_leaves_early() -> None:
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await receive(reader)
-        writer.write(OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
-        await reader.read()
-
-    async with serving(script) as upstream:
-        transport = HTTPTransport()
-        async with httpx.AsyncClient(transport=transport) as client:
-            async with client.stream("GET", f"http://127.0.0.1:{upstream.port}/") as response:
-                assert await anext(response.aiter_raw()) == b"abc"
-            await eventually(lambda: upstream.open == 0)
-
-
-@pytest.mark.parametrize(
-    ("answer", "error"),
-    (
-        (OK + b"Content-Length: 9\r\n\r\nabc", httpx.ReadTimeout),
-        (b"", httpx.ReadTimeout),
-        (OK + b"Content-Length: x\r\n\r\n", httpx.RemoteProtocolError),
-    ),
-)
-async def test_httpx_timeouts_and_errors_are_httpx_s_own(answer: bytes, error: type[Exception]) -> None:
-    async with clients(answering(answer)) as (ours, _):
-        with pytest.raises(error) as raised:
-            await ours.get("/", timeout=0.05)
-        assert isinstance(raised.value, httpx.RequestError)
-        assert raised.value.request.method == "GET"
-
-
-async def test_httpx_scheme_nobody_speaks_is_refused() -> None:
-    async with httpx.AsyncClient(transport=HTTPTransport()) as client:
-        with pytest.raises(httpx.UnsupportedProtocol):
-            await client.get("ftp://127.0.0.1/")
-
-
-async def test_httpx_without_timeouts_waits() -> None:
-    async with clients(answering(ABC, split=5)) as (ours, _):
-        assert (await ours.get("/", timeout=None)).content == b"abc"
-
-
-def test_pool_is_found_by_origin() -> None:
-    transport = HTTPTransport()
-    pool = transport.pool(httpx.URL("http://upstream:8000/v1"))
-    assert transport.pool(httpx.URL("http://upstream:8000/other")) is pool
-    assert transport.pool(httpx.URL("http://upstream:8001/v1")) is not pool
-    assert transport.pool(httpx.URL("https://upstream/"))._origin.port == 443
-    assert transport.pool(httpx.URL("http://upstream/"))._origin.port == 80
+        pool = ConnectionPool(origin=Origin("localhost", upstream.port, trusting))
+        for _ in range(3):
+            response = await pool.request(b"POST", b"/", [(b"host", b"localhost")], body)
+            received = b""
+            while piece := await response.read():
+                received += piece
+            assert received == body
+        assert upstream.connections == 1
+        await pool.aclose()
+        untrusting = ConnectionPool(origin=Origin("localhost", upstream.port, system_tls()))
+        with pytest.raises(httpx.ConnectError):
+            await untrusting.request(b"GET", b"/", [(b"host", b"localhost")], b"")
+        await untrusting.aclose()
