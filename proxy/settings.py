@@ -234,7 +234,12 @@ class Settings:
     port: int = _setting("STELLARCHAT_PORT", 8080, _integer(0, 65535), "port to listen on; 0 takes a free one")
     workers: int = _setting("STELLARCHAT_WORKERS", 1, _integer(1, 64), "processes on the one database")
     log_dir: str = _setting("STELLARCHAT_LOG_DIR", "volume/logs", _text, "folder of the rotating JSON-lines log")
-    quiet: bool = _setting("STELLARCHAT_QUIET", False, _switch, "no line on the console for each request (on, off)")
+    quiet: bool = _setting(
+        "STELLARCHAT_QUIET",
+        False,
+        _switch,
+        "no line on the console for each request, and no news of upstream (on, off)",
+    )
     log_level: str = _setting(
         "STELLARCHAT_LOG_LEVEL", "info", _one_of(("debug", "info", "warning", "error")), "what is logged"
     )

@@ -85,6 +85,7 @@ class ServerProcess:
             "STELLARCHAT_LOG_DIR": str(folder / "logs"),
             "STELLARCHAT_AUTH": "off",
             "STELLARCHAT_PORT": "0",
+            "STELLARCHAT_QUIET": "on",
             "STELLARCHAT_SPILL_RESERVE_BYTES": str(2**20),
             "PYTHONPATH": str(REPOSITORY),
             **environment,

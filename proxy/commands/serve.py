@@ -101,7 +101,7 @@ def _described(meaning: str, default: object) -> str:
 @click.option("--backup-every", help="Time between backups, such as 24h.")
 @click.option("--backup-keep", help="Backups kept, the newest ones.")
 @click.option("--demo", is_flag=True, help="Chat with a small built-in echo model instead of vLLM.")
-@click.option("--quiet", is_flag=True, help="No line for each request.")
+@click.option("--quiet", is_flag=True, help="No line for each request, and no news of upstream.")
 @says_errors
 def serve_command(*, demo: bool, quiet: bool, upstream: str | None, **given: str | None) -> None:
     """Run the proxy."""
@@ -157,7 +157,7 @@ def _announce(loaded: Settings, address: tuple[str, int]) -> None:
     click.echo(f"StellarChat is ready: {base}/v1{page} · upstream: {upstream} · history: {loaded.database_path}")
     if loaded.demo:
         click.echo(upstream_watch.sample_line(base, MODEL))
-    else:
+    elif not loaded.quiet:
         upstream_watch.start(loaded, base)
 
 

@@ -25,7 +25,7 @@ def said(server: ServerProcess, text: str) -> bool:
 
 
 def test_demo_shows_a_first_request_that_works(tmp_path: Path) -> None:
-    with server_process(tmp_path, "http://127.0.0.1:9", "--demo") as server:
+    with server_process(tmp_path, "http://127.0.0.1:9", "--demo", STELLARCHAT_QUIET="off") as server:
         until(lambda: said(server, "Try: curl"))
         [line] = [line for line in server.output if line.startswith("Try: ")]
         done = subprocess.run(["bash", "-c", line.removeprefix("Try: ") + " -s"], capture_output=True, timeout=30)
@@ -36,7 +36,7 @@ def test_demo_shows_a_first_request_that_works(tmp_path: Path) -> None:
 
 
 def test_an_upstream_that_cannot_be_reached_is_named_with_its_cause(tmp_path: Path) -> None:
-    with server_process(tmp_path, "http://user:secret@127.0.0.1:9") as server:
+    with server_process(tmp_path, "http://user:secret@127.0.0.1:9", STELLARCHAT_QUIET="off") as server:
         until(lambda: said(server, "http://127.0.0.1:9: Upstream cannot be reached"))
         assert httpx.post(server.url + CHAT, json={"model": "m", "messages": []}).status_code == 502
         until(lambda: said(server, "failed"))
@@ -52,7 +52,7 @@ def test_quiet_says_nothing_of_requests(tmp_path: Path) -> None:
 
 
 def test_draining_is_said(tmp_path: Path) -> None:
-    with server_process(tmp_path, "http://127.0.0.1:9", "--demo") as server:
+    with server_process(tmp_path, "http://127.0.0.1:9", "--demo", STELLARCHAT_QUIET="off") as server:
         assert server.stop() == 0
     assert said(server, "Draining: 0 open replies get up to 30 s to end")
 
