@@ -18,7 +18,7 @@ from proxy.maintenance import export_file
 from proxy.maintenance.export import FORMATS, MEDIA_TYPES, Scope
 from proxy.storage import queries, web_queries
 from proxy.storage.queries import Session
-from proxy.web.rendering import number, raw_headers
+from proxy.web.rendering import clip, number, raw_headers
 from proxy.web.sessions import curl
 from proxy.web.visits import Visit, raw, see_other
 
@@ -61,7 +61,7 @@ async def ask_to_delete(visit: Visit) -> Response:
     """Ask whether the session is meant, and say what goes with it."""
     session = await _session(visit)
     lines = [
-        f"“{session.title}”",
+        f"“{clip(session.title)}”",
         f"{number(session.message_count)} messages of all its branches and every request and reply recorded of them "
         "will be gone. Backups keep what they have.",
     ]

@@ -37,6 +37,7 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+_NAME_LENGTH_MAX = 500
 # What a browser would not show, and what has no UTF-8.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
@@ -72,6 +73,11 @@ def _picture(match: re.Match[str]) -> str:
 def number(value: int | None) -> str:
     """With a thin space between thousands."""
     return "" if value is None else f"{value:,}".replace(",", "\u202f")
+
+
+def clip(text: str) -> str:
+    """A title or a name, which is short unless somebody means harm."""
+    return text if len(text) <= _NAME_LENGTH_MAX else text[:_NAME_LENGTH_MAX] + "…"
 
 
 def exact(moment: str) -> str:
@@ -114,5 +120,5 @@ _environment = Environment(
     lstrip_blocks=True,
     auto_reload=False,
 )
-_environment.filters.update(number=number, exact=exact, ago=ago)
+_environment.filters.update(clip=clip, number=number, exact=exact, ago=ago)
 _environment.globals.update(static=static)
