@@ -281,15 +281,15 @@ async def test_without_keys_everyone_on_this_machine_sees_everything(tmp_path: P
 
 
 async def test_admin_key_from_outside_logs_in_until_it_is_another(tmp_path: Path) -> None:
-    async with running_proxy(settings_for(tmp_path, auth="auto", admin_key="outside-key")) as url:
-        async with httpx.AsyncClient(base_url=url) as http:
-            assert (await log_in(http, "outside-key")).status_code == 303
-            assert "(admin)" in (await http.get("/ui")).text
-            cookie = http.cookies["stellarchat_web"]
-    async with running_proxy(settings_for(tmp_path, auth="auto", admin_key="another-key")) as url:
-        async with httpx.AsyncClient(base_url=url) as http:
-            headers = {"Cookie": f"stellarchat_web={cookie}"}
-            assert (await http.get("/ui", headers=headers)).status_code == 303
+    given = settings_for(tmp_path, auth="auto", admin_key="outside-key")
+    async with running_proxy(given) as url, httpx.AsyncClient(base_url=url) as http:
+        assert (await log_in(http, "outside-key")).status_code == 303
+        assert "(admin)" in (await http.get("/ui")).text
+        cookie = http.cookies["stellarchat_web"]
+    given = settings_for(tmp_path, auth="auto", admin_key="another-key")
+    async with running_proxy(given) as url, httpx.AsyncClient(base_url=url) as http:
+        headers = {"Cookie": f"stellarchat_web={cookie}"}
+        assert (await http.get("/ui", headers=headers)).status_code == 303
 
 
 async def test_page_that_is_off_is_no_way_in(tmp_path: Path) -> None:

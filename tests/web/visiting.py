@@ -93,7 +93,10 @@ def dom_of(response: httpx.Response) -> Dom:
 
 
 _TAGS = frozenset(
-    ["html", "head", "meta", "title", "link", "script", "body", "a", "header", "div", "nav", "ul", "li", "form", "label", "span", "input", "button", "main", "section", "h1", "h2", "p", "pre", "code", "ol", "time", "details", "summary", "select", "option", "article", "footer", "dialog", "kbd", "img", "table", "caption", "thead", "tbody", "tr", "th", "td", "textarea", "strong", "svg", "rect", "g", "dl", "dt", "dd", "bdi", "mark"]
+    {"html", "head", "meta", "title", "link", "script", "body", "header", "main", "section", "article", "footer"}
+    | {"a", "div", "nav", "ul", "ol", "li", "dl", "dt", "dd", "h1", "h2", "p", "pre", "code", "kbd", "bdi", "mark"}
+    | {"form", "label", "input", "button", "select", "option", "textarea", "details", "summary", "dialog", "time"}
+    | {"table", "caption", "thead", "tbody", "tr", "th", "td", "img", "svg", "rect", "g", "span", "strong"}
 )
 
 
