@@ -1,14 +1,21 @@
-"""Where log lines go: to people on the console, and as rotating JSON lines to the log folder."""
+"""Where log lines go: to people on the console, and as rotating JSON lines to the log folder.
+
+What admins did is in a file of its own, which no other line can rotate away. No line is longer than its limits here:
+texts of callers may be.
+"""
 
 import fcntl
+import glob
 import itertools
 import logging
 import logging.handlers
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -17,6 +24,10 @@ from proxy.settings import ConfigurationError, Settings
 
 _FILE_COUNT = 5
 _CONSOLE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+AUDIT = "stellarchat.audit"
+_MESSAGE_LENGTH = 4096
+_FIELD_LENGTH = 1024
+_TRACEBACK_LENGTH = 32_768  # its end says more than its beginning
 _FIELDS_OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
@@ -29,12 +40,36 @@ class JSONLines(logging.Formatter):
             "time": timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
-            **{key: value for key, value in vars(record).items() if key not in _FIELDS_OF_EVERY_RECORD},
+            "message": _bounded(record.getMessage(), _MESSAGE_LENGTH),
+            **{key: _field(value) for key, value in vars(record).items() if key not in _FIELDS_OF_EVERY_RECORD},
         }
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = _encodable(self.formatException(record.exc_info)[-_TRACEBACK_LENGTH:])
         return orjson.dumps(line, default=str).decode()
+
+
+class _ForPeople(logging.Formatter):
+    """The line of the console, bounded too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        text = super().format(record)
+        return text if len(text) <= _TRACEBACK_LENGTH else text[:_MESSAGE_LENGTH] + "…" + text[-_TRACEBACK_LENGTH:]
+
+
+def _field(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return _bounded(value if isinstance(value, str) else repr(value), _FIELD_LENGTH)
+
+
+def _bounded(text: str, length: int) -> str:
+    return _encodable(text if len(text) <= length else text[:length] + "…")
+
+
+def _encodable(text: str) -> str:
+    """Texts of callers may hold what no JSON can."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class _Lock:
@@ -64,6 +99,14 @@ class LinesFile(logging.handlers.RotatingFileHandler):
 
     lock_of_name: _Lock | None = None
 
+    def _open(self) -> TextIOWrapper:
+        """Open the file so that only its owner reads it; one from before, and those put aside, become so."""
+        stream = open(self.baseFilename, self.mode, encoding=self.encoding, opener=_private)  # noqa: SIM115
+        for path in Path(self.baseFilename).parent.glob(glob.escape(Path(self.baseFilename).name) + "*"):
+            with suppress(OSError):
+                path.chmod(0o600)
+        return cast(TextIOWrapper, stream)
+
     def close(self) -> None:
         """Close the file, and leave its name to others."""
         super().close()
@@ -88,6 +131,10 @@ class LinesFile(logging.handlers.RotatingFileHandler):
             self.release()
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
 def file_of_requests() -> LinesFile | None:
     """Where lines about requests go; nowhere where the log is not set up, or only tells of trouble."""
     root = logging.getLogger()
@@ -99,31 +146,51 @@ def file_of_requests() -> LinesFile | None:
 def configure(settings: Settings) -> None:
     """Set up the root logger of this process. Raises ConfigurationError where the folder cannot be written."""
     console = logging.StreamHandler(sys.stderr)
-    console.setFormatter(logging.Formatter(_CONSOLE_FORMAT))
+    console.setFormatter(_ForPeople(_CONSOLE_FORMAT))
     root = logging.getLogger()
     for handler in root.handlers:
         handler.close()
-    root.handlers = [console, _file_handler(settings)]
+    audit = logging.getLogger(AUDIT)
+    for handler in audit.handlers:
+        handler.close()
+    file, audit_file = _file_handlers(settings)
+    root.handlers, audit.handlers = [console, file], [audit_file]
     for handler in root.handlers:
         handler.addFilter(_is_news)
+    file.addFilter(_is_no_audit)
     root.setLevel(settings.log_level.upper())
     logging.getLogger("aiosqlite").setLevel(logging.INFO)
     if settings.log_level == "info":
         console.addFilter(_is_for_people)
 
 
-def _file_handler(settings: Settings) -> logging.Handler:
+def _file_handlers(settings: Settings) -> tuple[LinesFile, LinesFile]:
+    """The file of all lines but the audit's, and the audit's."""
     folder = Path(settings.log_dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = None if settings.workers == 1 else _Lock(folder)
-        name = "stellarchat.log" if lock is None else f"stellarchat-{lock.number}.log"
-        handler = LinesFile(folder / name, maxBytes=settings.log_file_bytes, backupCount=_FILE_COUNT, encoding="utf-8")
-        handler.lock_of_name = lock
+        number = "" if lock is None else f"-{lock.number}"
+        handlers = [
+            LinesFile(
+                folder / f"{name}{number}.log",
+                maxBytes=settings.log_file_bytes,
+                backupCount=_FILE_COUNT,
+                encoding="utf-8",
+            )
+            for name in ("stellarchat", "audit")
+        ]
     except OSError as exc:
         raise ConfigurationError(f"cannot write logs to STELLARCHAT_LOG_DIR={folder}: {exc.strerror}") from exc
-    handler.setFormatter(JSONLines())
-    return handler
+    for handler in handlers:
+        handler.setFormatter(JSONLines())
+    handlers[0].lock_of_name = lock
+    return handlers[0], handlers[1]
+
+
+def _is_no_audit(record: logging.LogRecord) -> bool:
+    """It has a file of its own."""
+    return record.name != AUDIT
 
 
 def _is_for_people(record: logging.LogRecord) -> bool:
