@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import reduce
@@ -35,8 +35,14 @@ from proxy.wire.endpoints import ENDPOINTS
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None = None) -> ASGIApp:
-    """The proxy as an ASGI application. `transport` takes the place of the connection to upstream."""
+def create_app(
+    settings: Settings,
+    *,
+    transport: httpx.AsyncBaseTransport | None = None,
+    closing: Callable[[], None] = lambda: None,
+) -> ASGIApp:
+    """The proxy as an ASGI application. `transport` takes the place of the connection to upstream; `closing` is called
+    when it begins to close."""
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[State]:
@@ -53,7 +59,10 @@ def create_app(settings: Settings, *, transport: httpx.AsyncBaseTransport | None
             observer.start()
             if not settings.demo:
                 stack.enter_context(_reloading_upstreams(services.upstreams))
-            yield {"settings": running, "services": services, "gate": gate, "observer": observer}
+            try:
+                yield {"settings": running, "services": services, "gate": gate, "observer": observer}
+            finally:
+                closing()
 
     app = Starlette(
         routes=route_table(settings),
@@ -164,6 +173,8 @@ async def open_services(
             await recorder.drain()
             await upstreams.close()
             if recorder.writer.last_error is None:
-                await database.checkpoint()
+                with suppress(TimeoutError):  # a disk that stalls just now; the next start reads the log
+                    async with asyncio.timeout(settings.commit_timeout_seconds):
+                        await database.checkpoint()
     finally:
         await database.close()

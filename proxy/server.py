@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -25,6 +26,8 @@ from proxy.telemetry import logs
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+# Closing may take so long, and twice the commit timeout.
+_LAST_RESORT_SECONDS = 10.0
 # How long a thread that wants Python's lock lets another hold it. The writer needs it after every statement: with the
 # usual 5 ms a commit takes many times as long as it has to do, where streams keep the event loop busy.
 _SWITCH_SECONDS = 0.0005
@@ -36,10 +39,23 @@ def application() -> ASGIApp:
     logs.configure(loaded)
     if loaded.workers > 1:
         threading.Thread(target=_leave_with_supervisor, daemon=True, name="supervisor").start()
-    app = create_app(loaded)
+    end = partial(_end_at_last, seconds=_LAST_RESORT_SECONDS + 2 * loaded.commit_timeout_seconds)
+    app = create_app(loaded, closing=end)
     _thin_out_collections()
     sys.setswitchinterval(_SWITCH_SECONDS)
     return app
+
+
+def _end_at_last(*, seconds: float) -> None:
+    """Every step of closing has its limit; this is for a thread that a dead disk or folder holds all the same."""
+
+    def end() -> None:
+        logger.critical("closing has taken more than %.0f seconds; the next start stores what is spilled", seconds)
+        os._exit(3)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _thin_out_collections() -> None:

@@ -18,6 +18,7 @@ from proxy.recording.overflow import Overflow
 from proxy.recording.spill import Spill
 from proxy.recording.transactions import Work, commit, is_lock, is_trouble, probe, replay_lines
 from proxy.recording.write_queue import QueueFullError, Write, WriteQueue
+from proxy.settings import ConfigurationError
 from proxy.storage.file_identity import MovedError
 from proxy.storage.sqlite import Database
 from proxy.storage.write_batch import UNFINISHED, WriteBatch
@@ -34,6 +35,7 @@ _PATIENCE_MS = 300
 # A lock held, or a disk silent, for longer than this is trouble: until then the spill alone bridges it.
 _TROUBLE_SECONDS = 2.0
 _RETRY_SECONDS = 0.5
+_STALLED_SECONDS = 1.0  # how long closing waits for a disk that has not answered before
 # How often an idle writer looks whether the database's files are still there.
 _LOOK_SECONDS = 1.0
 # So many writes refused one after another mean that something is wrong with the database, not with them.
@@ -114,10 +116,13 @@ class Writer:
 
     async def start(self) -> None:
         """Begin writing."""
-        patience_ms = min(_PATIENCE_MS, round(self._commit_timeout_seconds * 500))
-        await self._database.write(lambda connection: connection.execute(f"PRAGMA busy_timeout = {patience_ms}"))
+        await self._set_patience()
         self._task = asyncio.create_task(self._run(), name="writer")
         self._spilling = asyncio.create_task(self.overflow.run(), name="spill")
+
+    async def _set_patience(self) -> None:
+        patience_ms = min(_PATIENCE_MS, round(self._commit_timeout_seconds * 500))
+        await self._database.write(lambda connection: connection.execute(f"PRAGMA busy_timeout = {patience_ms}"))
 
     def submit(
         self,
@@ -151,7 +156,8 @@ class Writer:
         self._is_closing = True
         self._wanted.set()
         if self._task is not None:
-            await asyncio.wait([self._task], timeout=self._commit_timeout_seconds)
+            stalled = self._is_stalled(self.overflow.spill_seconds)
+            await asyncio.wait([self._task], timeout=_STALLED_SECONDS if stalled else self._commit_timeout_seconds)
         for task in (self._task, self._spilling):
             if task is not None:
                 task.cancel()
@@ -178,16 +184,25 @@ class Writer:
         try:
             if self._refused_since is not None:
                 await self._wait(max(0.0, self._retry_at - time.monotonic()))
-                await self._in_database(probe)
+                await self._try_again()
             if self.overflow.only_on_file:
                 await self._replay_spill()
             elif self.overflow.count and not any(write.is_spilled for write in self._queue):
                 await self._clear_spill()
             await self._write_batch()
-        except (sqlite3.Error, MovedError) as exc:
-            if not isinstance(exc, MovedError) and not is_trouble(exc):
+        except (MovedError, ConfigurationError, OSError) as exc:
+            self._refuse(exc)
+        except sqlite3.Error as exc:
+            if not is_trouble(exc):
                 raise
             self._refuse(exc)
+
+    async def _try_again(self) -> None:
+        if self._database.files.is_another:
+            await self._database.reopen()
+            await self._set_patience()
+            logger.warning("another database was put in the place of the one that was served; it is served now")
+        await self._in_database(probe)
 
     async def _wait(self, seconds: float) -> None:
         if self._is_closing:
@@ -283,7 +298,7 @@ class Writer:
             logger.warning("the database can be written again")
         self._error = self._refused_since = None
 
-    def _refuse(self, exc: sqlite3.Error | MovedError) -> None:
+    def _refuse(self, exc: Exception) -> None:
         """The database has not taken a write; another program's lock is trouble only when it lasts."""
         now = time.monotonic()
         self._retry_at = now + _RETRY_SECONDS

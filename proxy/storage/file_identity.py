@@ -25,17 +25,54 @@ class FileIdentity:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._log_path = path.with_name(path.name + "-wal")
+        self._shared_path = path.with_name(path.name + "-shm")
         self._database: _Identity | None = None
         self._log: _Identity | None = None
+        self._shared: _Identity | None = None
+        self._header: bytes | None = None  # of the file that is in its place, when it was looked at last
 
     def remember(self) -> None:
         """The database has just been opened."""
         self._database, self._log = _identity(self._path), _identity(self._log_path)
+        self._shared = _identity(self._shared_path)
+        self._header = None
 
     @property
     def is_another(self) -> bool:
         """Whether another file is at the database's path, rather than none."""
         return _identity(self._path) not in (None, self._database)
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether what is open is no longer at its path."""
+        try:
+            self.check()
+        except MovedError:
+            return True
+        return False
+
+    def refuse_unusable(self, *, application_id: int) -> None:
+        """Raises MovedError until the file at the path is a whole database of ours: it may be being copied just now.
+
+        Its header is read, and has to be the same twice. https://sqlite.org/fileformat.html#the_database_header
+        """
+        with self._path.open("rb") as file:
+            header = file.read(100)
+            size = os.fstat(file.fileno()).st_size
+        page_bytes = int.from_bytes(header[16:18], "big") or 1
+        page_bytes = 65536 if page_bytes == 1 else page_bytes
+        pages = int.from_bytes(header[28:32], "big")
+        is_ours = header[68:72] == application_id.to_bytes(4, "big") and pages > 0
+        seen, self._header = self._header, header + size.to_bytes(8, "big")
+        if not is_ours or size < pages * page_bytes or seen != self._header:
+            raise MovedError(f"the database {self._path} was replaced by a file that is no whole database of ours")
+
+    def remove_log(self) -> None:
+        """Remove the old database's log, where it still lies beside the new one, which it would spoil."""
+        if self._log is not None and _identity(self._log_path) == self._log:
+            self._log_path.unlink(missing_ok=True)
+        if self._shared is not None and _identity(self._shared_path) == self._shared:
+            self._shared_path.unlink(missing_ok=True)
 
     def guard(self, work: Callable[[sqlite3.Connection], T]) -> Callable[[sqlite3.Connection], T]:
         """The same work: it is not begun where the files are others, and does not count where they are so after it."""

@@ -4,7 +4,7 @@ import asyncio
 import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,10 @@ _PACKAGE = Path(__file__).parent.parent
 SQL = _PACKAGE / "sql" if (_PACKAGE / "sql").is_dir() else _PACKAGE.parent / "sql"
 
 
+_CLOSE_SECONDS = 3.0
+_left_open: list[aiosqlite.Connection] = []  # to the end of the process
+
+
 class Connection(aiosqlite.Connection):
     """An aiosqlite connection that also runs a whole function in its thread.
 
@@ -30,6 +34,10 @@ class Connection(aiosqlite.Connection):
     """
 
     stopped: asyncio.Future[Any] | None = None
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(lambda: connect(path), 64)
+        self._thread.daemon = True  # a disk that stalls inside `fsync` must not keep the process from ending
 
     def stop(self) -> asyncio.Future[Any] | None:
         """Ask the thread to end; `stopped` is done when it has nothing more to tell the event loop."""
@@ -43,7 +51,7 @@ class Connection(aiosqlite.Connection):
 
 
 class Database:
-    """The open database of one process. Close it, or the process does not end: the threads are not daemons."""
+    """The open database of one process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,23 +59,44 @@ class Database:
         self._writer: Connection | None = None
         self._readers: asyncio.Queue[Connection] = asyncio.Queue()
         self._opened: list[Connection] = []
+        self._reader_count = 2
 
     async def open(self, *, readers: int = 2) -> None:
         """Open the file, made and migrated where needed. Raises ConfigurationError with one line that says why not."""
+        self._reader_count = readers
         try:
-            self._writer = await self._connect()
-            await self._writer.run(prepare)
-            for _ in range(readers):
-                reader = await self._connect()
-                await reader.run(_only_read)
-                self._readers.put_nowait(reader)
-            self.files.remember()
+            await self._open()
         except sqlite3.Error as exc:
             await self.close()
             raise ConfigurationError(_opening_failed(self.path, exc)) from exc
         except BaseException:
             await self.close()
             raise
+
+    async def _open(self) -> None:
+        self._writer = await self._connect()
+        await self._writer.run(prepare)
+        for _ in range(self._reader_count):
+            reader = await self._connect()
+            await reader.run(_only_read)
+            self._readers.put_nowait(reader)
+        self.files.remember()
+
+    async def reopen(self) -> None:
+        """Serve the database that has been put in the place of the one that is open. Raises sqlite3.Error,
+        ConfigurationError, MovedError.
+
+        The old connections are left as they are: closing the last one of a file deletes the log by its name, which is
+        the new database's by now.
+        """
+        assert self._writer is not None
+        self.files.refuse_unusable(application_id=APPLICATION_ID)
+        with suppress(sqlite3.Error):  # what is only in the old log is wanted by whoever has moved the old file away
+            await self._writer.run(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
+        self.files.remove_log()
+        _left_open.extend(self._opened)
+        self._opened, self._readers = [], asyncio.Queue()
+        await self._open()
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work`, which owns its transaction, on the writer connection. Only the writer task calls this."""
@@ -82,25 +111,33 @@ class Database:
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[Connection]:
         """A reader connection of one's own, for as long as the block lasts."""
-        connection = await self._readers.get()
+        readers = self._readers
+        connection = await readers.get()
         try:
             yield connection
         finally:
-            self._readers.put_nowait(connection)
+            readers.put_nowait(connection)
 
     async def checkpoint(self) -> None:
         """Bring the write-ahead log into the file and empty it. https://sqlite.org/wal.html#ckpt"""
         await self.write(lambda conn: conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, but for those whose disk does not answer, and those of a file that was moved."""
+        is_moved = self.files.is_moved
         for connection in self._opened:
-            await connection.close()
+            try:
+                if is_moved:
+                    raise TimeoutError  # noqa: TRY301 - left open, for the reason that `reopen` has
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await connection.close()
+            except TimeoutError:
+                _left_open.append(connection)
         self._opened.clear()
         self._writer = None
 
     async def _connect(self) -> Connection:
-        connection = Connection(lambda: connect(self.path), 64)
+        connection = Connection(self.path)
         try:
             await connection
         except BaseException:
