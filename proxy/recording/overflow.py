@@ -154,6 +154,10 @@ class Overflow:
         """The offset behind the last line whose write is marked as spilled."""
         return self._marked_end
 
+    async def keep_file(self) -> None:
+        """Make the spill file again where somebody has removed it. Raises OSError."""
+        await self._thread.run(self._spill.keep)
+
     async def clear(self) -> bool:
         """Empty the file, all of whose writes are stored. False where more has come meanwhile."""
         is_empty = await self._thread.run(partial(self._spill.clear, up_to=self._marked_end))

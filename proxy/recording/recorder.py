@@ -20,6 +20,7 @@ from proxy.recording.writer import Writer
 from proxy.settings import Settings
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.file_identity import MovedError
 from proxy.storage.queries import list_workers_in_progress
 from proxy.storage.sqlite import Database
 from proxy.storage.write_batch import write_batch
@@ -29,7 +30,9 @@ logger = logging.getLogger(__name__)
 
 # After the grace time uvicorn cancels what is open; this is for the cancelled to say how they ended.
 _LAST_WORDS_SECONDS = 5.0
-_RECOVERY_SECONDS = 1.0
+# How often what processes that are gone have left is looked for.
+_RECOVERY_SECONDS = 2.0
+_LONGEST_WAIT_SECONDS = 3600.0  # between two tries of what the database has refused
 # What streams is written down in turns, each a part of it, so that no turn keeps tokens waiting.
 _TURNS = 5
 
@@ -96,6 +99,7 @@ class Recorder:
         self._is_empty.set()
         self.observe: Callable[[Exchange, Outcome], None] | None = None  # told of every exchange that has ended
         self._state_dir = settings.state_path
+        self._retry_refused_at = 0.0
         self._spill = Spill(
             spill_path(database.path, self.worker_id, folder=self._state_dir),
             reserve_bytes=settings.spill_reserve_bytes,
@@ -124,12 +128,13 @@ class Recorder:
         """Store what processes that are gone have left behind, then take exchanges."""
         try:
             await self._recover()
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, MovedError) as exc:
             if not is_trouble(exc):
                 raise
-            self._recovering = asyncio.create_task(self._recover_later(exc), name="recovery")
+            logger.error("what processes that are gone have left cannot be stored yet: %s", exc)
         await self.writer.start()
         self._ticking = asyncio.create_task(self._tick(), name="recorder")
+        self._recovering = asyncio.create_task(self._recover_always(), name="recovery")
 
     def open(self, exchange: Exchange, reply: Reply, *, size: int) -> OpenExchange:
         """Begin to record. Nothing is written before the session is known and some time has passed."""
@@ -242,15 +247,24 @@ class Recorder:
             spilled=lambda: spill_codec.delete_fragments_line(ended),
         )
 
-    async def _recover_later(self, exc: BaseException) -> None:
-        """Recover when the database can be written; chats do not wait for it."""
+    async def _recover_always(self) -> None:
+        """A worker that dies is replaced by others, not by a start; what was refused may be put right meanwhile."""
+        wait = _RECOVERY_SECONDS
         while True:
-            logger.error("what processes that are gone have left cannot be stored yet: %s", exc)
             await asyncio.sleep(_RECOVERY_SECONDS)
             try:
-                return await self._recover()
-            except sqlite3.Error as error:
-                exc = error
+                await self.writer.overflow.keep_file()
+                if self.writer.last_error is None:
+                    await self._recover()
+                    if time.monotonic() >= self._retry_refused_at:
+                        wait = (
+                            _RECOVERY_SECONDS if await self._retry_refused() else min(2 * wait, _LONGEST_WAIT_SECONDS)
+                        )
+                        self._retry_refused_at = time.monotonic() + wait
+            except (sqlite3.Error, OSError, MovedError) as exc:
+                logger.warning("what processes that are gone have left cannot be stored yet: %s", exc)
+            except Exception:  # it must live: nobody else stores what they have left
+                logger.exception("recovery failed; it is tried again")
 
     async def _recover(self) -> None:
         """End what processes that are gone have left: first their spill, which is newer than what is in the tables."""
@@ -259,7 +273,7 @@ class Recorder:
             if worker_id != self.worker_id:
                 await self._take_over(worker_id, path)
         for worker_id in await self._database.read(list_workers_in_progress):
-            if worker_id not in left:
+            if worker_id not in left and worker_id != self.worker_id:
                 await self._take_over(worker_id, spill_path(self._database.path, worker_id, folder=self._state_dir))
 
     async def _take_over(self, worker_id: str, path: Path) -> None:
@@ -269,7 +283,7 @@ class Recorder:
             return  # its process lives
         try:
             spilled, interrupted = await self._database.write(
-                lambda connection: self._store_abandoned(connection, left, worker_id)
+                self._database.files.guard(lambda connection: self._store_abandoned(connection, left, worker_id))
             )
         except BaseException:
             left.close(remove=False)
@@ -291,6 +305,20 @@ class Recorder:
             spilled += len(lines) - len(refused)
         with write_batch(connection) as rows:
             return spilled, exchange_store.recover(rows, worker_id)
+
+    async def _retry_refused(self) -> int:
+        """Try again what the database has refused; how many writes it takes now."""
+        path = dead_letter_path(self._database.path, self._state_dir)
+        if not path.exists() and not path.with_name(path.name + "-again").exists():
+            return 0
+
+        def retry(connection: sqlite3.Connection) -> tuple[int, int]:
+            return dead_letters.retry(path, lambda lines: replay_lines(connection, lines, spill_codec.replay))
+
+        stored, left = await self._database.write(self._database.files.guard(retry))
+        if stored:
+            logger.warning("%d writes that the database had refused are stored now, %d are not", stored, left)
+        return stored
 
     def _keep_refused(self, refused: list[tuple[bytes, BaseException]]) -> None:
         if not refused:

@@ -79,6 +79,11 @@ class Spill:
             self.path.unlink(missing_ok=True)
         os.close(self._file)
 
+    def keep(self) -> None:
+        """Make the file again where somebody has removed it: others would take this process for gone."""
+        if not _is_at(self._file, self.path):
+            self._make_again(self._end)
+
     def _make_again(self, length: int) -> None:
         """Somebody has removed the file: its lines go into a new one, which is locked as well. Raises OSError."""
         logger.error("the spill file %s was removed; it is made again", self.path)

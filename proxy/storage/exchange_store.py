@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.ids import timestamp
-from proxy.storage import message_tree, queries, tombstones
+from proxy.storage import message_tree, queries, removal, tombstones
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.storage.exchange_columns import IN_PROGRESS, outcome_columns, request_columns
 from proxy.storage.queries import Session, StitchCandidate, Unfinished
@@ -61,11 +61,14 @@ def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> None:
 def finish_begun(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> None:
     """Store the end of an exchange in progress, once.
 
-    One that is gone was deleted with its session, or its database was replaced: then it is stored whole.
+    It takes the place of an end that recovery has guessed while this process seemed gone. An exchange that is gone was
+    deleted with its session, or its database was replaced: then it is stored whole.
     """
     begun = _begun(rows, exchange.exchange_id)
     if begun is not None:
         _end(rows, begun, outcome)
+    elif queries.reopen_recovered(rows.connection, exchange.exchange_id):
+        _end_anew(rows, exchange.exchange_id, outcome)
     elif queries.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is None:
         finish(rows, exchange, outcome)
 
@@ -77,7 +80,16 @@ def _begun(rows: WriteBatch, exchange_id: str) -> Unfinished | None:
     return begun
 
 
-def _end(rows: WriteBatch, begun: Unfinished, outcome: Outcome) -> None:
+def _end_anew(rows: WriteBatch, exchange_id: str, outcome: Outcome) -> None:
+    begun = _begun(rows, exchange_id)
+    assert begun is not None
+    removal.remove_guessed_replies(rows.connection, begun)
+    begun = _begun(rows, exchange_id)
+    assert begun is not None
+    _end(rows, begun, outcome, was_counted=True)
+
+
+def _end(rows: WriteBatch, begun: Unfinished, outcome: Outcome, *, was_counted: bool = False) -> None:
     exchange_id = begun.exchange_id
     place = (
         message_tree.top(begun)
@@ -93,7 +105,7 @@ def _end(rows: WriteBatch, begun: Unfinished, outcome: Outcome) -> None:
     }
     rows.finish_exchange(columns)
     about = {"user_no": begun.user_no, "endpoint": begun.endpoint, "created_at": begun.created_at}
-    rows.count_usage(columns | about)
+    rows.count_usage(columns | about, was_incomplete=was_counted)
     delta = SessionDelta(timestamp())
     _store_reply(rows, columns, place, outcome, delta, may_be_there=begun.goes_on)
     rows.touch_session(begun.session_id, delta)
@@ -106,6 +118,7 @@ def recover(rows: WriteBatch, worker_id: str) -> int:
         begun = _begun(rows, exchange_id)
         assert begun is not None
         _end(rows, begun, _interrupted(rows.connection, exchange_id, endpoint))
+        queries.mark_recovered(rows.connection, exchange_id, worker_id=worker_id)
     queries.delete_stray_fragments(rows.connection)
     return len(left)
 

@@ -593,7 +593,7 @@ def find_message_no(connection: sqlite3.Connection, message_id: str, *, session_
     return None if row is None else row[0]
 
 
-def list_replies(connection: sqlite3.Connection, row: ExchangeRow) -> list[int]:
+def list_replies(connection: sqlite3.Connection, row: "ExchangeRow | Unfinished") -> list[int]:
     """The numbers of an exchange's replies, in the order of their choices."""
     parameters = {"session_no": row.session_no, "leaf_no": row.leaf_no, "exchange_no": row.exchange_no}
     return [found[0] for found in _all(connection, "list_replies", parameters)]
@@ -684,6 +684,16 @@ def get_exchange_in_progress(connection: sqlite3.Connection, exchange_id: str) -
     """The exchange, if it is there and has not ended."""
     row = _one(connection, "get_exchange_in_progress", {"exchange_id": exchange_id})
     return None if row is None else Unfinished(*row)
+
+
+def mark_recovered(connection: sqlite3.Connection, exchange_id: str, *, worker_id: str) -> None:
+    """Its end was guessed, since this process seemed gone."""
+    _changes(connection, "mark_recovered", {"exchange_id": exchange_id, "worker_id": worker_id})
+
+
+def reopen_recovered(connection: sqlite3.Connection, exchange_id: str) -> bool:
+    """Whether the exchange's end was guessed; then it is in progress again."""
+    return _changes(connection, "reopen_recovered", {"exchange_id": exchange_id}) > 0
 
 
 def find_exchange_id(connection: sqlite3.Connection, exchange_no: int) -> str | None:

@@ -3,7 +3,7 @@
 import sqlite3
 
 from proxy.storage import queries
-from proxy.storage.queries import ExchangeRow
+from proxy.storage.queries import ExchangeRow, Unfinished
 from proxy.wire import json_text
 
 
@@ -11,6 +11,16 @@ def remove_exchange(connection: sqlite3.Connection, row: ExchangeRow) -> None:
     """Delete an exchange and its replies. A reply that the conversation goes on from stays in the session."""
     replies = queries.list_replies(connection, row)
     queries.delete_exchange(connection, row.exchange_id)
+    _remove_replies(connection, row, replies)
+
+
+def remove_guessed_replies(connection: sqlite3.Connection, exchange: Unfinished) -> None:
+    """Delete the replies that recovery made of what a process had streamed. One that the conversation goes on from
+    stays."""
+    _remove_replies(connection, exchange, queries.list_replies(connection, exchange))
+
+
+def _remove_replies(connection: sqlite3.Connection, row: ExchangeRow | Unfinished, replies: list[int]) -> None:
     removed: dict[int, int] = {}
     for message_no in replies:
         tokens = queries.delete_message_at_end(connection, message_no, session_no=row.session_no)

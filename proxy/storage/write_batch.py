@@ -167,9 +167,16 @@ class WriteBatch:
         self._waiting.outcomes.append(columns)
         self._waiting.ids.update((columns["session_id"], columns["exchange_id"]))
 
-    def count_usage(self, columns: Columns) -> None:
-        """Count an exchange that has ended, given by its columns with `user_no` and `endpoint`."""
-        usage.add_usage(self._waiting.usage, usage.usage_of(columns))
+    def count_usage(self, columns: Columns, *, was_incomplete: bool = False) -> None:
+        """Count an exchange that has ended, given by its columns with `user_no` and `endpoint`.
+
+        `was_incomplete`: it has been counted as an incomplete one already, of which nothing else was known.
+        """
+        counts = usage.usage_of(columns)
+        if was_incomplete:
+            counts["requests"] -= 1
+            counts["incomplete"] -= 1
+        usage.add_usage(self._waiting.usage, counts)
 
     def touch_session(self, session_id: str, delta: SessionDelta) -> None:
         """Count what was stored below a session: one made here is given its counts, any other's grow."""

@@ -50,6 +50,20 @@ FROM (
 ) AS outcome
 WHERE exchanges.exchange_no = column1;
 
+-- name: mark_recovered
+-- Its end was guessed, since its process seemed gone: the process's own end replaces it.
+UPDATE exchanges
+SET worker_id = :worker_id
+WHERE exchange_id = :exchange_id;
+
+-- name: reopen_recovered
+-- One whose end was guessed is in progress again.
+UPDATE exchanges
+SET status = 'in_progress'
+WHERE exchange_id = :exchange_id
+  AND status = 'incomplete'
+  AND worker_id IS NOT NULL;
+
 -- name: get_exchange_in_progress
 -- What is needed to store its end: where its request's last message stands, and whether anything follows there already.
 SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, p.model, e.created_at, e.leaf_no,
