@@ -9,6 +9,7 @@ from random import Random, SystemRandom
 _random = Random(SystemRandom().getrandbits(256)).getrandbits  # noqa: S311
 _MILLISECOND = timedelta(milliseconds=1)
 _last = 0  # 48 bits of milliseconds and 12 bits of counter of the newest identifier
+_started_at = time.time() - time.monotonic()
 _second = 0  # the second whose timestamps begin with `_prefix`
 _prefix = ""
 
@@ -30,6 +31,17 @@ def timestamp(seconds: float | None = None) -> str:
         _prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
         _second = int(second)
     return f"{_prefix}{int(fraction * 1000):03d}Z"
+
+
+def start_clock_at(started_at: float) -> None:
+    """Set what `moment` counts from: Unix seconds of the machine's start."""
+    global _started_at
+    _started_at = started_at
+
+
+def moment() -> str:
+    """The time now by a clock that does not go back, to order things by: not what a clock on the wall says."""
+    return timestamp(_started_at + time.monotonic())
 
 
 def timestamp_after(earlier: str, duration_ms: int) -> str | None:

@@ -4,11 +4,13 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.errors import APIError
+from proxy.errors import APIError, NotFoundError
 from proxy.history.branches import find_session, get_message
 from proxy.history.serializers import JSON, session_json
-from proxy.ids import timestamp, uuid7
-from proxy.storage import exchange_store, queries, tombstones
+from proxy.ids import moment, timestamp, uuid7
+from proxy.storage import exchange_store, idempotency, queries, tombstones
+from proxy.storage.idempotency import IdempotencyKey
+from proxy.storage.queries import Session
 from proxy.wire.message import DEFAULT_TITLE
 
 
@@ -32,9 +34,28 @@ class NewMessage:
 
 
 def create_session(
-    connection: sqlite3.Connection, *, user_id: str, external_id: str | None, given: SessionPatch
+    connection: sqlite3.Connection,
+    *,
+    user_id: str,
+    external_id: str | None,
+    given: SessionPatch,
+    key: IdempotencyKey | None = None,
 ) -> JSON:
-    """Make a session of the user. Raises APIError 409 where the user has one with this id."""
+    """Make a session of the user; a retry with the same key finds it.
+
+    Raises APIError 409 where the user has one with this id.
+    """
+    return idempotency.once(
+        connection,
+        key,
+        make=lambda: _create_session(connection, user_id=user_id, external_id=external_id, given=given),
+        find=lambda made_id: session_json(find_session(connection, made_id, user_id=user_id)),
+    )
+
+
+def _create_session(
+    connection: sqlite3.Connection, *, user_id: str, external_id: str | None, given: SessionPatch
+) -> tuple[str, JSON]:
     now = timestamp()
     if external_id is not None and queries.find_session_id(connection, id_=external_id, user_id=user_id) is not None:
         raise APIError(
@@ -55,7 +76,7 @@ def create_session(
         metadata=given.metadata,
         now=now,
     )
-    return session_json(find_session(connection, session_id, user_id=user_id))
+    return session_id, session_json(find_session(connection, session_id, user_id=user_id))
 
 
 def update_session(connection: sqlite3.Connection, id_: str, *, user_id: str | None, change: SessionPatch) -> JSON:
@@ -79,15 +100,39 @@ def delete_session(connection: sqlite3.Connection, id_: str, *, user_id: str | N
     Raises NotFoundError.
     """
     session_id = find_session(connection, id_, user_id=user_id).session_id
-    tombstones.add_tombstone(connection, "session", session_id, now=timestamp())
+    tombstones.add_tombstone(connection, "session", session_id, now=moment())
     queries.delete_session(connection, session_id)
     return session_id
 
 
-def append_message(connection: sqlite3.Connection, id_: str, *, user_id: str | None, new: NewMessage) -> JSON:
-    """Store a message at the end of a session's main branch and show it. Raises NotFoundError."""
+def append_message(
+    connection: sqlite3.Connection,
+    id_: str,
+    *,
+    user_id: str | None,
+    new: NewMessage,
+    key: IdempotencyKey | None = None,
+) -> JSON:
+    """Store a message at the end of a session's main branch and show it; a retry with the same key finds it.
+
+    Raises NotFoundError.
+    """
     session = find_session(connection, id_, user_id=user_id)
-    number = exchange_store.append_message(
-        connection, session, new.message, model=new.model, tokens=new.tokens, metadata=new.metadata
+
+    def make() -> tuple[str, JSON]:
+        number = exchange_store.append_message(
+            connection, session, new.message, model=new.model, tokens=new.tokens, metadata=new.metadata
+        )
+        made = get_message(connection, number)
+        return made["message_id"], made
+
+    return idempotency.once(
+        connection, key, make=make, find=lambda made_id: _find_message(connection, session, made_id)
     )
+
+
+def _find_message(connection: sqlite3.Connection, session: Session, message_id: str) -> JSON:
+    number = queries.find_message_no(connection, message_id, session_id=session.session_id)
+    if number is None:
+        raise NotFoundError("The message was deleted.")
     return get_message(connection, number)

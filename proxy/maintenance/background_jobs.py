@@ -18,9 +18,10 @@ from typing import TypeVar
 from proxy.maintenance import backup, prune
 from proxy.maintenance.indexing import Indexing
 from proxy.maintenance.job import Job, Lease, Stop, StoppedError
+from proxy.maintenance.steady_clock import SteadyClock
 from proxy.recording.recorder import Recorder
 from proxy.settings import Settings
-from proxy.storage import tombstones
+from proxy.storage import idempotency, tombstones
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Upkeep:
             Job(name, work, every_seconds=every, lease=self._lease, stop=self._stop, at_end=at_end)
             for name, work, every, at_end in self._plan()
         )
+        self._clock = SteadyClock()
 
     def start(self) -> None:
         """Begin."""
@@ -84,7 +86,8 @@ class Upkeep:
         every, database = self._settings.backup_every_seconds, self._settings.database_path
         folder = database.parent / "backups"
         copies = backup.copies_in(folder)
-        if copies and time.time() - copies[-1].stat().st_mtime < every:
+        ages = [time.time() - copy.stat().st_mtime for copy in copies]
+        if any(0 <= age < every for age in ages):  # those of the future were made while the clock was ahead
             return
         made = backup.back_up_into(folder, database, keep=self._settings.backup_keep, progress=self._pause)
         logger.info("backup %s is made and checked", made)
@@ -95,8 +98,12 @@ class Upkeep:
     def _forget(self) -> None:
         while self._write(partial(tombstones.forget_some, now_seconds=time.time())):
             self._rest()
+        self._write(partial(idempotency.forget_old, now_seconds=time.time()))
 
     def _prune(self) -> None:
+        if not self._clock.is_steady():
+            logger.info("retention waits for its next pass, in an hour: the clock was not looked at before, or was set")
+            return
         age = timedelta(days=self._settings.retention_days)
         before = prune.moment_before(age, now_seconds=time.time())
         pruned = prune.Pruned()

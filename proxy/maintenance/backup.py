@@ -69,7 +69,9 @@ def back_up_into(folder: Path, source: Path, *, keep: int, progress: Progress) -
     for left in folder.glob(f".{_NAME}*.partial-*"):
         left.unlink(missing_ok=True)  # of a process that was killed: only one at a time makes scheduled copies
     backup(source, target, progress=progress)
-    for old in copies_in(folder)[:-keep]:
+    # Those of the future were made while the clock was ahead: they go first. The one just made never does.
+    others = sorted(set(copies_in(folder)) - {target}, key=lambda copy: (copy.name <= target.name, copy.name))
+    for old in others[: max(0, len(others) - (keep - 1))]:
         old.unlink(missing_ok=True)
     return target
 

@@ -33,6 +33,10 @@ _SPILLED_BYTES = 8 * 2**20
 _COPIES = 2_000
 _RETRY_SECONDS = 0.5
 
+_MAY_BE_MADE = (
+    "The database does not answer, and the change may have been made; a retry with the same Idempotency-Key does not "
+    "make it twice."
+)
 UNSAVED_REASONS = ("queue_full", "spill_failed", "spill_stalled", "refused", "deleted")
 
 
@@ -256,15 +260,17 @@ class Overflow:
 
     async def _keep_refused(self) -> None:
         while self._refused:
-            refused, exc = self._refused[0], self._refused[0].reason
+            refused, exc, path = self._refused[0], self._refused[0].reason, self._dead_letters_path
             self.unsaved["refused"] += 1
             try:
-                await self._thread.run(partial(_keep, self._dead_letters_path, refused))
+                await self._thread.run(partial(_keep, path, refused))
             except Exception as failure:  # one that cannot even be spelled out must not stop the others
                 logger.critical("a write that the database refused is lost: %s", failure, exc_info=exc)
                 saved = False
             else:
-                logger.error("the database refused a write, which is kept in %s", self._dead_letters_path, exc_info=exc)
+                # Its traceback is logged once: a caller who is refused again and again must not fill the log.
+                shown = exc if self.unsaved["refused"] == 1 else None
+                logger.error("the database refused a write (%s); it is kept in %s", exc, path, exc_info=shown)
                 saved = True
             self._refused.popleft()
             if refused.done is not None and not refused.done.done():
@@ -291,7 +297,8 @@ class Overflow:
     def _withdraw(self, write: Write[Any]) -> None:
         if not write.done.done():
             write.is_withdrawn = True
-            write.done.set_exception(UnavailableError())
+            is_tried = write in self._queue.in_flight
+            write.done.set_exception(UnavailableError(_MAY_BE_MADE) if is_tried else UnavailableError())
 
     def _cannot_spell(self, write: Write[Any], exc: BaseException) -> None:
         """It cannot be spilled, and stays in memory for the database."""

@@ -18,7 +18,7 @@ from proxy.recording.transactions import is_trouble, replay_lines
 from proxy.recording.write_queue import QueueFullError
 from proxy.recording.writer import Writer
 from proxy.settings import Settings
-from proxy.storage import exchange_store
+from proxy.storage import boot_clock, exchange_store
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.file_identity import MovedError
 from proxy.storage.queries import list_workers_in_progress
@@ -127,6 +127,7 @@ class Recorder:
     async def start(self) -> None:
         """Store what processes that are gone have left behind, then take exchanges."""
         try:
+            await self._database.write(boot_clock.adopt)
             await self._recover()
         except (sqlite3.Error, MovedError) as exc:
             if not is_trouble(exc):
@@ -251,12 +252,11 @@ class Recorder:
         """A worker that dies is replaced by others, not by a start; what was refused may be put right meanwhile."""
         wait = _RECOVERY_SECONDS
         while True:
-            await asyncio.sleep(_RECOVERY_SECONDS)
             try:
                 await self.writer.overflow.keep_file()
                 if self.writer.last_error is None:
                     await self._recover()
-                    if time.monotonic() >= self._retry_refused_at:
+                    if time.monotonic() >= self._retry_refused_at or self.writer.has_recovered():
                         wait = (
                             _RECOVERY_SECONDS if await self._retry_refused() else min(2 * wait, _LONGEST_WAIT_SECONDS)
                         )
@@ -265,6 +265,7 @@ class Recorder:
                 logger.warning("what processes that are gone have left cannot be stored yet: %s", exc)
             except Exception:  # it must live: nobody else stores what they have left
                 logger.exception("recovery failed; it is tried again")
+            await asyncio.sleep(_RECOVERY_SECONDS)
 
     async def _recover(self) -> None:
         """End what processes that are gone have left: first their spill, which is newer than what is in the tables."""

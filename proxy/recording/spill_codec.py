@@ -111,6 +111,7 @@ def _exchange(exchange: Exchange) -> dict[str, Any]:
         "request_id": exchange.request_id,
         "request": exchange.request,
         "created_at": exchange.created_at,
+        "asked_at": exchange.asked_at,
     }
 
 
@@ -124,6 +125,7 @@ def _to_exchange(entry: dict[str, Any]) -> Exchange:
         request_id=entry.get("request_id", entry["exchange_id"]),
         request=entry.get("request", {}),
         created_at=entry["created_at"],
+        asked_at=entry.get("asked_at"),
     )
 
 

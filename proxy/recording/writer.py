@@ -76,6 +76,7 @@ class Writer:
         self._started_at: float | None = None  # of what the database is doing now
         self._refused_since: float | None = None
         self._refused_in_a_row = 0
+        self._has_recovered = False
         self._retry_at = 0.0
         self._error: str | None = None
         self.commits = 0
@@ -113,6 +114,11 @@ class Writer:
         """How long the oldest queued write has waited."""
         oldest_at = self._queue.oldest_at
         return 0.0 if oldest_at is None else time.monotonic() - oldest_at
+
+    def has_recovered(self) -> bool:
+        """Whether the database takes writes again after it has refused all for a while; true once."""
+        has_recovered, self._has_recovered = self._has_recovered, False
+        return has_recovered
 
     async def start(self) -> None:
         """Begin writing."""
@@ -255,7 +261,10 @@ class Writer:
                 self._error = f"the database refuses what is written: {result}"
             self.overflow.refuse(write, result)
             return
-        if write.line is not None:
+        if write.line is not None and result is False:
+            self.unsaved["deleted"] += 1  # while it was streaming or waiting
+        if result:
+            self._has_recovered |= self._refused_in_a_row >= _REFUSED_IN_A_ROW
             self._refused_in_a_row = 0
         if write.done.done():
             return

@@ -17,8 +17,15 @@ from proxy.services import State
 
 async def create_session(request: Request[State]) -> Response:
     """Make a session."""
-    given = parameters.change(await parameters.read_optional_object(request))
-    work = partial(sessions.create_session, user_id=named_user(request), external_id=None, given=given)
+    given = await parameters.read_optional_object(request)
+    user_id = named_user(request)
+    work = partial(
+        sessions.create_session,
+        user_id=user_id,
+        external_id=None,
+        given=parameters.change(given),
+        key=parameters.idempotency_key(request, given, user_id),
+    )
     return json_response(plain_session(await services_of(request).write(work)), status=201)
 
 
@@ -60,8 +67,15 @@ async def delete_session(request: Request[State]) -> Response:
 
 async def append_message(request: Request[State]) -> Response:
     """Store a message by hand."""
-    new = parameters.new_message(await parameters.read_object(request))
-    work = partial(sessions.append_message, id_=session_id_of(request), user_id=visible_user(request), new=new)
+    given = await parameters.read_object(request)
+    user_id = visible_user(request)
+    work = partial(
+        sessions.append_message,
+        id_=session_id_of(request),
+        user_id=user_id,
+        new=parameters.new_message(given),
+        key=parameters.idempotency_key(request, given, user_id),
+    )
     return json_response(plain_message(await services_of(request).write(work)), status=201)
 
 

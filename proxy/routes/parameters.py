@@ -14,6 +14,8 @@ from proxy.errors import APIError, InvalidRequestError, NotFoundError
 from proxy.history.branches import Order
 from proxy.history.sessions import NewMessage, SessionPatch
 from proxy.services import Services, State
+from proxy.storage.idempotency import IdempotencyKey
+from proxy.storage.idempotency import idempotency_key as make_idempotency_key
 from proxy.storage.queries import Page
 from proxy.wire import json_text
 from proxy.wire.headers import Headers
@@ -161,6 +163,15 @@ def _integer(query: Mapping[str, str], name: str, *, default: int, least: int, m
 async def read_object(request: Request[State]) -> Values:
     """The JSON object of the request's body."""
     return _object(await _read_body(request))
+
+
+def idempotency_key(request: Request[State], given: Values, user_id: str | None) -> IdempotencyKey | None:
+    """What a retry is known by, if the caller sent an `Idempotency-Key`."""
+    sent = request.headers.get("idempotency-key")
+    if sent is None:
+        return None
+    body = json_text.dumps(given).encode()
+    return make_idempotency_key(user_id or "", request.scope["path"], sent, body=body)
 
 
 async def read_optional_object(request: Request[State]) -> Values:

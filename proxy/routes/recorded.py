@@ -15,7 +15,7 @@ from proxy.downstream.direct_writer import Outlet, outlet_of
 from proxy.downstream.disconnect import Orphans, Watch
 from proxy.downstream.request_body import DepartedError, read_body
 from proxy.errors import APIError, UnavailableError, json_response
-from proxy.ids import timestamp, uuid7
+from proxy.ids import moment, timestamp, uuid7
 from proxy.recording.one_exchange import CALLER_LEFT, STOPPED, Recording, committed
 from proxy.recording.sending import send_streamed, send_whole
 from proxy.routes.passthrough import open_unrecorded, target_of, upstream_headers
@@ -68,7 +68,7 @@ class RecordedEndpoint:
 
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
         services: Services = scope["state"]["services"]
-        asked_at = timestamp()
+        asked_at = timestamp(), moment()
         raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
         chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"")
         request = self._endpoint.parse(raw)
@@ -80,7 +80,7 @@ class RecordedEndpoint:
             await _Recorded(services, chat, exchange, self._orphans, outlet_of(scope)).run(receive, send)
 
     def _exchange(
-        self, services: Services, scope: Scope, chat: Chat, request: Request, asked_at: str
+        self, services: Services, scope: Scope, chat: Chat, request: Request, asked_at: tuple[str, str]
     ) -> Exchange | None:
         """What is to be recorded, or None; `chat` gets the body without what is ours. Raises InvalidRequestError."""
         given: Headers = scope["headers"]
@@ -104,7 +104,8 @@ class RecordedEndpoint:
             endpoint=self._endpoint.path,
             request_id=request_id,
             request=body,
-            created_at=asked_at,
+            created_at=asked_at[0],
+            asked_at=asked_at[1],
             trace_context=headers.trace_context_of(given) if settings.traces_endpoint else None,
         )
 
@@ -254,7 +255,7 @@ class _Recorded:
                         external_id=asked.external_id or "",
                         session_id=asked.session_id,
                         title=title_of(self._exchange.messages),
-                        asked_at=self._exchange.created_at,
+                        asked_at=self._exchange.asked_at or self._exchange.created_at,
                     )
                 )
         except (TimeoutError, UnavailableError):

@@ -20,11 +20,13 @@ from proxy.storage.queries import Page
 async def create_session(request: Request[State]) -> Response:
     """Make a session."""
     given = await parameters.read_object(request)
+    user_id = named_user(request, parameters.text(given, "user_id"))
     work = partial(
         sessions.create_session,
-        user_id=named_user(request, parameters.text(given, "user_id")),
+        user_id=user_id,
         external_id=parameters.external_id(given),
         given=parameters.change(given),
+        key=parameters.idempotency_key(request, given, user_id),
     )
     return json_response(await services_of(request).write(work), status=201)
 
@@ -61,8 +63,15 @@ async def delete_session(request: Request[State]) -> Response:
 
 async def append_message(request: Request[State]) -> Response:
     """Store a message by hand."""
-    new = parameters.new_message(await parameters.read_object(request))
-    work = partial(sessions.append_message, id_=session_id_of(request), user_id=visible_user(request), new=new)
+    given = await parameters.read_object(request)
+    user_id = visible_user(request)
+    work = partial(
+        sessions.append_message,
+        id_=session_id_of(request),
+        user_id=user_id,
+        new=parameters.new_message(given),
+        key=parameters.idempotency_key(request, given, user_id),
+    )
     return json_response(await services_of(request).write(work), status=201)
 
 

@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from proxy.access.middleware import REFRESH_SECONDS, Gate
 from proxy.errors import NotFoundError, json_response
-from proxy.ids import timestamp
+from proxy.ids import moment, timestamp
 from proxy.recording.spill import spill_files
 from proxy.routes.parameters import named_user, services_of
 from proxy.routes.resource import Resource
@@ -48,7 +48,7 @@ async def _delete(services: Services, user_id: str) -> None:
 
 def _delete_rest(connection: sqlite3.Connection, user_id: str) -> None:
     """What a chat has stored in between goes with the row; what is still to come of earlier ones does not come back."""
-    tombstones.add_tombstone(connection, "user", user_id, now=timestamp())
+    tombstones.add_tombstone(connection, "user", user_id, now=moment())
     queries.delete_user(connection, user_id)
 
 

@@ -33,6 +33,7 @@ class Exchange:
     request: dict[str, Any]
     exchange_id: str = field(default_factory=uuid7)
     created_at: str = field(default_factory=timestamp)
+    asked_at: str | None = None  # `ids.moment`, which deletions are compared with; None: created_at
     trace_context: dict[str, str] | None = None  # the caller's traceparent and tracestate; for traces alone
 
     asked: Request = field(init=False)  # `request` as its endpoint reads it

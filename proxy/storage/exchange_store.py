@@ -25,13 +25,14 @@ from proxy.wire.sse import Decoder
 _ALIKE = 64
 
 
-def begin(rows: WriteBatch, exchange: Exchange, *, worker_id: str | None) -> None:
-    """Store the request of an exchange whose reply is still coming."""
+def begin(rows: WriteBatch, exchange: Exchange, *, worker_id: str | None) -> bool | None:
+    """Store the request of an exchange whose reply is still coming. None where it was deleted meanwhile."""
     if _was_deleted(rows, exchange):
-        return
+        return None
     stored = _store_request(rows, exchange)
     rows.add_exchange({**stored.columns, **IN_PROGRESS, "worker_id": worker_id})
     rows.touch_session(stored.place.session_id, stored.delta)
+    return True
 
 
 def append_fragment(rows: WriteBatch, *, exchange_id: str, sequence: int, data: bytes) -> None:
@@ -44,10 +45,10 @@ def delete_fragments(rows: WriteBatch, exchange_ids: Iterable[str]) -> None:
     queries.delete_fragments(rows.connection, exchange_ids)
 
 
-def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> None:
-    """Store an exchange that was not begun and has ended."""
+def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
+    """Store an exchange that was not begun and has ended. False where it was deleted meanwhile."""
     if _was_deleted(rows, exchange):
-        return
+        return False
     stored = _store_request(rows, exchange)
     asked_model, created_at = stored.columns["asked_model"], exchange.created_at
     columns = {**stored.columns, **outcome_columns(outcome, asked_model=asked_model, created_at=created_at)}
@@ -56,10 +57,11 @@ def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> None:
     may_be_there = not stored.delta.messages  # the request itself was
     _store_reply(rows, columns, stored.place, outcome, stored.delta, may_be_there=may_be_there)
     rows.touch_session(stored.place.session_id, stored.delta)
+    return True
 
 
-def finish_begun(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> None:
-    """Store the end of an exchange in progress, once.
+def finish_begun(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
+    """Store the end of an exchange in progress, once. False where it was deleted meanwhile.
 
     It takes the place of an end that recovery has guessed while this process seemed gone. An exchange that is gone was
     deleted with its session, or its database was replaced: then it is stored whole.
@@ -70,7 +72,8 @@ def finish_begun(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> None
     elif queries.reopen_recovered(rows.connection, exchange.exchange_id):
         _end_anew(rows, exchange.exchange_id, outcome)
     elif queries.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is None:
-        finish(rows, exchange, outcome)
+        return finish(rows, exchange, outcome)
+    return True
 
 
 def _begun(rows: WriteBatch, exchange_id: str) -> Unfinished | None:
@@ -187,13 +190,14 @@ def find_named(connection: sqlite3.Connection, exchange: Exchange) -> str | None
 
 def _was_deleted(rows: WriteBatch, exchange: Exchange) -> bool:
     """Whether its user or session was deleted after the request had come, or in the same millisecond."""
-    if rows.newest_deletion < exchange.created_at:
+    asked_at = exchange.asked_at or exchange.created_at
+    if rows.newest_deletion < asked_at:
         return False  # nearly always
     return tombstones.was_deleted(
         rows.connection,
         user_id=exchange.user_id,
         session_id=exchange.session.session_id,
-        asked_at=exchange.created_at,
+        asked_at=asked_at,
     )
 
 

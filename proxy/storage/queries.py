@@ -297,6 +297,37 @@ def upsert_tombstone(connection: sqlite3.Connection, *, digest: bytes, kind: str
     _changes(connection, "upsert_tombstone", {"digest": digest, "kind": kind, "now": now})
 
 
+def get_boot_clock(connection: sqlite3.Connection) -> tuple[str, float] | None:
+    """Which start of the machine the clock counts from, and when that was."""
+    row: tuple[str, float] | None = _one(connection, "get_boot_clock", {})
+    return row
+
+
+def replace_boot_clock(connection: sqlite3.Connection, *, boot_id: str, started_at: float) -> None:
+    """The machine was started anew."""
+    _changes(connection, "delete_boot_clock", {})
+    _changes(connection, "insert_boot_clock", {"boot_id": boot_id, "started_at": started_at})
+
+
+def get_idempotency_key(connection: sqlite3.Connection, digest: bytes) -> tuple[bytes, str] | None:
+    """The digest of the request with this key, and the id of what was made for it."""
+    row: tuple[bytes, str] | None = _one(connection, "get_idempotency_key", {"digest": digest})
+    return row
+
+
+def insert_idempotency_key(
+    connection: sqlite3.Connection, digest: bytes, *, request_digest: bytes, made_id: str, now: str
+) -> None:
+    """Remember what was made for a request with a key."""
+    parameters = {"digest": digest, "request_digest": request_digest, "made_id": made_id, "now": now}
+    _changes(connection, "insert_idempotency_key", parameters)
+
+
+def delete_old_idempotency_keys(connection: sqlite3.Connection, *, before: str) -> int:
+    """Forget the keys of retries that nobody makes any more; how many."""
+    return _changes(connection, "delete_old_idempotency_keys", {"before": before})
+
+
 def newest_deletion(connection: sqlite3.Connection) -> str:
     """When something was deleted last; empty where nothing was."""
     moment: str = _one(connection, "newest_deletion", {})[0]

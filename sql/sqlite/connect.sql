@@ -15,3 +15,5 @@ PRAGMA cache_size = -8000;
 -- 8 MB of log before it is brought into the file: pages that change with every chat are copied once for many chats.
 -- https://sqlite.org/pragma.html#pragma_wal_autocheckpoint
 PRAGMA wal_autocheckpoint = 8000;
+-- A log that a long reader has let grow gives its space back. https://sqlite.org/pragma.html#pragma_journal_size_limit
+PRAGMA journal_size_limit = 16777216;

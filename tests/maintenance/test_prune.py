@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from proxy.cli import cli
 from proxy.ids import timestamp
-from proxy.maintenance import backup, check, prune
+from proxy.maintenance import background_jobs, backup, check, prune
 from proxy.storage.sqlite import connect, transaction
 from tests.serving import running_proxy, settings_for
 from tests.stored import assistant, chat, choice, exchange, fill, opened, outcome, say, user
@@ -109,7 +109,10 @@ def test_a_wrong_age_is_refused(tmp_path: Path, age: str) -> None:
     assert "90d" in result.output
 
 
-async def test_a_server_keeps_to_its_retention_and_makes_backups_and_fills_the_index(tmp_path: Path) -> None:
+async def test_a_server_keeps_to_its_retention_and_makes_backups_and_fills_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background_jobs, "_HOUR", 0.5)  # nothing is deleted in the first pass
     settings = settings_for(tmp_path, retention_days=90, backup_every_seconds=3600.0, backup_keep=2)
     with opened(settings.database_path) as connection:
         say(connection, "old")

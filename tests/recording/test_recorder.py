@@ -115,11 +115,11 @@ async def recording(settings: Settings) -> AsyncIterator[Recorder]:
 
 async def die(recorder: Recorder) -> None:
     """What is left of a killed process: nothing but its files, unlocked."""
-    for task in (recorder._ticking, recorder.writer._task, recorder.writer._spilling):
+    for task in (recorder._ticking, recorder._recovering, recorder.writer._task, recorder.writer._spilling):
         assert task is not None
         task.cancel()
         await asyncio.wait([task])
-    recorder.writer._task = recorder.writer._spilling = recorder._ticking = None
+    recorder.writer._task = recorder.writer._spilling = recorder._ticking = recorder._recovering = None
     recorder._is_empty.set()
     os.close(recorder._spill._file)
     recorder._spill.close = lambda: None  # type: ignore[method-assign]
