@@ -8,9 +8,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from proxy.routes.chat import ChatCompletions
 
 from proxy.routes import route_table
-from proxy.routes.chat import ChatCompletions
 from proxy.settings import Settings
 from tests.serving import running_proxy, settings_for
 from tests.stored import opened, say
