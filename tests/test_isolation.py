@@ -120,7 +120,7 @@ ALL_ROWS = (
     Row("GET", TALK + "/items/{item_id}", "/v1/conversations/conv_{ann}/items/{item}"),
     Row("DELETE", TALK + "/items/{item_id}", "/v1/conversations/conv_{ann}/items/{item}"),
     # What is relayed: upstream's own routes are for all who have a key, those that control the engine for admins.
-    mine("GET", "/{path:path}", target="/v1/models"),
+    mine("GET", "/v1/models"),
     mine("POST", "/{path:path}", target="/v1/embeddings", body={"input": "x"}),
     mine("POST", "/{path:path}", target="/tokenize", body={"prompt": "x"}),
     *(
@@ -163,7 +163,7 @@ def routes_of_table() -> set[tuple[str, str]]:
 
 
 def key_of(row: Row) -> tuple[str, str]:
-    return "*" if row.path == "/{path:path}" else row.method, row.path
+    return "*" if row.path in ("/{path:path}", "/v1/models") else row.method, row.path
 
 
 ROWS = tuple(row for row in ALL_ROWS if key_of(row) in routes_of_table())
