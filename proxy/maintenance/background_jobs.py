@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from proxy.maintenance import backup, prune
 from proxy.maintenance.indexing import Indexing
-from proxy.maintenance.job import Job, Lease, Stop, StoppedError
+from proxy.maintenance.job import Job, Lease, Stop, StoppedError, jobs_lock_path
 from proxy.maintenance.steady_clock import SteadyClock
 from proxy.recording.recorder import Recorder
 from proxy.settings import Settings
@@ -46,7 +46,7 @@ class Upkeep:
         self._stop = Stop()
         self._loop = asyncio.get_running_loop()
         database = settings.database_path
-        self._lease = Lease(database.with_name(database.name + "-jobs-lock"))
+        self._lease = Lease(jobs_lock_path(database))
         self._load = _Load(recorder)
         self._indexing = Indexing(database, is_busy=self._load.is_high, stop=self._stop)
         self.jobs = tuple(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from proxy.ids import timestamp
 from proxy.maintenance import check
+from proxy.maintenance.job import is_leased, jobs_lock_path
 from proxy.settings import ConfigurationError
 from proxy.storage.sqlite import connect, prepare
 
@@ -29,6 +30,7 @@ def backup(source: Path, target: Path, *, progress: Progress, overwrites: bool =
     """
     if not source.is_file():
         raise ConfigurationError(f"there is no database {source}")
+    _refuse_target(source, target)
     if target.exists() and not overwrites:
         raise ConfigurationError(f"{target} is there already; choose another name or give --force")
     with _replacing(target) as partial:
@@ -110,7 +112,6 @@ def _replacing(target: Path) -> Iterator[Path]:
     """A name beside `target` to write to: it takes its place when the block is left without an exception."""
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         os.replace(partial, target)
         _sync_folder(target.parent)
@@ -138,8 +139,19 @@ def _refuse_unusable(path: Path, *, name: str) -> None:
         raise ConfigurationError(f"{name} cannot be read as a database: {exc}") from exc
 
 
+def _refuse_target(source: Path, target: Path) -> None:
+    """A copy must take no file's place that a database lives in."""
+    if not target.parent.is_dir():
+        raise ConfigurationError(f"there is no folder {target.parent}; make it first")
+    if target.exists() and target.samefile(source):
+        raise ConfigurationError(f"{target} is the database itself; name another file")
+    if target.parent.samefile(source.parent) and target.name.startswith(f"{source.name}-"):
+        raise ConfigurationError(f"{target} is named like a file of the database's own; name another file")
+    _refuse_served(target, None)
+
+
 def _refuse_served(database: Path, state_path: Path | None) -> None:
-    if check.living_workers(database, state_path=state_path):
+    if check.living_workers(database, state_path=state_path) or is_leased(jobs_lock_path(database)):
         raise ConfigurationError(f"a server uses {database}; stop it first")
 
 

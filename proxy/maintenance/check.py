@@ -9,6 +9,7 @@ from pathlib import Path
 from proxy.recording.dead_letters import count_lines, dead_letter_path
 from proxy.recording.spill import OrphanedSpill, spill_files
 from proxy.settings import ConfigurationError
+from proxy.storage import schema
 from proxy.storage.queries import QUERIES
 from proxy.storage.sqlite import APPLICATION_ID, refuse_unknown_schema
 
@@ -60,6 +61,9 @@ def find_foreign_schema(connection: sqlite3.Connection) -> Iterator[Problem]:
         refuse_unknown_schema(connection)
     except ConfigurationError as exc:
         yield Problem("schema", str(exc), 1)
+        return
+    if foreign := schema.foreign_objects(connection):
+        yield _problem("schema", "the tables are not those of StellarChat", foreign)
 
 
 def find_damage(connection: sqlite3.Connection) -> Iterator[Problem]:

@@ -37,6 +37,22 @@ class Stop:
             raise StoppedError
 
 
+def jobs_lock_path(database: Path) -> Path:
+    """The file whose lock the worker has that does the jobs of a database."""
+    return database.with_name(database.name + "-jobs-lock")
+
+
+def is_leased(path: Path) -> bool:
+    """Whether a living process has the lock."""
+    if not path.exists():
+        return False
+    lease = Lease(path)
+    try:
+        return not lease.is_ours()
+    finally:
+        lease.release()
+
+
 class Lease:
     """Of all workers on a database one does the background jobs: the one that has the lock of this file."""
 

@@ -169,11 +169,11 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def prepare(connection: sqlite3.Connection) -> None:
+def prepare(connection: sqlite3.Connection, *, up_to: int | None = None) -> None:
     """Apply the migrations the file does not have yet, each in one transaction. Refuses a file of a newer program."""
     refuse_unknown_schema(connection)
     for number, script in sorted(_migrations().items()):
-        if _user_version(connection) >= number:
+        if _user_version(connection) >= number or (up_to is not None and number > up_to):
             continue  # no lock is needed to see that: another program may hold it for long
         with transaction(connection):
             # Read under the lock: another worker may have been first.

@@ -17,3 +17,6 @@ PRAGMA cache_size = -8000;
 PRAGMA wal_autocheckpoint = 8000;
 -- A log that a long reader has let grow gives its space back. https://sqlite.org/pragma.html#pragma_journal_size_limit
 PRAGMA journal_size_limit = 16777216;
+-- What a foreign file brings along (views, triggers) runs no function that could do harm.
+-- https://sqlite.org/pragma.html#pragma_trusted_schema
+PRAGMA trusted_schema = OFF;

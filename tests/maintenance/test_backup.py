@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import httpx
@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from proxy.cli import cli
 from proxy.demo import MODEL
 from proxy.maintenance import backup
+from proxy.maintenance.job import Lease, jobs_lock_path
 from proxy.recording.spill import Spill, spill_path
 from proxy.settings import ConfigurationError
 from proxy.storage.sqlite import connect
@@ -126,6 +127,7 @@ def test_a_copy_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
     def stop(_done: int, _total: int) -> None:
         raise KeyboardInterrupt
 
+    (tmp_path / "copies").mkdir()
     with pytest.raises(KeyboardInterrupt):
         backup.backup(path, tmp_path / "copies" / "copy.db", progress=stop)
     assert list((tmp_path / "copies").iterdir()) == []
@@ -205,3 +207,56 @@ def test_scheduled_copies_are_kept_in_number(tmp_path: Path) -> None:
     made = [backup.back_up_into(folder, path, keep=2, progress=quiet) for _ in range(4)]
     assert backup.copies_in(folder) == made[-2:]
     assert contents(made[-1]) == contents(path)
+
+
+@pytest.mark.parametrize("how", ("itself", "link", "symlink", "wal", "search", "served", "folder", "leased"))
+def test_a_copy_takes_no_file_s_place_that_a_database_lives_in(tmp_path: Path, how: str) -> None:
+    path, other = tmp_path / "chat.db", tmp_path / "other.db"
+    for each in (path, other):
+        with opened(each) as connection:
+            fill(connection)
+    target = {"itself": path, "wal": tmp_path / "chat.db-wal", "search": tmp_path / "chat.db-search"}.get(how, other)
+    with closing(connect(path)), ExitStack() as stack:
+        if how == "link":
+            target = tmp_path / "link.db"
+            target.hardlink_to(path)
+        elif how == "symlink":
+            target = tmp_path / "link.db"
+            target.symlink_to(path)
+        elif how == "folder":
+            target = tmp_path / "nowhere" / "b.db"
+        elif how == "served":
+            stack.callback(Spill(spill_path(other, "worker"), reserve_bytes=0).close)
+        elif how == "leased":
+            lease = Lease(jobs_lock_path(other))
+            assert lease.is_ours()
+            stack.callback(lease.release)
+        before = {each.name: each.stat().st_ino for each in tmp_path.iterdir()}
+        result = run(path, "backup", str(target), "--force")
+        assert result.exit_code == 2
+        assert len(result.output.strip().splitlines()) == 1
+        assert {each.name: each.stat().st_ino for each in tmp_path.iterdir()} == before
+    assert contents(path)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    (
+        "CREATE TRIGGER t AFTER INSERT ON messages BEGIN UPDATE api_keys SET is_admin = 1; END",
+        "CREATE VIEW v AS SELECT * FROM api_keys",
+        "DROP TABLE api_keys",
+        "CREATE TABLE more (a)",
+    ),
+)
+def test_restore_and_check_name_what_is_foreign_in_a_file(tmp_path: Path, harm: str) -> None:
+    path, evil = tmp_path / "chat.db", tmp_path / "evil.db"
+    with opened(evil) as connection:
+        fill(connection)
+        connection.execute(harm)
+    result = run(path, "restore", str(evil))
+    assert result.exit_code == 2
+    assert "tables are not those" in result.output
+    assert not path.exists()
+    checked = run(evil, "check")
+    assert checked.exit_code == 1
+    assert "tables are not those" in checked.output

@@ -1,0 +1,55 @@
+"""Whether a file has the schema that the migrations make, and nothing else: no table missing, no foreign trigger.
+
+What another put into a file could run whenever the program touches a table: so a file is compared before it is used.
+"""
+
+import re
+import sqlite3
+from contextlib import closing
+from functools import lru_cache
+
+from proxy.storage import sqlite
+
+_KINDS = frozenset({"table", "index", "trigger", "view"})
+_SQLITES_OWN = frozenset({"sqlite_sequence", "sqlite_stat1", "sqlite_stat4"})
+
+
+def foreign_objects(connection: sqlite3.Connection) -> list[str]:
+    """What is missing, is there and should not be, or is other than the migrations make it: each in a few words."""
+    found, expected = _objects(connection), _expected(_version(connection))
+    missing = [f"{_shown(key)} is missing" for key in expected if key not in found]
+    foreign = [f"{_shown(key)} is not of StellarChat" for key in found if key not in expected]
+    other = [f"{_shown(key)} is another" for key, sql in found.items() if key in expected and expected[key] != sql]
+    return [*missing, *foreign, *other]
+
+
+@lru_cache(maxsize=8)
+def _expected(version: int) -> dict[tuple[str, str], str]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        sqlite.prepare(connection, up_to=version)
+        return _objects(connection)
+
+
+def _objects(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
+    """The SQL of each by kind and name, but for what SQLite makes by itself."""
+    rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
+    return {
+        (kind, name): f"{table} {_normal(sql or '')}"
+        for kind, name, table, sql in rows
+        if not (kind == "table" and name in _SQLITES_OWN) and not (kind == "index" and sql is None)
+    }
+
+
+def _normal(sql: str) -> str:
+    """Without comments, quotes and spaces, in which versions of SQLite differ when a table is altered."""
+    return re.sub(r"[\s\"]+", "", re.sub(r"--[^\n]*", "", sql))
+
+
+def _shown(key: tuple[str, str]) -> str:
+    kind, name = key
+    return f"{kind if kind in _KINDS else 'object'} {ascii(str(name)[:60])[1:-1]}"
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
