@@ -10,6 +10,8 @@ from starlette.responses import Response
 
 from proxy.wire import json_text
 
+_MESSAGES = "/v1/messages"  # Anthropic's, whose errors have a shape of their own
+
 logger = logging.getLogger(__name__)
 
 
@@ -87,10 +89,18 @@ def json_response(content: Any, *, status: int = 200, headers: dict[str, str] | 
     return Response(json_text.dumps(content).encode(), status_code=status, headers=extra, media_type="application/json")
 
 
-async def api_error_response(_request: Request, exc: Exception) -> Response:
+def error_response(exc: APIError, *, path: str) -> Response:
+    """The response of an error, in the shape of the dialect that is spoken at a path."""
+    content = exc.as_json()
+    if path == _MESSAGES or path.startswith(_MESSAGES + "/"):
+        content = {"type": "error", "error": {"type": exc.type, "message": exc.message}}
+    return json_response(content, status=exc.status, headers=exc.headers)
+
+
+async def api_error_response(request: Request, exc: Exception) -> Response:
     """The response of an `APIError`."""
     assert isinstance(exc, APIError)
-    return json_response(exc.as_json(), status=exc.status, headers=exc.headers)
+    return error_response(exc, path=request.scope["path"])
 
 
 async def http_error_response(_request: Request, exc: Exception) -> Response:

@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 Auth = Literal["auto", "required", "off"]
 Durability = Literal["strict", "relaxed"]
+StoreFalse = Literal["auto", "skip", "record"]
+ResponsesState = Literal["proxy", "upstream"]
 OnDisconnect = Literal["abort", "finish"]
 Transport = Literal["own", "httpx"]
 
@@ -66,6 +68,16 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str], Any]:
         if value not in choices:
             raise ValueError(f"expected one of {', '.join(choices)}")
         return value
+
+    return cast
+
+
+def _some_of(choices: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    def cast(value: str) -> tuple[str, ...]:
+        names = tuple(name.strip() for name in value.split(",") if name.strip())
+        if not set(names) <= set(choices):
+            raise ValueError(f"expected some of {', '.join(choices)}, separated by commas")
+        return names
 
     return cast
 
@@ -275,6 +287,24 @@ class Settings:
         "STELLARCHAT_STITCHING", True, _switch, "find the session of a resent history without an id (on, off)"
     )
     recording: bool = _setting("STELLARCHAT_RECORDING", True, _switch, "off: relay only, save nothing")
+    record: tuple[str, ...] = _setting(
+        "STELLARCHAT_RECORD",
+        ("chat", "responses", "messages"),
+        _some_of(("chat", "responses", "messages", "completions")),
+        "which endpoints are recorded: chat, responses, messages, completions",
+    )
+    store_false: StoreFalse = _setting(
+        "STELLARCHAT_STORE_FALSE",
+        "auto",
+        _one_of(get_args(StoreFalse)),
+        "what store: false means: skip, record, or auto: chats are not saved; Responses are, but cannot be referred to",
+    )
+    responses_state: ResponsesState = _setting(
+        "STELLARCHAT_RESPONSES_STATE",
+        "proxy",
+        _one_of(get_args(ResponsesState)),
+        "proxy: previous_response_id, conversation and item_reference of ours are resolved here; upstream: never",
+    )
     readback: bool = _setting(
         "STELLARCHAT_READBACK",
         True,

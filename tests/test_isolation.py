@@ -67,6 +67,7 @@ def mine(method: str, path: str, **more: Any) -> Row:
 
 
 STORED = CHAT + "/chatcmpl-{id:path}"
+RESPONSE = "/v1/responses/{id}"
 TALK = "/v1/conversations/{session_id:path}"
 SESSION, API = "/v1/sessions/{session_id:path}", "/api/sessions/{session_id:path}"
 USER = "/v1/users/{user_id:path}"
@@ -77,6 +78,14 @@ ALL_ROWS = (
     mine("GET", "/health", refused=200),
     mine("GET", "/ready", refused=200),
     mine("POST", CHAT, body=ASKED, headers={"X-Session-Id": "{session}"}),
+    mine("POST", "/v1/responses", body=ASKED | {"input": "hello"}, headers={"X-Session-Id": "{session}"}),
+    mine("POST", "/v1/messages", body=ASKED, headers={"X-Session-Id": "{session}"}),
+    mine("POST", "/v1/completions", body=ASKED | {"prompt": "hello"}, headers={"X-Session-Id": "{session}"}),
+    # A response that is none of the caller's is upstream's affair, which here knows everything.
+    mine("GET", RESPONSE, target="/v1/responses/{response}"),
+    mine("DELETE", RESPONSE, target="/v1/responses/{response}"),
+    mine("GET", RESPONSE + "/input_items", target="/v1/responses/{response}/input_items"),
+    mine("POST", RESPONSE + "/cancel", target="/v1/responses/{response}/cancel"),
     mine("GET", "/v1/sessions"),
     Row("GET", "/v1/sessions", "/v1/sessions?user_id={user}"),
     mine("POST", "/v1/sessions", body={"title": "new"}, status=201),
@@ -86,6 +95,8 @@ ALL_ROWS = (
     own("PATCH", SESSION, body={"title": "changed"}),
     own("DELETE", SESSION),
     own("GET", SESSION + "/messages"),
+    Row("GET", SESSION + "/messages", "/v1/sessions/{session}/messages?format=responses"),
+    Row("GET", SESSION + "/messages", "/v1/sessions/{session}/messages?format=anthropic"),
     own("POST", SESSION + "/messages", body=MESSAGE, status=201, admin=201),
     own("GET", SESSION + "/exchanges"),
     own("GET", SESSION + "/export"),
@@ -185,11 +196,12 @@ class House:
     session_id: str = ""  # ann's
     completion_id: str = ""  # ann's
     item_id: str = ""  # ann's
+    response_id: str = ""  # ann's
 
     async def ask(self, row: Row, caller: str, *, session: str, **more: str) -> httpx.Response:
         target = row.asked.replace("{session}", session).replace("{user}", "ann")
         target = target.replace("{completion}", self.completion_id).replace("{item}", self.item_id)
-        target = target.replace("{ann}", self.session_id)
+        target = target.replace("{ann}", self.session_id).replace("{response}", self.response_id)
         headers = {name: value.replace("{session}", session) for name, value in row.headers.items()}
         request = self.http.build_request(
             row.method, "/", json=row.body, headers={**headers, **self.keys[caller], **more}
@@ -205,6 +217,18 @@ class House:
         reply = await self.http.post(CHAT, json=body, headers={**self.keys[caller], "X-Session-Id": COLLIDING})
         assert reply.status_code == 200
         return reply.headers["x-session-id"]
+
+    async def respond(self, caller: str) -> str:
+        """A response in the colliding session; its id."""
+        content = [{"type": "output_text", "text": SECRET[caller], "annotations": []}]
+        said = {"type": "message", "id": f"msg_{caller}", "role": "assistant", "content": content}
+        response = {"id": f"resp_{caller}", "object": "response", "status": "completed", "output": [said]}
+        self.upstream.on("/v1/responses", whole_json(response))
+        body = {"model": "m", "input": SECRET[caller]}
+        headers = {**self.keys[caller], "X-Session-Id": COLLIDING}
+        assert (await self.http.post("/v1/responses", json=body, headers=headers)).status_code == 200
+        self.upstream.on("/v1/responses", whole_json({"upstream": True}))
+        return f"resp_{caller}"
 
     def rows_of(self, user: str) -> list[list[tuple[Any, ...]]]:
         """All that is stored of a user."""
@@ -247,6 +271,7 @@ async def house(folder: Path) -> AsyncIterator[House]:
             made.completion_id = stored["id"]
             items = (await http.get(f"/v1/conversations/{made.session_id}/items", headers=keys["ann"])).json()
             made.item_id = items["first_id"]
+            made.response_id = await made.respond("ann")
             await made.say("bob")
             upstream.calls.clear()
             yield made

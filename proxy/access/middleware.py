@@ -16,7 +16,7 @@ from proxy.access.attribution import user_header
 from proxy.access.caller import ANYONE, Caller
 from proxy.access.keys import CachedKey, KeyCache, bad_key
 from proxy.access.quotas import check_tokens, over, start_of_day, take_request
-from proxy.errors import APIError, NotFoundError, json_response, too_large
+from proxy.errors import APIError, NotFoundError, error_response, too_large
 from proxy.ids import timestamp
 from proxy.settings import Settings
 from proxy.storage import queries
@@ -250,7 +250,7 @@ class GateMiddleware:
         try:
             admission = await gate.admit(scope)
         except APIError as exc:
-            await json_response(exc.as_json(), status=exc.status, headers=exc.headers)(scope, receive, send)
+            await error_response(exc, path=scope["path"])(scope, receive, send)
             return
         if admission.rate_limit_headers is not None:
             send = _with_headers(send, admission.rate_limit_headers)

@@ -111,7 +111,7 @@ def _newest(connection: sqlite3.Connection, session_id: str) -> list[JSON]:
 def _find_item(connection: sqlite3.Connection, item_id: str, *, user_id: str) -> JSON | None:
     """An item by upstream's id, or by ours."""
     number = response_queries.find_response_item(connection, item_id, user_id=user_id)
-    if number is not None:
+    if number is not None and _may_be_referred_to(connection, number):
         items = items_of([row_of(connection, number)])
         return next((item for item in items if isinstance(item, dict) and item.get("id") == item_id), None)
     parsed = parse_id(item_id)
@@ -127,6 +127,13 @@ def _find_item(connection: sqlite3.Connection, item_id: str, *, user_id: str) ->
     return found[0] if len(found) == 1 else None
 
 
+def _may_be_referred_to(connection: sqlite3.Connection, message_no: int) -> bool:
+    """Whether the request of a message's exchange did not say `store: false`."""
+    row = queries.get_message(connection, message_no)
+    exchange = None if row is None or row.exchange_id is None else queries.get_exchange(connection, row.exchange_id)
+    return exchange is None or json_text.loads(exchange.parameters).get("store") is not False
+
+
 # --- read back
 
 
@@ -136,6 +143,11 @@ def find_response(connection: sqlite3.Connection, id_: str, *, user_id: str | No
     if row is None or row.status not in _SHOWN:
         raise NotFoundError("No such response.")
     return row
+
+
+def has_events(connection: sqlite3.Connection, *, exchange_id: str) -> bool:
+    """Whether what a response has streamed is still there."""
+    return bool(queries.list_fragments_from(connection, exchange_id, start=0, stop=1))
 
 
 def get_response(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:

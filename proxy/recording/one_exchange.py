@@ -11,6 +11,7 @@ from proxy.wire.endpoints import endpoint_of
 from proxy.wire.sse import Event
 
 CALLER_LEFT = {"message": "The caller left before the reply had ended.", "type": "caller_disconnected"}
+CANCELLED = {"message": "The response was cancelled.", "type": "cancelled"}
 STOPPED = {"message": "The proxy was stopped before the reply had ended.", "type": "interrupted"}
 
 
@@ -23,7 +24,7 @@ class Recording:
         self._first_token: float | None = None
         self._has_ended = False
         self.endpoint = endpoint_of(exchange.endpoint)
-        self.reply: Reply = self.endpoint.reply()
+        self.reply: Reply = self.endpoint.reply(exchange.asked)
         self.live = recorder.open(exchange, self.reply, size=size)
         self.http_status: int | None = None
         self._answered: float | None = None

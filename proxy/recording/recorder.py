@@ -5,12 +5,13 @@ import itertools
 import logging
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from proxy.ids import uuid7
+from proxy.ids import timestamp, uuid7
 from proxy.recording import dead_letters, spill_codec
 from proxy.recording.dead_letters import dead_letter_path
 from proxy.recording.spill import OrphanedSpill, Spill, spill_files, spill_path
@@ -23,7 +24,8 @@ from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.file_identity import MovedError
 from proxy.storage.queries import list_workers_in_progress
 from proxy.storage.sqlite import Database
-from proxy.storage.write_batch import write_batch
+from proxy.storage.write_batch import WriteBatch, write_batch
+from proxy.wire import responses
 from proxy.wire.endpoint import Reply
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ _LAST_WORDS_SECONDS = 5.0
 # How often what processes that are gone have left is looked for.
 _RECOVERY_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 3600.0  # between two tries of what the database has refused
+# How long the events of a response stay after its end, for callers who lost their connection (`starting_after`).
+_KEPT_SECONDS = 600.0
 # What streams is written down in turns, each a part of it, so that no turn keeps tokens waiting.
 _TURNS = 5
 
@@ -40,12 +44,24 @@ _TURNS = 5
 class OpenExchange:
     """An exchange between its request and its end. `feed` takes the reply's bytes and never waits or raises."""
 
-    __slots__ = ("_pending", "_reply", "exchange", "is_begun", "is_placed", "opened_at", "sequence", "size", "turn")
+    __slots__ = (
+        "_pending",
+        "abort",
+        "exchange",
+        "is_begun",
+        "is_placed",
+        "opened_at",
+        "reply",
+        "sequence",
+        "size",
+        "turn",
+    )
 
     def __init__(self, exchange: Exchange, reply: Reply, *, size: int, turn: int = 0) -> None:
         """`reply` is what the stream is folded to: it may have taken events that were not fed here."""
         self.exchange = exchange
-        self._reply = reply
+        self.reply = reply
+        self.abort: Callable[[], None] | None = None  # ends the work on it
         self.turn = turn  # of the recorder's, in which it is written down
         self.opened_at = time.monotonic()
         self.is_placed = False  # its session is known
@@ -77,9 +93,15 @@ class OpenExchange:
         self.sequence += 1
         self.size += len(data)
 
+    @property
+    def keeps_events(self) -> bool:
+        """Whether its events stay for a while after its end."""
+        may_be_asked_for = self.exchange.endpoint == responses.PATH and self.exchange.request.get("store") is not False
+        return may_be_asked_for and bool(self.sequence or self._pending)
+
     def gather(self) -> None:
         """Bring together what waits to be looked into, which takes less room then."""
-        if events := self._reply.take_batched():
+        if events := self.reply.take_batched():
             self._pending.append(events)
 
 
@@ -92,6 +114,8 @@ class Recorder:
         self._database = database
         self._live: list[set[OpenExchange]] = [set() for _ in range(_TURNS)]
         self._ended: list[str] = []  # exchanges whose pieces are still to be deleted
+        self._kept: deque[tuple[float, str]] = deque()  # those whose pieces stay for a while, and since when
+        self._strays_at = time.monotonic()
         self._turns = itertools.cycle(range(_TURNS))
         self._ticking: asyncio.Task[None] | None = None
         self._recovering: asyncio.Task[None] | None = None
@@ -144,18 +168,41 @@ class Recorder:
         self._is_empty.clear()
         return live
 
+    def find_open(self, response_id: str, *, user_id: str | None) -> OpenExchange | None:
+        """The response in progress with this id, in this process; of any user where `user_id` is None."""
+        for lives in self._live:
+            for live in lives:
+                exchange = live.exchange
+                if (
+                    exchange.endpoint == responses.PATH
+                    and live.reply.id == response_id
+                    and exchange.request.get("store") is not False
+                    and user_id in (None, exchange.user_id)
+                ):
+                    return live
+        return None
+
+    def is_open(self, live: OpenExchange) -> bool:
+        """Whether an exchange is still in progress."""
+        return live in self._live[live.turn]
+
     def finish(self, live: OpenExchange, outcome: Outcome) -> asyncio.Future[Any] | None:
         """Store the exchange with its outcome; the future says when it is on disk. None if the queue is full."""
         self._live[live.turn].discard(live)
         if not any(self._live):
             self._is_empty.set()
+        keeps_events = live.keeps_events
+        if keeps_events:
+            self._write_last_events(live)
         exchange, is_begun = live.exchange, live.is_begun
         size = live.size + len(live.unwritten())  # which folds what waited: who is told of the outcome reads the reply
         if is_begun:
             work = partial(exchange_store.finish_begun, exchange=exchange, outcome=outcome)
         else:
             work = partial(exchange_store.finish, exchange=exchange, outcome=outcome)
-        if live.sequence:
+        if keeps_events:
+            self._kept.append((time.monotonic(), exchange.exchange_id))
+        elif live.sequence:
             self._ended.append(exchange.exchange_id)
         saved = None
         try:
@@ -208,6 +255,14 @@ class Recorder:
                 except Exception:  # what is wrong with one of them must not keep the others from being written down
                     logger.exception("a reply in progress could not be written down")
 
+    def _write_last_events(self, live: OpenExchange) -> None:
+        """Write down what is left of a stream whose events stay. One that is too much for the queue goes without."""
+        live.is_placed = True
+        try:
+            self._write_down_one(live)
+        except Exception:  # the exchange itself must be stored all the same
+            logger.exception("the last events of a response could not be written down")
+
     def _write_down_one(self, live: OpenExchange) -> None:
         if not live.is_begun and self.writer.has_room(live.size):
             self._begin(live)
@@ -239,6 +294,12 @@ class Recorder:
 
     def _delete_fragments(self) -> None:
         """Many together, so that pages they share are written once; what finds no room is for the next time."""
+        now = time.monotonic()
+        while self._kept and self._kept[0][0] < now - _KEPT_SECONDS:
+            self._ended.append(self._kept.popleft()[1])
+        if now - self._strays_at > _KEPT_SECONDS and self.writer.has_room(0):
+            self._strays_at = now
+            self.writer.submit(_delete_strays, spilled=lambda: spill_codec.delete_fragments_line([]))
         ended = self._ended
         if not ended or not self.writer.has_room(0):
             return
@@ -329,3 +390,7 @@ class Recorder:
         self.writer.unsaved["refused"] += len(refused)
         for _, exc in refused:
             logger.error("a spilled write was refused by the database; it is kept in %s", path, exc_info=exc)
+
+
+def _delete_strays(rows: WriteBatch) -> None:
+    exchange_store.delete_stray_fragments(rows, before=timestamp(time.time() - exchange_store.KEPT_SECONDS))

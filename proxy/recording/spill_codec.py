@@ -77,7 +77,7 @@ def _work_of(entry: dict[str, Any]) -> Callable[[WriteBatch], Any]:
     if kind == "begin":
         return partial(_begin, exchange=exchange, worker_id=entry.get("worker_id"))
     if kind == "finish":
-        return partial(_finish, exchange=exchange, outcome=_to_outcome(entry["outcome"], exchange.endpoint))
+        return partial(_finish, exchange=exchange, outcome=_to_outcome(entry["outcome"], exchange))
     raise ValueError(f"a spilled line of an unknown kind: {kind!r}")
 
 
@@ -141,11 +141,11 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _to_outcome(entry: dict[str, Any], endpoint: str) -> Outcome:
+def _to_outcome(entry: dict[str, Any], exchange: Exchange) -> Outcome:
     said = entry.get("reply")
     reply: Reply | None = None
     if said is not None:
-        reply = endpoint_of(endpoint).reply()
+        reply = endpoint_of(exchange.endpoint).reply(exchange.asked)
         reply.take_whole(json_text.dumps(said).encode())
     outcome = Outcome(
         status=entry["status"],

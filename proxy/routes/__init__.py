@@ -2,7 +2,19 @@
 
 from starlette.routing import Route
 
-from proxy.routes import api, completions, conversations, export, health, metrics, models, search, sessions, users
+from proxy.routes import (
+    api,
+    completions,
+    conversations,
+    export,
+    health,
+    metrics,
+    models,
+    responses,
+    search,
+    sessions,
+    users,
+)
 from proxy.routes.matching import exact
 from proxy.routes.passthrough import Passthrough
 from proxy.settings import Settings
@@ -22,6 +34,7 @@ def route_table(settings: Settings) -> list[Route]:
         *users.routes,
         *completions.routes,
         *conversations.routes,
+        *responses.routes,
         *web_routes(settings, otherwise=Passthrough()),
         Route("/{path:path}", Passthrough()),
     ]

@@ -89,8 +89,8 @@ def page_of(request: Request[State]) -> Page:
     """`limit`, `offset` and `after`."""
     query = request.query_params
     return Page(
-        limit=_integer(query, "limit", default=50, least=1, most=_LIMIT_MAX),
-        offset=_integer(query, "offset", default=0, least=0, most=_OFFSET_MAX),
+        limit=integer(query, "limit", default=50, least=1, most=_LIMIT_MAX),
+        offset=integer(query, "offset", default=0, least=0, most=_OFFSET_MAX),
         after=text(query, "after"),
     )
 
@@ -98,15 +98,15 @@ def page_of(request: Request[State]) -> Page:
 def numbered_page_of(request: Request[State]) -> tuple[int, Page]:
     """`page`, from 1, and `size`."""
     query = request.query_params
-    number = _integer(query, "page", default=1, least=1, most=_OFFSET_MAX // _LIMIT_MAX)
-    size = _integer(query, "size", default=20, least=1, most=_LIMIT_MAX)
+    number = integer(query, "page", default=1, least=1, most=_OFFSET_MAX // _LIMIT_MAX)
+    size = integer(query, "size", default=20, least=1, most=_LIMIT_MAX)
     return number, Page(limit=size, offset=(number - 1) * size)
 
 
 def openai_page_of(request: Request[State]) -> Page:
     """`limit` and `after` as OpenAI's lists have them."""
     query = request.query_params
-    limit = _integer(query, "limit", default=20, least=1, most=_OPENAI_LIMIT_MAX)
+    limit = integer(query, "limit", default=20, least=1, most=_OPENAI_LIMIT_MAX)
     return Page(limit=limit, after=text(query, "after"))
 
 
@@ -148,7 +148,7 @@ def moment(request: Request[State], name: str) -> str | None:
     return given.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
-def _integer(query: Mapping[str, str], name: str, *, default: int, least: int, most: int) -> int:
+def integer(query: Mapping[str, str], name: str, *, default: int, least: int, most: int) -> int:
     value = query.get(name)
     if value is None:
         return default

@@ -14,16 +14,18 @@ from proxy.access.caller import ANYONE, Caller
 from proxy.downstream.direct_writer import Outlet, outlet_of
 from proxy.downstream.disconnect import Orphans, Watch
 from proxy.downstream.request_body import DepartedError, read_body
-from proxy.errors import APIError, UnavailableError, json_response
+from proxy.errors import APIError, UnavailableError, error_response
+from proxy.history.responses import Resolved, resolve
 from proxy.ids import moment, timestamp, uuid7
-from proxy.recording.one_exchange import CALLER_LEFT, STOPPED, Recording, committed
+from proxy.recording.one_exchange import CALLER_LEFT, CANCELLED, STOPPED, Recording, committed
 from proxy.recording.sending import send_streamed, send_whole
 from proxy.routes.passthrough import open_unrecorded, target_of, upstream_headers
 from proxy.services import Services
+from proxy.settings import Settings
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, SessionRef, Status
 from proxy.upstream.client import Response
-from proxy.wire import hash_chain, headers
+from proxy.wire import hash_chain, headers, responses, responses_state
 from proxy.wire.endpoint import Endpoint, Request
 from proxy.wire.headers import Headers
 from proxy.wire.message import title_of
@@ -64,7 +66,7 @@ class RecordedEndpoint:
         except DepartedError:
             pass
         except APIError as exc:
-            await json_response(exc.as_json(), status=exc.status, headers=exc.headers)(scope, receive, send)
+            await error_response(exc, path=scope["path"])(scope, receive, send)
 
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
         services: Services = scope["state"]["services"]
@@ -72,7 +74,10 @@ class RecordedEndpoint:
         raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
         chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"")
         request = self._endpoint.parse(raw)
-        exchange = None if request is None else self._exchange(services, scope, chat, request, asked_at)
+        resolved = Resolved()
+        if request is not None and self._endpoint.path == responses.PATH:
+            request, resolved = await self._resolve(services, scope, chat, request)
+        exchange = None if request is None else self._exchange(services, scope, chat, request, asked_at, resolved)
         if exchange is None:
             await open_unrecorded(services, scope, receive, send, body=chat.body, key=chat.routing_key)
         else:
@@ -80,7 +85,13 @@ class RecordedEndpoint:
             await _Recorded(services, chat, exchange, self._orphans, outlet_of(scope)).run(receive, send)
 
     def _exchange(
-        self, services: Services, scope: Scope, chat: Chat, request: Request, asked_at: tuple[str, str]
+        self,
+        services: Services,
+        scope: Scope,
+        chat: Chat,
+        request: Request,
+        asked_at: tuple[str, str],
+        resolved: Resolved,
     ) -> Exchange | None:
         """What is to be recorded, or None; `chat` gets the body without what is ours. Raises InvalidRequestError."""
         given: Headers = scope["headers"]
@@ -88,7 +99,7 @@ class RecordedEndpoint:
         named = session_of(given, body, vendor_headers=services.vendor_headers)
         user_id = user_for(scope["state"].get("caller", ANYONE), given, body)
         _route(services, chat, request, user_id=user_id, named_id=named[0] if named else None, given=given)
-        if not settings.recording or body.get("store") is False:
+        if not (settings.recording and self._is_recorded(settings, body)):
             return None
         if settings.stream_usage and (asking := self._endpoint.with_usage(chat.body, request)) is not None:
             chat.body = asking
@@ -100,7 +111,7 @@ class RecordedEndpoint:
         return Exchange(
             exchange_id=request_id if is_ours else uuid7(),
             user_id=user_id,
-            session=SessionRef(uuid7(), named[1], named[0]) if named else SessionRef(uuid7(), "new"),
+            session=_session_ref(named, resolved),
             endpoint=self._endpoint.path,
             request_id=request_id,
             request=body,
@@ -108,6 +119,41 @@ class RecordedEndpoint:
             asked_at=asked_at[1],
             trace_context=headers.trace_context_of(given) if settings.traces_endpoint else None,
         )
+
+    def _is_recorded(self, settings: Settings, body: dict[str, Any]) -> bool:
+        if self._endpoint.name not in settings.record:
+            return False
+        if body.get("store") is not False or settings.store_false == "record":
+            return True
+        # Clients of Responses say it with every request, and mean only that they keep the state themselves.
+        return settings.store_false == "auto" and self._endpoint.path == responses.PATH
+
+    async def _resolve(
+        self, services: Services, scope: Scope, chat: Chat, request: Request
+    ) -> tuple[Request, Resolved]:
+        """Put the history of what a request names in front of its input; `chat` gets the body with it."""
+        body = request.body
+        if services.settings.responses_state != "proxy" or not responses_state.names_something(body):
+            return request, Resolved()
+        user_id = user_for(scope["state"].get("caller", ANYONE), scope["headers"], body)
+        try:
+            async with asyncio.timeout(services.settings.commit_timeout_seconds):
+                resolved = await services.read(partial(resolve, request=body, user_id=user_id))
+        except (TimeoutError, UnavailableError) as exc:
+            raise UnavailableError("The history of the response cannot be read just now; try again.") from exc
+        if not (resolved.is_known or resolved.items):
+            return request, resolved
+        chat.body, changed = responses_state.spliced(
+            chat.body, body, history=resolved.history, items=resolved.items, is_known=resolved.is_known
+        )
+        return self._endpoint.request(changed), resolved
+
+
+def _session_ref(named: tuple[str, str] | None, resolved: Resolved) -> SessionRef:
+    """The session that a chat says it belongs to, or a new one."""
+    if resolved.session_id is not None:
+        return SessionRef(resolved.session_id, resolved.source)
+    return SessionRef(uuid7(), named[1], named[0]) if named else SessionRef(uuid7(), "new")
 
 
 def _route(
@@ -148,6 +194,15 @@ class _Recorded:
         self._exchange = exchange
         self._recording = Recording(services.recorder, exchange, size=len(chat.body))
         self._search: asyncio.Task[None] | None = None
+        self._is_aborted = False
+        self._work = asyncio.current_task()
+        self._recording.live.abort = self._abort
+
+    def _abort(self) -> None:
+        """End the work on the chat, since another request asks for it."""
+        if not self._is_aborted and self._work is not None:
+            self._is_aborted = True
+            self._work.cancel()
 
     async def run(self, receive: Receive, send: Send) -> None:
         """Relay it, and end the recording on every way out."""
@@ -161,6 +216,9 @@ class _Recorded:
             await self._end("failed", exc.as_json()["error"])
             raise
         except asyncio.CancelledError:
+            if self._is_aborted:
+                await self._end("incomplete", CANCELLED)
+                return
             await self._end("incomplete", CALLER_LEFT if watch.has_cancelled else STOPPED)
             if not watch.has_cancelled:
                 raise
@@ -169,6 +227,7 @@ class _Recorded:
             raise
         finally:
             watch.stop()
+            self._recording.live.abort = self._work = None  # break the reference cycle: no GC pass is needed
 
     async def _relay(self, send: Send, watch: Watch) -> None:
         chat = self._chat
@@ -209,7 +268,11 @@ class _Recorded:
         exchange = self._exchange
         if exchange.session.external_id is not None:
             self._search = asyncio.create_task(self._find(self._find_named(exchange.session)))
-        elif self._services.settings.stitching and hash_chain.has_reply(exchange.messages):
+        elif (
+            exchange.session.source == "new"
+            and self._services.settings.stitching
+            and hash_chain.has_reply(exchange.messages)
+        ):
             self._search = asyncio.create_task(self._find(self._find_stitched()))
         else:
             self._recording.live.is_placed = True

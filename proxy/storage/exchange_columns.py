@@ -54,7 +54,7 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
         "request_id": exchange.request_id,
         "worker_id": None,
         "created_at": exchange.created_at,
-        "wire": None,
+        "wire": json_text.dumps(exchange.asked.wire) if exchange.asked.wire else None,
     }
 
 

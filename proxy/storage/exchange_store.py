@@ -5,6 +5,7 @@ that race from the same point cannot store a message twice.
 """
 
 import sqlite3
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,14 @@ from proxy.storage.exchange_columns import IN_PROGRESS, outcome_columns, request
 from proxy.storage.queries import Session, StitchCandidate, Unfinished
 from proxy.storage.write_batch import Columns, SessionDelta, WriteBatch
 from proxy.wire import hash_chain, json_text
+from proxy.wire.dialect import item_ids_of
 from proxy.wire.endpoint import Choice
 from proxy.wire.endpoints import endpoint_of
 from proxy.wire.message import is_message, title_of
 from proxy.wire.sse import Decoder
 
+# How long the events of responses stay that began in a process which is gone.
+KEPT_SECONDS = 3600.0
 # How many of the newest conversations that began alike are looked at.
 _ALIKE = 64
 
@@ -122,8 +126,13 @@ def recover(rows: WriteBatch, worker_id: str) -> int:
         assert begun is not None
         _end(rows, begun, _interrupted(rows.connection, exchange_id, endpoint))
         queries.mark_recovered(rows.connection, exchange_id, worker_id=worker_id)
-    queries.delete_stray_fragments(rows.connection)
+    delete_stray_fragments(rows, before=timestamp(time.time() - KEPT_SECONDS))
     return len(left)
+
+
+def delete_stray_fragments(rows: WriteBatch, *, before: str) -> None:
+    """Delete what exchanges that began before a moment, and have ended, had streamed: their process may be gone."""
+    queries.delete_stray_fragments(rows.connection, before=before)
 
 
 def get_or_create_session(
@@ -289,6 +298,7 @@ def _store_reply(
         if may_be_there and message_tree.adopt(rows.about(place.session_id), place, message, delta, **told):
             continue
         number = message_tree.insert(rows, place, message, delta, **told)
+        rows.add_response_items(number, item_ids_of(message))
         first_no = first_no or number
     delta.leaf_no = first_no or delta.leaf_no
 
@@ -299,7 +309,9 @@ def _says_something(choice: Choice) -> bool:
 
 def _message(choice: Choice) -> dict[str, Any]:
     """The message of a choice. vLLM sends an empty list of tool calls with each; OpenAI takes none of these back."""
-    message = {key: value for key, value in choice.message.items() if value != [] or key != "tool_calls"}
+    message = choice.message
+    if message.get("tool_calls") == []:
+        message = {key: value for key, value in message.items() if key != "tool_calls"}
     return message if is_message(message) else message | {"role": "assistant"}
 
 

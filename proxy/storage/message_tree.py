@@ -8,8 +8,10 @@ from proxy.ids import uuid7
 from proxy.storage import queries
 from proxy.storage.exchange import Exchange
 from proxy.storage.queries import Session
+from proxy.storage.response_queries import insert_response_items
 from proxy.storage.write_batch import SessionDelta, WriteBatch
 from proxy.wire import hash_chain, json_text
+from proxy.wire.dialect import item_ids_of
 from proxy.wire.message import to_columns
 
 # How far back from the end of a session the messages of a client that drops old turns are looked for.
@@ -226,5 +228,6 @@ def adopt(
         return False
     for digest, data in said.blobs.items():
         queries.insert_blob(connection, message_no=number, digest=digest, data=data)
+    insert_response_items(connection, item_ids_of(message), message_no=number)
     delta.tokens += tokens
     return True

@@ -852,11 +852,19 @@ def iterate_fragments(connection: sqlite3.Connection, exchange_id: str) -> Itera
         yield row[0]
 
 
+def list_fragments_from(
+    connection: sqlite3.Connection, exchange_id: str, *, start: int, stop: int | None
+) -> list[bytes]:
+    """What a reply has streamed, from one piece on up to another, or to the last."""
+    parameters = {"exchange_id": exchange_id, "start": start, "stop": 2**62 if stop is None else stop}
+    return [row[0] for row in _all(connection, "list_fragments_from", parameters)]
+
+
 def delete_fragments(connection: sqlite3.Connection, exchange_ids: Iterable[str]) -> None:
     """Delete the pieces of those of the exchanges that have ended."""
     _store(connection, "delete_fragments", [{"exchange_id": exchange_id} for exchange_id in exchange_ids])
 
 
-def delete_stray_fragments(connection: sqlite3.Connection) -> None:
-    """Delete the pieces of all exchanges that have ended."""
-    _changes(connection, "delete_stray_fragments", {})
+def delete_stray_fragments(connection: sqlite3.Connection, *, before: str) -> None:
+    """Delete the pieces of all exchanges that have ended, but those of responses that began after a moment."""
+    _changes(connection, "delete_stray_fragments", {"before": before})

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from proxy.storage import queries, usage
+from proxy.storage.response_queries import insert_response_items
 from proxy.storage.sqlite import transaction
 
 Columns = dict[str, Any]
@@ -45,6 +46,7 @@ class _Waiting:
     exchanges: list[Columns] = field(default_factory=list)
     messages: list[Columns] = field(default_factory=list)
     blobs: list[tuple[int, str, str]] = field(default_factory=list)
+    items: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)  # of Responses: message and item ids
     fragments: list[Columns] = field(default_factory=list)
     outcomes: list[Columns] = field(default_factory=list)
     touched: dict[str, Columns] = field(default_factory=dict)
@@ -102,6 +104,8 @@ class WriteBatch:
         queries.insert_messages(connection, waiting.messages)
         for message_no, digest, data in waiting.blobs:
             queries.insert_blob(connection, message_no=message_no, digest=digest, data=data)
+        for message_no, item_ids in waiting.items:
+            insert_response_items(connection, item_ids, message_no=message_no)
         queries.insert_fragments(connection, waiting.fragments)
         queries.finish_exchanges(connection, waiting.outcomes)
         queries.touch_sessions(connection, list(waiting.touched.values()))
@@ -156,6 +160,11 @@ class WriteBatch:
         self._waiting.blobs += [(numbers.message_no, digest, data) for digest, data in blobs.items()]
         self._weigh(columns["content"], columns["extra"], columns["choice"], *blobs.values())
         return numbers.message_no
+
+    def add_response_items(self, message_no: int, item_ids: tuple[str, ...]) -> None:
+        """The ids of a new message's items."""
+        if item_ids:
+            self._waiting.items.append((message_no, item_ids))
 
     def add_fragment(self, *, exchange_id: str, sequence: int, data: bytes) -> None:
         """The next piece of a reply in progress."""

@@ -5,7 +5,9 @@ from typing import Any
 from proxy.wire import json_text
 from proxy.wire.anthropic_blocks import reply_of
 from proxy.wire.dialect import JSON, string
-from proxy.wire.dialect_reply import Choice, DialectReply
+from proxy.wire.dialect_reply import DialectReply, count
+from proxy.wire.endpoint import Choice, Tokens
+from proxy.wire.sse import Event
 
 # Which key of its block each delta grows. `input_json_delta` is JSON text in pieces, and parsed at the end.
 _DELTAS = {
@@ -25,7 +27,6 @@ class MessageReply(DialectReply):
         self._message: JSON = {}
         self._blocks: dict[int, JSON] = {}
         self._pieces: dict[tuple[int, str], list[str]] = {}
-        self._usage: JSON = {}
         self._has_stopped = False
 
     # What came
@@ -82,31 +83,36 @@ class MessageReply(DialectReply):
         for key, value in delta.items():
             if key != "type" and isinstance(value, str):
                 self._pieces.setdefault((index, key), []).append(value)
-                self.has_said = self.has_said or bool(value and kind != "signature_delta")
+                self.has_token = self.has_token or bool(value and kind != "signature_delta")
 
     def _take_usage(self, usage: Any) -> None:
         """The last one wins, key by key: the first says what was read, the last what was written."""
         if not isinstance(usage, dict):
             return
-        self._usage = {**self._usage, **{key: value for key, value in usage.items() if value is not None}}
-        read = self._count("input_tokens")
-        cached, written = self._count("cache_read_input_tokens"), self._count("cache_creation_input_tokens")
-        output = self._count("output_tokens")
-        prompt = None if read is None else read + (cached or 0) + (written or 0)
-        details = self._usage.get("output_tokens_details")
-        self.usage = {
-            "prompt_tokens": prompt,
-            "completion_tokens": output,
-            "total_tokens": None if prompt is None or output is None else prompt + output,
-            "prompt_tokens_details": None if cached is None else {"cached_tokens": cached},
-            "completion_tokens_details": _thinking(details) if isinstance(details, dict) else None,
-        }
-
-    def _count(self, key: str) -> int | None:
-        value = self._usage.get(key)
-        return value if type(value) is int else None
+        self.usage = {**(self.usage or {}), **{key: value for key, value in usage.items() if value is not None}}
 
     # What it means
+
+    def is_end(self, event: Event) -> bool:
+        """Whether it is `message_stop`."""
+        return event.name == b"message_stop" or (len(event.data) < 4096 and b'"message_stop"' in event.data)
+
+    @property
+    def tokens(self) -> Tokens:
+        """What was read from the cache, or written to it, is not in `input_tokens`."""
+        usage = self.usage or {}
+        read, output = count(usage, "input_tokens"), count(usage, "output_tokens")
+        cached, written = count(usage, "cache_read_input_tokens"), count(usage, "cache_creation_input_tokens")
+        prompt = None if read is None else read + (cached or 0) + (written or 0)
+        details = usage.get("output_tokens_details")
+        reasoning = count(details, "thinking_tokens")
+        return Tokens(
+            prompt,
+            output,
+            None if prompt is None or output is None else prompt + output,
+            count(details, "reasoning_tokens") if reasoning is None else reasoning,
+            cached,
+        )
 
     @property
     def id(self) -> str | None:
@@ -122,10 +128,9 @@ class MessageReply(DialectReply):
 
     @property
     def envelope(self) -> JSON:
-        """The message without its content; its usage in its own names."""
-        left_out = ("content", "error", "usage")
-        envelope = {key: value for key, value in self._message.items() if key not in left_out}
-        return envelope | ({"usage": self._usage} if self._usage else {})
+        """The message without its content, usage and error."""
+        left_out = ("content", "error", "usage", "role", "type")
+        return {key: value for key, value in self._message.items() if key not in left_out}
 
     @property
     def content(self) -> list[JSON]:
@@ -152,7 +157,7 @@ class MessageReply(DialectReply):
         if self.error is not None and not self._message.get("id"):
             return {**self._message, "error": self.error}
         whole = {**self._message, "content": self.content}
-        return whole | ({"usage": self._usage} if self._usage else {})
+        return whole | ({"usage": self.usage} if self.usage else {})
 
     def _grown(self, index: int) -> JSON:
         block = dict(self._blocks[index])
@@ -165,16 +170,6 @@ class MessageReply(DialectReply):
             else:
                 block[key] = (string(block.get(key)) or "") + text
         return block
-
-
-def is_end(data: bytes) -> bool:
-    """Whether an event's data is `message_stop`."""
-    return len(data) < 4096 and b'"message_stop"' in data
-
-
-def _thinking(details: JSON) -> JSON:
-    tokens = details.get("thinking_tokens", details.get("reasoning_tokens"))
-    return {"reasoning_tokens": tokens} if type(tokens) is int else {}
 
 
 def _index(event: JSON) -> int | None:

@@ -29,6 +29,11 @@ class ChatRequest:
         return {key: value for key, value in self.body.items() if key not in apart}
 
     @property
+    def wire(self) -> None:
+        """Nothing."""
+        return None
+
+    @property
     def wants_stream(self) -> bool:
         return self.body.get("stream") is True
 
@@ -36,6 +41,7 @@ class ChatRequest:
 class ChatEndpoint:
     """OpenAI's chat completions, with vLLM's extensions."""
 
+    name = "chat"
     path = "/v1/chat/completions"
 
     def parse(self, body: bytes) -> ChatRequest | None:
@@ -46,7 +52,7 @@ class ChatEndpoint:
     def request(self, body: JSON) -> ChatRequest:
         return ChatRequest(body)
 
-    def reply(self) -> Completion:
+    def reply(self, request: Request | None = None) -> Completion:
         return Completion()
 
     def with_usage(self, body: bytes, request: Request) -> bytes | None:

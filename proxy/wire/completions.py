@@ -9,7 +9,8 @@ from typing import Any
 from proxy.wire import json_text
 from proxy.wire.chat_reply import Completion
 from proxy.wire.dialect import JSON, Conversation, WireMessage, objects, string
-from proxy.wire.dialect_reply import Choice, DialectReply
+from proxy.wire.dialect_reply import DialectReply
+from proxy.wire.endpoint import Choice, Tokens
 from proxy.wire.sse import Event
 
 PATH = "/v1/completions"
@@ -34,8 +35,9 @@ def prompts_of(request: JSON) -> list[Any]:
 class CompletionReply(DialectReply):
     """One reply: folded as a chat's, of which each text is the content."""
 
-    def __init__(self, request: JSON) -> None:
+    def __init__(self, request: JSON | None = None) -> None:
         super().__init__()
+        request = request or {}
         self._chat = Completion()
         self._whole: JSON | None = None
         self._prompts = prompts_of(request) if request.get("echo") is True else []
@@ -45,7 +47,7 @@ class CompletionReply(DialectReply):
     def take(self, event: JSON) -> None:
         """Fold one chunk."""
         choices = [_renamed(choice, "delta") for choice in objects(event.get("choices"))]
-        self.has_said = self.has_said or any(choice.get("delta", {}).get("content") for choice in choices)
+        self.has_token = self.has_token or any(bool(choice.get("delta", {}).get("content")) for choice in choices)
         self._chat.feed(Event(b"", json_text.dumps({**event, "choices": choices}).encode()))
         self._after()
 
@@ -59,6 +61,17 @@ class CompletionReply(DialectReply):
 
     def _after(self) -> None:
         self.usage, self.error = self._chat.usage, self._chat.error
+
+    def is_end(self, event: Event) -> bool:
+        return self._chat.is_end(event)
+
+    def without_usage(self, event: Event) -> bytes:
+        """Nothing of the chunk that has only usage."""
+        return self._chat.without_usage(event)
+
+    @property
+    def tokens(self) -> Tokens:
+        return self._chat.tokens
 
     @property
     def id(self) -> str | None:

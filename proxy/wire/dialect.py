@@ -1,6 +1,6 @@
 """What the dialects other than chat share: a message with what OpenAI's chat shape cannot say of it. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,12 @@ TEXT, PARTS = "text", "parts"
 class WireMessage(dict[str, Any]):
     """An OpenAI message, and beside it what only its own dialect says: `wire`, for the column of that name."""
 
-    __slots__ = ("wire",)
+    __slots__ = ("item_ids", "wire")
 
-    def __init__(self, message: Mapping[str, Any], wire: JSON | None = None) -> None:
+    def __init__(self, message: Mapping[str, Any], wire: JSON | None = None, *, item_ids: Iterable[str] = ()) -> None:
         super().__init__(message)
         self.wire = wire
+        self.item_ids = tuple(item_ids)  # upstream's ids of a reply's items, by which requests may refer to them
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,11 @@ class Conversation:
 def wire_of(message: Mapping[str, Any]) -> JSON | None:
     """What a message's own dialect says beside it."""
     return message.wire if isinstance(message, WireMessage) else None
+
+
+def item_ids_of(message: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ids by which requests may refer to a reply's items."""
+    return message.item_ids if isinstance(message, WireMessage) else ()
 
 
 def with_residue(

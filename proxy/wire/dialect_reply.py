@@ -1,32 +1,38 @@
 """What the replies of the dialects other than chat have in common. Nothing raises on what an upstream sends."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from proxy.wire.dialect import JSON
-from proxy.wire.endpoint import Choice
+from proxy.wire.endpoint import Choice, Tokens
 from proxy.wire.json_text import parsed_object
+from proxy.wire.sse import Event
 
-__all__ = ["Choice", "DialectReply"]
+_LARGEST_INTEGER = 2**63 - 1
 
 
 class DialectReply(ABC):
-    """One reply. Feed it the data of each event, or take a whole body."""
+    """One reply. Feed it each event, or let it take a whole body."""
 
     def __init__(self) -> None:
-        self.usage: JSON | None = None  # with the names of chat completions
-        self.error: object | None = None
+        self.usage: JSON | None = None  # as upstream sent it
+        self.error: Any = None
         self.malformed = 0
-        self.has_said = False  # whether a piece of text has come
+        self.has_token = False
+        # No two events of these dialects are alike (see `endpoint.Reply`): none is batched.
+        self.can_batch = False
+        self.batched: list[bytes] = []
 
-    def feed(self, data: bytes) -> None:
-        """Fold one event's data. What cannot be understood is counted, never raised."""
+    def feed(self, event: Event) -> None:
+        """Fold one event. What cannot be understood is counted, never raised."""
+        data = event.data
         if not data or data.isspace() or data.lstrip().startswith(b"[DONE]"):
             return
-        event = parsed_object(data)
-        if event is None:
+        parsed = parsed_object(data)
+        if parsed is None:
             self.malformed += 1
         else:
-            self.take(event)
+            self.take(parsed)
 
     def take_whole(self, body: bytes) -> None:
         """Take a reply that is not a stream, or an error body."""
@@ -36,11 +42,38 @@ class DialectReply(ABC):
         else:
             self.take_body(whole)
 
-    @abstractmethod
-    def take(self, event: JSON) -> None: ...
+    def without_usage(self, event: Event) -> bytes:
+        """The event as it is: nobody asks for usage on the caller's behalf."""
+        return event.raw
+
+    def is_batchable(self, data: bytes) -> bool:
+        return False
+
+    def take_batched(self) -> bytes:
+        return b""
+
+    @property
+    def is_ordinary(self) -> bool:
+        return False
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        return [self.finish_reason] if self.finish_reason else []
 
     @abstractmethod
-    def take_body(self, body: JSON) -> None: ...
+    def take(self, event: JSON) -> None:
+        """Fold the data of one event."""
+
+    @abstractmethod
+    def take_body(self, body: JSON) -> None:
+        """Take a whole reply."""
+
+    @abstractmethod
+    def is_end(self, event: Event) -> bool: ...
+
+    @property
+    @abstractmethod
+    def tokens(self) -> Tokens: ...
 
     @property
     @abstractmethod
@@ -72,3 +105,9 @@ class DialectReply(ABC):
 
     @abstractmethod
     def to_json_dict(self) -> JSON: ...
+
+
+def count(holder: Any, key: str) -> int | None:
+    """A token count of a usage, where it is one."""
+    value = holder.get(key) if isinstance(holder, dict) else None
+    return value if type(value) is int and 0 <= value <= _LARGEST_INTEGER else None

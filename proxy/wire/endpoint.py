@@ -47,6 +47,10 @@ class Request(Protocol):
         """The keys to store beside the messages, verbatim; metadata has a column of its own."""
 
     @property
+    def wire(self) -> JSON | None:
+        """What of it changes with every turn, and is no part of the conversation: the exchange's alone."""
+
+    @property
     def wants_stream(self) -> bool:
         """Whether the reply is to come as events."""
 
@@ -133,6 +137,10 @@ class Endpoint(Protocol):
     """One dialect."""
 
     @property
+    def name(self) -> str:
+        """What the settings call it."""
+
+    @property
     def path(self) -> str:
         """Where it is served."""
 
@@ -142,8 +150,8 @@ class Endpoint(Protocol):
     def request(self, body: JSON) -> Request:
         """The request of a body that has been parsed before."""
 
-    def reply(self) -> Reply:
-        """An empty reply."""
+    def reply(self, request: Request | None = None) -> Reply:
+        """An empty reply to a request, where that is known."""
 
     def with_usage(self, body: bytes, request: Request) -> bytes | None:
         """The body that also asks for the usage of a stream; None where there is nothing to ask."""

@@ -5,10 +5,12 @@ The terminal event holds the whole response; what came before it counts only whe
 
 from typing import Any
 
-from proxy.wire.dialect import JSON, string
-from proxy.wire.dialect_reply import Choice, DialectReply
+from proxy.wire.dialect import JSON, WireMessage, string
+from proxy.wire.dialect_reply import DialectReply, count
+from proxy.wire.endpoint import Choice, Tokens
 from proxy.wire.json_text import copied
 from proxy.wire.responses_items import reply_of
+from proxy.wire.sse import Event
 
 TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _TERMINAL_NAMES = tuple(name.encode() for name in TERMINAL)
@@ -32,8 +34,10 @@ _INDEX_MAX = 10_000
 class ResponseReply(DialectReply):
     """One response."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: JSON | None = None) -> None:
+        """`request` is what the reply may repeat, and need not be kept of it."""
         super().__init__()
+        self._request = request or {}
         self._response: JSON = {}
         self._items: dict[int, JSON] = {}
         self._pieces: dict[tuple[int, str, int], list[str]] = {}
@@ -71,16 +75,7 @@ class ResponseReply(DialectReply):
         if response.get("error"):
             self.error = response["error"]
         if isinstance(response.get("usage"), dict):
-            self._take_usage(response["usage"])
-
-    def _take_usage(self, usage: JSON) -> None:
-        self.usage = {
-            "prompt_tokens": usage.get("input_tokens"),
-            "completion_tokens": usage.get("output_tokens"),
-            "total_tokens": usage.get("total_tokens"),
-            "prompt_tokens_details": usage.get("input_tokens_details"),
-            "completion_tokens_details": usage.get("output_tokens_details"),
-        }
+            self.usage = response["usage"]
 
     def _take_item(self, index: int, kind: str, event: JSON) -> None:
         item = self._items.setdefault(index, {})
@@ -115,9 +110,26 @@ class ResponseReply(DialectReply):
         else:
             return  # an event that nobody knows: its item's end says it again
         self._pieces.setdefault(key, []).append(delta)
-        self.has_said = True
+        self.has_token = self.has_token or delta != ""
 
     # What it means
+
+    def is_end(self, event: Event) -> bool:
+        """Whether it is the terminal event."""
+        data = event.data
+        kind = data[-64:] + data[:64]  # vLLM writes `type` last, OpenAI first
+        return any(name in kind for name in _TERMINAL_NAMES)
+
+    @property
+    def tokens(self) -> Tokens:
+        usage = self.usage or {}
+        return Tokens(
+            count(usage, "input_tokens"),
+            count(usage, "output_tokens"),
+            count(usage, "total_tokens"),
+            count(usage.get("output_tokens_details"), "reasoning_tokens"),
+            count(usage.get("input_tokens_details"), "cached_tokens"),
+        )
 
     @property
     def id(self) -> str | None:
@@ -134,9 +146,13 @@ class ResponseReply(DialectReply):
 
     @property
     def envelope(self) -> JSON:
-        """The response without its output, usage and error."""
+        """The response without its output, usage and error, and without what it repeats of its request."""
         left_out = ("output", "usage", "error")
-        return {key: value for key, value in self._response.items() if key not in left_out}
+        return {
+            key: value
+            for key, value in self._response.items()
+            if key not in left_out and not (key in self._request and _is_echo(value, self._request[key]))
+        }
 
     @property
     def output(self) -> list[JSON]:
@@ -151,7 +167,11 @@ class ResponseReply(DialectReply):
         output = self.output
         if not output and not self._has_ended:
             return []
-        return [Choice(0, reply_of(output), self.finish_reason, {})]
+        message = reply_of(output)
+        if self._request.get("store") is not False:
+            ids = [string(item.get("id")) for item in output]
+            message = WireMessage(message, message.wire, item_ids=[item_id for item_id in ids if item_id])
+        return [Choice(0, message, self.finish_reason, {})]
 
     @property
     def finish_reason(self) -> str | None:
@@ -191,10 +211,15 @@ class ResponseReply(DialectReply):
         return item
 
 
-def is_end(data: bytes) -> bool:
-    """Whether an event's data is the terminal event's."""
-    kind = data[-64:] + data[:64]  # vLLM writes `type` last, OpenAI first
-    return any(name in kind for name in _TERMINAL_NAMES)
+def _is_echo(value: Any, sent: Any) -> bool:
+    """Whether a value is what was sent, but for nulls that upstream puts in."""
+    return bool(_without_nulls(value) == _without_nulls(sent))
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def _is_object(value: Any) -> bool:

@@ -15,6 +15,11 @@ from proxy.wire.responses import STATE_KEYS
 _REFERENCE = "item_reference"
 
 
+def names_something(request: JSON) -> bool:
+    """Whether a request names something that may be ours."""
+    return any(request.get(key) is not None for key in STATE_KEYS) or bool(references_of(request))
+
+
 def previous_id_of(request: JSON) -> str | None:
     """The response that a request goes on from."""
     return string(request.get("previous_response_id"))

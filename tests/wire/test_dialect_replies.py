@@ -2,20 +2,18 @@
 
 import json
 import random
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from proxy.wire import anthropic_reply, responses_reply
 from proxy.wire.anthropic_reply import MessageReply
 from proxy.wire.completions import CompletionReply
 from proxy.wire.dialect_reply import DialectReply
 from proxy.wire.responses_items import items_of
 from proxy.wire.responses_reply import ResponseReply
-from proxy.wire.sse import Decoder
+from proxy.wire.sse import Decoder, Event
 
 RECORDED = Path(__file__).parent.parent / "streams" / "dialects"
 STREAMS = sorted(RECORDED.glob("*.sse"))
@@ -32,13 +30,14 @@ def folded(reply: DialectReply, stream: bytes, places: list[int] = []) -> Dialec
     decoder = Decoder()
     for start, stop in pairwise([0, *sorted(places), len(stream)]):
         for event in decoder.feed(stream[start:stop]):
-            reply.feed(event.data)
+            reply.feed(event)
     return reply
 
 
 def of_events(reply: DialectReply, *events: Any) -> DialectReply:
     for event in events:
-        reply.feed(event if isinstance(event, bytes) else json.dumps(event).encode())
+        data = event if isinstance(event, bytes) else json.dumps(event).encode()
+        reply.feed(Event(data, data))
     return reply
 
 
@@ -99,19 +98,26 @@ def test_recorded_body_is_kept_as_it_is(path: Path) -> None:
 @pytest.mark.parametrize("mode", ("default", "flags"))
 def test_recorded_response_says_what_it_cost(mode: str) -> None:
     reply = whole(f"{mode}_responses")
-    assert reply.usage is not None
-    assert (reply.usage["prompt_tokens"], reply.usage["completion_tokens"], reply.usage["total_tokens"]) == (37, 12, 49)
+    assert reply.tokens == (37, 12, 49, 0, 0)
     assert reply.finish_reason == "max_output_tokens"
     assert (reply.id or "").startswith("resp_")
     assert isinstance(reply.created, int)
 
 
-def test_recorded_terminal_event_is_the_end_and_no_other() -> None:
-    for path in STREAMS:
-        is_end: Callable[[bytes], bool] = responses_reply.is_end if "responses" in path.stem else anthropic_reply.is_end
-        events = [event.data for event in Decoder().feed(path.read_bytes()) if event.data]
-        if "completion" not in path.stem:
-            assert [is_end(data) for data in events] == [False] * (len(events) - 1) + [True]
+@pytest.mark.parametrize("path", STREAMS, ids=lambda path: path.stem)
+def test_recorded_terminal_event_is_the_end_and_no_other(path: Path) -> None:
+    events = [event for event in Decoder().feed(path.read_bytes()) if event.data]
+    reply = reply_for(path.stem)
+    assert [reply.is_end(event) for event in events] == [False] * (len(events) - 1) + [True]
+
+
+def test_what_a_response_repeats_of_its_request_is_not_kept() -> None:
+    tool = {"type": "function", "name": "f", "parameters": {}}
+    request = {"tools": [tool], "temperature": 0.5, "model": "m"}
+    response = {"id": "r", "tools": [{**tool, "strict": None}], "temperature": 0.7, "status": "completed", "output": []}
+    reply = ResponseReply(request)
+    reply.take_whole(json.dumps(response).encode())
+    assert reply.envelope == {"id": "r", "temperature": 0.7, "status": "completed"}
 
 
 def test_echoed_prompt_is_not_stored_again() -> None:
@@ -250,9 +256,7 @@ def test_a_message_of_every_block_is_folded() -> None:
         {"type": "text", "text": "I look.", "citations": [{"n": 1}]},
         {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}},
     ]
-    assert reply.usage is not None
-    assert (reply.usage["prompt_tokens"], reply.usage["completion_tokens"], reply.usage["total_tokens"]) == (19, 9, 28)
-    assert reply.usage["prompt_tokens_details"] == {"cached_tokens": 10}
+    assert reply.tokens == (19, 9, 28, None, 10)
     assert (reply.finish_reason, reply.is_whole) == ("tool_use", True)
 
 
@@ -287,7 +291,7 @@ def test_a_message_without_its_stop_is_not_whole() -> None:
     ),
 )
 def test_nothing_that_an_upstream_sends_raises(reply: DialectReply, data: bytes) -> None:
-    reply.feed(data)
+    reply.feed(Event(data, data))
     assert reply.choices is not None
     assert isinstance(reply.to_json_dict(), dict)
     assert reply.is_whole is False or reply.is_whole is True

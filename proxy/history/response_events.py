@@ -1,0 +1,48 @@
+"""The events of a response from one on, byte for byte, of what its stream has left on disk and in memory."""
+
+import sqlite3
+from collections.abc import Iterable
+
+from proxy.storage import queries
+from proxy.wire.json_text import parsed_object
+from proxy.wire.sse import Decoder, Event
+
+
+class Replay:
+    """Takes a stream as far as it has been written down, again and again, and gives what is new and wanted of it."""
+
+    def __init__(self, exchange_id: str, *, after: int) -> None:
+        self.exchange_id = exchange_id
+        self.last = after  # the number of the newest event that was given, or is not wanted
+        self.has_ended = False  # the terminal event was among them
+        self._after = after
+        self._decoder = Decoder()
+        self._next = 0  # the first piece that has not been read
+        self._read_bytes = 0  # of the pieces before it
+        self._taken_bytes = 0  # of the whole stream
+
+    def read(self, connection: sqlite3.Connection, *, stop: int | None, tail: bytes) -> bytes:
+        """The new events: of the pieces up to `stop`, and of what comes after those and is not written down yet."""
+        fresh = b"".join(queries.list_fragments_from(connection, self.exchange_id, start=self._next, stop=stop))
+        skipped = self._taken_bytes - self._read_bytes
+        stream = fresh + tail
+        if stop is not None:
+            self._next = max(self._next, stop)
+        self._read_bytes += len(fresh)
+        self._taken_bytes = max(self._taken_bytes, self._read_bytes + len(tail))
+        return b"".join(event.raw for event in self._wanted(self._decoder.feed(stream[skipped:])))
+
+    def _wanted(self, events: Iterable[Event]) -> Iterable[Event]:
+        for event in events:
+            parsed = parsed_object(event.data)
+            number = None if parsed is None else parsed.get("sequence_number")
+            if type(number) is not int or number <= self._after:
+                continue
+            self.last = max(self.last, number)
+            kind = parsed.get("type") if parsed is not None else None
+            self.has_ended = self.has_ended or kind in (
+                "response.completed",
+                "response.incomplete",
+                "response.failed",
+            )
+            yield event

@@ -1,0 +1,177 @@
+"""A model that speaks every dialect, as vLLM does: it answers a question with the number of messages it was given."""
+
+import json
+from typing import Any
+
+from tests.fake_upstream import STREAM_HEADERS, Behaviour, Call, Wire, chunk_bytes, dumps, head_bytes
+
+JSON = dict[str, Any]
+TOOL_CALL = "call the tool"
+
+
+def events_text(events: list[JSON]) -> list[bytes]:
+    return [b"event: " + each["type"].encode() + b"\ndata: " + dumps(each) + b"\n\n" for each in events]
+
+
+def response_of(number: int, request: JSON) -> JSON:
+    """A whole response, as vLLM 0.32 sends it."""
+    given = request["input"]
+    last = json.dumps(given[-1] if isinstance(given, list) and given else given)
+    said: JSON
+    if TOOL_CALL in last:
+        said = {"type": "function_call", "id": f"fc_up{number}", "call_id": f"call_{number}", "name": "tool"}
+        said |= {"arguments": '{"n":1}', "status": "completed"}
+    else:
+        text = f"answer {number} to {len(given) if isinstance(given, list) else 1} items"
+        content: list[JSON] = [{"type": "output_text", "text": text, "annotations": [], "logprobs": None}]
+        said = {
+            "type": "message",
+            "id": f"msg_up{number}",
+            "role": "assistant",
+            "status": "completed",
+            "content": content,
+        }
+    thought = {"type": "reasoning_text", "text": f"thought {number}"}
+    reasoning = {"type": "reasoning", "id": f"rs_up{number}", "summary": [], "content": [thought], "status": None}
+    return {
+        "id": f"resp_up{number}",
+        "object": "response",
+        "created_at": 1_700_000_000 + number,
+        "model": request.get("model"),
+        "status": "completed",
+        "error": None,
+        "incomplete_details": None,
+        "instructions": request.get("instructions"),
+        "metadata": request.get("metadata"),
+        "output": [reasoning, said],
+        "parallel_tool_calls": True,
+        "previous_response_id": None,
+        "temperature": 1.0,
+        "tool_choice": "auto",
+        "tools": request.get("tools") or [],
+        "top_p": 1.0,
+        "usage": {
+            "input_tokens": 7,
+            "input_tokens_details": {"cached_tokens": 3},
+            "output_tokens": 5,
+            "output_tokens_details": {"reasoning_tokens": 2},
+            "total_tokens": 12,
+        },
+    }
+
+
+def response_events(response: JSON) -> list[JSON]:
+    events: list[JSON] = [
+        {"type": "response.created", "response": {**response, "status": "in_progress", "output": [], "usage": None}}
+    ]
+    for index, item in enumerate(response["output"]):
+        extra: JSON = {"content": []} if "content" in item else {"arguments": ""}
+        empty = {**item, "status": "in_progress"} | extra
+        events.append({"type": "response.output_item.added", "output_index": index, "item": empty})
+        at = {"output_index": index, "item_id": item["id"]}
+        if item["type"] == "function_call":
+            events.append({"type": "response.function_call_arguments.delta", **at, "delta": item["arguments"]})
+        else:
+            part = item["content"][0]
+            name = "reasoning_text" if item["type"] == "reasoning" else "output_text"
+            at["content_index"] = 0
+            events.append({"type": "response.content_part.added", **at, "part": {**part, "text": ""}})
+            deltas = [part["text"][start : start + 4] for start in range(0, len(part["text"]), 4)]
+            events += [{"type": f"response.{name}.delta", **at, "delta": delta} for delta in deltas]
+            events.append({"type": f"response.{name}.done", **at, "text": part["text"]})
+        events.append({"type": "response.output_item.done", "output_index": index, "item": item})
+    events.append({"type": "response.completed", "response": response})
+    return [{**each, "sequence_number": number} for number, each in enumerate(events)]
+
+
+def message_of(number: int, request: JSON) -> JSON:
+    """A whole message, as Anthropic's API has it."""
+    last = json.dumps(request["messages"][-1]["content"])
+    said: JSON = {"type": "text", "text": f"answer {number} to {len(request['messages'])} messages"}
+    if TOOL_CALL in last:
+        said = {"type": "tool_use", "id": f"toolu_{number}", "name": "tool", "input": {"n": 1}}
+    return {
+        "id": f"msg_{number}",
+        "type": "message",
+        "role": "assistant",
+        "model": request.get("model"),
+        "content": [{"type": "thinking", "thinking": f"thought {number}", "signature": f"sig{number}"}, said],
+        "stop_reason": "tool_use" if said["type"] == "tool_use" else "end_turn",
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": 4,
+            "cache_read_input_tokens": 2,
+            "cache_creation_input_tokens": 1,
+            "output_tokens": 5,
+        },
+    }
+
+
+def message_events(message: JSON) -> list[JSON]:
+    start = {**message, "content": [], "stop_reason": None, "usage": {"input_tokens": 4, "output_tokens": 0}}
+    events: list[JSON] = [{"type": "message_start", "message": start}, {"type": "ping"}]
+    for index, block in enumerate(message["content"]):
+        empty = dict.fromkeys(block, "") | {"type": block["type"]} | ({"input": {}} if "input" in block else {})
+        empty |= {key: block[key] for key in ("id", "name") if key in block}
+        events.append({"type": "content_block_start", "index": index, "content_block": empty})
+        deltas: list[JSON] = []
+        if block["type"] == "thinking":
+            deltas = [
+                {"type": "thinking_delta", "thinking": block["thinking"]},
+                {"type": "signature_delta", "signature": block["signature"]},
+            ]
+        elif block["type"] == "tool_use":
+            deltas = [{"type": "input_json_delta", "partial_json": part} for part in ('{"n"', ":1}")]
+        else:
+            deltas = [
+                {"type": "text_delta", "text": block["text"][:4]},
+                {"type": "text_delta", "text": block["text"][4:]},
+            ]
+        events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
+        events.append({"type": "content_block_stop", "index": index})
+    delta = {"stop_reason": message["stop_reason"], "stop_sequence": None}
+    return [*events, {"type": "message_delta", "delta": delta, "usage": message["usage"]}, {"type": "message_stop"}]
+
+
+def chat_of(number: int, request: JSON) -> JSON:
+    last = json.dumps(request["messages"][-1].get("content"))
+    message: JSON = {"role": "assistant", "content": f"answer {number} to {len(request['messages'])} messages"}
+    finish = "stop"
+    if TOOL_CALL in last:
+        function = {"name": "tool", "arguments": '{"n":1}'}
+        message = {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": f"call_{number}", "type": "function", "function": function}],
+        }
+        finish = "tool_calls"
+    return {
+        "id": f"chatcmpl-up{number}",
+        "object": "chat.completion",
+        "created": 1_700_000_000,
+        "model": request.get("model"),
+        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12},
+    }
+
+
+def every_dialect() -> Behaviour:
+    """Answers each endpoint in its dialect, streaming where it is asked to. Chats are never streamed."""
+
+    async def behave(call: Call, wire: Wire) -> None:
+        request = call.json()
+        makers = {"/v1/responses": response_of, "/v1/messages": message_of, "/v1/chat/completions": chat_of}
+        whole = makers[call.path](call.number, request)
+        if request.get("stream") and call.path != "/v1/chat/completions":
+            events = response_events(whole) if call.path == "/v1/responses" else message_events(whole)
+            await wire.head(200, STREAM_HEADERS)
+            for each in events_text(events):
+                await wire.send(chunk_bytes(each))
+            await wire.send(b"0\r\n\r\n")
+            return
+        body = dumps(whole)
+        await wire.send(
+            head_bytes(200, [("content-type", "application/json"), ("content-length", str(len(body)))]) + body
+        )
+
+    return behave

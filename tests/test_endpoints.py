@@ -1,0 +1,271 @@
+"""Every endpoint, one tree: what is said on one is recorded, continued on another, and read back on each."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.dialect_upstream import TOOL_CALL, every_dialect
+from tests.fake_upstream import FakeUpstream, fake_upstream, vllm_error
+from tests.serving import running_proxy, settings_for
+
+JSON = dict[str, Any]
+RESPONSES, MESSAGES, CHAT = "/v1/responses", "/v1/messages", "/v1/chat/completions"
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    async with fake_upstream() as fake:
+        fake.on("*", every_dialect())
+        yield fake
+
+
+@pytest.fixture
+async def http(upstream: FakeUpstream, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    settings = settings_for(tmp_path, upstream_url=upstream.url)
+    async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+        yield client
+
+
+async def respond(http: httpx.AsyncClient, said: Any, **more: Any) -> httpx.Response:
+    reply = await http.post(RESPONSES, json={"model": "m", "input": said, **more})
+    assert reply.status_code == 200, reply.text
+    return reply
+
+
+async def shown(http: httpx.AsyncClient, session_id: str, form: str = "openai", **query: Any) -> JSON:
+    reply = await http.get(f"/v1/sessions/{session_id}/messages", params={"format": form, **query})
+    assert reply.status_code == 200, reply.text
+    found: JSON = reply.json()
+    return found
+
+
+async def sessions(http: httpx.AsyncClient) -> list[JSON]:
+    found: list[JSON] = (await http.get("/v1/sessions")).json()["sessions"]
+    return found
+
+
+def events_of(body: str) -> list[JSON]:
+    return [json.loads(line[6:]) for line in body.splitlines() if line.startswith("data: ")]
+
+
+@pytest.mark.parametrize("stream", (False, True))
+async def test_a_response_is_recorded_and_read_back_as_sent(http: httpx.AsyncClient, stream: bool) -> None:
+    tool = {"type": "function", "name": "tool", "parameters": {}}
+    given = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}]
+    reply = await respond(http, given, instructions="Be brief.", tools=[tool], metadata={"a": "b"}, stream=stream)
+    sent = events_of(reply.text)[-1]["response"] if stream else reply.json()
+    session_id = reply.headers["x-session-id"]
+    assert reply.headers["x-session-source"] == "new"
+    back = (await http.get(f"{RESPONSES}/{sent['id']}")).json()
+    assert {key: value for key, value in back.items() if key in sent} == sent
+    items = await shown(http, session_id, "responses")
+    assert items["messages"] == [*given, *sent["output"]]
+    assert items["instructions"] == "Be brief."
+    openai = (await shown(http, session_id))["messages"]
+    assert [message["role"] for message in openai] == ["system", "user", "assistant"]
+    [exchange] = (await http.get(f"/v1/sessions/{session_id}/exchanges")).json()["exchanges"]
+    told = {key: exchange[key] for key in ("endpoint", "status", "finish_reason", "completion_id")}
+    assert told == {
+        "endpoint": RESPONSES,
+        "status": "completed",
+        "finish_reason": "completed",
+        "completion_id": sent["id"],
+    }
+    tokens = [exchange[f"{kind}_tokens"] for kind in ("prompt", "completion", "total", "reasoning", "cached")]
+    assert tokens == [7, 5, 12, 2, 3]
+    assert exchange["parameters"]["tools"] == [tool]
+
+
+@pytest.mark.parametrize("stream", (False, True))
+async def test_a_message_is_recorded_and_read_back_as_sent(http: httpx.AsyncClient, stream: bool) -> None:
+    request: JSON = {
+        "model": "m",
+        "max_tokens": 9,
+        "system": [
+            {"type": "text", "text": "x-anthropic-billing-header: cch=1"},
+            {"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}},
+        ],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]}
+        ],
+    }
+    reply = await http.post(MESSAGES, json={**request, "stream": stream})
+    session_id = reply.headers["x-session-id"]
+    back = await shown(http, session_id, "anthropic")
+    assert back["system"] == request["system"]
+    assert back["messages"][:-1] == request["messages"]
+    assert back["messages"][-1]["content"][0] == {"type": "thinking", "thinking": "thought 1", "signature": "sig1"}
+    [exchange] = (await http.get(f"/v1/sessions/{session_id}/exchanges")).json()["exchanges"]
+    assert (exchange["endpoint"], exchange["status"], exchange["finish_reason"]) == (MESSAGES, "completed", "end_turn")
+    assert [exchange[f"{kind}_tokens"] for kind in ("prompt", "completion", "total", "cached")] == [7, 5, 12, 2]
+    assert exchange["parameters"] == {"model": "m", "max_tokens": 9, "stream": stream}
+
+
+async def test_a_tool_dialogue_goes_on_from_endpoint_to_endpoint_in_one_session(http: httpx.AsyncClient) -> None:
+    reply = await respond(http, TOOL_CALL)
+    [_, call] = reply.json()["output"]
+    output = {"type": "function_call_output", "call_id": call["call_id"], "output": "done"}
+    reply = await respond(http, [{"role": "user", "content": TOOL_CALL}, *reply.json()["output"], output])
+    session_id = reply.headers["x-session-id"]
+    assert reply.headers["x-session-source"] == "stitched"
+    chat = [*(await shown(http, session_id))["messages"], {"role": "user", "content": "on with chat"}]
+    reply = await http.post(CHAT, json={"model": "m", "messages": chat})
+    assert (reply.headers["x-session-id"], reply.headers["x-session-source"]) == (session_id, "stitched")
+    messages = [
+        *(await shown(http, session_id, "anthropic"))["messages"],
+        {"role": "user", "content": "on with messages"},
+    ]
+    reply = await http.post(MESSAGES, json={"model": "m", "max_tokens": 9, "messages": messages})
+    assert (reply.headers["x-session-id"], reply.headers["x-session-source"]) == (session_id, "stitched")
+    items = [*(await shown(http, session_id, "responses"))["messages"], {"role": "user", "content": "back again"}]
+    reply = await respond(http, items)
+    assert (reply.headers["x-session-id"], reply.headers["x-session-source"]) == (session_id, "stitched")
+    [session] = await sessions(http)
+    assert session["message_count"] == 10
+    assert len((await http.get(f"/v1/sessions/{session_id}/exchanges")).json()["exchanges"]) == 5
+
+
+# Responses state
+
+
+@pytest.mark.parametrize("stream", (False, True))
+async def test_previous_response_id_puts_the_history_before_the_input(
+    http: httpx.AsyncClient, upstream: FakeUpstream, stream: bool
+) -> None:
+    last_id, expected = None, list[Any]()
+    for turn in range(20):
+        said: Any = (
+            TOOL_CALL if turn % 2 == 0 else [{"type": "function_call_output", "call_id": f"call_{turn}", "output": "o"}]
+        )
+        more: JSON = {} if last_id is None else {"previous_response_id": last_id, "instructions": f"turn {turn}"}
+        reply = await respond(http, said, stream=stream, **more)
+        sent = events_of(reply.text)[-1]["response"] if stream else reply.json()
+        given = upstream.calls[-1].json()
+        expected += [{"role": "user", "content": said}] if isinstance(said, str) else said
+        if turn:
+            assert given["input"] == expected
+            assert given["instructions"] == f"turn {turn}"
+            assert "previous_response_id" not in given
+            assert reply.headers["x-session-source"] == "response"
+        expected += sent["output"]
+        last_id = sent["id"]
+    [session] = await sessions(http)
+    assert session["message_count"] == 40 + 19  # with the instructions of each turn
+
+
+async def test_two_replies_to_one_response_are_branches(http: httpx.AsyncClient) -> None:
+    first = (await respond(http, "hi")).json()["id"]
+    replies = [await respond(http, text, previous_response_id=first) for text in ("one", "two")]
+    assert len({reply.headers["x-session-id"] for reply in replies}) == 1
+    [session] = await sessions(http)
+    assert session["message_count"] == 6
+    items = (await http.get(f"{RESPONSES}/{replies[1].json()['id']}/input_items")).json()
+    said = [item["content"][0]["text"] for item in items["data"] if item["type"] == "message"]
+    assert said == ["two", "answer 1 to 1 items", "hi"]
+
+
+async def test_a_conversation_is_a_session(http: httpx.AsyncClient, upstream: FakeUpstream) -> None:
+    made = (await http.post("/v1/conversations", json={"items": [{"role": "user", "content": "known"}]})).json()
+    first = await respond(http, "hi", conversation=made["id"])
+    assert first.headers["x-session-source"] == "conversation"
+    assert "conversation" not in upstream.calls[-1].json()
+    assert [item["content"] for item in upstream.calls[-1].json()["input"]] == ["known", "hi"]
+    await respond(http, "more", conversation={"id": made["id"]})
+    assert len(upstream.calls[-1].json()["input"]) == 5
+    [session] = await sessions(http)
+    assert made["id"].endswith(session["session_id"])
+
+
+async def test_references_to_items_are_resolved(http: httpx.AsyncClient, upstream: FakeUpstream) -> None:
+    output = (await respond(http, "hi")).json()["output"]
+    references = [{"type": "item_reference", "id": item["id"]} for item in output]
+    unknown = {"type": "item_reference", "id": "msg_unknown"}
+    await respond(http, [{"role": "user", "content": "hi"}, *references, {"role": "user", "content": "more"}, unknown])
+    assert upstream.calls[-1].json()["input"][1:] == [*output, {"role": "user", "content": "more"}, unknown]
+    [session] = await sessions(http)
+    assert session["message_count"] == 5
+
+
+async def test_what_is_not_ours_is_relayed_as_it_is(http: httpx.AsyncClient, upstream: FakeUpstream) -> None:
+    body = b'{"model":"m", "input": "hi","previous_response_id" : "resp_unknown","n":1.50}'
+    await http.post(RESPONSES, content=body, headers={"content-type": "application/json"})
+    assert upstream.calls[-1].body == body
+    upstream.on("*", vllm_error(404))
+    for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/input_items"), ("POST", "/cancel"), ("PATCH", "")):
+        reply = await http.request(method, f"{RESPONSES}/resp_unknown{path}")
+        assert (reply.status_code, upstream.calls[-1].method) == (404, method)
+
+
+async def test_a_response_that_is_deleted_is_known_no_more(http: httpx.AsyncClient, upstream: FakeUpstream) -> None:
+    response_id = (await respond(http, "hi")).json()["id"]
+    deleted = await http.delete(f"{RESPONSES}/{response_id}")
+    assert deleted.json() == {"id": response_id, "object": "response", "deleted": True}
+    upstream.on("*", vllm_error(404))
+    assert (await http.get(f"{RESPONSES}/{response_id}")).status_code == 404
+
+
+async def test_store_false_is_in_the_history_and_cannot_be_referred_to(
+    http: httpx.AsyncClient, upstream: FakeUpstream
+) -> None:
+    reply = await respond(http, "hi", store=False)
+    assert len((await shown(http, reply.headers["x-session-id"]))["messages"]) == 2
+    await respond(http, "more", previous_response_id=reply.json()["id"])
+    assert upstream.calls[-1].json()["previous_response_id"] == reply.json()["id"]
+    await respond(http, [{"type": "item_reference", "id": reply.json()["output"][1]["id"]}])
+    assert upstream.calls[-1].json()["input"][0]["type"] == "item_reference"
+    upstream.on("*", vllm_error(404))
+    assert (await http.get(f"{RESPONSES}/{reply.json()['id']}")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("setting", "path", "is_recorded"),
+    (
+        ("auto", CHAT, False),
+        ("auto", RESPONSES, True),
+        ("skip", CHAT, False),
+        ("skip", RESPONSES, False),
+        ("record", CHAT, True),
+        ("record", RESPONSES, True),
+    ),
+)
+async def test_what_store_false_means_is_a_setting(
+    upstream: FakeUpstream, tmp_path: Path, setting: str, path: str, is_recorded: bool
+) -> None:
+    settings = settings_for(tmp_path, upstream_url=upstream.url, store_false=setting)
+    async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+        said = {"messages": [{"role": "user", "content": "x"}], "input": "x", "model": "m", "store": False}
+        assert (await http.post(path, json=said)).status_code == 200
+        assert len(await sessions(http)) == is_recorded
+
+
+async def test_an_endpoint_is_recorded_where_the_setting_says_so(upstream: FakeUpstream, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, upstream_url=upstream.url, record=("messages",), responses_state="upstream")
+    async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+        await respond(http, "hi")
+        assert await sessions(http) == []
+        await http.post(MESSAGES, json={"model": "m", "messages": [{"role": "user", "content": "hi"}]})
+        assert len(await sessions(http)) == 1
+
+
+async def test_errors_of_our_own_have_the_shape_of_the_dialect(tmp_path: Path) -> None:
+    async with running_proxy(settings_for(tmp_path)) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+        said = {"model": "m", "messages": [{"role": "user", "content": "x"}], "input": "x"}
+        reply = await http.post(MESSAGES, json=said)
+        assert reply.status_code == 502
+        assert set(reply.json()) == {"type", "error"}
+        assert set(reply.json()["error"]) == {"type", "message"}
+        assert set((await http.post(RESPONSES, json=said)).json()) == {"error"}
+
+
+async def test_a_failed_request_is_recorded_with_its_messages(http: httpx.AsyncClient, upstream: FakeUpstream) -> None:
+    upstream.on("*", vllm_error(400))
+    for path in (RESPONSES, MESSAGES):
+        said = {"model": "m", "messages": [{"role": "user", "content": path}], "input": path}
+        reply = await http.post(path, json=said)
+        [exchange] = (await http.get(f"/v1/sessions/{reply.headers['x-session-id']}/exchanges")).json()["exchanges"]
+        assert (exchange["status"], exchange["http_status"], exchange["endpoint"]) == ("failed", 400, path)
+        assert len((await shown(http, reply.headers["x-session-id"]))["messages"]) == 1
