@@ -93,7 +93,7 @@ def error_response(exc: APIError, *, path: str) -> Response:
     """The response of an error, in the shape of the dialect that is spoken at a path."""
     content = exc.as_json()
     if path == _MESSAGES or path.startswith(_MESSAGES + "/"):
-        content = {"type": "error", "error": {"type": exc.type, "message": exc.message}}
+        content["type"] = "error"
     return json_response(content, status=exc.status, headers=exc.headers)
 
 

@@ -94,8 +94,7 @@ class MessagesEndpoint(DialectEndpoint):
         return b"event: error\ndata: " + self.error_body(error) + b"\n\n"
 
     def error_body(self, error: JSON) -> bytes:
-        said = {"type": error.get("type") or "api_error", "message": error.get("message") or ""}
-        return orjson.dumps({"type": "error", "error": said})
+        return orjson.dumps({"type": "error", "error": error})
 
 
 def _flat(error: JSON) -> dict[str, Any]:
