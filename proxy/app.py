@@ -27,7 +27,7 @@ from proxy.routes.matching import EncodedSlashes
 from proxy.routes.recorded import RecordedEndpoint
 from proxy.services import Services, State
 from proxy.settings import ConfigurationError, Settings, load
-from proxy.storage.sqlite import Database
+from proxy.storage.database import Database
 from proxy.telemetry.observer import Observer, ObserverMiddleware
 from proxy.upstream.upstreams import Upstreams
 from proxy.wire.endpoints import ENDPOINTS

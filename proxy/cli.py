@@ -1,7 +1,6 @@
 """The command `stellarchat`."""
 
 import platform
-import sqlite3
 import sys
 from importlib.metadata import version
 
@@ -9,6 +8,7 @@ import click
 
 from proxy.commands import COMMANDS
 from proxy.settings import ConfigurationError
+from proxy.storage.sqlite import SQLITE_VERSION
 
 _EPILOG = """\b
 To get started:
@@ -24,7 +24,7 @@ The documentation is in docs/ of the source, and in README.md."""
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(
     version("stellarchat"),
-    message=f"stellarchat %(version)s (Python {platform.python_version()}, SQLite {sqlite3.sqlite_version})",
+    message=f"stellarchat %(version)s (Python {platform.python_version()}, SQLite {SQLITE_VERSION})",
 )
 def cli() -> None:
     """StellarChat: an OpenAI-compatible proxy that saves every chat, once, in SQLite."""

@@ -1,6 +1,5 @@
 """What the handlers share: opened at start, closed at the end, reached through the request's state."""
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypedDict, TypeVar
@@ -12,7 +11,8 @@ from proxy.recording.recorder import Recorder
 from proxy.recording.write_queue import QueueFullError
 from proxy.search.turns import SearchTurns
 from proxy.settings import Settings
-from proxy.storage.sqlite import Database
+from proxy.storage.connection import Connection
+from proxy.storage.database import Database
 from proxy.telemetry.observer import Observer
 from proxy.upstream.upstreams import Upstreams
 
@@ -35,12 +35,12 @@ class Services:
         names = tuple(name.lower().encode() for name in self.settings.session_headers)
         object.__setattr__(self, "vendor_headers", names)
 
-    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def read(self, work: Callable[[Connection], T]) -> T:
         """Run a query that sees every exchange that has ended (spec P6)."""
         await self.recorder.writer.flushed()
         return await self.database.read(work)
 
-    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(self, work: Callable[[Connection], T]) -> T:
         """Make a change, on disk when this returns. Raises UnavailableError."""
         try:
             return await self.recorder.writer.submit(lambda rows: work(rows.connection))

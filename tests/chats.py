@@ -1,7 +1,6 @@
 """Chats stored straight through the archive, as the recorder does it, for tests of what is stored and read back."""
 
 import json
-import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from proxy.history import branches
 from proxy.ids import timestamp, uuid7
 from proxy.storage import exchange_store, queries, sqlite
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
-from proxy.storage.queries import Page
-from proxy.storage.sqlite import transaction
+from proxy.storage.page import Page
+from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
 
@@ -55,7 +54,7 @@ class Chats:
     """An open database that chats are stored in."""
 
     def __init__(self, path: Path) -> None:
-        self.connection: sqlite3.Connection = sqlite.connect(path)
+        self.connection: SqliteConnection = sqlite.connect(path)
         sqlite.prepare(self.connection)
 
     def store(
@@ -76,7 +75,7 @@ class Chats:
         outcome = Outcome(status="completed" if replies else "failed", http_status=200, reply=reply)
         with write_batch(self.connection) as rows:
             exchange_store.finish(rows, exchange, outcome)
-        row = queries.get_exchange(self.connection, exchange.exchange_id)
+        row = queries.exchanges.get_exchange(self.connection, exchange.exchange_id)
         assert row is not None
         return row.session_id
 
@@ -88,15 +87,15 @@ class Chats:
 
     def named(self, id_: str, *, user_id: str = "u") -> str | None:
         """The session of a client's id."""
-        return queries.find_session_id(self.connection, id_=id_, user_id=user_id)
+        return queries.sessions.find_session_id(self.connection, id_=id_, user_id=user_id)
 
     def make(self, *contents: str, user_id: str = "u") -> str:
         """A session of messages posted by hand; its id."""
         session_id = uuid7()
-        with transaction(self.connection):
+        with self.connection.transaction():
             now = timestamp()
-            queries.upsert_user(self.connection, user_id=user_id, now=now)
-            queries.insert_session(
+            queries.users.upsert_user(self.connection, user_id=user_id, now=now)
+            queries.sessions.insert_session(
                 self.connection,
                 session_id=session_id,
                 user_id=user_id,
@@ -111,7 +110,7 @@ class Chats:
 
     def post(self, session_id: str, message: Message) -> None:
         """Store a message by hand."""
-        session = queries.get_session(self.connection, session_id)
+        session = queries.sessions.get_session(self.connection, session_id)
         assert session is not None
         exchange_store.append_message(self.connection, session, message)
 

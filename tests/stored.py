@@ -1,15 +1,16 @@
 """A database with something of every kind in it, stored the way the recorder stores it."""
 
-import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from proxy.ids import timestamp, uuid7
 from proxy.storage import exchange_store
+from proxy.storage.connection import Connection
 from proxy.storage.exchange import Exchange, Outcome, SessionRef, Status
 from proxy.storage.sqlite import connect, prepare
+from proxy.storage.sqlite_connection import SqliteConnection, translated_errors
 from proxy.storage.write_batch import write_batch
 from proxy.wire import json_text
 from proxy.wire.chat_reply import Completion
@@ -18,11 +19,18 @@ IMAGE = "data:image/png;base64," + "iVBORw0KGgo" * 400
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[sqlite3.Connection]:
+def opened(path: Path) -> Iterator[SqliteConnection]:
     """The database, made and migrated where needed."""
     with closing(connect(path)) as connection:
         prepare(connection)
         yield connection
+
+
+@translated_errors()
+def execute(connection: Connection, statement: str, parameters: Sequence[Any] = ()) -> None:
+    """Run SQL text as storage runs it."""
+    assert isinstance(connection, SqliteConnection)
+    connection.execute(statement, parameters)
 
 
 def exchange(messages: list[dict[str, Any]], *, user_id: str = "ann", session_id: str = "", **body: Any) -> Exchange:
@@ -62,19 +70,19 @@ def assistant(content: Any, **message: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content, **message}
 
 
-def chat(connection: sqlite3.Connection, asked: Exchange, replied: Outcome) -> str:
+def chat(connection: SqliteConnection, asked: Exchange, replied: Outcome) -> str:
     """Store a whole exchange; its session."""
     with write_batch(connection) as rows:
         exchange_store.finish(rows, asked, replied)
     return asked.session.session_id
 
 
-def say(connection: sqlite3.Connection, text: str, *, user_id: str = "ann", reply: str = "yes") -> str:
+def say(connection: SqliteConnection, text: str, *, user_id: str = "ann", reply: str = "yes") -> str:
     """Store a chat of one turn in a session of its own."""
     return chat(connection, exchange([user(text)], user_id=user_id), outcome(choice(reply)))
 
 
-def fill(connection: sqlite3.Connection) -> None:
+def fill(connection: SqliteConnection) -> None:
     """Every kind of message, branches, images, errors and unfinished replies."""
     system = {"role": "system", "content": "Be brief."}
     first = user("Hello 世界 😀")
@@ -105,7 +113,7 @@ def fill(connection: sqlite3.Connection) -> None:
     _claim_and_post(connection)
 
 
-def _claim_and_post(connection: sqlite3.Connection) -> None:
+def _claim_and_post(connection: SqliteConnection) -> None:
     with write_batch(connection) as rows:
         exchange_store.get_or_create_session(
             rows.connection,

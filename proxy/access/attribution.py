@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 from proxy.errors import InvalidRequestError
-from proxy.storage.queries import DEFAULT_USER_ID
+from proxy.storage.queries.users import DEFAULT_USER_ID
 from proxy.wire import json_text
 from proxy.wire.headers import Headers, text_of, value_of
 

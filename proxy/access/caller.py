@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from proxy.access.attribution import user_header
 from proxy.errors import NotFoundError
-from proxy.storage.queries import DEFAULT_USER_ID
+from proxy.storage.queries.users import DEFAULT_USER_ID
 from proxy.wire.headers import Headers
 
 

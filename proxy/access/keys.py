@@ -4,7 +4,6 @@ import asyncio
 import hmac
 import logging
 import secrets
-import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,8 +15,11 @@ from proxy.access.quotas import Usage
 from proxy.errors import APIError, UnavailableError
 from proxy.ids import timestamp, uuid7
 from proxy.storage import queries
-from proxy.storage.queries import DEFAULT_USER_ID, ApiKey
-from proxy.storage.sqlite import Database
+from proxy.storage.connection import Connection
+from proxy.storage.database import Database
+from proxy.storage.errors import StorageError
+from proxy.storage.queries.keys import ApiKey
+from proxy.storage.queries.users import DEFAULT_USER_ID
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ class NewKey:
     expires_at: str | None = None
 
 
-def create_key(connection: sqlite3.Connection, grant: NewKey) -> tuple[str, ApiKey]:
+def create_key(connection: Connection, grant: NewKey) -> tuple[str, ApiKey]:
     """Make a key and store its hash; the caller owns the transaction. The key itself is nowhere but in the result."""
     secret = PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
     now = timestamp()
@@ -62,8 +64,8 @@ def create_key(connection: sqlite3.Connection, grant: NewKey) -> tuple[str, ApiK
         revoked_at=None,
         last_used_at=None,
     )
-    queries.upsert_user(connection, user_id=grant.user_id, now=now)
-    queries.insert_key(connection, row)
+    queries.users.upsert_user(connection, user_id=grant.user_id, now=now)
+    queries.keys.insert_key(connection, row)
     return secret, row
 
 
@@ -197,8 +199,8 @@ class KeyCache:
 
     async def _read(self, key_hash: bytes) -> CachedKey | None:
         try:
-            row = await self._database.read(lambda connection: queries.find_key(connection, key_hash))
-        except sqlite3.Error as exc:
+            row = await self._database.read(lambda connection: queries.keys.find_key(connection, key_hash))
+        except StorageError as exc:
             logger.error("an API key could not be looked up: %s", exc)
             raise UnavailableError("The database cannot be read just now; try again.") from exc
         if row is None:
@@ -214,9 +216,9 @@ class KeyCache:
         return CachedKey(row, Caller(row.user_id, is_admin=bool(row.is_admin), has_key=True), usage)
 
 
-def _finding(hashes: list[bytes]) -> Callable[[sqlite3.Connection], list[ApiKey]]:
-    def find(connection: sqlite3.Connection) -> list[ApiKey]:
-        found = (queries.find_key(connection, key_hash) for key_hash in hashes)
+def _finding(hashes: list[bytes]) -> Callable[[Connection], list[ApiKey]]:
+    def find(connection: Connection) -> list[ApiKey]:
+        found = (queries.keys.find_key(connection, key_hash) for key_hash in hashes)
         return [row for row in found if row is not None]
 
     return find

@@ -5,7 +5,6 @@ Requests pass here before any route is looked for. `/health` and `/ready` are op
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from proxy.errors import APIError, NotFoundError, error_response, too_large
 from proxy.ids import timestamp
 from proxy.settings import Settings
 from proxy.storage import queries
-from proxy.storage.sqlite import Database
+from proxy.storage.connection import Connection
+from proxy.storage.database import Database
+from proxy.storage.errors import StorageError
 from proxy.wire.endpoints import ENDPOINTS
 from proxy.wire.headers import Headers, value_of
 
@@ -36,7 +37,7 @@ REFRESH_SECONDS = 2.0  # how late a change to a key is noticed
 _TOUCH_SECONDS = 60.0
 _TOKENS_SECONDS = 5.0
 
-Write = Callable[[Callable[[sqlite3.Connection], None]], Awaitable[None]]
+Write = Callable[[Callable[[Connection], None]], Awaitable[None]]
 
 _STRANGER = Caller(None, has_key=True)
 
@@ -193,9 +194,9 @@ class Gate:
         user_id, since_id = cached_key.row.user_id, start_of_day(time.time())
         try:
             usage.tokens = await self._database.read(
-                lambda connection: queries.sum_tokens(connection, user_id=user_id, since_id=since_id)
+                lambda connection: queries.keys.sum_tokens(connection, user_id=user_id, since_id=since_id)
             )
-        except sqlite3.Error as exc:
+        except StorageError as exc:
             logger.error("a key's tokens could not be counted: %s", exc)
 
     async def _run(self) -> None:
@@ -215,7 +216,7 @@ class Gate:
 
     async def _look_for_keys(self) -> None:
         if self._settings.auth == "auto" and not self.requires_key:
-            self.requires_key = await self._database.read(queries.key_exists)
+            self.requires_key = await self._database.read(queries.keys.key_exists)
 
     async def _touch(self) -> None:
         """Save when keys were last used: one write for all of them."""
@@ -225,9 +226,9 @@ class Gate:
             return
         self.keys.used_at = {}
 
-        def touch(connection: sqlite3.Connection) -> None:
+        def touch(connection: Connection) -> None:
             for key_id, used in used_at.items():
-                queries.touch_key(connection, key_id, used_at=timestamp(used))
+                queries.keys.touch_key(connection, key_id, used_at=timestamp(used))
 
         try:
             await self._write(touch)

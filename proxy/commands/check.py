@@ -1,6 +1,5 @@
 """`stellarchat check`."""
 
-import sqlite3
 import sys
 from contextlib import closing
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from proxy.commands.console import as_json_option, database_path, print_json, sa
 from proxy.maintenance import check
 from proxy.maintenance.check import Problem
 from proxy.settings import ConfigurationError
+from proxy.storage.errors import StorageDamagedError, StorageError
 from proxy.storage.sqlite import connect
 
 
@@ -39,18 +39,18 @@ def _find_problems(path: Path) -> list[Problem]:
     problems: list[Problem] = []
     steps = check.steps(path, state_path=settings.load().state_path)
     try:
-        with closing(connect(path)) as connection, shown_progress("check") as show:
-            connection.execute("BEGIN")  # one snapshot for all, however much is saved meanwhile
+        # One snapshot for all, however much is saved meanwhile.
+        with closing(connect(path)) as connection, connection.snapshot(), shown_progress("check") as show:
             for done, (name, find) in enumerate(steps):
                 show(done, len(steps))
                 problems += find(connection)
                 if name in ("schema", "file") and problems:
                     break  # what follows would only say the same in other words
             show(len(steps), len(steps))
-    except sqlite3.Error as exc:
-        if getattr(exc, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
-            raise ConfigurationError(f"{path} cannot be read: {exc}") from exc
+    except StorageDamagedError as exc:
         # Where the damage is decides which step comes upon it, and how.
         if not any(problem.kind == "file" for problem in problems):
             problems.append(Problem("file", "the file is damaged", 1, (str(exc),)))
+    except StorageError as exc:
+        raise ConfigurationError(f"{path} cannot be read: {exc}") from exc
     return problems

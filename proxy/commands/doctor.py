@@ -19,7 +19,7 @@ from proxy import settings
 from proxy.commands.console import as_json_option, print_json
 from proxy.settings import ConfigurationError, Settings
 from proxy.storage import queries
-from proxy.storage.sqlite import Database
+from proxy.storage.database import Database
 from proxy.upstream.client import Upstream
 
 _DISK_BYTES = 2**30
@@ -128,7 +128,7 @@ async def _keys(loaded: Settings) -> Finding:
         database = Database(loaded.database_path)
         await database.open(readers=1)
         try:
-            has_key = await database.read(queries.key_exists)
+            has_key = await database.read(queries.keys.key_exists)
         finally:
             await database.close()
     if has_key:

@@ -13,7 +13,7 @@ from proxy.maintenance import export, imports
 from proxy.maintenance.export import FORMATS, Format, Scope
 from proxy.maintenance.imports import Imported
 from proxy.settings import ConfigurationError
-from proxy.storage import queries
+from proxy.storage import queries, sqlite_file
 from proxy.storage.sqlite import connect, prepare, refuse_unknown_schema
 
 
@@ -28,11 +28,10 @@ def export_command(
     *, file: BinaryIO, user_id: str | None, session_id: str | None, format_: Format, completed_only: bool
 ) -> None:
     """Write the history to FILE, or to the standard output, also while it is served."""
-    with closing(connect(database_path())) as connection:
+    with closing(connect(database_path())) as connection, connection.snapshot():
         refuse_unknown_schema(connection)
-        connection.execute("BEGIN")  # one snapshot
         if session_id is not None:
-            found = queries.find_session_id(connection, id_=session_id, user_id=user_id)
+            found = queries.sessions.find_session_id(connection, id_=session_id, user_id=user_id)
             if found is None:
                 raise ConfigurationError(f"there is no session {session_id}")
             session_id = found
@@ -58,7 +57,7 @@ def import_command(*, file: BinaryIO, as_json: bool) -> None:
     """Add what a jsonl export in FILE, or on the standard input, holds and the database does not."""
     with closing(connect(settings.load().database_path)) as connection, shown_progress("import") as show:
         prepare(connection)
-        connection.execute("PRAGMA busy_timeout = 30000")
+        sqlite_file.wait_for_locks(connection, milliseconds=30_000)
         size = _size(file)
 
         def progress(imported: Imported) -> None:

@@ -1,7 +1,6 @@
 """`stellarchat keys`: make, list and revoke API keys. They take effect in a running server within seconds."""
 
 import re
-import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -16,8 +15,9 @@ from proxy.commands.console import as_json_option, print_json
 from proxy.ids import timestamp
 from proxy.settings import ConfigurationError
 from proxy.storage import queries, sqlite
-from proxy.storage.queries import ApiKey
-from proxy.storage.sqlite import transaction
+from proxy.storage.connection import Connection
+from proxy.storage.errors import StorageError
+from proxy.storage.queries.keys import ApiKey
 
 _COUNT = click.IntRange(min=1, max=2**53)
 _COLUMNS = ("KEY ID", "KEY", "USER", "NAME", "ADMIN", "STATE", "CREATED", "LAST USED", "EXPIRES")
@@ -63,7 +63,7 @@ def create(*, as_json: bool, **given: Any) -> None:
     grant = NewKey(**given)
     if not grant.user_id.strip():
         raise click.BadParameter("it is empty", param_hint="'--user'")
-    with _database() as connection, transaction(connection):
+    with _database() as connection, connection.transaction():
         secret, row = create_key(connection, grant)
     if as_json:
         print_json({"key": secret, **_shown(row)})
@@ -78,7 +78,7 @@ def create(*, as_json: bool, **given: Any) -> None:
 def list_(*, user_id: str | None, as_json: bool) -> None:
     """List all keys by their first characters."""
     with _database() as connection:
-        listed = queries.list_keys(connection, user_id=user_id)
+        listed = queries.keys.list_keys(connection, user_id=user_id)
     if as_json:
         print_json({"keys": [_shown(key) for key in listed]})
         return
@@ -92,8 +92,8 @@ def list_(*, user_id: str | None, as_json: bool) -> None:
 @click.argument("key")
 def revoke(*, key: str) -> None:
     """Revoke a key, given by its id or by its first characters as `list` shows them."""
-    with _database() as connection, transaction(connection):
-        revoked = queries.revoke_key(connection, key, now=timestamp())
+    with _database() as connection, connection.transaction():
+        revoked = queries.keys.revoke_key(connection, key, now=timestamp())
         if len(revoked) > 1:  # leaves the transaction, and so none of them is
             raise click.ClickException(f"{len(revoked)} keys begin like this; name one by its id.")
     if not revoked:
@@ -132,11 +132,11 @@ def _printable(text: str) -> str:
 
 
 @contextmanager
-def _database() -> Iterator[sqlite3.Connection]:
+def _database() -> Iterator[Connection]:
     path = settings.load().database_path
     try:
         with closing(sqlite.connect(path)) as connection:
             sqlite.prepare(connection)
             yield connection
-    except sqlite3.Error as exc:
+    except StorageError as exc:
         raise ConfigurationError(f"cannot use the database {path}: {exc}") from exc

@@ -1,7 +1,6 @@
 """`stellarchat prune`."""
 
 import re
-import sqlite3
 import time
 from contextlib import closing
 from datetime import timedelta
@@ -11,7 +10,9 @@ import click
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
 from proxy.maintenance import prune
 from proxy.maintenance.prune import Pruned
-from proxy.storage.sqlite import connect, prepare, transaction
+from proxy.storage import sqlite_file
+from proxy.storage.connection import Connection
+from proxy.storage.sqlite import connect, prepare
 
 # Chats wait for the lock of a transaction; between two it is theirs.
 _REST = 4.0
@@ -36,7 +37,7 @@ def prune_command(*, age: timedelta, dry_run: bool, as_json: bool) -> None:
     before = prune.moment_before(age, now_seconds=time.time())
     with closing(connect(database_path())) as connection:
         prepare(connection)
-        connection.execute("PRAGMA busy_timeout = 30000")
+        sqlite_file.wait_for_locks(connection, milliseconds=30_000)
         pruned = prune.count_old(connection, before=before)
         if not dry_run:
             pruned = _prune(connection, before=before, expected=pruned)
@@ -48,7 +49,7 @@ def prune_command(*, age: timedelta, dry_run: bool, as_json: bool) -> None:
         click.echo(f"{pruned.sessions:,} sessions, {pruned.messages:,} messages {verb}")
 
 
-def _prune(connection: sqlite3.Connection, *, before: str, expected: Pruned) -> Pruned:
+def _prune(connection: Connection, *, before: str, expected: Pruned) -> Pruned:
     pruned = Pruned()
     with shown_progress("prune") as show:
         while some := _step(connection, before=before):
@@ -59,17 +60,17 @@ def _prune(connection: sqlite3.Connection, *, before: str, expected: Pruned) -> 
     return pruned
 
 
-def _step(connection: sqlite3.Connection, *, before: str) -> Pruned:
+def _step(connection: Connection, *, before: str) -> Pruned:
     started = time.monotonic()
-    with transaction(connection):
+    with connection.transaction():
         some = prune.prune_some(connection, before=before)
     time.sleep(max(_PAUSE_SECONDS, _REST * (time.monotonic() - started)))
     return some
 
 
-def _give_back(connection: sqlite3.Connection) -> bool:
+def _give_back(connection: Connection) -> bool:
     started = time.monotonic()
-    with transaction(connection):
+    with connection.transaction():
         has_more = prune.give_back_some(connection)
     time.sleep(max(_PAUSE_SECONDS, _REST * (time.monotonic() - started)) if has_more else 0)
     return has_more

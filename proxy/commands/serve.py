@@ -13,7 +13,7 @@ from proxy.commands.console import says_errors
 from proxy.demo import MODEL
 from proxy.settings import ConfigurationError, Settings
 from proxy.storage import queries
-from proxy.storage.sqlite import Database
+from proxy.storage.database import Database
 from proxy.telemetry import logs, worker_files
 
 # The settings in the order of `serve --help`; what is in no group comes last, under "Limits and time-outs".
@@ -140,7 +140,7 @@ async def _migrate(loaded: Settings) -> None:
     database = Database(loaded.database_path)
     await database.open(readers=1)
     try:
-        has_key = loaded.admin_key is not None or await database.read(queries.key_exists)
+        has_key = loaded.admin_key is not None or await database.read(queries.keys.key_exists)
     finally:
         await database.close()
     if not (has_key or loaded.is_loopback or loaded.auth == "off"):

@@ -9,7 +9,7 @@ import click
 
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors
 from proxy.ids import timestamp
-from proxy.storage.queries import QUERIES
+from proxy.storage import queries
 from proxy.storage.sqlite import connect, refuse_unknown_schema
 
 _DAY_SECONDS = 86_400
@@ -38,15 +38,11 @@ def stats_command(*, days: int, as_json: bool) -> None:
 
 
 def _stats(path: Path, *, days: int) -> dict[str, Any]:
-    with closing(connect(path)) as connection:
+    with closing(connect(path)) as connection, connection.snapshot():
         refuse_unknown_schema(connection)
-        connection.execute("BEGIN")
         since = timestamp(max(0.0, time.time() - days * _DAY_SECONDS))
-        counted = connection.execute(QUERIES["count_everything"])
-        counts = dict(zip((column[0] for column in counted.description), counted.fetchone(), strict=True))
-        used = connection.execute(QUERIES["list_tokens_by_day"], {"since": since})
-        names = [column[0] for column in used.description]
-        tokens = [dict(zip(names, row, strict=True)) for row in used]
+        counts = queries.stats.count_everything(connection)
+        tokens = queries.stats.list_tokens_by_day(connection, since=since)
     return {"counts": counts, "bytes": {name: _size(path, suffix) for name, suffix in _FILES.items()}, "tokens": tokens}
 
 

@@ -3,14 +3,17 @@
 A branch is walked by the numbers of its messages; only what is shown is loaded.
 """
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.history.serializers import JSON, exchange_json, message_json, openai_message, session_json, user_json
 from proxy.storage import queries
-from proxy.storage.queries import BranchNode, ExchangeRow, Message, Page, Session
+from proxy.storage.connection import Connection
+from proxy.storage.page import Page
+from proxy.storage.queries.exchanges import ExchangeRow
+from proxy.storage.queries.messages import BranchNode, Message
+from proxy.storage.queries.sessions import Session
 from proxy.wire import json_text
 from proxy.wire.hash_chain import UNCHAINED_ROLES
 
@@ -21,51 +24,51 @@ Show = Callable[[Message, dict[str, str]], JSON]
 _PIECE_BYTES = 2**20
 
 
-def find_session(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> Session:
+def find_session(connection: Connection, id_: str, *, user_id: str | None) -> Session:
     """The session with this id, its own or its client's. Raises NotFoundError; another user's is not there either."""
-    session_id = queries.find_session_id(connection, id_=id_, user_id=user_id)
-    session = None if session_id is None else queries.get_session(connection, session_id, user_id=user_id)
+    session_id = queries.sessions.find_session_id(connection, id_=id_, user_id=user_id)
+    session = None if session_id is None else queries.sessions.get_session(connection, session_id, user_id=user_id)
     if session is None:
         raise NotFoundError("No such session.")
     return session
 
 
-def get_session(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
+def get_session(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
     """The session as the routes show it."""
     return session_json(find_session(connection, id_, user_id=user_id))
 
 
-def list_sessions(connection: sqlite3.Connection, *, user_id: str, page: Page, active_only: bool) -> JSON:
+def list_sessions(connection: Connection, *, user_id: str, page: Page, active_only: bool) -> JSON:
     """One page of a user's sessions, newest activity first."""
     if page.after is not None:
         page = _after_session(connection, page, user_id=user_id)
-    rows = queries.list_sessions(connection, user_id=user_id, page=page, active_only=active_only)
-    user = queries.get_user(connection, user_id)
+    rows = queries.sessions.list_sessions(connection, user_id=user_id, page=page, active_only=active_only)
+    user = queries.users.get_user(connection, user_id)
     total = 0 if user is None else user.active_session_count if active_only else user.session_count
     return {"sessions": [session_json(row) for row in rows], "total": total}
 
 
-def _after_session(connection: sqlite3.Connection, page: Page, *, user_id: str) -> Page:
-    session_id = queries.find_session_id(connection, id_=page.after or "", user_id=user_id)
+def _after_session(connection: Connection, page: Page, *, user_id: str) -> Page:
+    session_id = queries.sessions.find_session_id(connection, id_=page.after or "", user_id=user_id)
     if session_id is None:
         raise InvalidRequestError("There is no such session to list after.", param="after")
     return Page(limit=page.limit, offset=page.offset, after=session_id)
 
 
-def list_exchanges(connection: sqlite3.Connection, id_: str, *, user_id: str | None, page: Page) -> JSON:
+def list_exchanges(connection: Connection, id_: str, *, user_id: str | None, page: Page) -> JSON:
     """One page of a session's exchanges in the order they were stored."""
     session = find_session(connection, id_, user_id=user_id)
     if page.after is not None:
-        before = queries.get_exchange(connection, page.after)
+        before = queries.exchanges.get_exchange(connection, page.after)
         if before is None or before.session_id != session.session_id:
             raise InvalidRequestError("There is no such exchange in this session.", param="after")
-    rows = queries.list_exchanges(connection, session_id=session.session_id, page=page)
-    total = queries.count_exchanges(connection, session.session_id)
+    rows = queries.exchanges.list_exchanges(connection, session_id=session.session_id, page=page)
+    total = queries.exchanges.count_exchanges(connection, session.session_id)
     return {"exchanges": [exchange_json(row) for row in rows], "total": total}
 
 
 def list_messages(
-    connection: sqlite3.Connection,
+    connection: Connection,
     id_: str,
     *,
     user_id: str | None,
@@ -80,7 +83,7 @@ def list_messages(
 
 
 def list_openai_messages(
-    connection: sqlite3.Connection,
+    connection: Connection,
     id_: str,
     *,
     user_id: str | None,
@@ -94,25 +97,25 @@ def list_openai_messages(
     return _messages_page(connection, session, numbers, page=page, order=order, show=openai_message)
 
 
-def get_branch(connection: sqlite3.Connection, session: Session, *, through: str | None = None) -> list[BranchNode]:
+def get_branch(connection: Connection, session: Session, *, through: str | None = None) -> list[BranchNode]:
     """The newest branch of a session, or the newest one through a message, from the root to the leaf."""
     leaf_no = session.leaf_no
     if through is not None:
-        message_no = queries.find_message_no(connection, through, session_id=session.session_id)
+        message_no = queries.messages.find_message_no(connection, through, session_id=session.session_id)
         if message_no is None:
             raise InvalidRequestError("There is no such message in this session.", param="branch")
-        leaf_no = queries.newest_leaf_below(connection, message_no, session_no=session.session_no)
+        leaf_no = queries.messages.newest_leaf_below(connection, message_no, session_no=session.session_no)
     if leaf_no is None:
         return []
-    return queries.list_path(connection, leaf_no)[::-1]
+    return queries.messages.list_path(connection, leaf_no)[::-1]
 
 
-def as_sent(connection: sqlite3.Connection, branch: Sequence[BranchNode]) -> list[int]:
+def as_sent(connection: Connection, branch: Sequence[BranchNode]) -> list[int]:
     """The numbers of a branch's messages in the order of its last request, with the system messages that one had."""
     return as_sent_by(connection, branch)[0]
 
 
-def as_sent_by(connection: sqlite3.Connection, branch: Sequence[BranchNode]) -> tuple[list[int], ExchangeRow | None]:
+def as_sent_by(connection: Connection, branch: Sequence[BranchNode]) -> tuple[list[int], ExchangeRow | None]:
     """The same, and the exchange of that request."""
     position, exchange = _last_exchange(connection, branch)
     if exchange is None:
@@ -138,19 +141,19 @@ def as_requested(path: Sequence[BranchNode], exchange: ExchangeRow) -> list[int]
     return numbers
 
 
-def _last_exchange(connection: sqlite3.Connection, branch: Sequence[BranchNode]) -> tuple[int, ExchangeRow | None]:
+def _last_exchange(connection: Connection, branch: Sequence[BranchNode]) -> tuple[int, ExchangeRow | None]:
     """The exchange that a branch stands at, and where its last message is."""
     for position in range(len(branch) - 1, -1, -1):
         exchange_no = branch[position].exchange_no
-        exchange_id = None if exchange_no is None else queries.find_exchange_id(connection, exchange_no)
-        exchange = None if exchange_id is None else queries.get_exchange(connection, exchange_id)
+        exchange_id = None if exchange_no is None else queries.exchanges.find_exchange_id(connection, exchange_no)
+        exchange = None if exchange_id is None else queries.exchanges.get_exchange(connection, exchange_id)
         if exchange is not None:
             return position, exchange
     return 0, None
 
 
 def _messages_page(
-    connection: sqlite3.Connection, session: Session, numbers: list[int], *, page: Page, order: Order, show: Show
+    connection: Connection, session: Session, numbers: list[int], *, page: Page, order: Order, show: Show
 ) -> JSON:
     start, stop = page_of(connection, session, numbers, page=page, order=order)
     shown = [get_message(connection, number, show=show) for number in numbers[start:stop]]
@@ -160,7 +163,7 @@ def _messages_page(
 
 
 def page_of(
-    connection: sqlite3.Connection, session: Session, numbers: list[int], *, page: Page, order: Order
+    connection: Connection, session: Session, numbers: list[int], *, page: Page, order: Order
 ) -> tuple[int, int]:
     """Where a page of a branch begins and ends, in ascending order."""
     ordered = numbers[::-1] if order == "desc" else numbers
@@ -171,41 +174,41 @@ def page_of(
     return (len(numbers) - stop, len(numbers) - start) if order == "desc" else (start, stop)
 
 
-def _position_after(connection: sqlite3.Connection, session: Session, ordered: list[int], message_id: str) -> int:
-    message_no = queries.find_message_no(connection, message_id, session_id=session.session_id)
+def _position_after(connection: Connection, session: Session, ordered: list[int], message_id: str) -> int:
+    message_no = queries.messages.find_message_no(connection, message_id, session_id=session.session_id)
     if message_no is None or message_no not in ordered:
         raise InvalidRequestError("There is no such message on this branch.", param="after")
     return ordered.index(message_no) + 1
 
 
-def get_message(connection: sqlite3.Connection, message_no: int, *, show: Show = message_json) -> JSON:
+def get_message(connection: Connection, message_no: int, *, show: Show = message_json) -> JSON:
     """A message that is there."""
-    row = queries.get_message(connection, message_no)
+    row = queries.messages.get_message(connection, message_no)
     assert row is not None
     return show(row, _blobs(connection, row))
 
 
-def _blobs(connection: sqlite3.Connection, row: Message) -> dict[str, str]:
-    return queries.list_message_blobs(connection, row.message_no) if row.content_form == "json" else {}
+def _blobs(connection: Connection, row: Message) -> dict[str, str]:
+    return queries.messages.list_message_blobs(connection, row.message_no) if row.content_form == "json" else {}
 
 
 # --- whole branches and histories, piece by piece
 
 
-def open_branch(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> tuple[JSON, list[int]]:
+def open_branch(connection: Connection, id_: str, *, user_id: str | None) -> tuple[JSON, list[int]]:
     """A session and the numbers of its newest branch, to be read with `read_piece`."""
     session = find_session(connection, id_, user_id=user_id)
     return session_json(session), [step.message_no for step in get_branch(connection, session)]
 
 
 def read_piece(
-    connection: sqlite3.Connection, numbers: Sequence[int], *, start: int, change: Callable[[JSON], JSON] = dict
+    connection: Connection, numbers: Sequence[int], *, start: int, change: Callable[[JSON], JSON] = dict
 ) -> tuple[list[str], int]:
     """JSON texts of the next messages, about a megabyte of them, and where to go on. What was deleted is left out."""
     texts: list[str] = []
     size, position = 0, start
     while position < len(numbers) and size < _PIECE_BYTES:
-        row = queries.get_message(connection, numbers[position])
+        row = queries.messages.get_message(connection, numbers[position])
         if row is not None:
             texts.append(json_text.dumps(change(message_json(row, _blobs(connection, row)))))
             size += len(texts[-1])
@@ -214,14 +217,14 @@ def read_piece(
 
 
 def open_history(
-    connection: sqlite3.Connection, *, user_id: str, page: Page, since: str | None, until: str | None
+    connection: Connection, *, user_id: str, page: Page, since: str | None, until: str | None
 ) -> tuple[JSON, list[str], int]:
     """A user, the ids of one page of its sessions, newest activity first, and how many there are."""
-    user = queries.get_user(connection, user_id)
+    user = queries.users.get_user(connection, user_id)
     if user is None:
         raise NotFoundError("No such user.")
-    session_ids = queries.list_session_ids(connection, user_id=user_id, page=page, since=since, until=until)
+    session_ids = queries.sessions.list_session_ids(connection, user_id=user_id, page=page, since=since, until=until)
     total = user.session_count
     if since is not None or until is not None:
-        total = queries.count_sessions_between(connection, user_id=user_id, since=since, until=until)
+        total = queries.sessions.count_sessions_between(connection, user_id=user_id, since=since, until=until)
     return user_json(user), session_ids, total

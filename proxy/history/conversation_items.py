@@ -12,7 +12,7 @@ from typing import Any
 
 from proxy.errors import InvalidRequestError
 from proxy.history.serializers import JSON, openai_message
-from proxy.storage.queries import Message
+from proxy.storage.queries.messages import Message
 from proxy.wire import json_text
 
 LOGPROBS = "message.output_text.logprobs"

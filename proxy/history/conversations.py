@@ -1,6 +1,5 @@
 """Sessions as OpenAI's conversations, and what was said in them as items."""
 
-import sqlite3
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,10 @@ from proxy.history.serializers import JSON
 from proxy.history.stored_completions import page_json, pairs_of, unix_seconds
 from proxy.ids import timestamp, uuid7
 from proxy.storage import exchange_store, queries, removal
-from proxy.storage.queries import Message, Page, Session
+from proxy.storage.connection import Connection
+from proxy.storage.page import Page
+from proxy.storage.queries.messages import Message
+from proxy.storage.queries.sessions import Session
 from proxy.wire import json_text
 from proxy.wire.message import title_of, to_columns, to_openai
 
@@ -33,13 +35,13 @@ def conversation_json(session: Session) -> JSON:
 # --- reading
 
 
-def get_conversation(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
+def get_conversation(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
     """The conversation. Raises NotFoundError."""
     return conversation_json(find_session(connection, id_, user_id=user_id))
 
 
 def list_items(
-    connection: sqlite3.Connection,
+    connection: Connection,
     id_: str,
     *,
     user_id: str | None,
@@ -68,7 +70,7 @@ def list_items(
 
 
 def get_item(
-    connection: sqlite3.Connection, id_: str, item_id: str, *, user_id: str | None, include: Collection[str] = ()
+    connection: Connection, id_: str, item_id: str, *, user_id: str | None, include: Collection[str] = ()
 ) -> JSON:
     """One item, of whatever branch. Raises NotFoundError."""
     session = find_session(connection, id_, user_id=user_id)
@@ -76,7 +78,7 @@ def get_item(
     return next(item for item in _items(connection, number, include=include) if item["id"] == item_id)
 
 
-def _items(connection: sqlite3.Connection, message_no: int, *, include: Collection[str] = ()) -> list[JSON]:
+def _items(connection: Connection, message_no: int, *, include: Collection[str] = ()) -> list[JSON]:
     found: list[JSON] = []
 
     def show(row: Message, blobs: dict[str, str]) -> JSON:
@@ -87,27 +89,27 @@ def _items(connection: sqlite3.Connection, message_no: int, *, include: Collecti
     return found
 
 
-def _find_item(connection: sqlite3.Connection, session: Session, item_id: str) -> tuple[ItemId, int]:
+def _find_item(connection: Connection, session: Session, item_id: str) -> tuple[ItemId, int]:
     parsed = conversation_items.parse_id(item_id)
     number = None
     if parsed is not None:
-        number = queries.find_message_no(connection, parsed.message_id, session_id=session.session_id)
+        number = queries.messages.find_message_no(connection, parsed.message_id, session_id=session.session_id)
     if parsed is None or number is None or item_id not in [item["id"] for item in _items(connection, number)]:
         raise NotFoundError("No such item.")
     return parsed, number
 
 
-def _cursor(connection: sqlite3.Connection, session: Session, after: str | None) -> tuple[ItemId | None, float | None]:
+def _cursor(connection: Connection, session: Session, after: str | None) -> tuple[ItemId | None, float | None]:
     """The item to go on after, and the number of its message. It may have been deleted since: then its place counts."""
     if after is None:
         return None, None
     parsed = conversation_items.parse_id(after)
     if parsed is None:
         raise InvalidRequestError("There is no such item to list after.", param="after")
-    number = queries.find_message_no(connection, parsed.message_id, session_id=session.session_id)
+    number = queries.messages.find_message_no(connection, parsed.message_id, session_id=session.session_id)
     if number is not None:
         return parsed, number
-    before = queries.find_item_no(connection, parsed.message_id, session_id=session.session_id)
+    before = queries.messages.find_item_no(connection, parsed.message_id, session_id=session.session_id)
     # Half a step on: the message before it has been listed in ascending order, and is still to come in descending.
     return None, (before or 0) + 0.5
 
@@ -127,13 +129,13 @@ def _after(shown: list[JSON], after: ItemId, *, order: Order) -> list[JSON]:
 
 
 def create_conversation(
-    connection: sqlite3.Connection, *, user_id: str, metadata: Mapping[str, str], messages: Sequence[JSON]
+    connection: Connection, *, user_id: str, metadata: Mapping[str, str], messages: Sequence[JSON]
 ) -> JSON:
     """Make a session of the user, with what was said already."""
     now = timestamp()
     session_id = uuid7()
-    queries.upsert_user(connection, user_id=user_id, now=now)
-    queries.insert_session(
+    queries.users.upsert_user(connection, user_id=user_id, now=now)
+    queries.sessions.insert_session(
         connection,
         session_id=session_id,
         user_id=user_id,
@@ -146,23 +148,21 @@ def create_conversation(
     return get_conversation(connection, session_id, user_id=user_id)
 
 
-def update_conversation(
-    connection: sqlite3.Connection, id_: str, *, user_id: str | None, metadata: Mapping[str, str]
-) -> JSON:
+def update_conversation(connection: Connection, id_: str, *, user_id: str | None, metadata: Mapping[str, str]) -> JSON:
     """Set the metadata."""
     change = sessions.SessionPatch(metadata=json_text.dumps(metadata))
     shown = sessions.update_session(connection, id_, user_id=user_id, change=change)
     return get_conversation(connection, shown["session_id"], user_id=user_id)
 
 
-def delete_conversation(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
+def delete_conversation(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
     """Delete the session and all that is its."""
     session_id = sessions.delete_session(connection, id_, user_id=user_id)
     return {"id": ID_PREFIX + session_id, "object": "conversation.deleted", "deleted": True}
 
 
 def add_items(
-    connection: sqlite3.Connection,
+    connection: Connection,
     id_: str,
     *,
     user_id: str | None,
@@ -176,7 +176,7 @@ def add_items(
     return page_json(added, has_more=False)
 
 
-def delete_item(connection: sqlite3.Connection, id_: str, item_id: str, *, user_id: str | None) -> JSON:
+def delete_item(connection: Connection, id_: str, item_id: str, *, user_id: str | None) -> JSON:
     """Take an item out of the conversation, and show that. The message goes with its last item."""
     session = find_session(connection, id_, user_id=user_id)
     item, number = _find_item(connection, session, item_id)
@@ -184,14 +184,14 @@ def delete_item(connection: sqlite3.Connection, id_: str, item_id: str, *, user_
     if left is None:
         removal.remove_message(connection, number, session_id=session.session_id)
     else:
-        queries.update_message(connection, number, to_columns(left))
+        queries.messages.update_message(connection, number, to_columns(left))
     return conversation_json(session)
 
 
-def _append(connection: sqlite3.Connection, session_id: str, messages: Sequence[JSON]) -> list[int]:
+def _append(connection: Connection, session_id: str, messages: Sequence[JSON]) -> list[int]:
     numbers = []
     for message in messages:
-        session = queries.get_session(connection, session_id)
+        session = queries.sessions.get_session(connection, session_id)
         assert session is not None
         numbers.append(exchange_store.append_message(connection, session, message))
     return numbers

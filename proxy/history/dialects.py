@@ -1,13 +1,15 @@
 """Stored messages in the shape of the dialect that asks for them: Responses items, or Anthropic's messages."""
 
-import sqlite3
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from proxy.history import branches
 from proxy.history.branches import Order
 from proxy.history.serializers import JSON, openai_message, session_json
-from proxy.storage.queries import ExchangeRow, Message, Page
+from proxy.storage.connection import Connection
+from proxy.storage.page import Page
+from proxy.storage.queries.exchanges import ExchangeRow
+from proxy.storage.queries.messages import Message
 from proxy.wire import anthropic, json_text, responses_items
 from proxy.wire.anthropic_blocks import starts_message
 
@@ -15,7 +17,7 @@ Dialect = Literal["responses", "anthropic"]
 Row = tuple[JSON, JSON | None]
 
 
-def row_of(connection: sqlite3.Connection, message_no: int) -> Row:
+def row_of(connection: Connection, message_no: int) -> Row:
     """A stored message as OpenAI has it, and its residue."""
     found: list[JSON | None] = []
 
@@ -27,7 +29,7 @@ def row_of(connection: sqlite3.Connection, message_no: int) -> Row:
     return message, found[0]
 
 
-def rows_of(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[Row]:
+def rows_of(connection: Connection, numbers: Sequence[int]) -> list[Row]:
     """Stored messages as OpenAI has them, each with its residue."""
     return [row_of(connection, number) for number in numbers]
 
@@ -38,7 +40,7 @@ def wire_of(exchange: ExchangeRow | None) -> JSON:
 
 
 def list_messages(
-    connection: sqlite3.Connection,
+    connection: Connection,
     id_: str,
     *,
     user_id: str | None,
@@ -63,7 +65,7 @@ def list_messages(
     return {**shown, "total": len(numbers), "session_info": session_json(session)}
 
 
-def _responses(connection: sqlite3.Connection, numbers: Sequence[int], start: int, stop: int, wire: JSON) -> JSON:
+def _responses(connection: Connection, numbers: Sequence[int], start: int, stop: int, wire: JSON) -> JSON:
     rows = rows_of(connection, numbers[start:stop])
     shown: JSON = {}
     if start == 0 and rows and wire.get("instructions") is True:
@@ -72,7 +74,7 @@ def _responses(connection: sqlite3.Connection, numbers: Sequence[int], start: in
     return shown
 
 
-def _anthropic(connection: sqlite3.Connection, numbers: Sequence[int], start: int, stop: int, wire: JSON) -> JSON:
+def _anthropic(connection: Connection, numbers: Sequence[int], start: int, stop: int, wire: JSON) -> JSON:
     if stop <= start:
         return {"messages": []}
     rows = rows_of(connection, numbers[start:stop])

@@ -1,9 +1,9 @@
 """The events of a response from one on, byte for byte, of what its stream has left on disk and in memory."""
 
-import sqlite3
 from collections.abc import Iterable
 
 from proxy.storage import queries
+from proxy.storage.connection import Connection
 from proxy.wire.json_text import parsed_object
 from proxy.wire.sse import Decoder, Event
 
@@ -21,9 +21,11 @@ class Replay:
         self._read_bytes = 0  # of the pieces before it
         self._taken_bytes = 0  # of the whole stream
 
-    def read(self, connection: sqlite3.Connection, *, stop: int | None, tail: bytes) -> bytes:
+    def read(self, connection: Connection, *, stop: int | None, tail: bytes) -> bytes:
         """The new events: of the pieces up to `stop`, and of what comes after those and is not written down yet."""
-        fresh = b"".join(queries.list_fragments_from(connection, self.exchange_id, start=self._next, stop=stop))
+        fresh = b"".join(
+            queries.fragments.list_fragments_from(connection, self.exchange_id, start=self._next, stop=stop)
+        )
         skipped = self._taken_bytes - self._read_bytes
         stream = fresh + tail
         if stop is not None:

@@ -1,6 +1,5 @@
 """Responses read back, and what a request that names one goes on from. A response's id is a place in the tree."""
 
-import sqlite3
 from dataclasses import dataclass, field
 
 from proxy.errors import InvalidRequestError, NotFoundError
@@ -10,8 +9,10 @@ from proxy.history.conversation_items import parse_id
 from proxy.history.dialects import items_of, row_of, rows_of, wire_of
 from proxy.history.serializers import JSON
 from proxy.history.stored_completions import page_json, unix_seconds
-from proxy.storage import queries, response_queries
-from proxy.storage.queries import ExchangeRow, Page
+from proxy.storage import queries
+from proxy.storage.connection import Connection
+from proxy.storage.page import Page
+from proxy.storage.queries.exchanges import ExchangeRow
 from proxy.storage.removal import remove_exchange
 from proxy.wire import json_text, responses, responses_state
 
@@ -54,7 +55,7 @@ class Resolved:
 # --- what a request goes on from
 
 
-def resolve(connection: sqlite3.Connection, request: JSON, *, user_id: str) -> Resolved:
+def resolve(connection: Connection, request: JSON, *, user_id: str) -> Resolved:
     """What a request names of this user's; what is not there is upstream's affair."""
     items = {
         item_id: item
@@ -68,7 +69,7 @@ def resolve(connection: sqlite3.Connection, request: JSON, *, user_id: str) -> R
             return Resolved(row.session_id, "response", _through(connection, row), items)
     conversation_id = responses_state.conversation_id_of(request)
     if conversation_id is not None and previous_id is None:
-        session_id = queries.find_session_id(
+        session_id = queries.sessions.find_session_id(
             connection, id_=conversation_id.removeprefix("conv_") or conversation_id, user_id=user_id
         )
         if session_id is not None:
@@ -76,31 +77,31 @@ def resolve(connection: sqlite3.Connection, request: JSON, *, user_id: str) -> R
     return Resolved(items=items)
 
 
-def _find(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> ExchangeRow | None:
+def _find(connection: Connection, id_: str, *, user_id: str | None) -> ExchangeRow | None:
     """The exchange of a response that may be referred to."""
-    exchange_id = queries.find_stored_exchange(connection, id_, user_id=user_id)
-    row = None if exchange_id is None else queries.get_exchange(connection, exchange_id)
+    exchange_id = queries.completions.find_stored_exchange(connection, id_, user_id=user_id)
+    row = None if exchange_id is None else queries.exchanges.get_exchange(connection, exchange_id)
     if row is None or row.endpoint != responses.PATH or json_text.loads(row.parameters).get("store") is False:
         return None
     return row
 
 
-def _through(connection: sqlite3.Connection, row: ExchangeRow) -> list[JSON]:
+def _through(connection: Connection, row: ExchangeRow) -> list[JSON]:
     """What was said up to and with a response, but for its instructions: those are never inherited."""
-    rows = rows_of(connection, [*_asked(connection, row), *queries.list_replies(connection, row)[:1]])
+    rows = rows_of(connection, [*_asked(connection, row), *queries.messages.list_replies(connection, row)[:1]])
     return [item for item in items_of(rows) if isinstance(item, dict)]
 
 
-def _asked(connection: sqlite3.Connection, row: ExchangeRow) -> list[int]:
+def _asked(connection: Connection, row: ExchangeRow) -> list[int]:
     """The messages of a request, without its instructions."""
-    path = [] if row.leaf_no is None else queries.list_path(connection, row.leaf_no)[::-1]
+    path = [] if row.leaf_no is None else queries.messages.list_path(connection, row.leaf_no)[::-1]
     numbers = branches.as_requested(branches.as_far_as_sent(path, row), row)
     return numbers[1:] if wire_of(row).get("instructions") is True else numbers
 
 
-def _newest(connection: sqlite3.Connection, session_id: str) -> list[JSON]:
+def _newest(connection: Connection, session_id: str) -> list[JSON]:
     """What was said on the newest branch of a session, without instructions."""
-    session = queries.get_session(connection, session_id)
+    session = queries.sessions.get_session(connection, session_id)
     assert session is not None
     numbers, exchange = branches.as_sent_by(connection, branches.get_branch(connection, session))
     if wire_of(exchange).get("instructions") is True:
@@ -108,16 +109,16 @@ def _newest(connection: sqlite3.Connection, session_id: str) -> list[JSON]:
     return [item for item in items_of(rows_of(connection, numbers)) if isinstance(item, dict)]
 
 
-def _find_item(connection: sqlite3.Connection, item_id: str, *, user_id: str) -> JSON | None:
+def _find_item(connection: Connection, item_id: str, *, user_id: str) -> JSON | None:
     """An item by upstream's id, or by ours."""
-    number = response_queries.find_response_item(connection, item_id, user_id=user_id)
+    number = queries.responses.find_response_item(connection, item_id, user_id=user_id)
     if number is not None and _may_be_referred_to(connection, number):
         items = items_of([row_of(connection, number)])
         return next((item for item in items if isinstance(item, dict) and item.get("id") == item_id), None)
     parsed = parse_id(item_id)
     number = None
     if parsed is not None:
-        number = response_queries.find_message_of_user(connection, parsed.message_id, user_id=user_id)
+        number = queries.responses.find_message_of_user(connection, parsed.message_id, user_id=user_id)
     if number is None:
         return None
     message, residue = row_of(connection, number)
@@ -127,17 +128,19 @@ def _find_item(connection: sqlite3.Connection, item_id: str, *, user_id: str) ->
     return found[0] if len(found) == 1 else None
 
 
-def _may_be_referred_to(connection: sqlite3.Connection, message_no: int) -> bool:
+def _may_be_referred_to(connection: Connection, message_no: int) -> bool:
     """Whether the request of a message's exchange did not say `store: false`."""
-    row = queries.get_message(connection, message_no)
-    exchange = None if row is None or row.exchange_id is None else queries.get_exchange(connection, row.exchange_id)
+    row = queries.messages.get_message(connection, message_no)
+    exchange = (
+        None if row is None or row.exchange_id is None else queries.exchanges.get_exchange(connection, row.exchange_id)
+    )
     return exchange is None or json_text.loads(exchange.parameters).get("store") is not False
 
 
 # --- read back
 
 
-def find_response(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> ExchangeRow:
+def find_response(connection: Connection, id_: str, *, user_id: str | None) -> ExchangeRow:
     """The exchange of a response. Raises NotFoundError; another user's is not there either."""
     row = _find(connection, id_, user_id=user_id)
     if row is None or row.status not in _SHOWN:
@@ -145,16 +148,16 @@ def find_response(connection: sqlite3.Connection, id_: str, *, user_id: str | No
     return row
 
 
-def has_events(connection: sqlite3.Connection, *, exchange_id: str) -> bool:
+def has_events(connection: Connection, *, exchange_id: str) -> bool:
     """Whether what a response has streamed is still there."""
-    return bool(queries.list_fragments_from(connection, exchange_id, start=0, stop=1))
+    return bool(queries.fragments.list_fragments_from(connection, exchange_id, start=0, stop=1))
 
 
-def get_response(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
+def get_response(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
     """The response as upstream sent it; of one that was cut, what had come."""
     row = find_response(connection, id_, user_id=user_id)
     sent = json_text.loads(row.completion) if row.completion else {}
-    output = items_of(rows_of(connection, queries.list_replies(connection, row)[:1]))
+    output = items_of(rows_of(connection, queries.messages.list_replies(connection, row)[:1]))
     created = row.completion_created if row.completion_created is not None else unix_seconds(row.created_at)
     own: JSON = {"id": id_, "object": "response", "created_at": created, "model": row.model or "", "output": output}
     shown = {**_NULLS, **_echoed(connection, row), **sent, **own}
@@ -167,7 +170,7 @@ def get_response(connection: sqlite3.Connection, id_: str, *, user_id: str | Non
     return shown
 
 
-def _echoed(connection: sqlite3.Connection, row: ExchangeRow) -> JSON:
+def _echoed(connection: Connection, row: ExchangeRow) -> JSON:
     """What a response repeats of its request, which is not stored again."""
     parameters = json_text.loads(row.parameters)
     wire = wire_of(row)
@@ -181,9 +184,7 @@ def _echoed(connection: sqlite3.Connection, row: ExchangeRow) -> JSON:
     return shown
 
 
-def list_input_items(
-    connection: sqlite3.Connection, id_: str, *, user_id: str | None, page: Page, order: Order
-) -> JSON:
+def list_input_items(connection: Connection, id_: str, *, user_id: str | None, page: Page, order: Order) -> JSON:
     """One page of the items of a response's request, the history that it went on from included."""
     row = find_response(connection, id_, user_id=user_id)
     numbers = _asked(connection, row)
@@ -218,7 +219,7 @@ def _with_id(item: JSON, suffix: str) -> JSON:
     return said
 
 
-def delete_response(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
+def delete_response(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
     """Delete the exchange and its reply. The request's messages are the session's, and go with that."""
     remove_exchange(connection, find_response(connection, id_, user_id=user_id))
     return {"id": id_, "object": "response", "deleted": True}

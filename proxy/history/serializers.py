@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from proxy.storage.queries import ExchangeRow, Message, Session, User
+from proxy.storage.queries.exchanges import ExchangeRow
+from proxy.storage.queries.messages import Message
+from proxy.storage.queries.sessions import Session
+from proxy.storage.queries.users import User
 from proxy.wire import json_text
 from proxy.wire.message import to_openai
 

@@ -1,6 +1,5 @@
 """Sessions as callers make, change, fill and delete them. Everything here runs inside the writer's transaction."""
 
-import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +8,9 @@ from proxy.history.branches import find_session, get_message
 from proxy.history.serializers import JSON, session_json
 from proxy.ids import moment, timestamp, uuid7
 from proxy.storage import exchange_store, idempotency, queries, tombstones
+from proxy.storage.connection import Connection
 from proxy.storage.idempotency import IdempotencyKey
-from proxy.storage.queries import Session
+from proxy.storage.queries.sessions import Session
 from proxy.wire.message import DEFAULT_TITLE
 
 
@@ -34,7 +34,7 @@ class NewMessage:
 
 
 def create_session(
-    connection: sqlite3.Connection,
+    connection: Connection,
     *,
     user_id: str,
     external_id: str | None,
@@ -54,10 +54,13 @@ def create_session(
 
 
 def _create_session(
-    connection: sqlite3.Connection, *, user_id: str, external_id: str | None, given: SessionPatch
+    connection: Connection, *, user_id: str, external_id: str | None, given: SessionPatch
 ) -> tuple[str, JSON]:
     now = timestamp()
-    if external_id is not None and queries.find_session_id(connection, id_=external_id, user_id=user_id) is not None:
+    if (
+        external_id is not None
+        and queries.sessions.find_session_id(connection, id_=external_id, user_id=user_id) is not None
+    ):
         raise APIError(
             "There is a session with this id already.",
             status=409,
@@ -65,9 +68,9 @@ def _create_session(
             param="session_id",
             code="session_exists",
         )
-    queries.upsert_user(connection, user_id=user_id, now=now)
+    queries.users.upsert_user(connection, user_id=user_id, now=now)
     session_id = uuid7()
-    queries.insert_session(
+    queries.sessions.insert_session(
         connection,
         session_id=session_id,
         user_id=user_id,
@@ -79,11 +82,11 @@ def _create_session(
     return session_id, session_json(find_session(connection, session_id, user_id=user_id))
 
 
-def update_session(connection: sqlite3.Connection, id_: str, *, user_id: str | None, change: SessionPatch) -> JSON:
+def update_session(connection: Connection, id_: str, *, user_id: str | None, change: SessionPatch) -> JSON:
     """Change a session and show it. Raises NotFoundError."""
     session_id = find_session(connection, id_, user_id=user_id).session_id
     if change != SessionPatch():
-        queries.update_session(
+        queries.sessions.update_session(
             connection,
             session_id=session_id,
             title=change.title,
@@ -94,19 +97,19 @@ def update_session(connection: sqlite3.Connection, id_: str, *, user_id: str | N
     return session_json(find_session(connection, session_id, user_id=user_id))
 
 
-def delete_session(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> str:
+def delete_session(connection: Connection, id_: str, *, user_id: str | None) -> str:
     """Delete a session and all that is its; its own id. A chat that still streams does not bring it back.
 
     Raises NotFoundError.
     """
     session_id = find_session(connection, id_, user_id=user_id).session_id
     tombstones.add_tombstone(connection, "session", session_id, now=moment())
-    queries.delete_session(connection, session_id)
+    queries.sessions.delete_session(connection, session_id)
     return session_id
 
 
 def append_message(
-    connection: sqlite3.Connection,
+    connection: Connection,
     id_: str,
     *,
     user_id: str | None,
@@ -131,8 +134,8 @@ def append_message(
     )
 
 
-def _find_message(connection: sqlite3.Connection, session: Session, message_id: str) -> JSON:
-    number = queries.find_message_no(connection, message_id, session_id=session.session_id)
+def _find_message(connection: Connection, session: Session, message_id: str) -> JSON:
+    number = queries.messages.find_message_no(connection, message_id, session_id=session.session_id)
     if number is None:
         raise NotFoundError("The message was deleted.")
     return get_message(connection, number)

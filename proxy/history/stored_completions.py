@@ -5,7 +5,6 @@ completion's id of it: then the newest exchange has it, and the others go by the
 """
 
 import re
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +15,11 @@ from proxy.history import branches
 from proxy.history.branches import Order
 from proxy.history.serializers import JSON, openai_message
 from proxy.storage import queries
-from proxy.storage.queries import COMPLETION_PREFIX, Candidate, ExchangeRow, Message, Page
+from proxy.storage.connection import Connection
+from proxy.storage.page import Page
+from proxy.storage.queries.completions import Candidate
+from proxy.storage.queries.exchanges import COMPLETION_PREFIX, ExchangeRow
+from proxy.storage.queries.messages import Message
 from proxy.storage.removal import remove_exchange
 from proxy.wire import json_text
 from proxy.wire.message import readable, to_openai
@@ -65,21 +68,21 @@ class Filter:
 # --- reading
 
 
-def find_exchange(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> ExchangeRow:
+def find_exchange(connection: Connection, id_: str, *, user_id: str | None) -> ExchangeRow:
     """The exchange with this id, upstream's or its own. Raises NotFoundError; another user's is not there either."""
-    exchange_id = queries.find_stored_exchange(connection, id_, user_id=user_id)
-    row = queries.get_exchange(connection, exchange_id or id_.removeprefix(COMPLETION_PREFIX))
+    exchange_id = queries.completions.find_stored_exchange(connection, id_, user_id=user_id)
+    row = queries.exchanges.get_exchange(connection, exchange_id or id_.removeprefix(COMPLETION_PREFIX))
     if row is None or row.status not in _SHOWN or user_id not in (None, row.user_id):
         raise NotFoundError("No such chat completion.")
     return row
 
 
-def get_completion(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
+def get_completion(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
     """The completion as upstream sent it, with its request's parameters and metadata."""
     return _completion(connection, find_exchange(connection, id_, user_id=user_id))
 
 
-def start_of(connection: sqlite3.Connection, wanted: Filter, after: str | None) -> str:
+def start_of(connection: Connection, wanted: Filter, after: str | None) -> str:
     """Where a list begins. Raises InvalidRequestError."""
     if after is None:
         return _FIRST if wanted.order == "asc" else _LAST
@@ -92,32 +95,32 @@ def start_of(connection: sqlite3.Connection, wanted: Filter, after: str | None) 
         raise InvalidRequestError("There is no such chat completion to list after.", param="after") from exc
 
 
-def scan(connection: sqlite3.Connection, wanted: Filter, *, after: str, limit: int) -> tuple[list[str], str | None]:
+def scan(connection: Connection, wanted: Filter, *, after: str, limit: int) -> tuple[list[str], str | None]:
     """The exchanges that fit among the next ones, and where to go on, if there are more to look at."""
     step = _STEP if wanted.is_narrow else limit
     newest_first = wanted.order == "desc"
     if wanted.session_id is None:
-        found = queries.scan_exchanges_of_user(
+        found = queries.completions.scan_exchanges_of_user(
             connection, wanted.user_id, after=after, limit=step, newest_first=newest_first
         )
     else:
-        found = queries.scan_exchanges_of_session(
+        found = queries.completions.scan_exchanges_of_session(
             connection, wanted.session_id, after=after, limit=step, newest_first=newest_first
         )
     fitting = [candidate.exchange_id for candidate in found if _fits(candidate, wanted)]
     return fitting, found[-1].exchange_id if len(found) == step else None
 
 
-def get_completions(connection: sqlite3.Connection, exchange_ids: Sequence[str]) -> list[JSON]:
+def get_completions(connection: Connection, exchange_ids: Sequence[str]) -> list[JSON]:
     """These exchanges as completions; what was deleted is left out."""
-    rows = [queries.get_exchange(connection, exchange_id) for exchange_id in exchange_ids]
+    rows = [queries.exchanges.get_exchange(connection, exchange_id) for exchange_id in exchange_ids]
     return [_completion(connection, row) for row in rows if row is not None]
 
 
-def list_messages(connection: sqlite3.Connection, id_: str, *, user_id: str | None, page: Page, order: Order) -> JSON:
+def list_messages(connection: Connection, id_: str, *, user_id: str | None, page: Page, order: Order) -> JSON:
     """One page of the messages of a completion's request."""
     row = find_exchange(connection, id_, user_id=user_id)
-    path = [] if row.leaf_no is None else queries.list_path(connection, row.leaf_no)[::-1]
+    path = [] if row.leaf_no is None else queries.messages.list_path(connection, row.leaf_no)[::-1]
     numbers = branches.as_requested(branches.as_far_as_sent(path, row), row)
     prefix = _public_id(connection, row) + "-"
     positions = list(range(len(numbers)) if order == "asc" else reversed(range(len(numbers))))
@@ -157,20 +160,18 @@ def unix_seconds(timestamp: str) -> int:
 # --- writing
 
 
-def update_metadata(
-    connection: sqlite3.Connection, id_: str, *, user_id: str | None, metadata: Mapping[str, str]
-) -> JSON:
+def update_metadata(connection: Connection, id_: str, *, user_id: str | None, metadata: Mapping[str, str]) -> JSON:
     """Set the metadata of a completion and show it. Its session, which is shown there, stays."""
     row = find_exchange(connection, id_, user_id=user_id)
     kept = dict(metadata)
     session_id = kept.pop("session_id", None)
     if session_id is not None and session_id != row.session_id:
         raise InvalidRequestError("A chat completion stays in its session.", param="metadata.session_id")
-    queries.update_exchange_metadata(connection, exchange_id=row.exchange_id, metadata=json_text.dumps(kept))
+    queries.exchanges.update_exchange_metadata(connection, exchange_id=row.exchange_id, metadata=json_text.dumps(kept))
     return _completion(connection, find_exchange(connection, COMPLETION_PREFIX + row.exchange_id, user_id=user_id))
 
 
-def delete_completion(connection: sqlite3.Connection, id_: str, *, user_id: str | None) -> JSON:
+def delete_completion(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
     """Delete the exchange and its replies. The request's messages are the session's, and go with that."""
     row = find_exchange(connection, id_, user_id=user_id)
     remove_exchange(connection, row)
@@ -192,16 +193,16 @@ def _fits(candidate: Candidate, wanted: Filter) -> bool:
     return all(pairs.get(key) == value for key, value in wanted.metadata.items())
 
 
-def _public_id(connection: sqlite3.Connection, row: ExchangeRow) -> str:
+def _public_id(connection: Connection, row: ExchangeRow) -> str:
     given = row.completion_id
     if given is not None and given.startswith(COMPLETION_PREFIX):
-        newest = queries.find_stored_exchange(connection, given, user_id=row.user_id)
+        newest = queries.completions.find_stored_exchange(connection, given, user_id=row.user_id)
         if newest == row.exchange_id:
             return given
     return COMPLETION_PREFIX + row.exchange_id
 
 
-def _completion(connection: sqlite3.Connection, row: ExchangeRow) -> JSON:
+def _completion(connection: Connection, row: ExchangeRow) -> JSON:
     sent = json_text.loads(row.completion) if row.completion else {}
     parameters = json_text.loads(row.parameters)
     shown = {key: value for key, value in parameters.items() if key not in _NOT_PARAMETERS}
@@ -230,8 +231,8 @@ def _usage(row: ExchangeRow) -> JSON | None:
     return {key: value for key, value in usage.items() if value is not None} or None
 
 
-def _choices(connection: sqlite3.Connection, row: ExchangeRow) -> list[JSON]:
-    numbers = queries.list_replies(connection, row)
+def _choices(connection: Connection, row: ExchangeRow) -> list[JSON]:
+    numbers = queries.messages.list_replies(connection, row)
     choices = [branches.get_message(connection, number, show=_choice) for number in numbers]
     if choices or row.status == "completed":
         return choices

@@ -7,7 +7,6 @@ waits or is filled slowly.
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -22,6 +21,7 @@ from proxy.maintenance.steady_clock import SteadyClock
 from proxy.recording.recorder import Recorder
 from proxy.settings import Settings
 from proxy.storage import idempotency, tombstones
+from proxy.storage.connection import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Upkeep:
     def _rest(self) -> None:
         self._stop.rest(_PRUNE_PAUSE_SECONDS)
 
-    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _write(self, work: Callable[[Connection], T]) -> T:
         """Make a change through the writer, and wait for it."""
         if self._stop.is_set:
             raise StoppedError
@@ -133,7 +133,7 @@ class Upkeep:
             wait([made], timeout=0.2)
         return made.result()
 
-    def _submit(self, work: Callable[[sqlite3.Connection], T], made: "Future[T]") -> None:
+    def _submit(self, work: Callable[[Connection], T], made: "Future[T]") -> None:
         def settle(done: "asyncio.Future[T]") -> None:
             if done.cancelled():
                 made.cancel()

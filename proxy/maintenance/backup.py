@@ -1,7 +1,6 @@
 """Copies of the database: made while it is served, checked before they count, and put back."""
 
 import os
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -10,24 +9,18 @@ from proxy.ids import timestamp
 from proxy.maintenance import check
 from proxy.maintenance.job import is_leased, jobs_lock_path
 from proxy.settings import ConfigurationError
+from proxy.storage import sqlite_file
+from proxy.storage.errors import StorageError
 from proxy.storage.sqlite import connect, prepare
 
 Progress = Callable[[int, int], None]
 """Is told the bytes done and the bytes in all after each step. What it raises ends the copy, which leaves nothing."""
 
-# A step reads this much, then lets others at the disk; what was written is synced now and then, since one large sync at
-# the end would hold up the commits of chats.
-_STEP_BYTES = 2**20
-_SYNC_BYTES = 8 * 2**20
 _NAME = "stellarchat-"
 
 
 def backup(source: Path, target: Path, *, progress: Progress, overwrites: bool = False) -> None:
-    """Copy the database as it is now into a file, checked and synced. Raises ConfigurationError.
-
-    The copy is of one snapshot: SQLite would begin again whenever a chat is saved, but not while the snapshot is held.
-    https://sqlite.org/c3ref/backup_finish.html
-    """
+    """Copy the database as it is now into a file, checked and synced. Raises ConfigurationError."""
     if not source.is_file():
         raise ConfigurationError(f"there is no database {source}")
     _refuse_target(source, target)
@@ -35,9 +28,7 @@ def backup(source: Path, target: Path, *, progress: Progress, overwrites: bool =
         raise ConfigurationError(f"{target} is there already; choose another name or give --force")
     with _replacing(target) as partial:
         with closing(connect(source)) as connection:
-            connection.execute("BEGIN")
-            connection.execute("PRAGMA user_version").fetchone()
-            _copy(connection, partial, progress)
+            sqlite_file.copy_snapshot(connection, partial, progress=progress)
         _refuse_unusable(partial, name=str(target))
 
 
@@ -53,11 +44,11 @@ def restore(
     _refuse_unusable(source, name=str(source))
     database.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(database) as partial:
-        with closing(_open_copy(source)) as connection:
-            _copy(connection, partial, progress)
+        with closing(sqlite_file.open_read_only(source)) as connection:
+            sqlite_file.copy(connection, partial, progress=progress)
         with closing(connect(partial)) as connection:
             prepare(connection)
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            sqlite_file.checkpoint(connection)
         _refuse_unusable(partial, name=str(source))
         _refuse_served(database, state_path)
         _clear_away(database)
@@ -83,30 +74,6 @@ def copies_in(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_NAME}*.db"))
 
 
-def _copy(connection: sqlite3.Connection, partial: Path, progress: Progress) -> None:
-    page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
-    file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    unsynced = 0
-
-    def report(_status: int, remaining: int, total: int) -> None:
-        nonlocal unsynced
-        unsynced += _STEP_BYTES
-        if unsynced >= _SYNC_BYTES:
-            os.fdatasync(file)
-            unsynced = 0
-        progress((total - remaining) * page_bytes, total * page_bytes)
-
-    try:
-        with closing(sqlite3.connect(partial, isolation_level=None)) as copy:
-            copy.execute("PRAGMA synchronous = OFF")
-            connection.backup(copy, pages=max(1, _STEP_BYTES // page_bytes), progress=report)
-            # One file that needs no other beside it.
-            copy.execute("PRAGMA journal_mode = DELETE").fetchall()
-        os.fsync(file)
-    finally:
-        os.close(file)  # only now: it gives up SQLite's locks on the file. https://sqlite.org/howtocorrupt.html#_posix
-
-
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
     """A name beside `target` to write to: it takes its place when the block is left without an exception."""
@@ -117,25 +84,20 @@ def _replacing(target: Path) -> Iterator[Path]:
         _sync_folder(target.parent)
     except OSError as exc:
         raise ConfigurationError(f"cannot write {target}: {exc.strerror}") from exc
-    except sqlite3.Error as exc:
+    except StorageError as exc:
         raise ConfigurationError(f"cannot write {target}: {exc}") from exc
     finally:
         for suffix in ("", "-journal", "-wal", "-shm"):
             partial.with_name(partial.name + suffix).unlink(missing_ok=True)
 
 
-def _open_copy(path: Path) -> sqlite3.Connection:
-    """The file as it is, nothing written beside it where nothing has to be."""
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-
-
 def _refuse_unusable(path: Path, *, name: str) -> None:
     try:
-        with closing(_open_copy(path)) as connection:
+        with closing(sqlite_file.open_read_only(path)) as connection:
             for find in (check.find_foreign_schema, check.find_damage, check.find_broken_links):
                 for problem in find(connection):
                     raise ConfigurationError(f"{name}: {problem.message}: {', '.join(problem.examples)}".rstrip(": "))
-    except sqlite3.Error as exc:
+    except StorageError as exc:
         raise ConfigurationError(f"{name} cannot be read as a database: {exc}") from exc
 
 

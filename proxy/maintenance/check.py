@@ -1,6 +1,5 @@
 """Whether a database is whole: SQLite's own checks, and that what is counted and chained is so."""
 
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,9 +8,9 @@ from pathlib import Path
 from proxy.recording.dead_letters import count_lines, dead_letter_path
 from proxy.recording.spill import OrphanedSpill, spill_files
 from proxy.settings import ConfigurationError
-from proxy.storage import schema
-from proxy.storage.queries import QUERIES
-from proxy.storage.sqlite import APPLICATION_ID, refuse_unknown_schema
+from proxy.storage import queries, schema, sqlite_file
+from proxy.storage.connection import Connection
+from proxy.storage.sqlite import refuse_unknown_schema
 
 # How many of a kind are named one by one.
 _NAMED = 5
@@ -35,7 +34,7 @@ class Problem:
     examples: tuple[str, ...] = ()
 
 
-BranchNode = Callable[[sqlite3.Connection], Iterator[Problem]]
+BranchNode = Callable[[Connection], Iterator[Problem]]
 
 
 def steps(path: Path, *, state_path: Path | None = None) -> list[tuple[str, BranchNode]]:
@@ -52,9 +51,9 @@ def steps(path: Path, *, state_path: Path | None = None) -> list[tuple[str, Bran
     ]
 
 
-def find_foreign_schema(connection: sqlite3.Connection) -> Iterator[Problem]:
+def find_foreign_schema(connection: Connection) -> Iterator[Problem]:
     """Not a StellarChat database, or one that this program does not know."""
-    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+    if not sqlite_file.is_ours(connection):
         yield Problem("schema", "this is not a StellarChat database", 1)
         return
     try:
@@ -66,20 +65,15 @@ def find_foreign_schema(connection: sqlite3.Connection) -> Iterator[Problem]:
         yield _problem("schema", "the tables are not those of StellarChat", foreign)
 
 
-def find_damage(connection: sqlite3.Connection) -> Iterator[Problem]:
-    """What SQLite finds wrong with the file. https://sqlite.org/pragma.html#pragma_integrity_check"""
-    try:
-        lines = [row[0] for row in connection.execute("PRAGMA integrity_check(20)")]
-    except sqlite3.DatabaseError as exc:
-        lines = [str(exc)]
-    if lines != ["ok"]:
+def find_damage(connection: Connection) -> Iterator[Problem]:
+    """Pages and indexes of the file that are wrong."""
+    if lines := sqlite_file.find_damage(connection):
         yield _problem("file", "the file is damaged", lines)
 
 
-def find_broken_links(connection: sqlite3.Connection) -> Iterator[Problem]:
+def find_broken_links(connection: Connection) -> Iterator[Problem]:
     """Rows that refer to rows that are not there."""
-    rows = [f"{row[0]} {row[1]} → {row[2]}" for row in connection.execute("PRAGMA foreign_key_check")]
-    if rows:
+    if rows := sqlite_file.find_broken_links(connection):
         yield _problem("links", "rows that refer to what is not there", rows)
 
 
@@ -95,22 +89,22 @@ def living_workers(path: Path, *, state_path: Path | None = None) -> set[str]:
 
 
 def _lister(name: str, message: str) -> BranchNode:
-    def find(connection: sqlite3.Connection) -> Iterator[Problem]:
-        found = [row[0] for row in connection.execute(QUERIES[name])]
+    def find(connection: Connection) -> Iterator[Problem]:
+        found = queries.check.list_inconsistent(connection, name)
         if found:
             yield _problem(name.removeprefix("list_"), message, found)
 
     return find
 
 
-def _find_strays(connection: sqlite3.Connection, living: set[str]) -> Iterator[Problem]:
+def _find_strays(connection: Connection, living: set[str]) -> Iterator[Problem]:
     if not living:  # which delete such pieces some moments after the reply has ended
         message = "replies that have ended and left pieces behind: the next start deletes them"
         yield from _lister("list_stray_fragments", message)(connection)
 
 
-def _find_orphans(connection: sqlite3.Connection, living: set[str]) -> Iterator[Problem]:
-    rows = connection.execute(QUERIES["list_exchanges_of_workers"]).fetchall()
+def _find_orphans(connection: Connection, living: set[str]) -> Iterator[Problem]:
+    rows = queries.check.list_exchanges_of_workers(connection)
     orphans = [exchange_id for exchange_id, worker_id in rows if worker_id not in living]
     if orphans:
         yield _problem(

@@ -5,7 +5,6 @@ parents first, and its exchanges. Columns that hold JSON text are strings in it,
 refer to each other by `message_id`: their numbers are another database's own affair. API keys are not exported.
 """
 
-import sqlite3
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, Literal, get_args
 from proxy.history import branches
 from proxy.history.serializers import openai_message
 from proxy.storage import queries
-from proxy.storage.queries import DEFAULT_USER_ID, QUERIES
+from proxy.storage.connection import Connection
 from proxy.wire import json_text
 from proxy.wire.message import readable
 
@@ -40,55 +39,54 @@ class Scope:
     completed_only: bool = False
 
 
-def export(connection: sqlite3.Connection, scope: Scope, *, format_: Format) -> Iterator[str]:
+def export(connection: Connection, scope: Scope, *, format_: Format) -> Iterator[str]:
     """The export in pieces of text. The connection should be in a read transaction until the last."""
     writers = {"jsonl": _jsonl, "openai": _openai, "markdown": _markdown}
     return writers[format_](connection, scope)
 
 
-def count_sessions(connection: sqlite3.Connection, scope: Scope) -> int:
+def count_sessions(connection: Connection, scope: Scope) -> int:
     """How many sessions are exported."""
-    return sum(1 for _ in _rows(connection, "export_sessions", **_within(scope)))
+    return sum(1 for _ in queries.export.iterate_sessions(connection, **_within(scope)))
 
 
 # --- jsonl
 
 
-def _jsonl(connection: sqlite3.Connection, scope: Scope) -> Iterator[str]:
+def _jsonl(connection: Connection, scope: Scope) -> Iterator[str]:
     yield _line("stellarchat", {"version": VERSION})
     within = _within(scope)
-    for row in _rows(connection, "export_users", default_user_id=DEFAULT_USER_ID, **within):
+    for row in queries.export.iterate_users(connection, **within):
         yield _line("user", row)
-    for row in _rows(connection, "export_blobs", **within):
+    for row in queries.export.iterate_blobs(connection, **within):
         yield _line("blob", row)
-    for row in _rows(connection, "export_sessions", **within):
+    for row in queries.export.iterate_sessions(connection, **within):
         yield _line("session", row)
         yield from _jsonl_session(connection, row["session_id"])
 
 
-def _jsonl_session(connection: sqlite3.Connection, session_id: str) -> Iterator[str]:
-    for row in _rows(connection, "export_messages", session_id=session_id):
+def _jsonl_session(connection: Connection, session_id: str) -> Iterator[str]:
+    for row in queries.export.iterate_messages(connection, session_id):
         message_no = row.pop("message_no")
         if row["content_form"] == "json":
-            row["blobs"] = [each["digest"] for each in _rows(connection, "export_message_blobs", message_no=message_no)]
+            row["blobs"] = queries.export.list_digests(connection, message_no)
         yield _line("message", row)
-    for row in _rows(connection, "export_exchanges", session_id=session_id):
+    for row in queries.export.iterate_exchanges(connection, session_id):
         row["context"] = _context_by_id(connection, row["context"])
-        row["completed_at"] = queries.end_of(row["created_at"], row["duration_ms"], row["completed_at"])
         if row["status"] == "in_progress":
-            fragments = queries.iterate_fragments(connection, row["exchange_id"])
+            fragments = queries.fragments.iterate_fragments(connection, row["exchange_id"])
             row["fragments"] = [b64encode(data).decode() for data in fragments]
         yield _line("exchange", row)
 
 
-def _context_by_id(connection: sqlite3.Connection, context: str | None) -> list[Any] | None:
+def _context_by_id(connection: Connection, context: str | None) -> list[Any] | None:
     if context is None:
         return None
     placed = []
     for position, message_no in json_text.loads(context):
-        row = connection.execute(QUERIES["find_message_id"], {"message_no": message_no}).fetchone()
-        if row is not None:
-            placed.append([position, row[0]])
+        message_id = queries.export.find_message_id(connection, message_no)
+        if message_id is not None:
+            placed.append([position, message_id])
     return placed
 
 
@@ -99,30 +97,30 @@ def _line(kind: str, row: Row) -> str:
 # --- openai
 
 
-def _openai(connection: sqlite3.Connection, scope: Scope) -> Iterator[str]:
-    for session in _rows(connection, "export_sessions", **_within(scope)):
+def _openai(connection: Connection, scope: Scope) -> Iterator[str]:
+    for session in queries.export.iterate_sessions(connection, **_within(scope)):
         for _, numbers in _branches(connection, session["session_id"]):
             messages = _messages(connection, numbers, completed_only=scope.completed_only)
             if messages:
                 yield json_text.dumps({"messages": messages}) + "\n"
 
 
-def _messages(connection: sqlite3.Connection, numbers: list[int], *, completed_only: bool) -> list[Row]:
+def _messages(connection: Connection, numbers: list[int], *, completed_only: bool) -> list[Row]:
     """A branch's messages; none where a reply must be whole and is not, or the last is no reply."""
-    rows = [row for number in numbers if (row := queries.get_message(connection, number)) is not None]
+    rows = [row for number in numbers if (row := queries.messages.get_message(connection, number)) is not None]
     if completed_only and (rows[-1].role != "assistant" or any(row.status != "completed" for row in rows)):
         return []
     return [branches.get_message(connection, row.message_no, show=openai_message) for row in rows]
 
 
-def _branches(connection: sqlite3.Connection, session_id: str) -> Iterator[tuple[str, list[int]]]:
+def _branches(connection: Connection, session_id: str) -> Iterator[tuple[str, list[int]]]:
     """Each branch of a session: the id of its end, and its messages' numbers as they were sent."""
-    session = queries.get_session(connection, session_id)
+    session = queries.sessions.get_session(connection, session_id)
     assert session is not None
-    for leaf in _rows(connection, "list_leaves", session_id=session_id):
+    for leaf in queries.export.list_leaves(connection, session_id):
         if leaf["role"] in ("system", "developer") and leaf["message_no"] != session.leaf_no:
             continue  # a system message that was replaced is no conversation
-        steps = queries.list_path(connection, leaf["message_no"])[::-1]
+        steps = queries.messages.list_path(connection, leaf["message_no"])[::-1]
         numbers = branches.as_sent(connection, steps)
         if numbers:
             yield leaf["message_id"], numbers
@@ -131,8 +129,8 @@ def _branches(connection: sqlite3.Connection, session_id: str) -> Iterator[tuple
 # --- markdown
 
 
-def _markdown(connection: sqlite3.Connection, scope: Scope) -> Iterator[str]:
-    for session in _rows(connection, "export_sessions", **_within(scope)):
+def _markdown(connection: Connection, scope: Scope) -> Iterator[str]:
+    for session in queries.export.iterate_sessions(connection, **_within(scope)):
         yield _heading(session)
         branches = list(_branches(connection, session["session_id"]))
         # The branch that goes on comes first; the others show only where they differ from what has been shown.
@@ -152,8 +150,8 @@ def _heading(session: Row) -> str:
     return f"# {title}\n\nSession `{session['session_id']}` of `{session['user_id']}`, {session['created_at']}\n\n"
 
 
-def _markdown_message(connection: sqlite3.Connection, number: int) -> str:
-    row = queries.get_message(connection, number)
+def _markdown_message(connection: Connection, number: int) -> str:
+    row = queries.messages.get_message(connection, number)
     assert row is not None
     message = branches.get_message(connection, number, show=openai_message)
     notes = [row.created_at, row.model, "" if row.status == "completed" else row.status]
@@ -184,12 +182,5 @@ def _encodable(text: str) -> str:
 # --- rows
 
 
-def _within(scope: Scope) -> Row:
+def _within(scope: Scope) -> dict[str, str | None]:
     return {"user_id": scope.user_id, "session_id": scope.session_id}
-
-
-def _rows(connection: sqlite3.Connection, name: str, **parameters: Any) -> Iterator[Row]:
-    cursor = connection.execute(QUERIES[name], parameters)
-    names = [column[0] for column in cursor.description]
-    for row in cursor:
-        yield dict(zip(names, row, strict=True))

@@ -16,8 +16,7 @@ _PIECE_BYTES = 2**16
 def written(path: Path, scope: Scope, format_: Format) -> SpooledTemporaryFile[bytes]:
     """The export as a file, in memory while it is small. Takes its time: run it in a thread."""
     file = SpooledTemporaryFile[bytes](_MEMORY_BYTES)
-    with closing(connect(path)) as connection:
-        connection.execute("BEGIN")
+    with closing(connect(path)) as connection, connection.snapshot():
         for text in export.export(connection, scope, format_=format_):
             file.write(text.encode())
     file.seek(0)

@@ -1,6 +1,5 @@
 """Reads a jsonl export back: what is there already stays as it is, what is not is added."""
 
-import sqlite3
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,9 +8,10 @@ from typing import Any
 from proxy.maintenance.export import VERSION
 from proxy.settings import ConfigurationError
 from proxy.storage import queries
+from proxy.storage.connection import Connection
+from proxy.storage.errors import StorageError
 from proxy.storage.exchange_columns import asked_model
-from proxy.storage.queries import QUERIES
-from proxy.storage.sqlite import transaction
+from proxy.storage.queries.imports import Place
 from proxy.storage.usage import usage_of
 from proxy.wire import json_text
 
@@ -34,11 +34,11 @@ class Imported:
     read_bytes: int = field(default=0, compare=False)
 
 
-def load(connection: sqlite3.Connection, lines: Iterable[bytes], *, progress: Callable[[Imported], None]) -> Imported:
+def load(connection: Connection, lines: Iterable[bytes], *, progress: Callable[[Imported], None]) -> Imported:
     """Add what an export holds; the connection is in no transaction. Raises ConfigurationError that names the line."""
     reader = _Reader(connection)
     for batch in _batches(lines):
-        with transaction(connection):
+        with connection.transaction():
             for number, line in batch:
                 reader.take(number, line)
             reader.settle()
@@ -64,7 +64,7 @@ def _batches(lines: Iterable[bytes]) -> Iterator[list[tuple[int, bytes]]]:
 class _Reader:
     """Takes line after line. What a session's messages add up to is stored when its lines, or the batch, end."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._session: Row | None = None
         self._has_news = False
@@ -82,13 +82,15 @@ class _Reader:
         try:
             row = json_text.loads(line)
             self._take_row(row.pop("kind"), row)
-        except (ValueError, KeyError, TypeError, AttributeError, sqlite3.Error) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, StorageError) as exc:
             raise ConfigurationError(f"line {number} of the export cannot be read: {exc!r}") from exc
 
     def settle(self) -> None:
         """Count the session's messages, and say which is its newest."""
         if self._session is not None and self._has_news:
-            self._run("settle_session", **_named(self._session, "session_id", "leaf_id", "updated_at"))
+            queries.imports.settle_session(
+                self._connection, **_named(self._session, "session_id", "leaf_id", "updated_at")
+            )
         self._has_news = False
 
     def _take_row(self, kind: str, row: Row) -> None:
@@ -99,7 +101,7 @@ class _Reader:
         elif kind == "user":
             self.imported.users += self._take_user(row)
         elif kind == "blob":
-            self.imported.blobs += self._run("import_blob", **row)
+            self.imported.blobs += queries.imports.import_blob(self._connection, **row)
         elif kind == "session":
             self.settle()
             self._session = row
@@ -113,26 +115,26 @@ class _Reader:
             raise ValueError(f"unknown kind {kind!r}")
 
     def _take_user(self, row: Row) -> bool:
-        is_new = queries.get_user(self._connection, row["user_id"]) is None
-        self._run("import_user", **row)
+        is_new = queries.users.get_user(self._connection, row["user_id"]) is None
+        queries.imports.import_user(self._connection, row)
         return is_new
 
     def _take_session(self, row: Row) -> bool:
-        is_new = self._run("import_session", **_without(row, "leaf_id")) > 0
+        is_new = queries.imports.import_session(self._connection, _without(row, "leaf_id"))
         if is_new:
             active = int(row["is_active"])
-            queries.count_sessions(self._connection, row["user_id"], sessions=1, active=active)
-        session = queries.get_session(self._connection, row["session_id"])
+            queries.users.count_sessions(self._connection, row["user_id"], sessions=1, active=active)
+        session = queries.sessions.get_session(self._connection, row["session_id"])
         assert session is not None
         self._session_no = session.session_no
-        self._user_no = queries.find_user_no(self._connection, session.user_id)
+        self._user_no = queries.users.find_user_no(self._connection, session.user_id)
         return is_new
 
     def _take_message(self, row: Row) -> bool:
         exchange_id = row.pop("exchange_id")
-        exchange_no = exchange_id and queries.find_exchange_no(self._connection, exchange_id)
+        exchange_no = exchange_id and queries.exchanges.find_exchange_no(self._connection, exchange_id)
         there = self._place(row["message_id"])
-        message_no = self._add_message(row | {"exchange_no": exchange_no}) if there is None else there[0]
+        message_no = self._add_message(row | {"exchange_no": exchange_no}) if there is None else there.message_no
         if exchange_id is not None and exchange_no is None:
             self._unclaimed.setdefault(exchange_id, []).append(message_no)
         return there is None
@@ -142,60 +144,56 @@ class _Reader:
         above = None if parent_id is None else self._place(parent_id)
         if parent_id is not None and above is None:
             raise ValueError(f"its parent {parent_id} is missing")
-        row["parent_no"] = above and above[0]
-        row["depth"] = above[1] + 1 if above else 0
+        row["parent_no"] = above and above.message_no
+        row["depth"] = above.depth + 1 if above else 0
         row["chain_hash"] = bytes.fromhex(row["chain_hash"])
         row["session_no"] = self._session_no
         row.setdefault("wire", None)  # exports of before there were other endpoints
-        queries.leave_out_usual(row)
-        message_no = self._connection.execute(QUERIES["insert_message"], row | {"message_no": None}).lastrowid
-        assert message_no is not None
+        queries.messages.insert_messages(self._connection, [row | {"message_no": None}])
+        stored = self._place(row["message_id"])
+        assert stored is not None
         for digest in blobs:
-            self._run("insert_message_blob", message_no=message_no, digest=digest)
+            queries.imports.insert_message_blob(self._connection, message_no=stored.message_no, digest=digest)
         self.imported.messages += 1
-        return message_no
+        return stored.message_no
 
     def _take_exchange(self, row: Row) -> None:
         exchange_id = row["exchange_id"]
-        if queries.find_exchange_no(self._connection, exchange_id) is not None:
+        if queries.exchanges.find_exchange_no(self._connection, exchange_id) is not None:
             return
         fragments, leaf_id, context = row.pop("fragments", ()), row.pop("leaf_id"), row["context"]
         leaf = None if leaf_id is None else self._place(leaf_id)
-        row["leaf_no"] = leaf and leaf[0]
+        row["leaf_no"] = leaf and leaf.message_no
         if context is not None:
             places = [(position, self._place(message_id)) for position, message_id in context]
-            row["context"] = json_text.dumps([[position, place[0]] for position, place in places if place])
+            row["context"] = json_text.dumps([[position, place.message_no] for position, place in places if place])
         row["session_no"] = self._session_no
         row["user_no"] = self._user_no
         row["exchange_no"] = None
         row.setdefault("wire", None)
         row.setdefault("completion_created", None)  # exports of before the first release have it in `completion`
         row["asked_model"] = asked_model(json_text.loads(row["parameters"]))
-        row["parameters_no"] = queries.keep_parameters(
+        row["parameters_no"] = queries.exchanges.keep_parameters(
             self._connection, row["parameters"], endpoint=row["endpoint"], asked_model=row["asked_model"]
         )
-        if row["completed_at"] == queries.end_of(row["created_at"], row["duration_ms"], None):
+        if row["completed_at"] == queries.exchanges.end_of(row["created_at"], row["duration_ms"], None):
             row["completed_at"] = None
-        queries.insert_exchanges(self._connection, [row])
+        queries.exchanges.insert_exchanges(self._connection, [row])
         if row["status"] != "in_progress":
-            queries.count_usage(self._connection, [usage_of(row)])
-        exchange_no = queries.find_exchange_no(self._connection, exchange_id)
+            queries.usage.count_usage(self._connection, [usage_of(row)])
+        exchange_no = queries.exchanges.find_exchange_no(self._connection, exchange_id)
         for message_no in self._unclaimed.pop(exchange_id, ()):
-            self._run("set_exchange", message_no=message_no, exchange_no=exchange_no)
+            assert exchange_no is not None
+            queries.imports.set_exchange(self._connection, message_no=message_no, exchange_no=exchange_no)
         pieces = [
             {"exchange_id": exchange_id, "sequence": sequence, "data": b64decode(data)}
             for sequence, data in enumerate(fragments)
         ]
-        queries.insert_fragments(self._connection, pieces)
+        queries.fragments.insert_fragments(self._connection, pieces)
         self.imported.exchanges += 1
 
-    def _place(self, message_id: str) -> tuple[int, int] | None:
-        """Number and depth of a message."""
-        row = self._connection.execute(QUERIES["find_place"], {"message_id": message_id}).fetchone()
-        return None if row is None else (row[0], row[1])
-
-    def _run(self, name: str, **parameters: Any) -> int:
-        return self._connection.execute(QUERIES[name], parameters).rowcount
+    def _place(self, message_id: str) -> Place | None:
+        return queries.imports.find_place(self._connection, message_id)
 
 
 def _named(row: Row, *names: str) -> Row:

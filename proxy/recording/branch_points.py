@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from proxy.storage.queries import StitchCandidate
+from proxy.storage.queries.messages import StitchCandidate
 
 _REMEMBERED = 1024
 

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import logging
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,10 +19,12 @@ from proxy.recording.write_queue import QueueFullError
 from proxy.recording.writer import Writer
 from proxy.settings import Settings
 from proxy.storage import boot_clock, exchange_store
+from proxy.storage.connection import Connection
+from proxy.storage.database import Database
+from proxy.storage.errors import StorageError
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.file_identity import MovedError
-from proxy.storage.queries import list_workers_in_progress
-from proxy.storage.sqlite import Database
+from proxy.storage.queries.exchanges import list_workers_in_progress
 from proxy.storage.write_batch import WriteBatch, write_batch
 from proxy.wire import responses
 from proxy.wire.endpoint import Reply
@@ -153,7 +154,7 @@ class Recorder:
         try:
             await self._database.write(boot_clock.adopt)
             await self._recover()
-        except (sqlite3.Error, MovedError) as exc:
+        except (StorageError, MovedError) as exc:
             if not is_trouble(exc):
                 raise
             logger.error("what processes that are gone have left cannot be stored yet: %s", exc)
@@ -322,7 +323,7 @@ class Recorder:
                             _RECOVERY_SECONDS if await self._retry_refused() else min(2 * wait, _LONGEST_WAIT_SECONDS)
                         )
                         self._retry_refused_at = time.monotonic() + wait
-            except (sqlite3.Error, OSError, MovedError) as exc:
+            except (StorageError, OSError, MovedError) as exc:
                 logger.warning("what processes that are gone have left cannot be stored yet: %s", exc)
             except Exception:  # it must live: nobody else stores what they have left
                 logger.exception("recovery failed; it is tried again")
@@ -358,7 +359,7 @@ class Recorder:
                 interrupted,
             )
 
-    def _store_abandoned(self, connection: sqlite3.Connection, left: OrphanedSpill, worker_id: str) -> tuple[int, int]:
+    def _store_abandoned(self, connection: Connection, left: OrphanedSpill, worker_id: str) -> tuple[int, int]:
         """Store what a process that is gone has spilled and streamed: how many writes, how many cut chats."""
         spilled = 0
         for lines in left.batches():
@@ -374,7 +375,7 @@ class Recorder:
         if not path.exists() and not path.with_name(path.name + "-again").exists():
             return 0
 
-        def retry(connection: sqlite3.Connection) -> tuple[int, int]:
+        def retry(connection: Connection) -> tuple[int, int]:
             return dead_letters.retry(path, lambda lines: replay_lines(connection, lines, spill_codec.replay))
 
         stored, left = await self._database.write(self._database.files.guard(retry))

@@ -94,7 +94,7 @@ def _finish(rows: WriteBatch, *, exchange: Exchange, outcome: Outcome) -> Any:
 
 
 def _is_stored(rows: WriteBatch, exchange: Exchange) -> bool:
-    return queries.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is not None
+    return queries.exchanges.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is not None
 
 
 def _line(**entry: Any) -> bytes:

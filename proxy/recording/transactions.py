@@ -1,37 +1,19 @@
 """Runs many writes in one transaction, in the writer's thread; one that fails does not take the others with it."""
 
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from proxy.storage.sqlite import transaction
+from proxy.storage.connection import Connection
+from proxy.storage.errors import trouble
 from proxy.storage.write_batch import UNFINISHED, WriteBatch, write_batch
-
-# Errors of the file, the disk or other programs, which pass; all else is wrong with one write and would not.
-# https://sqlite.org/rescode.html#primary_result_code_list
-_TROUBLE = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_INTERRUPT,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_NOTADB,
-    }
-)
 
 _REPLAYED_AT_ONCE = 256
 
 Work = Callable[[WriteBatch], Any]
 
 
-def commit(connection: sqlite3.Connection, works: Sequence[Work]) -> list[Any]:
+def commit(connection: Connection, works: Sequence[Work]) -> list[Any]:
     """The results of the first works, committed: as many as fit into a slice of time.
 
     An exception stands for the work that raised it; UNFINISHED for one that wants another transaction.
@@ -43,7 +25,7 @@ def commit(connection: sqlite3.Connection, works: Sequence[Work]) -> list[Any]:
         if is_trouble(exc):
             raise
     try:
-        with transaction(connection):
+        with connection.transaction():
             rows = WriteBatch(connection)
             return _in_time(rows, works, lambda work: _commit_one(connection, work))
     except Exception as exc:  # what is wrong shows only at the commit: of one alone it is known whose fault it is
@@ -61,23 +43,21 @@ def _in_time(rows: WriteBatch, works: Sequence[Work], run: Callable[[Work], Any]
     return results
 
 
-def _commit_one(connection: sqlite3.Connection, work: Work) -> Any:
-    connection.execute("SAVEPOINT one_write")
+def _commit_one(connection: Connection, work: Work) -> Any:
     try:
-        rows = WriteBatch(connection)
-        result = work(rows)
-        rows.flush()
+        with connection.savepoint():
+            rows = WriteBatch(connection)
+            result = work(rows)
+            rows.flush()
     except Exception as exc:  # handed to the one who asked for it
         if is_trouble(exc) or not connection.in_transaction:
             raise
-        connection.execute("ROLLBACK TO one_write")
-        result = exc
-    connection.execute("RELEASE one_write")
+        return exc
     return result
 
 
 def replay_lines(
-    connection: sqlite3.Connection, lines: Sequence[bytes], replay: Callable[[bytes], Work]
+    connection: Connection, lines: Sequence[bytes], replay: Callable[[bytes], Work]
 ) -> list[tuple[bytes, BaseException]]:
     """Do what spilled lines stand for, in as many transactions as that takes; those that cannot be done, and why."""
     refused = []
@@ -93,19 +73,11 @@ def replay_lines(
     return refused
 
 
-def probe(connection: sqlite3.Connection) -> None:
-    """Write a page without changing it: an empty transaction would not notice a full disk."""
-    with transaction(connection):
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        connection.execute(f"PRAGMA user_version = {version}")
-
-
 def is_trouble(exc: BaseException) -> bool:
     """Whether the error is the database's and passes, not that of what was asked of it."""
-    return isinstance(exc, sqlite3.Error) and getattr(exc, "sqlite_errorcode", -1) & 0xFF in _TROUBLE
+    return trouble(exc) != "none"
 
 
 def is_lock(exc: BaseException) -> bool:
     """Whether another program holds the write lock."""
-    code = getattr(exc, "sqlite_errorcode", -1) & 0xFF
-    return isinstance(exc, sqlite3.Error) and code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return trouble(exc) == "lock"

@@ -6,7 +6,6 @@ where it comes back when the database takes writes again.
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,11 +15,14 @@ from typing import Any, TypeVar
 
 from proxy.recording.overflow import Overflow
 from proxy.recording.spill import Spill
-from proxy.recording.transactions import Work, commit, is_lock, is_trouble, probe, replay_lines
+from proxy.recording.transactions import Work, commit, is_lock, is_trouble, replay_lines
 from proxy.recording.write_queue import QueueFullError, Write, WriteQueue
 from proxy.settings import ConfigurationError
+from proxy.storage import sqlite_file
+from proxy.storage.connection import Connection
+from proxy.storage.database import Database
+from proxy.storage.errors import StorageError
 from proxy.storage.file_identity import MovedError
-from proxy.storage.sqlite import Database
 from proxy.storage.write_batch import UNFINISHED, WriteBatch
 
 logger = logging.getLogger(__name__)
@@ -128,7 +130,7 @@ class Writer:
 
     async def _set_patience(self) -> None:
         patience_ms = min(_PATIENCE_MS, round(self._commit_timeout_seconds * 500))
-        await self._database.write(lambda connection: connection.execute(f"PRAGMA busy_timeout = {patience_ms}"))
+        await self._database.write(partial(sqlite_file.wait_for_locks, milliseconds=patience_ms))
 
     def submit(
         self,
@@ -198,7 +200,7 @@ class Writer:
             await self._write_batch()
         except (MovedError, ConfigurationError, OSError) as exc:
             self._refuse(exc)
-        except sqlite3.Error as exc:
+        except StorageError as exc:
             if not is_trouble(exc):
                 raise
             self._refuse(exc)
@@ -208,7 +210,7 @@ class Writer:
             await self._database.reopen()
             await self._set_patience()
             logger.warning("another database was put in the place of the one that was served; it is served now")
-        await self._in_database(probe)
+        await self._in_database(sqlite_file.probe)
 
     async def _wait(self, seconds: float) -> None:
         if self._is_closing:
@@ -226,7 +228,7 @@ class Writer:
         except TimeoutError:
             await self._in_database(lambda _connection: None)  # which looks after the files
 
-    async def _in_database(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _in_database(self, work: Callable[[Connection], T]) -> T:
         self._started_at = time.monotonic()
         try:
             return await self._database.write(self._database.files.guard(work))

@@ -1,6 +1,5 @@
 """`/v1/chat/completions`, read back: OpenAI's stored chat completions, over what was recorded."""
 
-import sqlite3
 from dataclasses import replace
 from functools import partial
 
@@ -16,7 +15,8 @@ from proxy.routes import parameters
 from proxy.routes.local_or_upstream import LocalOrUpstream
 from proxy.routes.parameters import named_user, openai_page_of, order_of, services_of, visible_user
 from proxy.services import State
-from proxy.storage.queries import COMPLETION_PREFIX
+from proxy.storage.connection import Connection
+from proxy.storage.queries.exchanges import COMPLETION_PREFIX
 from proxy.wire.chat import CHAT
 
 
@@ -91,7 +91,7 @@ def _filter_of(request: Request[State]) -> Filter:
     )
 
 
-def _open(connection: sqlite3.Connection, *, wanted: Filter, after: str | None) -> tuple[Filter, str] | None:
+def _open(connection: Connection, *, wanted: Filter, after: str | None) -> tuple[Filter, str] | None:
     """The filter with the session's own id, and where the list begins; None where there is no such session."""
     if wanted.session_id is not None:
         try:

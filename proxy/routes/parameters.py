@@ -16,7 +16,7 @@ from proxy.history.sessions import NewMessage, SessionPatch
 from proxy.services import Services, State
 from proxy.storage.idempotency import IdempotencyKey
 from proxy.storage.idempotency import idempotency_key as make_idempotency_key
-from proxy.storage.queries import Page
+from proxy.storage.page import Page
 from proxy.wire import json_text
 from proxy.wire.headers import Headers
 

@@ -15,7 +15,7 @@ from proxy.routes.resource import Resource
 from proxy.search.deadline import Deadline
 from proxy.search.query import ORDERS, QUERY_LENGTH_MAX, Found, Order, Query, search
 from proxy.services import Services, State
-from proxy.storage.queries import Page
+from proxy.storage.page import Page
 
 
 async def search_messages(request: Request[State]) -> Response:

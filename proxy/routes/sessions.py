@@ -14,7 +14,7 @@ from proxy.routes import parameters, streaming_json
 from proxy.routes.parameters import named_user, services_of, session_id_of, visible_user
 from proxy.routes.resource import Resource
 from proxy.services import State
-from proxy.storage.queries import Page
+from proxy.storage.page import Page
 
 
 async def create_session(request: Request[State]) -> Response:

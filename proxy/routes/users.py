@@ -1,7 +1,6 @@
 """`DELETE /v1/users/{user_id}`: everything of a user goes."""
 
 import asyncio
-import sqlite3
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,6 +14,7 @@ from proxy.routes.parameters import named_user, services_of
 from proxy.routes.resource import Resource
 from proxy.services import Services, State
 from proxy.storage import queries, tombstones
+from proxy.storage.connection import Connection
 
 # Few enough that chats which wait for the same writer do not notice.
 _BATCH = 200
@@ -25,7 +25,7 @@ async def delete_user(request: Request[State]) -> Response:
     """Delete the user's sessions, messages, exchanges and keys, some at a time, then the user."""
     user_id = named_user(request, request.path_params["user_id"])
     services = services_of(request)
-    if await services.read(lambda connection: queries.get_user(connection, user_id)) is None:
+    if await services.read(lambda connection: queries.users.get_user(connection, user_id)) is None:
         raise NotFoundError("No such user.")
     await _close_the_door(services, request.state["gate"], user_id)
     await _delete(services, user_id)
@@ -34,22 +34,24 @@ async def delete_user(request: Request[State]) -> Response:
 
 async def _close_the_door(services: Services, gate: Gate, user_id: str) -> None:
     """Revoke the user's keys, and wait until no process lets them in: a chat let in later would make the user anew."""
-    revoked = await services.write(lambda connection: queries.revoke_keys_of_user(connection, user_id, now=timestamp()))
+    revoked = await services.write(
+        lambda connection: queries.keys.revoke_keys_of_user(connection, user_id, now=timestamp())
+    )
     gate.keys.forget_user(user_id)
     if revoked and len(spill_files(services.database.path, folder=services.settings.state_path)) > 1:
         await asyncio.sleep(_NOTICED_SECONDS)
 
 
 async def _delete(services: Services, user_id: str) -> None:
-    while await services.write(lambda connection: queries.delete_some_of_user(connection, user_id, limit=_BATCH)):
+    while await services.write(lambda connection: queries.users.delete_some_of_user(connection, user_id, limit=_BATCH)):
         pass
     await services.write(lambda connection: _delete_rest(connection, user_id))
 
 
-def _delete_rest(connection: sqlite3.Connection, user_id: str) -> None:
+def _delete_rest(connection: Connection, user_id: str) -> None:
     """What a chat has stored in between goes with the row; what is still to come of earlier ones does not come back."""
     tombstones.add_tombstone(connection, "user", user_id, now=moment())
-    queries.delete_user(connection, user_id)
+    queries.users.delete_user(connection, user_id)
 
 
 routes = [Route("/v1/users/{user_id:path}", Resource(DELETE=delete_user))]

@@ -20,7 +20,7 @@ from typing import Any
 from proxy.search.query import folded_text, quoted
 from proxy.storage import free_pages, search_file
 from proxy.storage.search_file import STATEMENTS, WHOLE_BYTES, Segment, statement
-from proxy.storage.sqlite import connect, transaction
+from proxy.storage.sqlite import connect
 
 # Messages of a segment that are looked at to see how many are left: each may be a read from the disk.
 _SAMPLE = 256
@@ -115,7 +115,7 @@ class Index:
             size += len(text)
             if size >= _BATCH_BYTES:
                 break
-        with transaction(self._connection):
+        with self._connection.transaction():
             self._connection.execute(statement("create_segment", segment))
             self._connection.execute(statement("create_vocabulary", segment))
             self._connection.executemany(statement("insert_grams", segment), entries)
@@ -138,7 +138,7 @@ class Index:
             yield str(content)
 
     def _drop(self, segment: int) -> None:
-        with transaction(self._connection):
+        with self._connection.transaction():
             self._connection.execute(statement("drop_vocabulary", segment))
             self._connection.execute(statement("drop_segment", segment))
             self._connection.execute(STATEMENTS["forget_segment"], {"segment": segment})

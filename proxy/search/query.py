@@ -18,7 +18,7 @@ from proxy.search import rank
 from proxy.search.deadline import Deadline, TimeOutError
 from proxy.search.rank import Match
 from proxy.storage import queries, search_file
-from proxy.storage.queries import Session
+from proxy.storage.queries.sessions import Session
 from proxy.storage.search_file import STATEMENTS, WHOLE_BYTES, Connection, Error, Segment, statement
 
 QUERY_LENGTH_MAX = 1000
@@ -121,7 +121,7 @@ def _found(connection: Connection, hit: Hit) -> Found | None:
     if row is None:
         return None
     message = dict(zip((column[0] for column in cursor.description), row, strict=True))
-    session = queries.get_session(connection, message.pop("session_id"))
+    session = queries.sessions.get_session(connection, message.pop("session_id"))
     return None if session is None else Found(hit, message, session)
 
 

@@ -1,33 +1,32 @@
 """Sets the clock of `ids.moment` by the database, so that all its processes order deletions and chats alike."""
 
-import sqlite3
 import time
 from datetime import datetime
 from pathlib import Path
 
 from proxy import ids
 from proxy.storage import queries
-from proxy.storage.sqlite import transaction
+from proxy.storage.connection import Connection
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def adopt(connection: sqlite3.Connection) -> None:
+def adopt(connection: Connection) -> None:
     """Take the moment that the first process since the machine's start has stored, or store one that is later than
     every deletion."""
     boot_id = _boot_id()
-    with transaction(connection):
-        known = queries.get_boot_clock(connection)
+    with connection.transaction():
+        known = queries.durable.get_boot_clock(connection)
         if known is not None and known[0] == boot_id:
             ids.start_clock_at(known[1])
             return
         started_at = max(time.time(), _newest_deletion(connection)) - time.monotonic()
-        queries.replace_boot_clock(connection, boot_id=boot_id, started_at=started_at)
+        queries.durable.replace_boot_clock(connection, boot_id=boot_id, started_at=started_at)
     ids.start_clock_at(started_at)
 
 
-def _newest_deletion(connection: sqlite3.Connection) -> float:
-    newest = queries.newest_deletion(connection)
+def _newest_deletion(connection: Connection) -> float:
+    newest = queries.tombstones.newest_deletion(connection)
     return datetime.fromisoformat(newest).timestamp() + 0.001 if newest else 0.0
 
 

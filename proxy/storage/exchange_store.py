@@ -4,7 +4,6 @@ Everything here runs inside the writer's transaction. The place is looked for ag
 that race from the same point cannot store a message twice.
 """
 
-import sqlite3
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,9 +11,12 @@ from typing import Any
 
 from proxy.ids import timestamp
 from proxy.storage import message_tree, queries, removal, tombstones
+from proxy.storage.connection import Connection
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.storage.exchange_columns import IN_PROGRESS, outcome_columns, request_columns
-from proxy.storage.queries import Session, StitchCandidate, Unfinished
+from proxy.storage.queries.exchanges import Unfinished
+from proxy.storage.queries.messages import StitchCandidate
+from proxy.storage.queries.sessions import Session
 from proxy.storage.write_batch import Columns, SessionDelta, WriteBatch
 from proxy.wire import hash_chain, json_text
 from proxy.wire.dialect import item_ids_of
@@ -46,7 +48,7 @@ def append_fragment(rows: WriteBatch, *, exchange_id: str, sequence: int, data: 
 
 def delete_fragments(rows: WriteBatch, exchange_ids: Iterable[str]) -> None:
     """Delete what exchanges had streamed, of which the replies are stored now."""
-    queries.delete_fragments(rows.connection, exchange_ids)
+    queries.fragments.delete_fragments(rows.connection, exchange_ids)
 
 
 def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
@@ -73,17 +75,17 @@ def finish_begun(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool
     begun = _begun(rows, exchange.exchange_id)
     if begun is not None:
         _end(rows, begun, outcome)
-    elif queries.reopen_recovered(rows.connection, exchange.exchange_id):
+    elif queries.exchanges.reopen_recovered(rows.connection, exchange.exchange_id):
         _end_anew(rows, exchange.exchange_id, outcome)
-    elif queries.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is None:
+    elif queries.exchanges.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is None:
         return finish(rows, exchange, outcome)
     return True
 
 
 def _begun(rows: WriteBatch, exchange_id: str) -> Unfinished | None:
-    begun = queries.get_exchange_in_progress(rows.about(exchange_id), exchange_id)
+    begun = queries.exchanges.get_exchange_in_progress(rows.about(exchange_id), exchange_id)
     if begun is not None and rows.waits_for(begun.session_id):
-        begun = queries.get_exchange_in_progress(rows.about(begun.session_id), exchange_id)
+        begun = queries.exchanges.get_exchange_in_progress(rows.about(begun.session_id), exchange_id)
     return begun
 
 
@@ -120,23 +122,23 @@ def _end(rows: WriteBatch, begun: Unfinished, outcome: Outcome, *, was_counted: 
 
 def recover(rows: WriteBatch, worker_id: str) -> int:
     """End the exchanges of a process that is gone as `incomplete`, with what they had streamed. How many there were."""
-    left = queries.list_exchanges_in_progress(rows.connection, worker_id)
+    left = queries.exchanges.list_exchanges_in_progress(rows.connection, worker_id)
     for exchange_id, endpoint in left:
         begun = _begun(rows, exchange_id)
         assert begun is not None
         _end(rows, begun, _interrupted(rows.connection, exchange_id, endpoint))
-        queries.mark_recovered(rows.connection, exchange_id, worker_id=worker_id)
+        queries.exchanges.mark_recovered(rows.connection, exchange_id, worker_id=worker_id)
     delete_stray_fragments(rows, before=timestamp(time.time() - KEPT_SECONDS))
     return len(left)
 
 
 def delete_stray_fragments(rows: WriteBatch, *, before: str) -> None:
     """Delete what exchanges that began before a moment, and have ended, had streamed: their process may be gone."""
-    queries.delete_stray_fragments(rows.connection, before=before)
+    queries.fragments.delete_stray_fragments(rows.connection, before=before)
 
 
 def get_or_create_session(
-    connection: sqlite3.Connection, *, user_id: str, external_id: str, session_id: str, title: str, asked_at: str
+    connection: Connection, *, user_id: str, external_id: str, session_id: str, title: str, asked_at: str
 ) -> str:
     """The session of a client's own id, made with `session_id` where there is none yet.
 
@@ -145,11 +147,11 @@ def get_or_create_session(
     if tombstones.was_deleted(connection, user_id=user_id, session_id=session_id, asked_at=asked_at):
         return session_id
     now = timestamp()
-    known = queries.find_session_id(connection, id_=external_id, user_id=user_id)
+    known = queries.sessions.find_session_id(connection, id_=external_id, user_id=user_id)
     if known is not None:
         return known
-    queries.upsert_user(connection, user_id=user_id, now=now)
-    queries.insert_session(
+    queries.users.upsert_user(connection, user_id=user_id, now=now)
+    queries.sessions.insert_session(
         connection,
         session_id=session_id,
         user_id=user_id,
@@ -162,7 +164,7 @@ def get_or_create_session(
 
 
 def append_message(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session: Session,
     message: dict[str, Any],
     *,
@@ -179,7 +181,7 @@ def append_message(
     return number
 
 
-def list_stitched(connection: sqlite3.Connection, exchange: Exchange) -> list[StitchCandidate]:
+def list_stitched(connection: Connection, exchange: Exchange) -> list[StitchCandidate]:
     """The places that a request continues, the best first: the longest stored prefix that holds a reply.
 
     Where several conversations began alike, one that nothing follows yet comes first, so that they stay apart.
@@ -188,13 +190,15 @@ def list_stitched(connection: sqlite3.Connection, exchange: Exchange) -> list[St
     if "assistant" not in roles:
         return []
     hashes = reversed(exchange.chain[roles.index("assistant") :])
-    return sorted(queries.list_prefix(connection, hashes, limit=_ALIKE), key=lambda place: place.goes_on)
+    return sorted(queries.messages.list_prefix(connection, hashes, limit=_ALIKE), key=lambda place: place.goes_on)
 
 
-def find_named(connection: sqlite3.Connection, exchange: Exchange) -> str | None:
+def find_named(connection: Connection, exchange: Exchange) -> str | None:
     """The session that the request's id names."""
     exchange.chain  # noqa: B018 - made here, while upstream works, rather than in the writer
-    return queries.find_session_id(connection, id_=exchange.session.external_id or "", user_id=exchange.user_id)
+    return queries.sessions.find_session_id(
+        connection, id_=exchange.session.external_id or "", user_id=exchange.user_id
+    )
 
 
 def _was_deleted(rows: WriteBatch, exchange: Exchange) -> bool:
@@ -243,11 +247,11 @@ def _find_session(rows: WriteBatch, exchange: Exchange) -> Session | None:
     """The session of an exchange, where it has been made."""
     ref = exchange.session
     if ref.external_id is not None:
-        session_id = queries.find_session_id(rows.connection, id_=ref.external_id, user_id=exchange.user_id)
+        session_id = queries.sessions.find_session_id(rows.connection, id_=ref.external_id, user_id=exchange.user_id)
     else:
         # Nobody else knows an identifier that was made for this exchange.
         session_id = None if ref.source == "new" else ref.session_id
-    return None if session_id is None else queries.get_session(rows.about(session_id), session_id)
+    return None if session_id is None else queries.sessions.get_session(rows.about(session_id), session_id)
 
 
 def _make_session(rows: WriteBatch, exchange: Exchange, *, now: str) -> message_tree.InsertPosition:
@@ -320,10 +324,10 @@ def _choice_json(choice: Choice) -> str:
     return json_text.dumps({key: value for key, value in said.items() if value is not None})
 
 
-def _interrupted(connection: sqlite3.Connection, exchange_id: str, endpoint: str) -> Outcome:
+def _interrupted(connection: Connection, exchange_id: str, endpoint: str) -> Outcome:
     """The outcome of an exchange whose process is gone, folded from what it had written down."""
     decoder, reply, has_streamed = Decoder(), endpoint_of(endpoint).reply(), False
-    for data in queries.iterate_fragments(connection, exchange_id):
+    for data in queries.fragments.iterate_fragments(connection, exchange_id):
         has_streamed = True
         for event in decoder.feed(data):
             reply.feed(event)

@@ -5,10 +5,11 @@ and once a second.
 """
 
 import os
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+
+from proxy.storage.connection import Connection
 
 T = TypeVar("T")
 
@@ -74,10 +75,10 @@ class FileIdentity:
         if self._shared is not None and _identity(self._shared_path) == self._shared:
             self._shared_path.unlink(missing_ok=True)
 
-    def guard(self, work: Callable[[sqlite3.Connection], T]) -> Callable[[sqlite3.Connection], T]:
+    def guard(self, work: Callable[[Connection], T]) -> Callable[[Connection], T]:
         """The same work: it is not begun where the files are others, and does not count where they are so after it."""
 
-        def guarded(connection: sqlite3.Connection) -> T:
+        def guarded(connection: Connection) -> T:
             self.check()
             result = work(connection)
             self.check()

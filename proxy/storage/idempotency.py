@@ -3,7 +3,6 @@
 https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
 """
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,6 +11,7 @@ from typing import TypeVar
 from proxy.errors import APIError
 from proxy.ids import timestamp
 from proxy.storage import queries
+from proxy.storage.connection import Connection
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ def idempotency_key(*scope: str, body: bytes) -> IdempotencyKey:
 
 
 def once(
-    connection: sqlite3.Connection,
+    connection: Connection,
     key: IdempotencyKey | None,
     *,
     make: Callable[[], tuple[str, T]],
@@ -43,11 +43,11 @@ def once(
 
     Raises APIError 422 where the key was used for another request.
     """
-    known = None if key is None else queries.get_idempotency_key(connection, key.digest)
+    known = None if key is None else queries.durable.get_idempotency_key(connection, key.digest)
     if key is None or known is None:
         made_id, made = make()
         if key is not None:
-            queries.insert_idempotency_key(
+            queries.durable.insert_idempotency_key(
                 connection, key.digest, request_digest=key.request_digest, made_id=made_id, now=timestamp()
             )
         return made
@@ -63,6 +63,8 @@ def once(
     return find(made_id)
 
 
-def forget_old(connection: sqlite3.Connection, *, now_seconds: float) -> int:
+def forget_old(connection: Connection, *, now_seconds: float) -> int:
     """Forget the keys of a day ago; how many."""
-    return queries.delete_old_idempotency_keys(connection, before=timestamp(max(0.0, now_seconds - _KEPT_SECONDS)))
+    return queries.durable.delete_old_idempotency_keys(
+        connection, before=timestamp(max(0.0, now_seconds - _KEPT_SECONDS))
+    )

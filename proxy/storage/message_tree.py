@@ -1,14 +1,14 @@
 """The tree of a session's messages: where a request goes on in it, and the storing of what is not there yet."""
 
-import sqlite3
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from proxy.ids import uuid7
 from proxy.storage import queries
+from proxy.storage.connection import Connection
 from proxy.storage.exchange import Exchange
-from proxy.storage.queries import Session
-from proxy.storage.response_queries import insert_response_items
+from proxy.storage.queries.responses import insert_response_items
+from proxy.storage.queries.sessions import Session
 from proxy.storage.write_batch import SessionDelta, WriteBatch
 from proxy.wire import hash_chain, json_text
 from proxy.wire.dialect import item_ids_of
@@ -40,11 +40,13 @@ class Owner(Protocol):
     def user_id(self) -> str: ...
 
 
-def find_place(connection: sqlite3.Connection, session: Session, exchange: Exchange) -> tuple[InsertPosition, int]:
+def find_place(connection: Connection, session: Session, exchange: Exchange) -> tuple[InsertPosition, int]:
     """Where a request goes on in its session, and how many of its chained messages are stored above that place."""
     chained, hashes = exchange.chained, exchange.chain
     hit = (
-        queries.find_prefix_in_session(connection, reversed(hashes), session_no=session.session_no) if hashes else None
+        queries.messages.find_prefix_in_session(connection, reversed(hashes), session_no=session.session_no)
+        if hashes
+        else None
     )
     matched = len(hashes) - hit[0] if hit else 0
     node_no = hit[1] if hit else None
@@ -57,11 +59,11 @@ def find_place(connection: sqlite3.Connection, session: Session, exchange: Excha
     return below(connection, session, node_no), matched
 
 
-def _align(connection: sqlite3.Connection, session: Session, chained: list[dict[str, Any]]) -> tuple[int, int] | None:
+def _align(connection: Connection, session: Session, chained: list[dict[str, Any]]) -> tuple[int, int] | None:
     """The run of a session's last messages that a request without the older turns begins with, if it holds a reply."""
     if session.leaf_no is None:
         return None
-    nodes = queries.list_ancestors(connection, session.leaf_no, session_id=session.session_id, limit=_WINDOW)
+    nodes = queries.messages.list_ancestors(connection, session.leaf_no, session_id=session.session_id, limit=_WINDOW)
     tail = [node for node in reversed(nodes) if node.role not in hash_chain.UNCHAINED_ROLES]
     for start in range(len(tail) - 1, 0, -1):
         length = 0
@@ -77,7 +79,7 @@ def _align(connection: sqlite3.Connection, session: Session, chained: list[dict[
     return None
 
 
-def end_of(connection: sqlite3.Connection, session: Session) -> InsertPosition:
+def end_of(connection: Connection, session: Session) -> InsertPosition:
     """The place under a session's newest leaf."""
     if session.leaf_no is None:
         return top(session)
@@ -89,16 +91,16 @@ def top(session: Owner) -> InsertPosition:
     return InsertPosition(session.session_id, session.session_no, None, 0, hash_chain.root_hash(session.user_id))
 
 
-def below(connection: sqlite3.Connection, session: Owner, message_no: int) -> InsertPosition:
+def below(connection: Connection, session: Owner, message_no: int) -> InsertPosition:
     """The place under a stored message; its hash is that of the nearest chained message."""
     place = top(session)
-    node = queries.get_node(connection, message_no)
+    node = queries.messages.get_node(connection, message_no)
     assert node is not None
     place.parent_no, place.depth = node.message_no, node.depth + 1
     if node.role not in hash_chain.UNCHAINED_ROLES:
         place.above = node.chain_hash
         return place
-    for ancestor in queries.list_ancestors(connection, message_no, session_id=session.session_id):
+    for ancestor in queries.messages.list_ancestors(connection, message_no, session_id=session.session_id):
         if ancestor.role not in hash_chain.UNCHAINED_ROLES:
             place.above = ancestor.chain_hash
             break
@@ -137,7 +139,7 @@ def _store_unchained(
     node = None
     if place.parent_no is not None:  # else the session is empty
         connection = rows.about(place.session_id)
-        node = queries.find_node_by_hash(connection, hash_chain.own_hash(message), session_no=place.session_no)
+        node = queries.messages.find_node_by_hash(connection, hash_chain.own_hash(message), session_no=place.session_no)
     if node is None:
         return store(rows, place, message, delta, exchange_no=exchange_no)
     if node.parent_no == place.parent_no:
@@ -202,7 +204,7 @@ def insert(
 
 
 def adopt(
-    connection: sqlite3.Connection,
+    connection: Connection,
     place: InsertPosition,
     message: dict[str, Any],
     delta: SessionDelta,
@@ -212,7 +214,7 @@ def adopt(
 ) -> bool:
     """Whether a later request has stored this reply as part of its history; that copy is the reply now."""
     said = to_columns(message)
-    number = queries.adopt_reply(
+    number = queries.messages.adopt_reply(
         connection,
         {
             "session_no": place.session_no,
@@ -227,7 +229,7 @@ def adopt(
     if number is None:
         return False
     for digest, data in said.blobs.items():
-        queries.insert_blob(connection, message_no=number, digest=digest, data=data)
+        queries.messages.insert_blob(connection, message_no=number, digest=digest, data=data)
     insert_response_items(connection, item_ids_of(message), message_no=number)
     delta.tokens += tokens
     return True

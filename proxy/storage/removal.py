@@ -1,66 +1,65 @@
 """Takes messages out of a session's tree, and keeps what the session counts right. Inside the writer's transaction."""
 
-import sqlite3
-
 from proxy.storage import queries
-from proxy.storage.queries import ExchangeRow, Unfinished
+from proxy.storage.connection import Connection
+from proxy.storage.queries.exchanges import ExchangeRow, Unfinished
 from proxy.wire import json_text
 
 
-def remove_exchange(connection: sqlite3.Connection, row: ExchangeRow) -> None:
+def remove_exchange(connection: Connection, row: ExchangeRow) -> None:
     """Delete an exchange and its replies. A reply that the conversation goes on from stays in the session."""
-    replies = queries.list_replies(connection, row)
-    queries.delete_exchange(connection, row.exchange_id)
+    replies = queries.messages.list_replies(connection, row)
+    queries.exchanges.delete_exchange(connection, row.exchange_id)
     _remove_replies(connection, row, replies)
 
 
-def remove_guessed_replies(connection: sqlite3.Connection, exchange: Unfinished) -> None:
+def remove_guessed_replies(connection: Connection, exchange: Unfinished) -> None:
     """Delete the replies that recovery made of what a process had streamed. One that the conversation goes on from
     stays."""
-    _remove_replies(connection, exchange, queries.list_replies(connection, exchange))
+    _remove_replies(connection, exchange, queries.messages.list_replies(connection, exchange))
 
 
-def _remove_replies(connection: sqlite3.Connection, row: ExchangeRow | Unfinished, replies: list[int]) -> None:
+def _remove_replies(connection: Connection, row: ExchangeRow | Unfinished, replies: list[int]) -> None:
     removed: dict[int, int] = {}
     for message_no in replies:
-        tokens = queries.delete_message_at_end(connection, message_no, session_no=row.session_no)
+        tokens = queries.messages.delete_message_at_end(connection, message_no, session_no=row.session_no)
         if tokens is not None:
             removed[message_no] = tokens
     if removed:
         _count_out(connection, row.session_id, removed, above=row.leaf_no)
 
 
-def remove_message(connection: sqlite3.Connection, message_no: int, *, session_id: str) -> None:
+def remove_message(connection: Connection, message_no: int, *, session_id: str) -> None:
     """Delete one message; those that follow it take its place. Their hashes stay: a client that still sends the
     message goes on where it was."""
-    node = queries.get_node(connection, message_no)
+    node = queries.messages.get_node(connection, message_no)
     assert node is not None
-    queries.reparent(connection, message_no, session_id=session_id, parent_no=node.parent_no)
-    queries.move_requests(connection, message_no, session_id=session_id, parent_no=node.parent_no)
+    queries.messages.reparent(connection, message_no, session_id=session_id, parent_no=node.parent_no)
+    queries.exchanges.move_requests(connection, message_no, session_id=session_id, parent_no=node.parent_no)
     _forget_context(connection, message_no, session_id=session_id)
-    tokens = queries.delete_message(connection, message_no)
+    tokens = queries.messages.delete_message(connection, message_no)
     _count_out(connection, session_id, {message_no: tokens}, above=node.parent_no)
 
 
-def _forget_context(connection: sqlite3.Connection, message_no: int, *, session_id: str) -> None:
+def _forget_context(connection: Connection, message_no: int, *, session_id: str) -> None:
     """Requests that had it as a system message do not any more."""
-    for exchange_id, context in queries.list_contexts(connection, session_id):
+    for exchange_id, context in queries.exchanges.list_contexts(connection, session_id):
         placed = json_text.loads(context)
         left = [place for place in placed if place[1] != message_no]
         if len(left) < len(placed):
-            queries.update_context(connection, exchange_id, json_text.dumps(left) if left else None)
+            queries.exchanges.update_context(connection, exchange_id, json_text.dumps(left) if left else None)
 
 
-def _count_out(connection: sqlite3.Connection, session_id: str, removed: dict[int, int], *, above: int | None) -> None:
+def _count_out(connection: Connection, session_id: str, removed: dict[int, int], *, above: int | None) -> None:
     """Count the removed messages, given with their tokens, out of the session; it ends below `above` where it ended
     with one of them."""
-    session = queries.get_session(connection, session_id)
+    session = queries.sessions.get_session(connection, session_id)
     assert session is not None
     leaf_no = session.leaf_no
     if leaf_no in removed:
-        leaf_no = queries.newest_message_no(connection, session_id)
+        leaf_no = queries.messages.newest_message_no(connection, session_id)
         if above is not None:
-            leaf_no = queries.newest_leaf_below(connection, above, session_no=session.session_no)
-    queries.shrink_session(
+            leaf_no = queries.messages.newest_leaf_below(connection, above, session_no=session.session_no)
+    queries.sessions.shrink_session(
         connection, session_id=session_id, messages=len(removed), tokens=sum(removed.values()), leaf_no=leaf_no
     )

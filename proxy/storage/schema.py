@@ -9,13 +9,17 @@ from contextlib import closing
 from functools import lru_cache
 
 from proxy.storage import sqlite
+from proxy.storage.connection import Connection
+from proxy.storage.sqlite_connection import SqliteConnection, translated_errors
 
 _KINDS = frozenset({"table", "index", "trigger", "view"})
 _SQLITES_OWN = frozenset({"sqlite_sequence", "sqlite_stat1", "sqlite_stat4"})
 
 
-def foreign_objects(connection: sqlite3.Connection) -> list[str]:
+@translated_errors()
+def foreign_objects(connection: Connection) -> list[str]:
     """What is missing, is there and should not be, or is other than the migrations make it: each in a few words."""
+    assert isinstance(connection, SqliteConnection)
     found, expected = _objects(connection), _expected(_version(connection))
     missing = [f"{_shown(key)} is missing" for key in expected if key not in found]
     foreign = [f"{_shown(key)} is not of StellarChat" for key in found if key not in expected]
@@ -25,12 +29,12 @@ def foreign_objects(connection: sqlite3.Connection) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _expected(version: int) -> dict[tuple[str, str], str]:
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+    with closing(sqlite3.connect(":memory:", isolation_level=None, factory=SqliteConnection)) as connection:
         sqlite.prepare(connection, up_to=version)
         return _objects(connection)
 
 
-def _objects(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
+def _objects(connection: SqliteConnection) -> dict[tuple[str, str], str]:
     """The SQL of each by kind and name, but for what SQLite makes by itself."""
     rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
     return {
@@ -50,6 +54,6 @@ def _shown(key: tuple[str, str]) -> str:
     return f"{kind if kind in _KINDS else 'object'} {ascii(str(name)[:60])[1:-1]}"
 
 
-def _version(connection: sqlite3.Connection) -> int:
+def _version(connection: SqliteConnection) -> int:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     return version

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from proxy.storage import tombstones
-from proxy.storage.queries import named_statements
-from proxy.storage.sqlite import SQL, connect, transaction
+from proxy.storage.named import SQL, named_statements
+from proxy.storage.sqlite import connect
+from proxy.storage.sqlite_connection import SqliteConnection
 
 logger = logging.getLogger(__name__)
 
-Connection = sqlite3.Connection
+Connection = SqliteConnection
 Error = sqlite3.Error
 
 STATEMENTS = named_statements((SQL / "sqlite" / "search.sql").read_text(encoding="utf-8"))
@@ -182,7 +183,7 @@ def _damage_mark(path: Path) -> Path:
 
 def _prepared(path: Path) -> Connection:
     path.touch(mode=0o600)
-    connection = sqlite3.connect(path, isolation_level=None)
+    connection = sqlite3.connect(path, isolation_level=None, factory=SqliteConnection)
     try:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
@@ -190,7 +191,7 @@ def _prepared(path: Path) -> Connection:
         # What a power cut takes of it is indexed again. https://sqlite.org/pragma.html#pragma_synchronous
         connection.execute("PRAGMA synchronous = NORMAL")
         _refuse_other_version(connection)
-        with transaction(connection):
+        with connection.transaction():
             connection.execute(STATEMENTS["create_segments"])
             connection.execute(f"PRAGMA user_version = {_SCHEMA}")
     except BaseException:

@@ -4,13 +4,13 @@ Such a chat may still stream, in any process, or wait on a spill file. One that 
 Inside the writer's transaction.
 """
 
-import sqlite3
 from datetime import timedelta
 from hashlib import sha256
 from typing import Literal
 
 from proxy.ids import timestamp
 from proxy.storage import queries
+from proxy.storage.connection import Connection
 
 Kind = Literal["user", "session"]
 
@@ -23,18 +23,18 @@ def digest(kind: Kind, id_: str) -> bytes:
     return sha256(f"{kind}\0{id_}".encode("utf-8", "surrogatepass")).digest()
 
 
-def add_tombstone(connection: sqlite3.Connection, kind: Kind, id_: str, *, now: str) -> None:
+def add_tombstone(connection: Connection, kind: Kind, id_: str, *, now: str) -> None:
     """Remember that it is deleted now."""
-    queries.upsert_tombstone(connection, digest=digest(kind, id_), kind=kind, now=now)
+    queries.tombstones.upsert_tombstone(connection, digest=digest(kind, id_), kind=kind, now=now)
 
 
-def was_deleted(connection: sqlite3.Connection, *, user_id: str, session_id: str, asked_at: str) -> bool:
+def was_deleted(connection: Connection, *, user_id: str, session_id: str, asked_at: str) -> bool:
     """Whether the user or the session was deleted after a chat was asked for, or in the same millisecond."""
     digests = digest("user", user_id), digest("session", session_id)
-    return queries.was_deleted(connection, *digests, asked_at=asked_at)
+    return queries.tombstones.was_deleted(connection, *digests, asked_at=asked_at)
 
 
-def forget_some(connection: sqlite3.Connection, *, now_seconds: float, limit: int = 1000) -> int:
+def forget_some(connection: Connection, *, now_seconds: float, limit: int = 1000) -> int:
     """Forget some deletions of which no chat can be left; how many."""
     before = timestamp(max(0.0, now_seconds - KEPT.total_seconds()))
-    return queries.delete_old_tombstones(connection, before=before, limit=limit)
+    return queries.tombstones.delete_old_tombstones(connection, before=before, limit=limit)

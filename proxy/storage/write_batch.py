@@ -4,7 +4,6 @@ Every statement hands Python's lock over and back, which costs more than storing
 together are stored together. What is read in between has to be asked for here, so that it is there by then.
 """
 
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from proxy.storage import queries, usage
-from proxy.storage.response_queries import insert_response_items
-from proxy.storage.sqlite import transaction
+from proxy.storage.connection import Connection, Numbers
+from proxy.storage.queries.responses import insert_response_items
 
 Columns = dict[str, Any]
 
@@ -56,14 +55,14 @@ class _Waiting:
 
 
 class WriteBatch:
-    """WriteBatch on their way into the database. `flush` stores them; without it nothing is.
+    """Rows on their way into the database. Nothing reaches it before `flush()`.
 
     Numbers are given out here, from where the tables stand when the transaction begins to write.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._numbers: queries.Numbers | None = None
+        self._numbers: Numbers | None = None
         self._parameters: dict[tuple[str, str], int] = {}
         self._active: dict[str, int] = {}
         self._newest_deletion: str | None = None
@@ -73,7 +72,7 @@ class WriteBatch:
         self.long_ends_at = now + _LONG_SECONDS
 
     @property
-    def connection(self) -> sqlite3.Connection:
+    def connection(self) -> Connection:
         """The connection, with everything stored so far. After a use of one's own the numbers are looked up anew."""
         self.flush()
         self._numbers = None
@@ -82,7 +81,7 @@ class WriteBatch:
         self._newest_deletion = None
         return self._connection
 
-    def about(self, id_: str) -> sqlite3.Connection:
+    def about(self, id_: str) -> Connection:
         """The connection, to read what is below one session or exchange."""
         if self.waits_for(id_):
             self.flush()
@@ -99,23 +98,23 @@ class WriteBatch:
             return
         self._waiting = _Waiting()
         connection = self._connection
-        queries.insert_sessions(connection, list(waiting.sessions.values()))
-        queries.insert_exchanges(connection, waiting.exchanges)
-        queries.insert_messages(connection, waiting.messages)
+        queries.sessions.insert_sessions(connection, list(waiting.sessions.values()))
+        queries.exchanges.insert_exchanges(connection, waiting.exchanges)
+        queries.messages.insert_messages(connection, waiting.messages)
         for message_no, digest, data in waiting.blobs:
-            queries.insert_blob(connection, message_no=message_no, digest=digest, data=data)
+            queries.messages.insert_blob(connection, message_no=message_no, digest=digest, data=data)
         for message_no, item_ids in waiting.items:
             insert_response_items(connection, item_ids, message_no=message_no)
-        queries.insert_fragments(connection, waiting.fragments)
-        queries.finish_exchanges(connection, waiting.outcomes)
-        queries.touch_sessions(connection, list(waiting.touched.values()))
-        queries.count_usage(connection, list(waiting.usage.values()))
+        queries.fragments.insert_fragments(connection, waiting.fragments)
+        queries.exchanges.finish_exchanges(connection, waiting.outcomes)
+        queries.sessions.touch_sessions(connection, list(waiting.touched.values()))
+        queries.usage.count_usage(connection, list(waiting.usage.values()))
 
     @property
     def newest_deletion(self) -> str:
         """When something was deleted by hand last; empty where nothing was."""
         if self._newest_deletion is None:
-            self._newest_deletion = queries.newest_deletion(self._connection)
+            self._newest_deletion = queries.tombstones.newest_deletion(self._connection)
         return self._newest_deletion
 
     # What waits
@@ -124,8 +123,8 @@ class WriteBatch:
         """The number of a user that is active now, who is made where there is none."""
         number = self._active.get(user_id)
         if number is None:
-            queries.upsert_user(self._connection, user_id=user_id, now=now)
-            number = queries.find_user_no(self._connection, user_id)
+            queries.users.upsert_user(self._connection, user_id=user_id, now=now)
+            number = queries.users.find_user_no(self._connection, user_id)
             assert number is not None
             self._active[user_id] = number
         return number
@@ -212,25 +211,25 @@ class WriteBatch:
         if waiting.size > _TOGETHER_BYTES:
             self.flush()
 
-    def _given(self) -> queries.Numbers:
+    def _given(self) -> Numbers:
         if self._numbers is None:
-            self._numbers = queries.last_numbers(self._connection)
+            self._numbers = self._connection.numbers()
         return self._numbers
 
     def _parameters_no(self, columns: Columns) -> int:
         endpoint, data = key = (columns["endpoint"], columns["parameters"])
         number = self._parameters.get(key)
         if number is None:
-            number = self._parameters[key] = queries.keep_parameters(
+            number = self._parameters[key] = queries.exchanges.keep_parameters(
                 self._connection, data, endpoint=endpoint, asked_model=columns["asked_model"]
             )
         return number
 
 
 @contextmanager
-def write_batch(connection: sqlite3.Connection) -> Iterator[WriteBatch]:
+def write_batch(connection: Connection) -> Iterator[WriteBatch]:
     """A write transaction; the rows gathered in it are stored at its end."""
-    with transaction(connection):
+    with connection.transaction():
         rows = WriteBatch(connection)
         yield rows
         rows.flush()

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import sqlite3
 from base64 import b64decode
 from functools import partial
 from typing import Any
@@ -16,8 +15,9 @@ from proxy.history.serializers import openai_message
 from proxy.history.sessions import SessionPatch
 from proxy.maintenance import export_file
 from proxy.maintenance.export import FORMATS, MEDIA_TYPES, Scope
-from proxy.storage import queries, web_queries
-from proxy.storage.queries import Session
+from proxy.storage import queries
+from proxy.storage.connection import Connection
+from proxy.storage.queries.sessions import Session
 from proxy.web.rendering import clip, number, raw_headers
 from proxy.web.sessions import curl
 from proxy.web.visits import Visit, raw, see_other
@@ -109,21 +109,19 @@ async def copy(visit: Visit) -> Response:
     )
 
 
-def _conversation(
-    connection: sqlite3.Connection, *, session: Session, message_id: str
-) -> tuple[list[JSON] | None, str | None]:
+def _conversation(connection: Connection, *, session: Session, message_id: str) -> tuple[list[JSON] | None, str | None]:
     """The messages up to one, as the model was sent them, and the model; no messages where they are too long."""
-    message_no = queries.find_message_no(connection, message_id, session_id=session.session_id)
+    message_no = queries.messages.find_message_no(connection, message_id, session_id=session.session_id)
     if message_no is None:
         raise NotFoundError("There is no such message in this session.")
-    path = queries.list_path(connection, message_no)[::-1]
+    path = queries.messages.list_path(connection, message_no)[::-1]
     messages: list[JSON] = []
     model, size = None, 0
     for number_ in branches.as_sent(connection, path):
-        row = queries.get_message(connection, number_)
+        row = queries.messages.get_message(connection, number_)
         if row is None:
             continue
-        blobs = queries.list_message_blobs(connection, number_) if row.content_form == "json" else {}
+        blobs = queries.messages.list_message_blobs(connection, number_) if row.content_form == "json" else {}
         size += len(row.content) + len(row.extra or "") + sum(map(len, blobs.values()))
         if size > _COPIED_CHARACTERS:
             return None, None
@@ -135,7 +133,7 @@ def _conversation(
 async def message_text(visit: Visit) -> Response:
     """All that a message says, and nothing around it."""
     session = await _session(visit)
-    read = partial(web_queries.get_message_text, message_id=_message_id(visit), session_id=session.session_id)
+    read = partial(queries.web.get_message_text, message_id=_message_id(visit), session_id=session.session_id)
     text = await visit.services.read(read)
     if text is None:
         raise NotFoundError("There is no such message.")
@@ -146,7 +144,7 @@ async def message_image(visit: Visit) -> Response:
     """An image of a message, if it is one that browsers draw and no more than draw."""
     session = await _session(visit)
     find = partial(
-        web_queries.get_message_blob,
+        queries.web.get_message_blob,
         message_id=_message_id(visit),
         session_id=session.session_id,
         digest=str(visit.request.path_params["digest"]),

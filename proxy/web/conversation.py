@@ -1,6 +1,5 @@
 """`/ui/s/{id}`: a conversation as a chat, a page of messages from its end, with its branches, as it grows."""
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +10,10 @@ from starlette.responses import Response
 
 from proxy.errors import NotFoundError
 from proxy.history import branches
-from proxy.storage import queries, web_queries
-from proxy.storage.queries import BranchNode, Session
+from proxy.storage import queries
+from proxy.storage.connection import Connection
+from proxy.storage.queries.messages import BranchNode
+from proxy.storage.queries.sessions import Session
 from proxy.web.live import LiveReplies
 from proxy.web.messages import (
     CHARACTERS,
@@ -98,13 +99,13 @@ def _live_address(shown: JSON) -> str:
     return f"{address}?leaf={shown['leaf_id']}" if shown["leaf_id"] else address
 
 
-def _read(connection: sqlite3.Connection, *, id_: str, user_id: str | None, view: View, live: LiveReplies) -> JSON:
+def _read(connection: Connection, *, id_: str, user_id: str | None, view: View, live: LiveReplies) -> JSON:
     session = branches.find_session(connection, id_, user_id=user_id)
     path = branches.get_branch(connection, session, through=view.branch or view.message)
     nodes = [node for node in path if not view.only or node.role in _CONVERSATION]
     start, end = _window(connection, session, nodes, view)
     messages = _messages(connection, session, nodes[start:end], view, is_first=start == 0)
-    listed = web_queries.list_branches(
+    listed = queries.web.list_branches(
         connection, session.session_id, session_no=session.session_no, limit=_BRANCHES + 1
     )
     return {
@@ -120,9 +121,7 @@ def _read(connection: sqlite3.Connection, *, id_: str, user_id: str | None, view
     }
 
 
-def _read_on(
-    connection: sqlite3.Connection, *, id_: str, user_id: str | None, leaf: str | None, live: LiveReplies
-) -> JSON:
+def _read_on(connection: Connection, *, id_: str, user_id: str | None, leaf: str | None, live: LiveReplies) -> JSON:
     session = branches.find_session(connection, id_, user_id=user_id)
     path = branches.get_branch(connection, session, through=leaf)
     known = 0 if leaf is None else _position(connection, session, path, leaf) + 1
@@ -137,9 +136,7 @@ def _read_on(
     }
 
 
-def _window(
-    connection: sqlite3.Connection, session: Session, nodes: Sequence[BranchNode], view: View
-) -> tuple[int, int]:
+def _window(connection: Connection, session: Session, nodes: Sequence[BranchNode], view: View) -> tuple[int, int]:
     """Which part of the branch is shown: around a message, before or after one, or its end."""
     if view.before is not None:
         end = _position(connection, session, nodes, view.before)
@@ -156,26 +153,26 @@ def _window(
 
 
 def _position(
-    connection: sqlite3.Connection,
+    connection: Connection,
     session: Session,
     nodes: Sequence[BranchNode],
     message_id: str,
     *,
     or_end: bool = False,
 ) -> int:
-    number = queries.find_message_no(connection, message_id, session_id=session.session_id)
+    number = queries.messages.find_message_no(connection, message_id, session_id=session.session_id)
     position = next((place for place, node in enumerate(nodes) if node.message_no == number), None)
     if position is None and not or_end:
         raise NotFoundError("There is no such message on this branch.")
     return len(nodes) - 1 if position is None else position
 
 
-def _id_of(connection: sqlite3.Connection, path: Sequence[BranchNode]) -> str | None:
-    return web_queries.get_message_id(connection, path[-1].message_no) if path else None
+def _id_of(connection: Connection, path: Sequence[BranchNode]) -> str | None:
+    return queries.web.get_message_id(connection, path[-1].message_no) if path else None
 
 
 def _messages(
-    connection: sqlite3.Connection, session: Session, nodes: Sequence[BranchNode], view: View, *, is_first: bool
+    connection: Connection, session: Session, nodes: Sequence[BranchNode], view: View, *, is_first: bool
 ) -> list[JSON]:
     shown = []
     for position, node in enumerate(nodes):
@@ -190,8 +187,8 @@ def _messages(
     return shown
 
 
-def _message(connection: sqlite3.Connection, session: Session, node: BranchNode, view: View) -> JSON | None:
-    row = web_queries.get_message(connection, node.message_no, characters=CHARACTERS, extra_characters=EXTRA_CHARACTERS)
+def _message(connection: Connection, session: Session, node: BranchNode, view: View) -> JSON | None:
+    row = queries.web.get_message(connection, node.message_no, characters=CHARACTERS, extra_characters=EXTRA_CHARACTERS)
     if row is None:
         return None
     if view.query and row["message_id"] == view.message and row["length"] > CHARACTERS:
@@ -199,13 +196,13 @@ def _message(connection: sqlite3.Connection, session: Session, node: BranchNode,
     message = shown_message(row, session_id=session.session_id, query=view.query)
     if node.role in ("system", "developer"):
         return message | {"forks": None}
-    forks = web_queries.get_alternatives(connection, node.message_no, session_no=session.session_no)
+    forks = queries.web.get_alternatives(connection, node.message_no, session_no=session.session_no)
     return message | {"forks": forks if forks["count"] > 1 else None}
 
 
-def _around_hit(connection: sqlite3.Connection, message_no: int, query: str) -> str:
+def _around_hit(connection: Connection, message_no: int, query: str) -> str:
     """Of a long message the part that a search found."""
-    row = web_queries.get_message(connection, message_no, characters=_SEARCHED_CHARACTERS, extra_characters=0)
+    row = queries.web.get_message(connection, message_no, characters=_SEARCHED_CHARACTERS, extra_characters=0)
     text: str = row["content"] if row else ""
     at = text.casefold().find(query.casefold())
     start = max(0, at - 500) if at > CHARACTERS - 500 else 0
@@ -217,21 +214,21 @@ def _around_hit(connection: sqlite3.Connection, message_no: int, query: str) -> 
 _NO_END: JSON = {"growing": [], "ending": None, "every": 3000}
 
 
-def _end_of(connection: sqlite3.Connection, session: Session, path: Sequence[BranchNode], live: LiveReplies) -> JSON:
+def _end_of(connection: Connection, session: Session, path: Sequence[BranchNode], live: LiveReplies) -> JSON:
     """Replies that are coming below the last message, or what became of its request where there is no reply."""
-    exchanges = web_queries.list_newest_exchanges(connection, session.session_no, limit=_EXCHANGES)
+    exchanges = queries.web.list_newest_exchanges(connection, session.session_no, limit=_EXCHANGES)
     here = [each for each in exchanges if path and each["leaf_no"] == path[-1].message_no]
     growing = [_growing(connection, each, live) for each in here[:3] if each["status"] == "in_progress"]
     ended = here[0] if here and not growing and path[-1].role != "assistant" else None
     ending = None
     if ended is not None and ended["status"] in ("failed", "incomplete"):
-        row = queries.get_exchange(connection, ended["exchange_id"])
+        row = queries.exchanges.get_exchange(connection, ended["exchange_id"])
         error = json_text.loads(row.error) if row and row.error else {}
         ending = ended | {"words": why(error if isinstance(error, dict) else {})}
     return {"growing": growing, "ending": ending, "every": 1000 if growing else 3000}
 
 
-def _growing(connection: sqlite3.Connection, exchange: JSON, live: LiveReplies) -> JSON:
+def _growing(connection: Connection, exchange: JSON, live: LiveReplies) -> JSON:
     message, model = live.message_of(connection, exchange["exchange_id"])
     return growing_message(
         message,

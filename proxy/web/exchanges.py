@@ -1,6 +1,5 @@
 """`/ui/x/{id}`: one request and its reply, with how long they took and their JSON."""
 
-import sqlite3
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -10,8 +9,9 @@ from starlette.responses import Response
 from proxy.errors import NotFoundError
 from proxy.history import branches
 from proxy.history.serializers import openai_message
-from proxy.storage import queries, web_queries
-from proxy.storage.queries import ExchangeRow
+from proxy.storage import queries
+from proxy.storage.connection import Connection
+from proxy.storage.queries.exchanges import ExchangeRow
 from proxy.web.messages import pretty, why
 from proxy.web.rendering import duration, exact, number
 from proxy.web.visits import Visit
@@ -30,8 +30,8 @@ async def show_exchange(visit: Visit) -> Response:
     return await visit.page("exchange.html", **shown)
 
 
-def _read(connection: sqlite3.Connection, *, id_: str, user_id: str | None) -> JSON:
-    row = queries.get_exchange(connection, id_)
+def _read(connection: Connection, *, id_: str, user_id: str | None) -> JSON:
+    row = queries.exchanges.get_exchange(connection, id_)
     if row is None or user_id not in (None, row.user_id):
         raise NotFoundError("There is no such exchange.")
     parameters, error = _parsed(row.parameters), _parsed(row.error)
@@ -59,12 +59,12 @@ def _words(row: ExchangeRow, error: Any) -> str:
     return said if row.status in ("incomplete", "failed") else ""
 
 
-def _numbers(connection: sqlite3.Connection, row: ExchangeRow) -> list[int]:
-    path = [] if row.leaf_no is None else queries.list_path(connection, row.leaf_no)[::-1]
+def _numbers(connection: Connection, row: ExchangeRow) -> list[int]:
+    path = [] if row.leaf_no is None else queries.messages.list_path(connection, row.leaf_no)[::-1]
     return branches.as_requested(branches.as_far_as_sent(path, row), row)
 
 
-def _newest(connection: sqlite3.Connection, numbers: Sequence[int]) -> tuple[list[JSON], int]:
+def _newest(connection: Connection, numbers: Sequence[int]) -> tuple[list[JSON], int]:
     """The last messages of a request, as many as can be shown, and how many are left out."""
     messages: list[JSON] = []
     left = _SHOWN_CHARACTERS
@@ -77,9 +77,9 @@ def _newest(connection: sqlite3.Connection, numbers: Sequence[int]) -> tuple[lis
     return messages[::-1], len(numbers) - len(messages)
 
 
-def _bounded(connection: sqlite3.Connection, message_no: int) -> tuple[JSON, int]:
+def _bounded(connection: Connection, message_no: int) -> tuple[JSON, int]:
     """A message as it was sent, and its size; of one that is too large only the beginning of its text."""
-    row = web_queries.get_message(
+    row = queries.web.get_message(
         connection, message_no, characters=_SHOWN_CHARACTERS, extra_characters=_SHOWN_CHARACTERS
     )
     if row is None:
@@ -91,19 +91,19 @@ def _bounded(connection: sqlite3.Connection, message_no: int) -> tuple[JSON, int
     return message, row["length"] + len(row["extra"] or "") + 50
 
 
-def _reply(connection: sqlite3.Connection, row: ExchangeRow) -> JSON | None:
+def _reply(connection: Connection, row: ExchangeRow) -> JSON | None:
     if row.status == "in_progress":
         return None
-    choices = [_choice(connection, message_no) for message_no in queries.list_replies(connection, row)[:64]]
+    choices = [_choice(connection, message_no) for message_no in queries.messages.list_replies(connection, row)[:64]]
     envelope = _parsed(row.completion)
     usage = {name: getattr(row, name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
     own = {"id": row.completion_id, "model": row.model, "choices": choices, "usage": usage}
     return own | (envelope if isinstance(envelope, dict) else {})
 
 
-def _choice(connection: sqlite3.Connection, message_no: int) -> JSON:
+def _choice(connection: Connection, message_no: int) -> JSON:
     message, _ = _bounded(connection, message_no)
-    stored = queries.get_message(connection, message_no)
+    stored = queries.messages.get_message(connection, message_no)
     choice = _parsed(stored.choice) if stored and len(stored.choice or "") <= _SHOWN_CHARACTERS else None
     return {"message": message} | (choice if isinstance(choice, dict) else {})
 

@@ -9,8 +9,8 @@ from starlette.responses import Response
 from proxy.access.keys import NewKey, create_key
 from proxy.errors import APIError, NotFoundError
 from proxy.ids import timestamp
-from proxy.storage import queries, web_queries
-from proxy.storage.queries import ApiKey
+from proxy.storage import queries
+from proxy.storage.queries.keys import ApiKey
 from proxy.web.sessions import day_of
 from proxy.web.visits import Visit, see_other
 
@@ -28,7 +28,7 @@ async def list_keys(visit: Visit) -> Response:
 async def _page(visit: Visit, *, secret: str | None = None, problem: str | None = None, status: int = 200) -> Response:
     keys: list[ApiKey] = []
     if visit.visitor.has_key:
-        read = partial(web_queries.list_keys, user_id=visit.reach, limit=_SHOWN + 1)
+        read = partial(queries.web.list_keys, user_id=visit.reach, limit=_SHOWN + 1)
         keys = await visit.services.read(read)
     shown = [_shown(key) for key in keys[:_SHOWN]]
     has_more = len(keys) > _SHOWN
@@ -86,7 +86,7 @@ async def ask_to_revoke(visit: Visit) -> Response:
 async def revoke(visit: Visit) -> Response:
     """Revoke a key."""
     key = await _find(visit)
-    await visit.services.write(partial(queries.revoke_key, key=key.key_id, now=timestamp()))
+    await visit.services.write(partial(queries.keys.revoke_key, key=key.key_id, now=timestamp()))
     return see_other("/ui/keys")
 
 
@@ -95,7 +95,7 @@ async def _find(visit: Visit) -> ApiKey:
     if not visit.visitor.has_key:
         raise APIError("Keys are made and revoked on the command line until this page needs a login.", status=403)
     key_id = visit.request.path_params["key_id"]
-    keys = await visit.services.read(partial(queries.list_keys, user_id=visit.reach))
+    keys = await visit.services.read(partial(queries.keys.list_keys, user_id=visit.reach))
     found: ApiKey | None = next((key for key in keys if key.key_id == key_id), None)
     if found is None:
         raise NotFoundError("There is no such key.")

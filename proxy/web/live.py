@@ -1,11 +1,11 @@
 """Replies in progress as far as they are on disk, folded on as they grow rather than anew with each look."""
 
-import sqlite3
 import threading
 from collections import OrderedDict
 from typing import Any
 
-from proxy.storage import web_queries
+from proxy.storage import queries
+from proxy.storage.connection import Connection
 from proxy.wire.chat_reply import Completion
 from proxy.wire.sse import Decoder
 
@@ -28,14 +28,14 @@ class LiveReplies:
         self._growing: OrderedDict[str, _Growing] = OrderedDict()
         self._lock = threading.Lock()
 
-    def message_of(self, connection: sqlite3.Connection, exchange_id: str) -> tuple[dict[str, Any], str | None]:
+    def message_of(self, connection: Connection, exchange_id: str) -> tuple[dict[str, Any], str | None]:
         """What the first choice of a reply in progress says so far, and the model that says it."""
         with self._lock:
             growing = self._growing.pop(exchange_id, None) or _Growing()
             self._growing[exchange_id] = growing
             if len(self._growing) > _KEPT:
                 self._growing.popitem(last=False)
-            for sequence, data in web_queries.iterate_fragments(connection, exchange_id, start=growing.taken):
+            for sequence, data in queries.web.iterate_fragments(connection, exchange_id, start=growing.taken):
                 for event in growing.decoder.feed(data):
                     growing.reply.feed(event)
                 growing.taken = sequence + 1

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sqlite3
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
@@ -14,7 +13,8 @@ from starlette.responses import Response
 
 from proxy.demo.call import MODEL
 from proxy.errors import APIError
-from proxy.storage import web_queries
+from proxy.storage import queries
+from proxy.storage.connection import Connection
 from proxy.web.rendering import ago
 from proxy.web.visits import Visit
 
@@ -105,15 +105,13 @@ def _address(visit: Visit, **changes: str) -> str:
     return f"/ui?{urlencode(kept)}" if kept else "/ui"
 
 
-def _find(
-    connection: sqlite3.Connection, *, user_id: str | None, filters: Filters, after: tuple[str, str] | None
-) -> _Found:
+def _find(connection: Connection, *, user_id: str | None, filters: Filters, after: tuple[str, str] | None) -> _Found:
     since, before = filters.since_day or "", after or _end_of(filters.until_day)
     step = _PAGE + 1 if filters.model is None and filters.status is None else 200
     sessions: list[JSON] = []
     looked_at = 0
     while looked_at < _LOOKED_AT_MAX:
-        rows = web_queries.list_sessions(connection, user_id=user_id, since=since, before=before, limit=step)
+        rows = queries.web.list_sessions(connection, user_id=user_id, since=since, before=before, limit=step)
         for row in rows:
             if len(sessions) == _PAGE:
                 return _Found(sessions, before, is_first_visit=False)
@@ -123,7 +121,7 @@ def _find(
                 sessions.append(session)
         looked_at += len(rows)
         if len(rows) < step:
-            is_empty = not (sessions or after) and not web_queries.session_exists(connection, user_id=user_id)
+            is_empty = not (sessions or after) and not queries.web.session_exists(connection, user_id=user_id)
             return _Found(sessions, None, is_first_visit=is_empty)
     return _Found(sessions, before, is_first_visit=False)
 
@@ -133,8 +131,8 @@ def _end_of(until_day: str | None) -> tuple[str, str]:
     return _LAST if until_day is None else ((date.fromisoformat(until_day) + timedelta(days=1)).isoformat(), "")
 
 
-def _session(connection: sqlite3.Connection, row: JSON) -> JSON:
-    exchanges = web_queries.list_newest_exchanges(connection, row["session_no"], limit=_EXCHANGES)
+def _session(connection: Connection, row: JSON) -> JSON:
+    exchanges = queries.web.list_newest_exchanges(connection, row["session_no"], limit=_EXCHANGES)
     models = list(dict.fromkeys(each["model"] for each in exchanges if each["model"]))
     states = [each["status"] for each in exchanges]
     status = "in_progress" if "in_progress" in states else states[0] if states else None

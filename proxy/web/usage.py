@@ -1,6 +1,5 @@
 """`/ui/usage`: tokens and requests by day, model, user or endpoint, from counts that are kept with each chat."""
 
-import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -9,7 +8,8 @@ from typing import Any
 from starlette.responses import Response
 
 from proxy.errors import APIError
-from proxy.storage import web_queries
+from proxy.storage import queries
+from proxy.storage.connection import Connection
 from proxy.storage.usage import percentile_ms
 from proxy.web.rendering import duration, number
 from proxy.web.sessions import day_of
@@ -59,11 +59,11 @@ def _days(visit: Visit) -> tuple[date, date]:
 
 
 def _read(
-    connection: sqlite3.Connection, *, by: str, since: str, until: str, user_id: str | None
+    connection: Connection, *, by: str, since: str, until: str, user_id: str | None
 ) -> tuple[list[JSON], list[JSON]]:
     within: JSON = {"since": since, "until": until, "user_id": user_id, "limit": _ROWS_MAX + 1}
-    days = web_queries.sum_usage(connection, by="day", **within)
-    return days, days if by == "day" else web_queries.sum_usage(connection, by=by, **within)
+    days = queries.web.sum_usage(connection, by="day", **within)
+    return days, days if by == "day" else queries.web.sum_usage(connection, by=by, **within)
 
 
 def _totals(days: Sequence[JSON]) -> list[tuple[str, str]]:

@@ -19,9 +19,9 @@ from proxy.access.keys import CachedKey, hash_of
 from proxy.errors import APIError
 from proxy.ids import timestamp
 from proxy.services import Services, State
-from proxy.storage import web_queries
-from proxy.storage.queries import DEFAULT_USER_ID
-from proxy.storage.web_queries import WebSession
+from proxy.storage import queries
+from proxy.storage.queries.users import DEFAULT_USER_ID
+from proxy.storage.queries.web import WebSession
 
 COOKIE = "stellarchat_web"
 LIVE_HEADER = "x-stellarchat-live"  # the page asks by itself: that is no use of the login
@@ -62,7 +62,7 @@ async def find_visitor(request: Request[State]) -> Visitor | None:
         return None
     services, token_hash = request.state["services"], _hash(token)
     now = timestamp()
-    login = await services.database.read(lambda conn: web_queries.get_web_session(conn, token_hash, now=now))
+    login = await services.database.read(lambda conn: queries.web.get_web_session(conn, token_hash, now=now))
     visitor = None if login is None else _visitor_of(login, admin_key=services.settings.admin_key, now=now)
     if login is not None and visitor is not None and LIVE_HEADER not in request.headers:
         await _extend(services, login, token_hash, now=now)
@@ -83,7 +83,7 @@ async def _extend(services: Services, login: WebSession, token_hash: bytes, *, n
     if datetime.fromisoformat(end) - datetime.fromisoformat(login.expires_at) < _EXTEND_AFTER:
         return
     with suppress(APIError):  # where the database cannot be written just now, the login ends when it was to
-        await services.write(lambda conn: web_queries.extend_web_session(conn, token_hash, expires_at=end))
+        await services.write(lambda conn: queries.web.extend_web_session(conn, token_hash, expires_at=end))
 
 
 def _end_of(created_at: str, *, now: str) -> str:
@@ -96,7 +96,7 @@ async def log_in(request: Request[State], key: CachedKey, response: Response) ->
     token, now = secrets.token_urlsafe(32), timestamp()
     key_hash, token_hash, end = key.row.key_hash, _hash(token), _end_of(now, now=now)
     await request.state["services"].write(
-        lambda conn: web_queries.insert_web_session(
+        lambda conn: queries.web.insert_web_session(
             conn, token_hash, key_hash=key_hash, now=now, expires_at=end, most=_PER_KEY
         )
     )
@@ -114,7 +114,7 @@ async def log_in(request: Request[State], key: CachedKey, response: Response) ->
 async def log_out(request: Request[State], response: Response) -> None:
     """End the login of the request's cookie."""
     token_hash = _hash(request.cookies.get(COOKIE, ""))
-    await request.state["services"].write(lambda conn: web_queries.delete_web_session(conn, token_hash))
+    await request.state["services"].write(lambda conn: queries.web.delete_web_session(conn, token_hash))
     response.delete_cookie(COOKIE, path="/ui", httponly=True, samesite="strict", secure=is_https(request))
 
 

@@ -1,3 +1,11 @@
+-- columns: exchange
+e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, e.leaf_no, e.context, e.linked_count,
+       p.endpoint, COALESCE(e.model, p.model) AS model, e.status, e.http_status, e.finish_reason, e.prompt_tokens,
+       e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms,
+       e.duration_ms, p.data AS parameters, e.metadata, COALESCE(e.request_id, e.exchange_id) AS request_id,
+       CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END AS completion_id,
+       e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at, e.wire
+
 -- name: insert_exchange
 INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_no, leaf_no, context, linked_count, model, status,
                        http_status, finish_reason, prompt_tokens, completion_tokens, total_tokens, reasoning_tokens,
@@ -10,9 +18,9 @@ VALUES (:exchange_no, :exchange_id, :session_no, :user_no, :leaf_no, :context, :
 
 -- name: last_numbers
 -- The numbers that sessions, messages and exchanges have reached. https://sqlite.org/autoinc.html
-SELECT COALESCE((SELECT MAX(session_no) FROM sessions), 0),
-       COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'messages'), 0),
-       COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'exchanges'), 0);
+SELECT COALESCE((SELECT MAX(session_no) FROM sessions), 0) AS session_no,
+       COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'messages'), 0) AS message_no,
+       COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'exchanges'), 0) AS exchange_no;
 
 -- name: find_parameters
 SELECT parameters_no
@@ -21,7 +29,8 @@ WHERE digest = :digest;
 
 -- name: insert_parameters
 INSERT INTO parameters (digest, endpoint, model, data)
-VALUES (:digest, :endpoint, :model, :data);
+VALUES (:digest, :endpoint, :model, :data)
+RETURNING parameters_no;
 
 -- name: finish_exchange
 -- The outcome of an exchange in progress.
@@ -66,8 +75,9 @@ WHERE exchange_id = :exchange_id
 
 -- name: get_exchange_in_progress
 -- What is needed to store its end: where its request's last message stands, and whether anything follows there already.
-SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, p.model, e.created_at, e.leaf_no,
-       EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = e.session_no AND c.parent_no = e.leaf_no),
+SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, p.model AS asked_model,
+       e.created_at, e.leaf_no,
+       EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = e.session_no AND c.parent_no = e.leaf_no) AS goes_on,
        e.user_no, p.endpoint
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
@@ -86,12 +96,7 @@ FROM exchanges
 WHERE exchange_id = :exchange_id;
 
 -- name: get_exchange
-SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, e.leaf_no, e.context, e.linked_count,
-       p.endpoint, COALESCE(e.model, p.model), e.status, e.http_status, e.finish_reason, e.prompt_tokens,
-       e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms,
-       e.duration_ms, p.data, e.metadata, COALESCE(e.request_id, e.exchange_id),
-       CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END,
-       e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at, e.wire
+SELECT {exchange}
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
 JOIN sessions AS s ON s.session_no = e.session_no
@@ -99,12 +104,7 @@ WHERE e.exchange_id = :exchange_id;
 
 -- name: list_exchanges
 -- One page of a session's exchanges in the order they were stored.
-SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, e.leaf_no, e.context, e.linked_count,
-       p.endpoint, COALESCE(e.model, p.model), e.status, e.http_status, e.finish_reason, e.prompt_tokens,
-       e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms,
-       e.duration_ms, p.data, e.metadata, COALESCE(e.request_id, e.exchange_id),
-       CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END,
-       e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at, e.wire
+SELECT {exchange}
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
 JOIN sessions AS s ON s.session_no = e.session_no
@@ -131,116 +131,6 @@ FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
 WHERE e.status = 'in_progress'
   AND e.worker_id = :worker_id;
-
--- name: insert_fragment
--- Nothing happens where the exchange has ended, or was deleted, or the piece is there already: it may be replayed.
-INSERT INTO exchange_fragments (exchange_no, sequence, data)
-SELECT e.exchange_no, column2, column3
-FROM (VALUES (:exchange_id, :sequence, :data)) AS fragment
-CROSS JOIN exchanges AS e
-WHERE e.exchange_id = column1
-  AND e.status = 'in_progress'
-ON CONFLICT DO NOTHING;
-
--- name: list_fragments
-SELECT data
-FROM exchange_fragments
-WHERE exchange_no = (SELECT e.exchange_no FROM exchanges AS e WHERE e.exchange_id = :exchange_id)
-ORDER BY sequence;
-
--- name: list_fragments_from
--- The pieces of a reply from one on, up to another.
-SELECT data
-FROM exchange_fragments
-WHERE exchange_no = (SELECT e.exchange_no FROM exchanges AS e WHERE e.exchange_id = :exchange_id)
-  AND sequence >= :start
-  AND sequence < :stop
-ORDER BY sequence;
-
--- name: delete_fragments
--- Of exchanges that have ended.
-DELETE FROM exchange_fragments
-WHERE exchange_no IN (
-    SELECT e.exchange_no
-    FROM (VALUES (:exchange_id)) AS ended
-    CROSS JOIN exchanges AS e
-    WHERE e.exchange_id = column1
-      AND e.status <> 'in_progress'
-);
-
--- name: delete_stray_fragments
--- Of all exchanges that have ended: a process may be gone before it has deleted them. Those of responses stay for a while.
-DELETE FROM exchange_fragments
-WHERE exchange_no IN (
-    SELECT f.exchange_no
-    FROM exchange_fragments AS f
-    JOIN exchanges AS e ON e.exchange_no = f.exchange_no
-    JOIN parameters AS p ON p.parameters_no = e.parameters_no
-    WHERE e.status <> 'in_progress'
-      AND (p.endpoint <> '/v1/responses' OR e.created_at < :before)
-);
-
--- name: find_stored_exchange
--- The exchange of a user that upstream's id names: the newest, since a client may use a request id again.
-SELECT exchange_id
-FROM exchanges
-WHERE user_no = (SELECT u.user_no FROM users AS u WHERE u.user_id = :user_id)
-  AND completion_id = :completion_id
-  AND completion_id <> ''
-  AND status IN ('completed', 'incomplete')
-ORDER BY created_at DESC, exchange_id DESC
-LIMIT 1;
-
--- name: find_stored_exchange_of_anyone
--- The same where no key and no header says whose: one probe of the index a user.
-SELECT e.exchange_id
-FROM users AS u
-CROSS JOIN exchanges AS e
-WHERE e.user_no = u.user_no
-  AND e.completion_id = :completion_id
-  AND e.completion_id <> ''
-  AND e.status IN ('completed', 'incomplete')
-ORDER BY e.created_at DESC, e.exchange_id DESC
-LIMIT 1;
-
--- name: scan_exchanges_of_user
--- The next exchanges of a user after one, oldest first, by what a list of completions is filtered by.
-SELECT e.exchange_id, e.status, COALESCE(e.model, p.model), e.metadata
-FROM exchanges AS e
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
-WHERE e.user_no = (SELECT u.user_no FROM users AS u WHERE u.user_id = :user_id)
-  AND e.exchange_id > :after
-ORDER BY e.exchange_id
-LIMIT :limit;
-
--- name: scan_exchanges_of_user_newest_first
-SELECT e.exchange_id, e.status, COALESCE(e.model, p.model), e.metadata
-FROM exchanges AS e
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
-WHERE e.user_no = (SELECT u.user_no FROM users AS u WHERE u.user_id = :user_id)
-  AND e.exchange_id < :after
-ORDER BY e.exchange_id DESC
-LIMIT :limit;
-
--- name: scan_exchanges_of_session
--- The same within a session. Its exchanges are sorted for it, all of them at each step: an index that has them sorted
--- would cost every exchange some 40 bytes, and a session of 60,000 takes 14 ms a step without.
-SELECT e.exchange_id, e.status, COALESCE(e.model, p.model), e.metadata
-FROM exchanges AS e
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
-WHERE e.session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
-  AND e.exchange_id > :after
-ORDER BY e.exchange_id
-LIMIT :limit;
-
--- name: scan_exchanges_of_session_newest_first
-SELECT e.exchange_id, e.status, COALESCE(e.model, p.model), e.metadata
-FROM exchanges AS e
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
-WHERE e.session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
-  AND e.exchange_id < :after
-ORDER BY e.exchange_id DESC
-LIMIT :limit;
 
 -- name: update_exchange_metadata
 UPDATE exchanges

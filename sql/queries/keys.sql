@@ -1,3 +1,7 @@
+-- columns: api_key
+key_id, user_id, name, key_hash, hint, is_admin, requests_per_minute, tokens_per_day, created_at, expires_at,
+       revoked_at, last_used_at
+
 -- name: insert_key
 INSERT INTO api_keys (key_id, user_id, name, key_hash, hint, is_admin, requests_per_minute, tokens_per_day, created_at,
                       expires_at)
@@ -6,16 +10,14 @@ VALUES (:key_id, :user_id, :name, :key_hash, :hint, :is_admin, :requests_per_min
 
 -- name: find_key
 -- By its hash alone: the key itself is not here.
-SELECT key_id, user_id, name, key_hash, hint, is_admin, requests_per_minute, tokens_per_day, created_at, expires_at,
-       revoked_at, last_used_at
+SELECT {api_key}
 FROM api_keys
 WHERE key_hash = :key_hash;
 
 -- name: list_keys
-SELECT key_id, user_id, name, key_hash, hint, is_admin, requests_per_minute, tokens_per_day, created_at, expires_at,
-       revoked_at, last_used_at
+SELECT {api_key}
 FROM api_keys
-WHERE (:user_id IS NULL OR user_id = :user_id)
+WHERE (CAST(:user_id AS TEXT) IS NULL OR user_id = :user_id)
 ORDER BY key_id;
 
 -- name: key_exists

@@ -1,3 +1,12 @@
+-- columns: message
+m.message_id, m.session_id, p.message_id AS parent_id, e.exchange_id, m.role, m.content,
+       COALESCE(m.content_form, 'text') AS content_form, m.extra, m.wire,
+       CASE WHEN m.choice = '' THEN '{"finish_reason":"stop"}' ELSE m.choice END AS choice, m.model, m.tokens,
+       COALESCE(m.status, 'completed') AS status, m.metadata, m.created_at, m.message_no
+
+-- columns: node
+message_no, session_id, parent_no, depth, role, chain_hash
+
 -- name: insert_message
 INSERT INTO messages (message_no, message_id, session_id, session_no, parent_no, depth, chain_hash, exchange_no, role, content,
                       content_form, extra, wire, choice, model, tokens, status, metadata, created_at)
@@ -40,7 +49,7 @@ WITH RECURSIVE probe (position, hash) AS (
     WHERE 16 * (position + 1) < length(:hashes)
 )
 SELECT m.message_no, m.session_id,
-       EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = m.session_no AND c.parent_no = m.message_no)
+       EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = m.session_no AND c.parent_no = m.message_no) AS goes_on
 FROM messages AS m
 WHERE m.chain_hash = (
     SELECT probe.hash
@@ -76,13 +85,13 @@ LIMIT 1;
 
 -- name: get_node
 -- Where a message stands in its tree.
-SELECT message_no, session_id, parent_no, depth, role, chain_hash
+SELECT {node}
 FROM messages
 WHERE message_no = :message_no;
 
 -- name: find_node_by_hash
 -- A message of a session by its hash: the newest, if it was stored more than once.
-SELECT message_no, session_id, parent_no, depth, role, chain_hash
+SELECT {node}
 FROM messages
 WHERE chain_hash = :chain_hash
   AND session_no = :session_no
@@ -100,7 +109,7 @@ WITH RECURSIVE path (message_no, parent_no, depth, role, chain_hash) AS (
     FROM path
     JOIN messages AS m ON m.message_no = path.parent_no
 )
-SELECT message_no, :session_id, parent_no, depth, role, chain_hash
+SELECT message_no, :session_id AS session_id, parent_no, depth, role, chain_hash
 FROM path
 LIMIT :limit;
 
@@ -142,9 +151,7 @@ WHERE session_id = :session_id;
 -- One message of a session as the routes show it: with its parent's id and the number of its alternatives, itself
 -- included. System messages stand in the tree where they changed, but a reply below one is an alternative to the reply
 -- beside it: those count whose nearest message of the conversation above is the same.
-SELECT m.message_id, m.session_id, p.message_id, e.exchange_id, m.role, m.content, COALESCE(m.content_form, 'text'),
-       m.extra, CASE WHEN m.choice = '' THEN '{"finish_reason":"stop"}' ELSE m.choice END, m.model, m.tokens,
-       COALESCE(m.status, 'completed'), m.metadata, m.created_at, m.message_no,
+SELECT {message},
        (
            WITH RECURSIVE
            above (message_no) AS (
@@ -171,8 +178,7 @@ SELECT m.message_id, m.session_id, p.message_id, e.exchange_id, m.role, m.conten
            SELECT COUNT(*)
            FROM beside
            WHERE is_linked = (m.role NOT IN ('system', 'developer'))
-       ),
-       m.wire
+       ) AS siblings
 FROM messages AS m
 LEFT JOIN messages AS p ON p.message_no = m.parent_no
 LEFT JOIN exchanges AS e ON e.exchange_no = m.exchange_no

@@ -8,7 +8,7 @@ ORDER BY updated_at
 LIMIT :limit;
 
 -- name: count_old_sessions
-SELECT COUNT(*), COALESCE(SUM(message_count), 0)
+SELECT COUNT(*) AS sessions, CAST(COALESCE(SUM(message_count), 0) AS BIGINT) AS messages
 FROM sessions
 WHERE updated_at < :before;
 
@@ -17,10 +17,15 @@ WHERE updated_at < :before;
 SELECT (
     SELECT COUNT(*)
     FROM (SELECT m.message_no FROM messages AS m WHERE m.session_id = :session_id LIMIT :most) AS some_messages
-), (
+) AS messages, (
     SELECT COUNT(*)
-    FROM (SELECT e.exchange_id FROM exchanges AS e WHERE e.session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id) LIMIT :most) AS some_exchanges
-);
+    FROM (
+        SELECT e.exchange_id
+        FROM exchanges AS e
+        WHERE e.session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
+        LIMIT :most
+    ) AS some_exchanges
+) AS exchanges;
 
 -- name: delete_newest_messages
 -- Children have higher numbers than their parents, so none goes with another: as many are deleted as asked for.

@@ -1,3 +1,7 @@
+-- columns: session
+session_no, session_id, user_id, external_id, title, is_active, metadata, leaf_no, message_count, tokens,
+       created_at, updated_at
+
 -- name: insert_session
 -- Nothing happens where the session, or the client's id for it, is there already.
 INSERT INTO sessions (session_no, session_id, user_id, external_id, title, metadata, leaf_no, message_count, tokens, created_at,
@@ -10,28 +14,26 @@ ON CONFLICT DO NOTHING;
 -- A session by its own id or by the id its client made up, which comes second; without a user, of the whole database.
 SELECT session_id
 FROM sessions
-WHERE (session_id = :id AND (:user_id IS NULL OR user_id = :user_id))
+WHERE (session_id = :id AND (CAST(:user_id AS TEXT) IS NULL OR user_id = :user_id))
    OR (external_id = :id AND user_id = COALESCE(:user_id, :default_user_id))
 ORDER BY CASE WHEN session_id = :id THEN 0 ELSE 1 END
 LIMIT 1;
 
 -- name: get_session
-SELECT session_no, session_id, user_id, external_id, title, is_active, metadata, leaf_no, message_count, tokens,
-       created_at, updated_at
+SELECT {session}
 FROM sessions
 WHERE session_id = :session_id
-  AND (:user_id IS NULL OR user_id = :user_id);
+  AND (CAST(:user_id AS TEXT) IS NULL OR user_id = :user_id);
 
 -- name: list_sessions
 -- One page of a user's sessions, newest activity first, after the one named by the cursor.
-SELECT session_no, session_id, user_id, external_id, title, is_active, metadata, leaf_no, message_count, tokens,
-       created_at, updated_at
+SELECT {session}
 FROM sessions
 WHERE user_id = :user_id
   AND (:active_only = 0 OR is_active)
-  AND (:after_updated_at IS NULL OR (updated_at, session_id) < (:after_updated_at, :after_session_id))
-  AND (:since IS NULL OR updated_at >= :since)
-  AND (:until IS NULL OR updated_at < :until)
+  AND (CAST(:after_updated_at AS TEXT) IS NULL OR (updated_at, session_id) < (:after_updated_at, :after_session_id))
+  AND (CAST(:since AS TEXT) IS NULL OR updated_at >= :since)
+  AND (CAST(:until AS TEXT) IS NULL OR updated_at < :until)
 ORDER BY updated_at DESC, session_id DESC
 LIMIT :limit OFFSET :offset;
 
@@ -40,8 +42,8 @@ LIMIT :limit OFFSET :offset;
 SELECT session_id
 FROM sessions
 WHERE user_id = :user_id
-  AND (:since IS NULL OR updated_at >= :since)
-  AND (:until IS NULL OR updated_at < :until)
+  AND (CAST(:since AS TEXT) IS NULL OR updated_at >= :since)
+  AND (CAST(:until AS TEXT) IS NULL OR updated_at < :until)
 ORDER BY updated_at DESC, session_id DESC
 LIMIT :limit OFFSET :offset;
 
@@ -49,8 +51,8 @@ LIMIT :limit OFFSET :offset;
 SELECT COUNT(*)
 FROM sessions
 WHERE user_id = :user_id
-  AND (:since IS NULL OR updated_at >= :since)
-  AND (:until IS NULL OR updated_at < :until);
+  AND (CAST(:since AS TEXT) IS NULL OR updated_at >= :since)
+  AND (CAST(:until AS TEXT) IS NULL OR updated_at < :until);
 
 -- name: update_session
 -- What is not given stays.

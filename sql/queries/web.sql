@@ -169,8 +169,7 @@ ORDER BY f.sequence;
 
 -- name: list_page_keys
 -- The newest keys, of everyone or of one user.
-SELECT key_id, user_id, name, key_hash, hint, is_admin, requests_per_minute, tokens_per_day, created_at, expires_at,
-       revoked_at, last_used_at
+SELECT {api_key}
 FROM api_keys
 WHERE CAST(:user_id AS TEXT) IS NULL OR user_id = :user_id
 ORDER BY key_id DESC

@@ -28,7 +28,7 @@ def make_key(folder: Path, **grant: object) -> str:
     """A new key in the database of `settings_for(folder)`."""
     with closing(sqlite.connect(folder / "stellarchat.db")) as connection:
         sqlite.prepare(connection)
-        with sqlite.transaction(connection):
+        with connection.transaction():
             return create_key(connection, NewKey(**{"user_id": "ann", **grant}))[0]  # type: ignore[arg-type]
 
 

@@ -21,12 +21,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from proxy import ids
 from proxy.search import index as search_index
 from proxy.storage import exchange_store, queries, search_file, sqlite
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
 from tests.bench import figures, machine, wire
@@ -118,7 +119,7 @@ def _fts5_cost(path: Path, messages: Sequence[tuple[int, str]]) -> float:
         connection.execute(search_file.statement("create_segment", 0))
         began = time.thread_time()
         for start in range(0, len(entries), search_index._BATCH):
-            with sqlite.transaction(connection):
+            with connection.transaction():
                 batch = entries[start : start + search_index._BATCH]
                 connection.executemany(search_file.statement("insert_grams", 0), batch)
         return time.thread_time() - began
@@ -137,7 +138,7 @@ def _footprint(folder: Path, chats: int, *, a_commit: int) -> tuple[float, float
         return pages / chats, (_index_entries(connection) - entries) / chats
 
 
-def _index_entries(connection: sqlite3.Connection) -> int:
+def _index_entries(connection: SqliteConnection) -> int:
     """How many entries all indexes have. https://sqlite.org/fileformat2.html#the_sqlite_stat1_table"""
     connection.execute("ANALYZE")
     found = connection.execute("SELECT stat FROM sqlite_stat1 WHERE idx IS NOT NULL")
@@ -147,14 +148,14 @@ def _index_entries(connection: sqlite3.Connection) -> int:
 # --- the two ways
 
 
-def _store(connection: sqlite3.Connection, chats: Sequence[Chat], *, a_commit: int) -> None:
+def _store(connection: SqliteConnection, chats: Sequence[Chat], *, a_commit: int) -> None:
     for start in range(0, len(chats), a_commit):
         with write_batch(connection) as rows:
             for exchange, outcome in chats[start : start + a_commit]:
                 exchange_store.finish(rows, exchange, outcome)
 
 
-def _repeat(connection: sqlite3.Connection, transactions: Sequence[Sequence[Asked]]) -> float:
+def _repeat(connection: SqliteConnection, transactions: Sequence[Sequence[Asked]]) -> float:
     """Run transactions that were written down; what their commits took."""
     commits = 0.0
     for statements in transactions:
@@ -166,23 +167,25 @@ def _repeat(connection: sqlite3.Connection, transactions: Sequence[Sequence[Aske
     return commits
 
 
-class _Writing:
+class _Writing(SqliteConnection):
     """A connection that also writes down what it is asked."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.asked: list[Asked] = []
 
     def execute(self, statement: str, parameters: Any = ()) -> sqlite3.Cursor:
         self.asked.append((statement, parameters))
-        return self._connection.execute(statement, parameters)
+        return super().execute(statement, parameters)
 
 
 def _written_down(folder: Path, chats: int, *, a_commit: int) -> tuple[list[list[Asked]], list[list[Asked]]]:
     """What the program asks of a new database, by transaction: to warm up, and then."""
     with _opened(folder) as connection:
-        writing = _Writing(connection)
-        _store(cast("sqlite3.Connection", writing), _chats(_WARM_UP + chats), a_commit=a_commit)
+        [(_, _, file)] = connection.execute("PRAGMA database_list")
+        writing = sqlite3.connect(file, isolation_level=None, factory=_Writing)
+        with contextlib.closing(writing):
+            _store(writing, _chats(_WARM_UP + chats), a_commit=a_commit)
     transactions = list(_transactions(writing.asked))
     return transactions[: _WARM_UP // a_commit], transactions[_WARM_UP // a_commit :]
 
@@ -198,7 +201,7 @@ def _transactions(asked: Sequence[Asked]) -> Iterator[list[Asked]]:
 
 
 @contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[sqlite3.Connection]:
+def _opened(folder: Path) -> Iterator[SqliteConnection]:
     """A new database as the server makes it."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         connection = sqlite.connect(Path(name) / "x.db")
@@ -219,7 +222,7 @@ def _chat(request: bytes, reply: bytes) -> Chat:
     request_id = ids.uuid7()
     exchange = Exchange(
         exchange_id=request_id,
-        user_id=queries.DEFAULT_USER_ID,
+        user_id=queries.users.DEFAULT_USER_ID,
         session=SessionRef(ids.uuid7(), "new"),
         endpoint="/v1/chat/completions",
         request_id=request_id,

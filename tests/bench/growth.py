@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import random
-import sqlite3
 import statistics
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from urllib.parse import quote
 from proxy import ids
 from proxy.search.index import Index
 from proxy.storage import sqlite
+from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.wire import hash_chain
 from tests.bench import accounting, figures, machine, phases, relays, wire
 from tests.bench.client import Load
@@ -200,7 +200,7 @@ def fill(path: Path, *, messages: int) -> list[Stored]:
     return stored
 
 
-def _without_indexes(connection: sqlite3.Connection) -> list[str]:
+def _without_indexes(connection: SqliteConnection) -> list[str]:
     """Take the indexes away and give out the statements that make them: sorted at the end they cost far less."""
     found = connection.execute(
         "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"
@@ -247,7 +247,7 @@ class _Batch:
         self.sessions.append((number + 1, session_id, user_id, title, leaf_no, 2 * _TURNS, 40 * _TURNS, now, now))
         return Stored(session_id, user_id, tuple(said))
 
-    def write(self, connection: sqlite3.Connection) -> None:
+    def write(self, connection: SqliteConnection) -> None:
         connection.execute("BEGIN")
         connection.executemany(_INSERT_USER, self.users)
         connection.executemany(_INSERT_SESSION, self.sessions)

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from proxy import ids
-from proxy.storage import exchange_store, queries, sqlite
+from proxy.storage import exchange_store, named, queries, sqlite
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import write_batch
 from proxy.wire import hash_chain
 from proxy.wire.chat_reply import Completion
@@ -85,7 +86,7 @@ def _long_chat(path: Path, said: Sequence[Turn]) -> str:
     return f"{ratio:>10.2f} {less_empty:>10.2f} {over:>10,.0f} {early:>10.2f} {late:>10.2f}"
 
 
-def _stored(connection: sqlite3.Connection, said: Iterable[Turn]) -> Iterator[float]:
+def _stored(connection: SqliteConnection, said: Iterable[Turn]) -> Iterator[float]:
     """Store a chat that is resent in full each turn; the milliseconds of each turn."""
     messages: list[Message] = []
     for question, answer in said:
@@ -227,13 +228,13 @@ def _find(path: Path, *, chats: int, alike: int) -> None:
         print(_measured(name, [partial(exchange_store.list_stitched, connection, each) for each in histories]))
     places = exchange_store.list_stitched(connection, _histories(chats)["begins like 100,000 others"][0])
     hashes = hash_chain.chain(_ALIKE, _alike("again"))[::-1]
-    session = queries.get_session(connection, places[0].session_id)
+    session = queries.sessions.get_session(connection, places[0].session_id)
     assert session is not None
     searches: list[Callable[[], object]] = [
-        lambda: queries.find_prefix_in_session(connection, hashes, session_no=session.session_no)
+        lambda: queries.messages.find_prefix_in_session(connection, hashes, session_no=session.session_no)
     ]
     print(_measured("the same, inside one session", searches * _SAMPLES))
-    plan = connection.execute("EXPLAIN QUERY PLAN " + queries.QUERIES["list_prefix"], {"hashes": b"", "limit": 9})
+    plan = connection.execute("EXPLAIN QUERY PLAN " + named.QUERIES["list_prefix"], {"hashes": b"", "limit": 9})
     print("plan of list_prefix:", *(row[3] for row in plan), sep="\n  ")
     connection.close()
 
@@ -286,7 +287,7 @@ def fill(path: Path, *, chats: int, alike: int) -> None:
     connection.close()
 
 
-def _insert(connection: sqlite3.Connection, numbers: range, *, alike_from: int) -> None:
+def _insert(connection: SqliteConnection, numbers: range, *, alike_from: int) -> None:
     connection.execute("BEGIN")
     for number in numbers:
         is_alike = number >= alike_from
@@ -294,7 +295,7 @@ def _insert(connection: sqlite3.Connection, numbers: range, *, alike_from: int) 
         # Every one of them went on: the worst case.
         messages = _alike("more") if is_alike else _said(number)
         now, session_id = ids.timestamp(), ids.uuid7()
-        queries.upsert_user(connection, user_id=user_id, now=now)
+        queries.users.upsert_user(connection, user_id=user_id, now=now)
         connection.execute(_INSERT_SESSION, (number + 1, session_id, user_id, now, now))
         connection.executemany(_INSERT_MESSAGE, _rows(number, session_id, user_id, messages, now))
     connection.execute("COMMIT")

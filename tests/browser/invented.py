@@ -1,6 +1,5 @@
 """Invented, harmless chats of every kind, for screenshots and for tests in a browser."""
 
-import sqlite3
 import struct
 import zlib
 from base64 import b64encode
@@ -9,6 +8,7 @@ from typing import Any
 from proxy.ids import uuid7
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import write_batch
 from proxy.wire import json_text
 from proxy.wire.chat_reply import Completion
@@ -55,7 +55,7 @@ I should keep it to four stops, and name an alternative for rain."""
 class Teller:
     """Tells chats to a database, some minutes apart."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: SqliteConnection) -> None:
         self._connection = connection
 
     def chat(
@@ -128,7 +128,7 @@ def picture() -> str:
     return "data:image/png;base64," + b64encode(png).decode()
 
 
-def tell(connection: sqlite3.Connection) -> dict[str, str]:
+def tell(connection: SqliteConnection) -> dict[str, str]:
     """Chats of every kind; sessions by a short name."""
     teller = Teller(connection)
     sessions = {"failed": _failed(teller), "cut": _cut(teller), "code": _code(teller)}
@@ -208,7 +208,7 @@ def _trip(teller: Teller) -> str:
     )
 
 
-def tell_growing(connection: sqlite3.Connection) -> str:
+def tell_growing(connection: SqliteConnection) -> str:
     """A reply that is just coming; its session. A server that starts ends it: tell it afterwards."""
     teller = Teller(connection)
     asked = teller.exchange([user("Explain how tides work, for a child.")], model="qwen3-8b")

@@ -8,8 +8,7 @@ import pytest
 from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.history import branches
 from proxy.storage import queries
-from proxy.storage.queries import Page
-from proxy.storage.sqlite import transaction
+from proxy.storage.page import Page
 from proxy.wire import json_text
 from tests.chats import ALL, Chats, said, system, user
 
@@ -24,13 +23,13 @@ def chats(tmp_path: Path) -> Iterator[Chats]:
 def test_page_of_a_long_branch_loads_only_its_own_messages(chats: Chats, monkeypatch: pytest.MonkeyPatch) -> None:
     session_id = chats.make(*(str(number) for number in range(3000)))
     loaded: list[int] = []
-    get_message = queries.get_message
+    get_message = queries.messages.get_message
 
-    def counting(connection: object, message_no: int) -> queries.Message | None:
+    def counting(connection: object, message_no: int) -> queries.messages.Message | None:
         loaded.append(message_no)
         return get_message(chats.connection, message_no)
 
-    monkeypatch.setattr(queries, "get_message", counting)
+    monkeypatch.setattr(queries.messages, "get_message", counting)
     page = branches.list_messages(chats.connection, session_id, user_id=None, page=Page(limit=3, offset=2000))
     assert [message["content"] for message in page["messages"]] == ["2000", "2001", "2002"]
     assert page["total"] == 3000
@@ -40,15 +39,15 @@ def test_page_of_a_long_branch_loads_only_its_own_messages(chats: Chats, monkeyp
 def test_session_of_thousands_of_turns_can_be_deleted(chats: Chats) -> None:
     """A cascade from parent to child would recurse beyond SQLite's limit of 1,000."""
     session_id = chats.make(*(str(number) for number in range(3000)))
-    with transaction(chats.connection):
-        queries.delete_session(chats.connection, session_id)
+    with chats.connection.transaction():
+        queries.sessions.delete_session(chats.connection, session_id)
     assert chats.count("messages") == 0
 
 
 def test_user_with_a_session_of_thousands_of_turns_can_be_deleted(chats: Chats) -> None:
     chats.make(*(str(number) for number in range(3000)))
-    with transaction(chats.connection):
-        assert queries.delete_user(chats.connection, "u")
+    with chats.connection.transaction():
+        assert queries.users.delete_user(chats.connection, "u")
     assert (chats.count("messages"), chats.count("sessions")) == (0, 0)
 
 
@@ -120,8 +119,8 @@ def test_piece_ends_when_it_is_large_and_goes_on_where_it_ended(chats: Chats) ->
 def test_piece_leaves_out_what_was_deleted_meanwhile(chats: Chats) -> None:
     session_id = chats.make("a", "b")
     _, numbers = branches.open_branch(chats.connection, session_id, user_id=None)
-    with transaction(chats.connection):
-        queries.delete_session(chats.connection, session_id)
+    with chats.connection.transaction():
+        queries.sessions.delete_session(chats.connection, session_id)
     assert branches.read_piece(chats.connection, numbers, start=0) == ([], 2)
 
 

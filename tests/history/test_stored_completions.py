@@ -464,7 +464,7 @@ def test_reply_that_a_chat_in_progress_ends_with_is_not_deleted(tmp_path: Path) 
     going_on = chats.begin([HELLO, {"role": "assistant", "content": "half"}], session=session_id)
     with write_batch(chats.connection) as rows:
         exchange_store.begin(rows, going_on, worker_id="w")
-    with sqlite.transaction(chats.connection):
+    with chats.connection.transaction():
         module.delete_completion(chats.connection, f"chatcmpl-{exchange_id}", user_id="u")
     reply = Completion.from_body(json.dumps(chat_completion(2, [{"role": "assistant", "content": "whole"}])).encode())
     with write_batch(chats.connection) as rows:

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from proxy.cli import cli
 from proxy.ids import timestamp
 from proxy.maintenance import background_jobs, backup, check, prune
-from proxy.storage.sqlite import connect, transaction
+from proxy.storage.sqlite import connect
 from tests.serving import running_proxy, settings_for
 from tests.stored import assistant, chat, choice, exchange, fill, opened, outcome, say, user
 
@@ -68,7 +68,7 @@ def test_a_transaction_deletes_no_more_rows_than_it_may_and_leaves_the_database_
 
         while True:
             before = rows()
-            with transaction(connection):
+            with connection.transaction():
                 some = prune.prune_some(connection, before=timestamp(), rows=8)
             assert before - rows() <= 8
             assert problems(path) == []
@@ -98,7 +98,7 @@ def test_a_chat_that_goes_on_is_no_longer_old(tmp_path: Path) -> None:
         before = prune.moment_before(timedelta(days=1), now_seconds=time.time())
         turns = [user("hello"), assistant("yes"), user("go on")]
         chat(connection, exchange(turns, session_id=session_id), outcome(choice("well")))
-        with transaction(connection):
+        with connection.transaction():
             assert not prune.prune_some(connection, before=before)
 
 

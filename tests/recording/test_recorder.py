@@ -14,8 +14,10 @@ from proxy import ids
 from proxy.recording.recorder import OpenExchange, Recorder
 from proxy.recording.spill import spill_files
 from proxy.settings import Settings
+from proxy.storage.database import Database
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
-from proxy.storage.sqlite import Database, connect
+from proxy.storage.sqlite import connect
+from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.wire.chat_reply import Completion
 from tests.fake_upstream import DONE, FakeUpstream, chat_chunk, event, fake_upstream, garbage, sse, until
 from tests.serving import running_proxy, settings_for
@@ -91,7 +93,7 @@ def spilled(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.glob("*-spill-*"))
 
 
-def lock(folder: Path) -> sqlite3.Connection:
+def lock(folder: Path) -> SqliteConnection:
     connection = connect(folder / "stellarchat.db")
     connection.execute("BEGIN IMMEDIATE")
     return connection

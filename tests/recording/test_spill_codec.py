@@ -1,4 +1,3 @@
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from proxy.recording import spill_codec
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.sqlite import connect, prepare
+from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
 from proxy.wire.sse import Event
@@ -17,7 +17,7 @@ from tests.fake_upstream import chat_chunk, event
 
 
 @pytest.fixture
-def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+def connection(tmp_path: Path) -> Iterator[SqliteConnection]:
     opened = connect(tmp_path / "x.db")
     prepare(opened)
     yield opened
@@ -63,7 +63,7 @@ _MESSAGES = "SELECT role, content, content_form, extra, choice, model, tokens, s
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_a_replayed_finish_stores_what_the_finish_would_have(
-    connection: sqlite3.Connection, tmp_path: Path, outcome: Outcome
+    connection: SqliteConnection, tmp_path: Path, outcome: Outcome
 ) -> None:
     exchange = exchange_of()
     with write_batch(connection) as rows:
@@ -77,7 +77,7 @@ def test_a_replayed_finish_stores_what_the_finish_would_have(
     other.close()
 
 
-def test_lines_replayed_twice_store_once(connection: sqlite3.Connection) -> None:
+def test_lines_replayed_twice_store_once(connection: SqliteConnection) -> None:
     exchange = exchange_of()
     lines = [
         spill_codec.begin_line(exchange, worker_id="w"),
@@ -95,7 +95,7 @@ def test_lines_replayed_twice_store_once(connection: sqlite3.Connection) -> None
     assert connection.execute("SELECT * FROM exchange_fragments").fetchall() == []
 
 
-def test_a_finish_that_was_not_begun_replayed_twice_stores_once(connection: sqlite3.Connection) -> None:
+def test_a_finish_that_was_not_begun_replayed_twice_stores_once(connection: SqliteConnection) -> None:
     line = spill_codec.finish_line(exchange_of(), OUTCOMES[0])
     for _ in range(2):
         with write_batch(connection) as rows:
@@ -105,7 +105,7 @@ def test_a_finish_that_was_not_begun_replayed_twice_stores_once(connection: sqli
 
 
 def test_a_reply_that_is_stored_after_the_request_that_resends_it_is_stored_once(
-    connection: sqlite3.Connection,
+    connection: SqliteConnection,
 ) -> None:
     """Two workers spill, and the one with the later turn brings its lines back first."""
     first = exchange_of()
@@ -122,7 +122,7 @@ def test_a_reply_that_is_stored_after_the_request_that_resends_it_is_stored_once
     assert connection.execute("SELECT message_count, leaf_no FROM sessions").fetchall() == [(4, 4)]
 
 
-def test_a_fragment_comes_back_byte_for_byte(connection: sqlite3.Connection) -> None:
+def test_a_fragment_comes_back_byte_for_byte(connection: SqliteConnection) -> None:
     exchange = exchange_of()
     with write_batch(connection) as rows:
         spill_codec.replay(spill_codec.begin_line(exchange, worker_id="w"))(rows)

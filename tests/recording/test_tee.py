@@ -10,8 +10,8 @@ import pytest
 from proxy.recording.one_exchange import Recording
 from proxy.recording.recorder import Recorder
 from proxy.recording.tee import Tee
+from proxy.storage.database import Database
 from proxy.storage.exchange import Exchange, SessionRef
-from proxy.storage.sqlite import Database
 from proxy.wire.chat_reply import Completion
 from proxy.wire.sse import Decoder
 from tests.serving import settings_for

@@ -4,6 +4,7 @@ import signal
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from proxy.errors import UnavailableError
 from proxy.recording.spill import Spill
 from proxy.recording.write_queue import QueueFullError
 from proxy.recording.writer import Writer
-from proxy.storage.sqlite import Database, connect
+from proxy.storage.database import Database
+from proxy.storage.errors import StorageError
+from proxy.storage.sqlite import connect
+from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import WriteBatch
+from tests.stored import execute
 
 
 @asynccontextmanager
@@ -29,7 +34,7 @@ async def writing(
     """A writer on a table of names; a spilled line is a name."""
     database = Database(folder / "x.db")
     await database.open()
-    await database.write(lambda connection: connection.execute("CREATE TABLE IF NOT EXISTS names (name UNIQUE)"))
+    await database.write(partial(execute, statement="CREATE TABLE IF NOT EXISTS names (name UNIQUE)"))
     spill = Spill(folder / "spill", reserve_bytes=reserve_bytes)
     writer = Writer(
         database,
@@ -50,7 +55,7 @@ async def writing(
 
 def insert(name: str) -> Callable[[WriteBatch], None]:
     def work(rows: WriteBatch) -> None:
-        rows.connection.execute("INSERT INTO names VALUES (?)", (name,))
+        execute(rows.connection, "INSERT INTO names VALUES (?)", (name,))
 
     return work
 
@@ -117,7 +122,7 @@ async def test_one_write_that_cannot_be_done_does_not_take_the_others_with_it(tm
         await record(writer, "a")
         good, bad, other = record(writer, "b"), writer.submit(insert("a")), record(writer, "c")
         await asyncio.gather(good, other)
-        with pytest.raises(sqlite3.IntegrityError):
+        with pytest.raises(StorageError, match="constraint failed"):
             await bad
         assert await record(writer, "a") is True  # on the dead-letter file
         assert writer.unsaved == {"refused": 1}
@@ -252,7 +257,7 @@ async def test_closing_without_database_and_spill_says_what_is_lost_and_ends(
 @contextmanager
 def locked_later(folder: Path) -> Iterator[Callable[[], None]]:
     """What takes the write lock when it is called, and keeps it to the end of the block."""
-    held: list[sqlite3.Connection] = []
+    held: list[SqliteConnection] = []
 
     def lock() -> None:
         held.append(connect(folder / "x.db"))

@@ -16,6 +16,7 @@ from proxy.search.deadline import Deadline, TimeOutError
 from proxy.search.index import Index
 from proxy.search.query import Hit, Order, Query
 from proxy.storage import search_file, tombstones
+from proxy.storage.sqlite_connection import SqliteConnection
 from tests.serving import running_proxy, settings_for
 from tests.stored import chat, choice, exchange, opened, outcome, say, user
 
@@ -68,7 +69,7 @@ def hits(path: Path, asked: Query, **page: Any) -> tuple[list[Hit], bool]:
     return [each.hit for each in found], has_more
 
 
-def scanned(connection: sqlite3.Connection, text: str, *, user_id: str | None = None) -> list[int]:
+def scanned(connection: SqliteConnection, text: str, *, user_id: str | None = None) -> list[int]:
     rows = connection.execute(
         "SELECT m.message_no, m.content, s.user_id FROM messages AS m JOIN sessions AS s USING (session_id)"
     )

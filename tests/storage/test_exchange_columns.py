@@ -1,7 +1,6 @@
 """What is not written out of an exchange and its messages comes back when they are read."""
 
 import json
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from proxy.maintenance import export, imports
 from proxy.maintenance.export import Scope
 from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import Exchange, Outcome
-from proxy.storage.queries import Page
+from proxy.storage.page import Page
+from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
 from tests.chats import Chats, exchange_of, said, user
@@ -49,7 +49,7 @@ def reply_of(model: Any, **others: Any) -> dict[str, Any]:
     return {"id": "c", "object": "chat.completion", "model": model, "choices": [choice], **others}
 
 
-def raw(connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
+def raw(connection: SqliteConnection, query: str) -> list[tuple[Any, ...]]:
     return connection.execute(query).fetchall()
 
 
@@ -62,11 +62,11 @@ def test_the_model_is_written_where_it_is_not_the_one_asked_for(
 ) -> None:
     exchange = stored(chats, reply_of(model), is_begun=is_begun)
     assert raw(chats.connection, "SELECT model FROM exchanges") == [(column,)]
-    row = queries.get_exchange(chats.connection, exchange.exchange_id)
+    row = queries.exchanges.get_exchange(chats.connection, exchange.exchange_id)
     assert row is not None
     assert row.model == shown
     assert raw(chats.connection, "SELECT model FROM messages WHERE role = 'assistant'") == [(shown,)]
-    scanned = queries.scan_exchanges_of_user(chats.connection, "u", after="", limit=9, newest_first=False)
+    scanned = queries.completions.scan_exchanges_of_user(chats.connection, "u", after="", limit=9, newest_first=False)
     assert [candidate.model for candidate in scanned] == [shown]
 
 
@@ -74,7 +74,7 @@ def test_the_model_is_written_where_it_is_not_the_one_asked_for(
 @pytest.mark.parametrize("created", (1_790_000_000, 0, None, -1, 2**63, 1.5, True, "soon"))
 def test_the_time_of_the_reply_is_a_column_where_it_is_one(chats: Chats, created: Any, is_begun: bool) -> None:
     exchange = stored(chats, reply_of("m", created=created), is_begun=is_begun)
-    row = queries.get_exchange(chats.connection, exchange.exchange_id)
+    row = queries.exchanges.get_exchange(chats.connection, exchange.exchange_id)
     assert row is not None
     kept = (
         json.loads(row.completion or "{}").get("created") if row.completion_created is None else row.completion_created
@@ -107,13 +107,15 @@ def test_the_end_is_written_where_it_does_not_follow_from_the_duration(
         else:
             exchange_store.finish(rows, exchange, outcome)
     assert raw(chats.connection, "SELECT completed_at FROM exchanges") == [(column,)]
-    [row] = queries.list_exchanges(chats.connection, session_id=exchange.session.session_id, page=Page(limit=1))
+    [row] = queries.exchanges.list_exchanges(
+        chats.connection, session_id=exchange.session.session_id, page=Page(limit=1)
+    )
     assert row.completed_at == shown
 
 
 def test_an_end_whose_duration_is_not_known_is_written(chats: Chats) -> None:
     exchange = stored(chats, None, completed_at="2026-01-01T00:00:00.000Z")
-    row = queries.get_exchange(chats.connection, exchange.exchange_id)
+    row = queries.exchanges.get_exchange(chats.connection, exchange.exchange_id)
     assert row is not None
     assert row.completed_at == "2026-01-01T00:00:00.000Z"
 
@@ -122,7 +124,7 @@ def test_an_exchange_in_progress_has_no_end(chats: Chats) -> None:
     exchange = chats.begin([user("hi")])
     with write_batch(chats.connection) as rows:
         exchange_store.begin(rows, exchange, worker_id="w")
-    row = queries.get_exchange(chats.connection, exchange.exchange_id)
+    row = queries.exchanges.get_exchange(chats.connection, exchange.exchange_id)
     assert row is not None
     assert row.completed_at is None
 
@@ -150,7 +152,9 @@ def test_a_page_goes_on_where_the_last_one_ended(chats: Chats) -> None:
     chats.store([user("elsewhere")], said("yes"))
 
     def page(after: str | None) -> list[str]:
-        rows = queries.list_exchanges(chats.connection, session_id=session_id, page=Page(limit=3, after=after))
+        rows = queries.exchanges.list_exchanges(
+            chats.connection, session_id=session_id, page=Page(limit=3, after=after)
+        )
         return [row.exchange_id for row in rows]
 
     first, second = page(None), page(page(None)[-1])
@@ -180,7 +184,7 @@ def test_an_import_may_claim_any_duration(chats: Chats, tmp_path: Path) -> None:
     lines[-1] |= {"duration_ms": 2**62, "completed_at": None}
     other = Chats(tmp_path / "other.db")
     imports.load(other.connection, [json.dumps(line).encode() for line in lines], progress=lambda _: None)
-    row = queries.get_exchange(other.connection, lines[-1]["exchange_id"])
+    row = queries.exchanges.get_exchange(other.connection, lines[-1]["exchange_id"])
     assert row is not None
     assert row.completed_at is None
     other.connection.close()

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from proxy.recording import spill_codec
-from proxy.storage import queries
+from proxy.storage import named, queries
 from proxy.storage.exchange import Outcome
-from proxy.storage.sqlite import transaction
+from proxy.storage.page import Page
 from proxy.storage.write_batch import write_batch
 from tests.chats import Chats, said, system, user
 
@@ -152,8 +152,8 @@ def test_image_is_stored_once_and_goes_with_its_last_message(chats: Chats) -> No
     assert (chats.count("blobs"), chats.count("message_blobs")) == (1, 2)
     assert chats.ready(sessions[0])[0] == user(picture())
     for left, session_id in ((1, sessions[0]), (0, sessions[1])):
-        with transaction(chats.connection):
-            queries.delete_session(chats.connection, session_id)
+        with chats.connection.transaction():
+            queries.sessions.delete_session(chats.connection, session_id)
         assert chats.count("blobs") == left
 
 
@@ -181,18 +181,18 @@ def test_tools_that_come_with_every_turn_are_stored_once(chats: Chats) -> None:
         exchange = chats.begin([user(f"q{number}")])
         exchange.request["tools"] = tools
         session_ids.append(chats.finish(exchange, said("a")))
-        (row,) = queries.list_exchanges(chats.connection, session_id=session_ids[-1], page=queries.Page(limit=9))
+        (row,) = queries.exchanges.list_exchanges(chats.connection, session_id=session_ids[-1], page=Page(limit=9))
         assert json.loads(row.parameters) == {"model": "m", "tools": tools}
     for session_id, left in zip(session_ids, (1, 1, 0), strict=True):
-        with transaction(chats.connection):
-            queries.delete_session(chats.connection, session_id)
+        with chats.connection.transaction():
+            queries.sessions.delete_session(chats.connection, session_id)
         assert chats.count("parameters") == left
 
 
 def test_refused_request_is_kept(chats: Chats) -> None:
     session_id = chats.store([user("q")])
     assert chats.texts(session_id) == ["q"]
-    rows = queries.list_exchanges(chats.connection, session_id=session_id, page=queries.Page(limit=9))
+    rows = queries.exchanges.list_exchanges(chats.connection, session_id=session_id, page=Page(limit=9))
     assert [row.status for row in rows] == ["failed"]
 
 
@@ -230,7 +230,7 @@ def test_another_users_history_is_never_continued(chats: Chats) -> None:
 @pytest.mark.parametrize("name", ("list_prefix", "find_prefix_in_session"))
 def test_history_is_found_by_the_index_of_hashes(chats: Chats, name: str) -> None:
     parameters = {"hashes": b"\0" * 32, "session_no": 1, "limit": 9}
-    plan = chats.connection.execute("EXPLAIN QUERY PLAN " + queries.QUERIES[name], parameters).fetchall()
+    plan = chats.connection.execute("EXPLAIN QUERY PLAN " + named.QUERIES[name], parameters).fetchall()
     lines = [row[3] for row in plan]
     assert any("USING" in line and "idx_messages_chain_hash (chain_hash=?" in line for line in lines), lines
     # Neither a scan nor a sort: both would look at all conversations that began alike.

@@ -9,12 +9,13 @@ import pytest
 
 from proxy.search.index import Index
 from proxy.storage import free_pages, search_file
+from proxy.storage.sqlite_connection import SqliteConnection
 from tests.stored import opened, say
 
 
 @pytest.fixture
-def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as connection:
+def connection(tmp_path: Path) -> Iterator[SqliteConnection]:
+    with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None, factory=SqliteConnection)) as connection:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("CREATE TABLE t (data BLOB)")
         connection.executemany("INSERT INTO t VALUES (zeroblob(?))", [(20_000,)] * 100)
@@ -22,13 +23,13 @@ def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def test_all_pages_but_those_kept_go_back(connection: sqlite3.Connection) -> None:
+def test_all_pages_but_those_kept_go_back(connection: SqliteConnection) -> None:
     assert free_pages.free_page_count(connection) > 400
     assert not free_pages.give_back(connection, kept=100, seconds=60)
     assert free_pages.free_page_count(connection) == 100
 
 
-def test_a_transaction_around_it_stays_open(connection: sqlite3.Connection) -> None:
+def test_a_transaction_around_it_stays_open(connection: SqliteConnection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     assert not free_pages.give_back(connection, kept=0, seconds=60)
     assert connection.in_transaction
@@ -36,7 +37,7 @@ def test_a_transaction_around_it_stays_open(connection: sqlite3.Connection) -> N
     assert free_pages.free_page_count(connection) == 0
 
 
-def test_no_page_goes_back_when_the_time_is_up(connection: sqlite3.Connection) -> None:
+def test_no_page_goes_back_when_the_time_is_up(connection: SqliteConnection) -> None:
     before = free_pages.free_page_count(connection)
     assert free_pages.give_back(connection, kept=0, seconds=0)
     assert free_pages.free_page_count(connection) == before
@@ -52,5 +53,5 @@ def test_a_dropped_segment_of_the_search_index_gives_its_space_back(tmp_path: Pa
                 pass
             connection.execute("DELETE FROM messages")
             assert index.clean() == 1
-    with closing(sqlite3.connect(search_file.index_path(path))) as index_file:
+    with closing(sqlite3.connect(search_file.index_path(path), factory=SqliteConnection)) as index_file:
         assert free_pages.free_page_count(index_file) == 0

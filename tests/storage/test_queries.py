@@ -1,21 +1,21 @@
 """The named queries: each compiles, and each has a function that uses it."""
 
 import re
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from proxy.storage import queries, sqlite
-from proxy.storage.queries import QUERIES
+from proxy.storage import named, queries, sqlite
+from proxy.storage.named import QUERIES
+from proxy.storage.sqlite_connection import SqliteConnection
 
-SOURCES = [path.read_text(encoding="utf-8") for path in sorted(Path(queries.__file__).parent.parent.rglob("*.py"))]
-QUERY_FILES = sorted((sqlite.SQL / "queries").glob("*.sql"))
+SOURCES = [path.read_text(encoding="utf-8") for path in sorted(Path(queries.__file__).parents[2].rglob("*.py"))]
+QUERY_FILES = sorted((named.SQL / "queries").glob("*.sql"))
 
 
 @pytest.fixture
-def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+def connection(tmp_path: Path) -> Iterator[SqliteConnection]:
     opened = sqlite.connect(tmp_path / "test.db")
     sqlite.prepare(opened)
     yield opened
@@ -23,7 +23,7 @@ def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @pytest.mark.parametrize("name", tuple(QUERIES))
-def test_query_compiles(connection: sqlite3.Connection, name: str) -> None:
+def test_query_compiles(connection: SqliteConnection, name: str) -> None:
     parameters = dict.fromkeys(re.findall(r":([a-z]\w*)", QUERIES[name]))
     assert connection.execute("EXPLAIN " + QUERIES[name], parameters).fetchall()
 
@@ -72,7 +72,7 @@ def test_query_names_are_unique() -> None:
         ("list_fragments", "sqlite_autoindex_exchange_fragments_1 (exchange_no=?"),
     ),
 )
-def test_query_reads_no_more_than_it_shows(connection: sqlite3.Connection, name: str, index: str) -> None:
+def test_query_reads_no_more_than_it_shows(connection: SqliteConnection, name: str, index: str) -> None:
     parameters = dict.fromkeys(re.findall(r":([a-z]\w*)", QUERIES[name]))
     plan = [row[3] for row in connection.execute("EXPLAIN QUERY PLAN " + QUERIES[name], parameters)]
     assert any(index in line for line in plan), plan

@@ -9,7 +9,9 @@ import pytest
 
 from proxy.settings import ConfigurationError
 from proxy.storage import queries, sqlite
-from proxy.storage.sqlite import APPLICATION_ID, Database, connect, newest_schema, prepare
+from proxy.storage.database import Database
+from proxy.storage.errors import StorageError
+from proxy.storage.sqlite import APPLICATION_ID, connect, newest_schema, prepare
 
 
 def version_of(path: Path) -> int:
@@ -106,7 +108,7 @@ def test_a_failed_migration_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     broken = "CREATE TABLE half (x);\nINSERT INTO users (user_id) VALUES (NULL);\n"
     migrations = sqlite._migrations()
     monkeypatch.setattr(sqlite, "_migrations", lambda: migrations | {newest + 1: broken})
-    with closing(connect(path)) as connection, pytest.raises(sqlite3.IntegrityError):
+    with closing(connect(path)) as connection, pytest.raises(StorageError, match="constraint failed"):
         prepare(connection)
     assert version_of(path) == newest
     assert "half" not in tables_of(path)
@@ -132,7 +134,7 @@ def test_what_was_streaming_comes_along_from_an_earlier_schema(tmp_path: Path, m
         connection.executescript(AN_EXCHANGE_OF_SCHEMA_6)
     opened_twice(path)
     with closing(connect(path)) as connection:
-        assert list(queries.iterate_fragments(connection, "e")) == [b"0", b"1"]
+        assert list(queries.fragments.iterate_fragments(connection, "e")) == [b"0", b"1"]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
 

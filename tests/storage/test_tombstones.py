@@ -1,7 +1,6 @@
 """A deleted user or session stays deleted, wherever a chat of it still is."""
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -15,7 +14,8 @@ from proxy.ids import timestamp, uuid7
 from proxy.recording import spill_codec
 from proxy.storage import exchange_store, queries, tombstones
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
-from proxy.storage.sqlite import connect, prepare, transaction
+from proxy.storage.sqlite import connect, prepare
+from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import write_batch
 from tests.access.test_keys import bearer, make_key
 from tests.chats import Chats, exchange_of, said, user
@@ -56,13 +56,13 @@ def asked_at(moment: str, *, user_id: str = "ann") -> Exchange:
     return replace(exchange_of([user("secret")], SessionRef(uuid7(), "new"), user_id=user_id), created_at=moment)
 
 
-def delete_user(connection: sqlite3.Connection, user_id: str = "ann", *, now: str = MOMENT) -> None:
-    with transaction(connection):
+def delete_user(connection: SqliteConnection, user_id: str = "ann", *, now: str = MOMENT) -> None:
+    with connection.transaction():
         tombstones.add_tombstone(connection, "user", user_id, now=now)
-        queries.delete_user(connection, user_id)
+        queries.users.delete_user(connection, user_id)
 
 
-def users(connection: sqlite3.Connection) -> list[str]:
+def users(connection: SqliteConnection) -> list[str]:
     return [row[0] for row in connection.execute("SELECT user_id FROM users WHERE user_id <> 'default_user'")]
 
 
@@ -112,7 +112,7 @@ def test_what_followed_a_spilled_beginning_is_dropped_with_it(chats: Chats) -> N
 @pytest.mark.parametrize(("moment", "made"), ((BEFORE, False), (AFTER, True)))
 def test_a_session_is_not_claimed_for_a_chat_of_a_deleted_user(chats: Chats, moment: str, made: bool) -> None:
     delete_user(chats.connection)
-    with transaction(chats.connection):
+    with chats.connection.transaction():
         session_id = exchange_store.get_or_create_session(
             chats.connection, user_id="ann", external_id="trip", session_id="s", title="secret", asked_at=moment
         )

@@ -1,15 +1,15 @@
 """What was used is counted with the exchange that used it, and stays right whatever becomes of that."""
 
-import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy.maintenance import export, imports
-from proxy.storage import exchange_store, queries, web_queries
+from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import Outcome
-from proxy.storage.sqlite import SQL, transaction
+from proxy.storage.named import SQL
+from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.usage import FIRST_TOKEN_COLUMNS, percentile_ms
 from proxy.storage.write_batch import write_batch
 from tests.stored import chat, choice, exchange, fill, opened, outcome, user
@@ -17,12 +17,12 @@ from tests.stored import chat, choice, exchange, fill, opened, outcome, user
 USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": 3}}
 
 
-def usage_by(connection: sqlite3.Connection, by: str, *, user_id: str | None = None) -> dict[str, Any]:
-    rows = web_queries.sum_usage(connection, by=by, since="", until="9999", user_id=user_id, limit=100)
+def usage_by(connection: SqliteConnection, by: str, *, user_id: str | None = None) -> dict[str, Any]:
+    rows = queries.web.sum_usage(connection, by=by, since="", until="9999", user_id=user_id, limit=100)
     return {row.pop("name"): row for row in rows}
 
 
-def all_rows(connection: sqlite3.Connection) -> list[Any]:
+def all_rows(connection: SqliteConnection) -> list[Any]:
     return connection.execute("SELECT * FROM usage_days ORDER BY day, user_no, model, endpoint").fetchall()
 
 
@@ -86,11 +86,11 @@ def test_import_counts_what_it_brings(tmp_path: Path) -> None:
 def test_usage_stays_when_a_session_goes_and_goes_with_its_user(tmp_path: Path) -> None:
     with opened(tmp_path / "a.db") as connection:
         session_id = chat(connection, exchange([user("a")]), outcome(choice("b"), usage=USAGE))
-        with transaction(connection):
-            queries.delete_session(connection, session_id)
+        with connection.transaction():
+            queries.sessions.delete_session(connection, session_id)
         assert usage_by(connection, "user")["ann"]["requests"] == 1
-        with transaction(connection):
-            queries.delete_user(connection, "ann")
+        with connection.transaction():
+            queries.users.delete_user(connection, "ann")
         assert not all_rows(connection)
 
 

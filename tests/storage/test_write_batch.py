@@ -1,6 +1,5 @@
 """WriteBatch of one transaction: many with one statement, and read where they are asked for."""
 
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,21 +8,23 @@ import pytest
 from proxy.ids import uuid7
 from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import SessionRef
+from proxy.storage.page import Page
+from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import write_batch
 from tests.stored import assistant, choice, exchange, opened, outcome, user
 
 
 @pytest.fixture
-def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+def connection(tmp_path: Path) -> Iterator[SqliteConnection]:
     with opened(tmp_path / "chat.db") as connection:
         yield connection
 
 
-def texts(connection: sqlite3.Connection) -> list[str]:
+def texts(connection: SqliteConnection) -> list[str]:
     return [text for (text,) in connection.execute("SELECT content FROM messages ORDER BY message_no")]
 
 
-def traced(connection: sqlite3.Connection, keyword: str) -> list[str]:
+def traced(connection: SqliteConnection, keyword: str) -> list[str]:
     """The statements with a word in them that are run from now on."""
     statements: list[str] = []
 
@@ -36,7 +37,7 @@ def traced(connection: sqlite3.Connection, keyword: str) -> list[str]:
 
 
 @pytest.mark.parametrize("count", (1, 2, 3, 63, 64, 65, 200))
-def test_chats_that_end_together_are_stored_with_few_statements(connection: sqlite3.Connection, count: int) -> None:
+def test_chats_that_end_together_are_stored_with_few_statements(connection: SqliteConnection, count: int) -> None:
     inserts = traced(connection, "INSERT INTO messages")
     with write_batch(connection) as rows:
         for number in range(count):
@@ -49,7 +50,7 @@ def test_chats_that_end_together_are_stored_with_few_statements(connection: sqli
 
 
 def test_a_chat_that_goes_on_in_the_same_transaction_finds_what_it_goes_on_from(
-    connection: sqlite3.Connection,
+    connection: SqliteConnection,
 ) -> None:
     session_id = uuid7()
     first, second = exchange([user("q")]), exchange([user("q"), assistant("a"), user("more")], session_id=session_id)
@@ -58,12 +59,12 @@ def test_a_chat_that_goes_on_in_the_same_transaction_finds_what_it_goes_on_from(
         exchange_store.finish(rows, first, outcome(choice("a")))
         exchange_store.finish(rows, second, outcome(choice("done")))
     assert texts(connection) == ["q", "a", "more", "done"]
-    session = queries.get_session(connection, session_id)
+    session = queries.sessions.get_session(connection, session_id)
     assert session is not None
     assert (session.message_count, session.leaf_no) == (4, 4)
 
 
-def test_an_exchange_begun_continued_and_ended_in_one_transaction_is_whole(connection: sqlite3.Connection) -> None:
+def test_an_exchange_begun_continued_and_ended_in_one_transaction_is_whole(connection: SqliteConnection) -> None:
     asked = exchange([user("q")])
     with write_batch(connection) as rows:
         exchange_store.begin(rows, asked, worker_id="w")
@@ -77,7 +78,7 @@ def test_an_exchange_begun_continued_and_ended_in_one_transaction_is_whole(conne
     assert connection.execute("SELECT COUNT(*) FROM exchange_fragments").fetchone() == (0,)
 
 
-def test_only_ended_exchanges_lose_their_pieces(connection: sqlite3.Connection) -> None:
+def test_only_ended_exchanges_lose_their_pieces(connection: SqliteConnection) -> None:
     ended, going = exchange([user("q")]), exchange([user("another")])
     with write_batch(connection) as rows:
         for each in (ended, going):
@@ -91,7 +92,7 @@ def test_only_ended_exchanges_lose_their_pieces(connection: sqlite3.Connection) 
     assert left == [(going.exchange_id.encode(),)]
 
 
-def test_many_ends_at_once_each_get_their_own_outcome(connection: sqlite3.Connection) -> None:
+def test_many_ends_at_once_each_get_their_own_outcome(connection: SqliteConnection) -> None:
     asked = [exchange([user(f"q{number}")]) for number in range(70)]
     with write_batch(connection) as rows:
         for each in asked:
@@ -106,17 +107,17 @@ def test_many_ends_at_once_each_get_their_own_outcome(connection: sqlite3.Connec
     assert found.fetchall() == [(f"a{number}", f"r{number}") for number in range(70)]
 
 
-def test_numbers_given_out_by_another_are_not_given_out_again(connection: sqlite3.Connection) -> None:
+def test_numbers_given_out_by_another_are_not_given_out_again(connection: SqliteConnection) -> None:
     with write_batch(connection) as rows:
         exchange_store.finish(rows, exchange([user("one")]), outcome(choice("1")))
         own = rows.connection
-        session = queries.list_sessions(own, user_id="ann", page=queries.Page(limit=1))[0]
+        session = queries.sessions.list_sessions(own, user_id="ann", page=Page(limit=1))[0]
         exchange_store.append_message(own, session, user("by hand"))
         exchange_store.finish(rows, exchange([user("two")]), outcome(choice("2")))
     assert texts(connection) == ["one", "1", "by hand", "two", "2"]
 
 
-def test_a_number_is_never_used_twice(connection: sqlite3.Connection) -> None:
+def test_a_number_is_never_used_twice(connection: SqliteConnection) -> None:
     for text in ("one", "two"):
         with write_batch(connection) as rows:
             exchange_store.finish(rows, exchange([user(text)]), outcome(choice("a")))
@@ -127,7 +128,7 @@ def test_a_number_is_never_used_twice(connection: sqlite3.Connection) -> None:
     assert connection.execute("SELECT exchange_no FROM exchanges").fetchall() == [(3,)]
 
 
-def test_large_messages_do_not_wait_for_each_other(connection: sqlite3.Connection) -> None:
+def test_large_messages_do_not_wait_for_each_other(connection: SqliteConnection) -> None:
     inserts = traced(connection, "INSERT INTO messages")
     with write_batch(connection) as rows:
         for _ in range(4):
@@ -136,7 +137,7 @@ def test_large_messages_do_not_wait_for_each_other(connection: sqlite3.Connectio
     assert connection.execute("SELECT SUM(message_count) FROM sessions").fetchone() == (8,)
 
 
-def test_what_a_failed_transaction_had_gathered_is_not_stored(connection: sqlite3.Connection) -> None:
+def test_what_a_failed_transaction_had_gathered_is_not_stored(connection: SqliteConnection) -> None:
     def fail() -> None:
         with write_batch(connection) as rows:
             exchange_store.finish(rows, exchange([user("q")]), outcome(choice("a")))

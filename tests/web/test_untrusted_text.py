@@ -8,7 +8,6 @@ import httpx
 import pytest
 
 from proxy.storage import queries
-from proxy.storage.sqlite import transaction
 from tests.serving import running_proxy, settings_for
 from tests.stored import assistant, chat, choice, exchange, opened, outcome, user
 from tests.web.visiting import assert_harmless, dom_of
@@ -78,8 +77,8 @@ def tell(path: Path, text: str) -> dict[str, str]:
         reply = outcome(choice(text, finish_reason=storable[:100], reasoning=text, refusal=text), model=storable[:200])
         reply.status, reply.error = "incomplete", error
         session_id = chat(connection, asked, reply)
-        with transaction(connection):
-            queries.update_session(
+        with connection.transaction():
+            queries.sessions.update_session(
                 connection,
                 session_id=session_id,
                 title=storable,

@@ -11,7 +11,6 @@ import httpx
 
 from proxy.access.keys import NewKey, create_key
 from proxy.storage import queries
-from proxy.storage.sqlite import transaction
 from tests.serving import running_proxy, settings_for
 from tests.stored import IMAGE, chat, choice, exchange, opened, outcome, user
 
@@ -46,7 +45,7 @@ async def log_in(http: httpx.AsyncClient, key: str, **form: str) -> httpx.Respon
 async def site(folder: Path, **changes: Any) -> AsyncIterator[Site]:
     """A running proxy that wants keys; ann has a session with an image."""
     with opened(folder / "stellarchat.db") as connection:
-        with transaction(connection):
+        with connection.transaction():
             keys = {
                 name: create_key(connection, NewKey(user_id=name, name=f"{name}'s", is_admin=name == "admin"))[0]
                 for name in ("ann", "bob", "admin")
@@ -54,14 +53,14 @@ async def site(folder: Path, **changes: Any) -> AsyncIterator[Site]:
         content = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": IMAGE}}]
         session_id = chat(connection, exchange([user(content)]), outcome(choice("a picture of ann's")))
         chat(connection, exchange([user("bob's question")], user_id="bob"), outcome(choice("bob's answer")))
-        session = queries.get_session(connection, session_id)
+        session = queries.sessions.get_session(connection, session_id)
         assert session is not None
         rows = connection.execute(
             "SELECT message_id, role FROM messages WHERE session_id = ? ORDER BY message_no", (session_id,)
         ).fetchall()
         exchange_id = connection.execute("SELECT exchange_id FROM exchanges ORDER BY exchange_no").fetchone()[0]
         digest = connection.execute("SELECT digest FROM blobs").fetchone()[0]
-        key_id = queries.list_keys(connection, user_id="ann")[0].key_id
+        key_id = queries.keys.list_keys(connection, user_id="ann")[0].key_id
     ids = {"s": session_id, "m": rows[0][0], "r": rows[1][0], "x": exchange_id, "digest": digest, "key": key_id}
     async with running_proxy(settings_for(folder, auth="required", **changes)) as url:
         yield Site(url, folder / "stellarchat.db", keys, ids)

@@ -1,0 +1,160 @@
+"""The open database of one process: one writer connection and a few readers, a thread each."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+
+from proxy.settings import ConfigurationError
+from proxy.storage import sqlite, sqlite_file
+from proxy.storage.connection import Connection
+from proxy.storage.errors import StorageDamagedError, StorageError
+from proxy.storage.file_identity import FileIdentity
+from proxy.storage.sqlite_connection import SqliteConnection, translated_errors
+
+T = TypeVar("T")
+
+
+_CLOSE_SECONDS = 3.0
+_left_open: list[aiosqlite.Connection] = []  # to the end of the process
+
+
+class _Thread(aiosqlite.Connection):
+    """An aiosqlite connection that also runs a whole function in its thread.
+
+    A hop between threads costs more than most queries, so a transaction or a page of rows is one hop.
+    """
+
+    stopped: asyncio.Future[Any] | None = None
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(lambda: sqlite.connect(path), 64)
+        self._thread.daemon = True  # a disk that stalls inside `fsync` must not keep the process from ending
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        """Ask the thread to end; `stopped` is done when it has nothing more to tell the event loop."""
+        self.stopped = super().stop()
+        return self.stopped
+
+    async def run(self, work: Callable[[SqliteConnection], T]) -> T:
+        """What `work` returns or raises, run in the connection's thread after what was asked before."""
+        result: T = await self._execute(_translated, work, self._conn)  # type: ignore[no-untyped-call]
+        return result
+
+
+class Database:
+    """The open database of one process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = FileIdentity(path)
+        self._writer: _Thread | None = None
+        self._readers: asyncio.Queue[_Thread] = asyncio.Queue()
+        self._opened: list[_Thread] = []
+        self._reader_count = 2
+
+    async def open(self, *, readers: int = 2) -> None:
+        """Open the file, made and migrated where needed. Raises ConfigurationError with one line that says why not."""
+        self._reader_count = readers
+        try:
+            await self._open()
+        except StorageError as exc:
+            await self.close()
+            raise ConfigurationError(_opening_failed(self.path, exc)) from exc
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _open(self) -> None:
+        self._writer = await self._connect()
+        await self._writer.run(sqlite.prepare)
+        for _ in range(self._reader_count):
+            reader = await self._connect()
+            await reader.run(sqlite_file.refuse_writes)
+            self._readers.put_nowait(reader)
+        self.files.remember()
+
+    async def reopen(self) -> None:
+        """Serve the database that has been put in the place of the one that is open. Raises StorageError,
+        ConfigurationError, MovedError.
+
+        The old connections are left as they are: closing the last one of a file deletes the log by its name, which is
+        the new database's by now.
+        """
+        assert self._writer is not None
+        self.files.refuse_unusable(application_id=sqlite.APPLICATION_ID)
+        with suppress(StorageError):  # what is only in the old log is wanted by whoever has moved the old file away
+            await self._writer.run(sqlite_file.checkpoint)
+        self.files.remove_log()
+        _left_open.extend(self._opened)
+        self._opened, self._readers = [], asyncio.Queue()
+        await self._open()
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Run `work`, which owns its transaction, on the writer connection. Only the writer task calls this."""
+        assert self._writer is not None
+        return await self._writer.run(work)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` on a reader connection, in one read transaction."""
+        async with self.reader() as connection:
+            return await connection.run(partial(_in_snapshot, work))
+
+    @asynccontextmanager
+    async def reader(self) -> AsyncIterator[_Thread]:
+        """A reader connection of one's own, for as long as the block lasts."""
+        readers = self._readers
+        connection = await readers.get()
+        try:
+            yield connection
+        finally:
+            readers.put_nowait(connection)
+
+    async def checkpoint(self) -> None:
+        """Bring the write-ahead log into the file and empty it. https://sqlite.org/wal.html#ckpt"""
+        await self.write(sqlite_file.checkpoint)
+
+    async def close(self) -> None:
+        """Close every connection, but for those whose disk does not answer, and those of a file that was moved."""
+        is_moved = self.files.is_moved
+        for connection in self._opened:
+            try:
+                if is_moved:
+                    raise TimeoutError  # noqa: TRY301 - left open, for the reason that `reopen` has
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await connection.close()
+            except TimeoutError:
+                _left_open.append(connection)
+        self._opened.clear()
+        self._writer = None
+
+    async def _connect(self) -> _Thread:
+        connection = _Thread(self.path)
+        try:
+            await connection
+        except BaseException:
+            if connection.stopped is not None:  # the event loop may end after this: not before the thread has
+                await connection.stopped
+            raise
+        self._opened.append(connection)
+        return connection
+
+
+def _translated(work: Callable[[SqliteConnection], T], connection: SqliteConnection) -> T:
+    with translated_errors():
+        return work(connection)
+
+
+def _in_snapshot(work: Callable[[Connection], T], connection: Connection) -> T:
+    with connection.snapshot():
+        return work(connection)
+
+
+def _opening_failed(path: Path, exc: StorageError) -> str:
+    if isinstance(exc, StorageDamagedError) and "not a database" in str(exc):
+        return f"{path} is not an SQLite database; set DATABASE_URL to another file"
+    return f"cannot use the database {path}: {exc}"

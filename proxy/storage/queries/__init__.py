@@ -1,0 +1,44 @@
+"""The named queries of `sql/queries`, one module per file, one typed function per query.
+
+Each function takes the connection; the caller owns the transaction. Rows become objects by the names of their columns.
+"""
+
+from proxy.storage.queries import (
+    check,
+    completions,
+    durable,
+    exchanges,
+    export,
+    fragments,
+    imports,
+    keys,
+    messages,
+    prune,
+    responses,
+    sessions,
+    stats,
+    tombstones,
+    usage,
+    users,
+    web,
+)
+
+__all__ = (
+    "check",
+    "completions",
+    "durable",
+    "exchanges",
+    "export",
+    "fragments",
+    "imports",
+    "keys",
+    "messages",
+    "prune",
+    "responses",
+    "sessions",
+    "stats",
+    "tombstones",
+    "usage",
+    "users",
+    "web",
+)

@@ -1,0 +1,13 @@
+"""What `stellarchat check` looks for: counts, places and references that do not fit together."""
+
+from proxy.storage.connection import Connection
+
+
+def list_inconsistent(connection: Connection, name: str) -> list[str]:
+    """The ids that one of the queries of `check.sql` finds."""
+    return connection.values(name)
+
+
+def list_exchanges_of_workers(connection: Connection) -> list[tuple[str, str]]:
+    """Every exchange in progress with the process that streams it."""
+    return [(row["exchange_id"], row["worker_id"]) for row in connection.all("list_exchanges_of_workers")]

@@ -1,0 +1,40 @@
+"""Exchanges as a list of completions is filtered: by upstream's id, by user, by session."""
+
+from typing import NamedTuple
+
+from proxy.storage.connection import Connection
+
+
+class Candidate(NamedTuple):
+    """An exchange by what a list of completions is filtered by; `metadata` is JSON text."""
+
+    exchange_id: str
+    status: str
+    model: str | None
+    metadata: str | None
+
+
+def find_stored_exchange(connection: Connection, completion_id: str, *, user_id: str | None) -> str | None:
+    """The newest ended exchange with upstream's id; of any user where `user_id` is None."""
+    parameters = {"completion_id": completion_id, "user_id": user_id}
+    name = "find_stored_exchange" if user_id is not None else "find_stored_exchange_of_anyone"
+    found: str | None = connection.value(name, parameters)
+    return found
+
+
+def scan_exchanges_of_user(
+    connection: Connection, user_id: str, *, after: str, limit: int, newest_first: bool
+) -> list[Candidate]:
+    """The next exchanges of a user after one."""
+    parameters = {"user_id": user_id, "after": after, "limit": limit}
+    name = "scan_exchanges_of_user_newest_first" if newest_first else "scan_exchanges_of_user"
+    return [Candidate(**row) for row in connection.all(name, parameters)]
+
+
+def scan_exchanges_of_session(
+    connection: Connection, session_id: str, *, after: str, limit: int, newest_first: bool
+) -> list[Candidate]:
+    """The next exchanges of a session after one."""
+    parameters = {"session_id": session_id, "after": after, "limit": limit}
+    name = "scan_exchanges_of_session_newest_first" if newest_first else "scan_exchanges_of_session"
+    return [Candidate(**row) for row in connection.all(name, parameters)]

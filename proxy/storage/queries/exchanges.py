@@ -1,0 +1,193 @@
+"""The exchanges: a request, its parameters and its outcome."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from proxy.ids import timestamp_after
+from proxy.storage.connection import Connection, Row
+from proxy.storage.page import Page
+
+# How vLLM, and StellarChat where no one else has, names a reply: by the id of its request.
+COMPLETION_PREFIX = "chatcmpl-"
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeRow:
+    """A row of `exchanges`; `context`, `parameters`, `metadata`, `completion` and `error` are JSON text."""
+
+    exchange_no: int
+    exchange_id: str
+    session_id: str
+    session_no: int
+    user_id: str
+    leaf_no: int | None
+    context: str | None
+    linked_count: int | None
+    endpoint: str
+    model: str | None
+    status: str
+    http_status: int | None
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    total_tokens: int | None
+    reasoning_tokens: int | None
+    cached_tokens: int | None
+    time_to_first_token_ms: int | None
+    duration_ms: int | None
+    parameters: str
+    metadata: str | None
+    request_id: str
+    completion_id: str | None
+    completion: str | None
+    completion_created: int | None
+    error: str | None
+    worker_id: str | None
+    created_at: str
+    completed_at: str | None
+    wire: str | None = None
+
+
+class Unfinished(NamedTuple):
+    """An exchange in progress, as its end needs it."""
+
+    exchange_no: int
+    exchange_id: str
+    session_id: str
+    session_no: int
+    user_id: str
+    asked_model: str | None
+    created_at: str
+    leaf_no: int | None
+    goes_on: bool  # something follows its request's last message
+    user_no: int
+    endpoint: str
+
+
+def keep_parameters(connection: Connection, data: str, *, endpoint: str, asked_model: str | None) -> int:
+    """The number of a request's parameters, JSON text, stored once. `asked_model` is the one they name."""
+    digest = sha256(f"{endpoint}\n{data}".encode()).digest()
+    found: int | None = connection.value("find_parameters", {"digest": digest})
+    if found is not None:
+        return found
+    parameters = {"digest": digest, "endpoint": endpoint, "model": asked_model, "data": data}
+    made: int = connection.value("insert_parameters", parameters)
+    return made
+
+
+def insert_exchanges(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Store exchanges given by all their columns."""
+    connection.store("insert_exchange", [_shortened(row) for row in rows])
+
+
+def finish_exchanges(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Store the outcomes of exchanges in progress, given by their ids and the columns that their end sets."""
+    connection.store("finish_exchange", [_shortened(row) for row in rows])
+
+
+def get_exchange_in_progress(connection: Connection, exchange_id: str) -> Unfinished | None:
+    """The exchange, if it is there and has not ended."""
+    row = connection.one("get_exchange_in_progress", {"exchange_id": exchange_id})
+    return None if row is None else Unfinished(**row)
+
+
+def mark_recovered(connection: Connection, exchange_id: str, *, worker_id: str) -> None:
+    """Its end was guessed, since this process seemed gone."""
+    connection.changes("mark_recovered", {"exchange_id": exchange_id, "worker_id": worker_id})
+
+
+def reopen_recovered(connection: Connection, exchange_id: str) -> bool:
+    """Whether the exchange's end was guessed; then it is in progress again."""
+    return connection.changes("reopen_recovered", {"exchange_id": exchange_id}) > 0
+
+
+def find_exchange_id(connection: Connection, exchange_no: int) -> str | None:
+    """The id of the exchange with this number, if it is there."""
+    found: str | None = connection.value("find_exchange_id", {"exchange_no": exchange_no})
+    return found
+
+
+def find_exchange_no(connection: Connection, exchange_id: str) -> int | None:
+    """The number of the exchange with this id, if it is there."""
+    found: int | None = connection.value("find_exchange_no", {"exchange_id": exchange_id})
+    return found
+
+
+def _shortened(row: dict[str, Any]) -> dict[str, Any]:
+    """Ids that follow from the exchange's own are not written out, nor is a model that is the one asked for."""
+    exchange_id, request_id, completion_id = row["exchange_id"], row.get("request_id"), row["completion_id"]
+    return row | {
+        "request_id": None if request_id == exchange_id else request_id,
+        "completion_id": "" if completion_id == COMPLETION_PREFIX + exchange_id else completion_id,
+        "model": None if row["model"] == row["asked_model"] else row["model"],
+    }
+
+
+def get_exchange(connection: Connection, exchange_id: str) -> ExchangeRow | None:
+    """The exchange, if it is there."""
+    row = connection.one("get_exchange", {"exchange_id": exchange_id})
+    return None if row is None else _exchange(row)
+
+
+def list_exchanges(connection: Connection, *, session_id: str, page: Page) -> list[ExchangeRow]:
+    """One page of a session's exchanges in the order they were stored."""
+    parameters = {"session_id": session_id, "limit": page.limit, "offset": page.offset, "after": page.after}
+    return [_exchange(row) for row in connection.all("list_exchanges", parameters)]
+
+
+def _exchange(row: Row) -> ExchangeRow:
+    exchange = ExchangeRow(**row)
+    return replace(exchange, completed_at=end_of(exchange.created_at, exchange.duration_ms, exchange.completed_at))
+
+
+def end_of(created_at: str, duration_ms: int | None, completed_at: str | None) -> str | None:
+    """When an exchange ended, by its columns: where that is not written, the duration says it."""
+    if completed_at is not None or duration_ms is None:
+        return completed_at
+    return timestamp_after(created_at, duration_ms)
+
+
+def count_exchanges(connection: Connection, session_id: str) -> int:
+    """How many exchanges a session has."""
+    count: int = connection.value("count_exchanges", {"session_id": session_id})
+    return count
+
+
+def update_exchange_metadata(connection: Connection, *, exchange_id: str, metadata: str | None) -> None:
+    """Set the metadata of an exchange."""
+    connection.changes("update_exchange_metadata", {"exchange_id": exchange_id, "metadata": metadata})
+
+
+def delete_exchange(connection: Connection, exchange_id: str) -> None:
+    """Delete an exchange; its messages stay."""
+    connection.changes("delete_exchange", {"exchange_id": exchange_id})
+
+
+def move_requests(connection: Connection, message_no: int, *, session_id: str, parent_no: int | None) -> None:
+    """Let the requests that end with a message end with another."""
+    parameters = {"message_no": message_no, "session_id": session_id, "parent_no": parent_no}
+    connection.changes("move_requests", parameters)
+
+
+def list_contexts(connection: Connection, session_id: str) -> list[tuple[str, str]]:
+    """The exchanges of a session whose requests had system messages, and which."""
+    rows = connection.all("list_contexts", {"session_id": session_id})
+    return [(row["exchange_id"], row["context"]) for row in rows]
+
+
+def update_context(connection: Connection, exchange_id: str, context: str | None) -> None:
+    """Set the system messages of a request."""
+    connection.changes("update_context", {"exchange_id": exchange_id, "context": context})
+
+
+def list_workers_in_progress(connection: Connection) -> list[str]:
+    """The processes that have exchanges in progress."""
+    return connection.values("list_workers_in_progress", {})
+
+
+def list_exchanges_in_progress(connection: Connection, worker_id: str) -> list[tuple[str, str]]:
+    """The exchanges a process has in progress, each with its endpoint."""
+    rows = connection.all("list_exchanges_in_progress", {"worker_id": worker_id})
+    return [(row["exchange_id"], row["endpoint"]) for row in rows]

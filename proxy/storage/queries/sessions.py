@@ -1,0 +1,160 @@
+"""The sessions and their counts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.storage.connection import Connection
+from proxy.storage.page import Page
+from proxy.storage.queries.users import DEFAULT_USER_ID, count_sessions
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A row of `sessions`; `metadata` is JSON text."""
+
+    session_no: int
+    session_id: str
+    user_id: str
+    external_id: str | None
+    title: str
+    is_active: bool
+    metadata: str | None
+    leaf_no: int | None
+    message_count: int
+    tokens: int
+    created_at: str
+    updated_at: str
+
+
+def insert_session(
+    connection: Connection,
+    *,
+    session_id: str,
+    user_id: str,
+    external_id: str | None,
+    title: str,
+    metadata: str | None,
+    now: str,
+) -> bool:
+    """Make the session; false where its id, or its external id, is there already."""
+    parameters = {
+        "session_no": None,
+        "session_id": session_id,
+        "user_id": user_id,
+        "external_id": external_id,
+        "title": title,
+        "metadata": metadata,
+        "leaf_no": None,
+        "message_count": 0,
+        "tokens": 0,
+        "created_at": now,
+        "updated_at": now,
+    }
+    is_new = connection.changes("insert_session", parameters) > 0
+    if is_new:
+        count_sessions(connection, user_id, sessions=1, active=1)
+    return is_new
+
+
+def insert_sessions(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Make active sessions whose ids are new, given by all their columns."""
+    connection.store("insert_session", rows)
+    users = [row["user_id"] for row in rows]
+    for user_id in dict.fromkeys(users):
+        count = users.count(user_id)
+        count_sessions(connection, user_id, sessions=count, active=count)
+
+
+def find_session_id(connection: Connection, *, id_: str, user_id: str | None) -> str | None:
+    """The session with this id, its own or its client's; of any user where `user_id` is None."""
+    parameters = {"id": id_, "user_id": user_id, "default_user_id": DEFAULT_USER_ID}
+    found: str | None = connection.value("find_session_id", parameters)
+    return found
+
+
+def get_session(connection: Connection, session_id: str, *, user_id: str | None = None) -> Session | None:
+    """The session by its own id, if it is there and the user's."""
+    row = connection.one("get_session", {"session_id": session_id, "user_id": user_id})
+    return None if row is None else Session(**row)
+
+
+def list_sessions(
+    connection: Connection,
+    *,
+    user_id: str,
+    page: Page,
+    active_only: bool = False,
+    since: str | None = None,
+    until: str | None = None,
+) -> list[Session]:
+    """One page of a user's sessions, newest activity first."""
+    before = None if page.after is None else get_session(connection, page.after, user_id=user_id)
+    parameters = {
+        "user_id": user_id,
+        "active_only": active_only,
+        "after_updated_at": before and before.updated_at,
+        "after_session_id": before and before.session_id,
+        "since": since,
+        "until": until,
+        "limit": page.limit,
+        "offset": page.offset,
+    }
+    return [Session(**row) for row in connection.all("list_sessions", parameters)]
+
+
+def list_session_ids(
+    connection: Connection, *, user_id: str, page: Page, since: str | None = None, until: str | None = None
+) -> list[str]:
+    """The ids of one page of a user's sessions, newest activity first."""
+    parameters = {
+        "user_id": user_id,
+        "since": since,
+        "until": until,
+        "limit": page.limit,
+        "offset": page.offset,
+    }
+    return connection.values("list_session_ids", parameters)
+
+
+def count_sessions_between(connection: Connection, *, user_id: str, since: str | None, until: str | None) -> int:
+    """How many of a user's sessions were last active in a time span."""
+    parameters = {"user_id": user_id, "since": since, "until": until}
+    count: int = connection.value("count_sessions_between", parameters)
+    return count
+
+
+def update_session(
+    connection: Connection,
+    *,
+    session_id: str,
+    title: str | None,
+    is_active: bool | None,
+    metadata: str | None,
+    now: str,
+) -> bool:
+    """Change what is not None; whether the session is there."""
+    parameters = {
+        "session_id": session_id,
+        "title": title,
+        "is_active": is_active,
+        "metadata": metadata,
+        "now": now,
+    }
+    return connection.changes("update_session", parameters) > 0
+
+
+def touch_sessions(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Count messages that were stored below sessions; each `leaf_no` is the newest of them."""
+    connection.store("touch_session", rows)
+
+
+def shrink_session(connection: Connection, *, session_id: str, messages: int, tokens: int, leaf_no: int | None) -> None:
+    """Count messages that were deleted; `leaf_no` is the newest of those that are left."""
+    parameters = {"session_id": session_id, "messages": messages, "tokens": tokens, "leaf_no": leaf_no}
+    connection.changes("shrink_session", parameters)
+
+
+def delete_session(connection: Connection, session_id: str) -> bool:
+    """Delete the session, its messages and exchanges; whether it was there."""
+    return connection.changes("delete_session", {"session_id": session_id}) > 0

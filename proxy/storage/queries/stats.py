@@ -1,0 +1,15 @@
+"""What is kept and what was used, counted."""
+
+from proxy.storage.connection import Connection, Row
+
+
+def count_everything(connection: Connection) -> Row:
+    """Users, sessions, messages, exchanges and blobs."""
+    counts = connection.one("count_everything")
+    assert counts is not None
+    return counts
+
+
+def list_tokens_by_day(connection: Connection, *, since: str) -> list[Row]:
+    """Tokens by day and model, newest day first."""
+    return connection.all("list_tokens_by_day", {"since": since})

@@ -1,0 +1,185 @@
+"""A connection to an SQLite file that runs named queries, and SQLite's errors as our own."""
+
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from proxy.storage.connection import Numbers, Parameters, Row
+from proxy.storage.errors import (
+    StorageDamagedError,
+    StorageError,
+    StorageInterruptedError,
+    StorageLockedError,
+    StorageUnavailableError,
+)
+from proxy.storage.named import QUERIES
+
+# Rows that one statement stores at most. Fewer are stored in powers of two, so that few statements are compiled.
+_ROWS_MAX = 64
+
+_NOTHING: Mapping[str, Any] = {}
+
+# Errors of the file, the disk or other programs, which pass; all else is wrong with one write and would not.
+# https://sqlite.org/rescode.html#primary_result_code_list
+_ERRORS: dict[int, type[StorageError]] = {
+    sqlite3.SQLITE_BUSY: StorageLockedError,
+    sqlite3.SQLITE_LOCKED: StorageLockedError,
+    sqlite3.SQLITE_NOMEM: StorageUnavailableError,
+    sqlite3.SQLITE_READONLY: StorageUnavailableError,
+    sqlite3.SQLITE_IOERR: StorageUnavailableError,
+    sqlite3.SQLITE_FULL: StorageUnavailableError,
+    sqlite3.SQLITE_CANTOPEN: StorageUnavailableError,
+    sqlite3.SQLITE_PROTOCOL: StorageUnavailableError,
+    sqlite3.SQLITE_CORRUPT: StorageDamagedError,
+    sqlite3.SQLITE_NOTADB: StorageDamagedError,
+    sqlite3.SQLITE_INTERRUPT: StorageInterruptedError,
+}
+
+
+def storage_error(exc: sqlite3.Error) -> StorageError:
+    """SQLite's error as ours, with its words. The low byte of the code is its class."""
+    kind = _ERRORS.get(getattr(exc, "sqlite_errorcode", -1) & 0xFF, StorageError)
+    return kind(str(exc))
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Raise SQLite's errors of a block as ours."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise storage_error(exc) from exc
+
+
+class SqliteConnection(sqlite3.Connection):
+    """See `connection.Connection`. Inside `storage` it also runs SQL text."""
+
+    def one(self, name: str, parameters: Parameters = _NOTHING, /) -> Row | None:
+        """The first row."""
+        try:
+            cursor = self.execute(QUERIES[name], parameters)
+            row = cursor.fetchone()
+            return None if row is None else dict(zip(_column_names(name, cursor), row, strict=True))
+        except sqlite3.Error as exc:
+            raise storage_error(exc) from exc
+
+    def all(self, name: str, parameters: Parameters = _NOTHING, /) -> list[Row]:
+        """Every row."""
+        return list(self.each(name, parameters))
+
+    def each(self, name: str, parameters: Parameters = _NOTHING, /) -> Iterator[Row]:
+        """Every row, read from the file as it is asked for."""
+        try:
+            cursor = self.execute(QUERIES[name], parameters)
+            names = _column_names(name, cursor)
+            for row in cursor:
+                yield dict(zip(names, row, strict=True))
+        except sqlite3.Error as exc:
+            raise storage_error(exc) from exc
+
+    def value(self, name: str, parameters: Parameters = _NOTHING, /) -> Any:
+        """The only column of the first row; None where there is no row."""
+        try:
+            row = self.execute(QUERIES[name], parameters).fetchone()
+        except sqlite3.Error as exc:
+            raise storage_error(exc) from exc
+        return None if row is None else row[0]
+
+    def values(self, name: str, parameters: Parameters = _NOTHING, /) -> list[Any]:
+        """The only column of every row."""
+        try:
+            return [value for (value,) in self.execute(QUERIES[name], parameters)]
+        except sqlite3.Error as exc:
+            raise storage_error(exc) from exc
+
+    def changes(self, name: str, parameters: Parameters = _NOTHING, /) -> int:
+        """Run a change; how many rows it changed."""
+        try:
+            return self.execute(QUERIES[name], parameters).rowcount
+        except sqlite3.Error as exc:
+            raise storage_error(exc) from exc
+
+    def store(self, name: str, rows: Sequence[Parameters], /) -> None:
+        """Run a statement that has one row of VALUES for many rows. Each statement releases and retakes the GIL."""
+        start = 0
+        try:
+            while left := len(rows) - start:
+                size = min(_ROWS_MAX, 1 << (left.bit_length() - 1))
+                statement, names = _widened(name, size)
+                self.execute(statement, [row[name] for row in rows[start : start + size] for name in names])
+                start += size
+        except sqlite3.Error as exc:
+            raise storage_error(exc) from exc
+
+    def numbers(self) -> Numbers:
+        """The last row ids; to be read in the transaction that gives out the next ones."""
+        row = self.one("last_numbers")
+        assert row is not None
+        return Numbers(**row)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """A write transaction around a block: committed at its end, rolled back when it raises."""
+        self._run("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._run("COMMIT")
+        except BaseException:
+            self.roll_back()
+            raise
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """A part of a transaction that is undone alone when it raises."""
+        self._run("SAVEPOINT part")
+        try:
+            yield
+        except BaseException:
+            if self.in_transaction:
+                self._run("ROLLBACK TO part")
+                self._run("RELEASE part")
+            raise
+        self._run("RELEASE part")
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """A read transaction around a block."""
+        self._run("BEGIN")
+        try:
+            yield
+        finally:
+            self.roll_back()
+
+    def roll_back(self) -> None:
+        """End the transaction, where SQLite has not done so itself. https://sqlite.org/lang_transaction.html#immediate"""
+        if self.in_transaction:
+            self._run("ROLLBACK")
+
+    def _run(self, statement: str) -> None:
+        try:
+            self.execute(statement)
+        except sqlite3.Error as exc:
+            raise storage_error(exc) from exc
+
+
+_columns: dict[str, tuple[str, ...]] = {}
+
+
+def _column_names(name: str, cursor: sqlite3.Cursor) -> tuple[str, ...]:
+    """The columns of a query's rows: always the same, and dear to ask for at each run."""
+    names = _columns.get(name)
+    if names is None:
+        names = _columns[name] = tuple(column[0] for column in cursor.description)
+    return names
+
+
+@lru_cache(maxsize=256)
+def _widened(name: str, rows: int) -> tuple[str, list[str]]:
+    """A statement with one row of VALUES, for several rows whose parameters go by position, and their names."""
+    before, row, after = re.split(r"(?<=VALUES )(\(.*?\))", QUERIES[name], maxsplit=1, flags=re.DOTALL)
+    names = re.findall(r":(\w+)", row)
+    places = "(" + ", ".join("?" * len(names)) + ")"
+    return before + ", ".join([places] * rows) + after, names

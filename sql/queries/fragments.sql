@@ -1,0 +1,47 @@
+-- name: insert_fragment
+-- Nothing happens where the exchange has ended, or was deleted, or the piece is there already: it may be replayed.
+INSERT INTO exchange_fragments (exchange_no, sequence, data)
+SELECT e.exchange_no, column2, column3
+FROM (VALUES (:exchange_id, :sequence, :data)) AS fragment
+CROSS JOIN exchanges AS e
+WHERE e.exchange_id = column1
+  AND e.status = 'in_progress'
+ON CONFLICT DO NOTHING;
+
+-- name: list_fragments
+SELECT data
+FROM exchange_fragments
+WHERE exchange_no = (SELECT e.exchange_no FROM exchanges AS e WHERE e.exchange_id = :exchange_id)
+ORDER BY sequence;
+
+-- name: list_fragments_from
+-- The pieces of a reply from one on, up to another.
+SELECT data
+FROM exchange_fragments
+WHERE exchange_no = (SELECT e.exchange_no FROM exchanges AS e WHERE e.exchange_id = :exchange_id)
+  AND sequence >= :start
+  AND sequence < :stop
+ORDER BY sequence;
+
+-- name: delete_fragments
+-- Of exchanges that have ended.
+DELETE FROM exchange_fragments
+WHERE exchange_no IN (
+    SELECT e.exchange_no
+    FROM (VALUES (:exchange_id)) AS ended
+    CROSS JOIN exchanges AS e
+    WHERE e.exchange_id = column1
+      AND e.status <> 'in_progress'
+);
+
+-- name: delete_stray_fragments
+-- Of all exchanges that have ended: a process may be gone before it has deleted them. Those of responses stay for a while.
+DELETE FROM exchange_fragments
+WHERE exchange_no IN (
+    SELECT f.exchange_no
+    FROM exchange_fragments AS f
+    JOIN exchanges AS e ON e.exchange_no = f.exchange_no
+    JOIN parameters AS p ON p.parameters_no = e.parameters_no
+    WHERE e.status <> 'in_progress'
+      AND (p.endpoint <> '/v1/responses' OR e.created_at < :before)
+);
