@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from proxy.storage.exchange import Exchange, Outcome
+from proxy.wire import json_text
 
 _WAITING_MAX = 200
 # A terminal shows no more than people can read: what comes faster is counted.
@@ -92,8 +93,8 @@ def chat_line(exchange: Exchange, outcome: Outcome, model: str | None, *, has_co
 def _why(outcome: Outcome) -> str:
     if outcome.status != "failed" or not outcome.error:
         return ""
-    message = outcome.error.get("message") if isinstance(outcome.error, dict) else outcome.error
-    return _plain(str(message), _ERROR_LENGTH)
+    message = outcome.error.get("message") if isinstance(outcome.error, dict) else None
+    return _plain(message if isinstance(message, str) else json_text.dumps(outcome.error), _ERROR_LENGTH)
 
 
 def _plain(text: str, length: int) -> str:
