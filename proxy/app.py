@@ -30,6 +30,7 @@ from proxy.settings import ConfigurationError, Settings, load
 from proxy.storage.database import Database
 from proxy.telemetry.observer import Observer, ObserverMiddleware
 from proxy.upstream.upstreams import Upstreams
+from proxy.web.markdown_process import MarkdownProcess
 from proxy.wire.endpoints import ENDPOINTS
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(markdown.close)
             running = settings
             if settings.demo:
                 running = replace(settings, upstream_url=await stack.enter_async_context(serve_demo()))
@@ -64,8 +66,9 @@ def create_app(
             finally:
                 closing()
 
+    markdown = MarkdownProcess()
     app = Starlette(
-        routes=route_table(settings),
+        routes=route_table(settings, markdown),
         lifespan=lifespan,
         middleware=[
             Middleware(ObserverMiddleware),

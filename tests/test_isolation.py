@@ -22,6 +22,7 @@ from proxy.routes import route_table
 from proxy.routes.resource import Resource
 from proxy.settings import Settings
 from proxy.storage.sqlite import connect
+from proxy.web.markdown_process import MarkdownProcess
 from proxy.wire.endpoints import ENDPOINTS
 from tests.access.test_keys import bearer, make_key, until
 from tests.fake_upstream import FakeUpstream, fake_upstream, whole_json
@@ -165,7 +166,7 @@ ALL_ROWS = (
 def routes_of_table() -> set[tuple[str, str]]:
     """Every method of every route; `*` is whatever the last one relays."""
     found = {("POST", path) for path in ENDPOINTS}
-    for route in route_table(Settings(web=False)):
+    for route in route_table(Settings(web=False), MarkdownProcess()):
         assert isinstance(route, Route)
         endpoint = route.endpoint
         methods = set(endpoint._handlers) if isinstance(endpoint, Resource) else set(route.methods or {"*"})

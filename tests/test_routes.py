@@ -2,10 +2,11 @@
 
 from proxy.routes import route_table
 from proxy.settings import Settings
+from proxy.web.markdown_process import MarkdownProcess
 
 
 def test_no_route_matches_before_a_newline_at_the_end_of_a_path() -> None:
-    for route in route_table(Settings()):
+    for route in route_table(Settings(), MarkdownProcess()):
         path = route.path
         for name in route.param_convertors:
             for kind in ("", ":path"):

@@ -19,9 +19,10 @@ from proxy.routes.matching import exact
 from proxy.routes.passthrough import Passthrough
 from proxy.settings import Settings
 from proxy.web import web_routes
+from proxy.web.markdown_process import MarkdownProcess
 
 
-def route_table(settings: Settings) -> list[Route]:
+def route_table(settings: Settings, markdown: MarkdownProcess) -> list[Route]:
     """Every route but a recorded POST, which `app` serves itself; what no other takes is relayed."""
     routes = [
         *health.routes,
@@ -35,7 +36,7 @@ def route_table(settings: Settings) -> list[Route]:
         *completions.routes,
         *conversations.routes,
         *responses.routes,
-        *web_routes(settings, otherwise=Passthrough()),
+        *web_routes(settings, markdown, otherwise=Passthrough()),
         Route("/{path:path}", Passthrough()),
     ]
     return exact(routes)

@@ -10,21 +10,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.access.middleware import is_browser
 from proxy.services import State
 from proxy.settings import Settings
+from proxy.web.markdown_process import MarkdownProcess
 
 _INSTALL = "The history page needs a few libraries more: pip install 'stellarchat[web]', and start the server again.\n"
 
 
-def web_routes(settings: Settings, *, otherwise: ASGIApp) -> list[Route]:
+def web_routes(settings: Settings, markdown: MarkdownProcess, *, otherwise: ASGIApp) -> list[Route]:
     """The routes of the page, none where it is off. `otherwise` takes what a program asks of `/`."""
     if not settings.web:
         return []
     root = Route("/", _Root(otherwise))
     # Its libraries are imported only here, and only where they are installed.
-    if any(find_spec(name) is None for name in ("jinja2", "markupsafe")):
+    if any(find_spec(name) is None for name in ("jinja2", "markdown_it", "nh3", "pygments")):
         return [root, Route("/ui", _how_to_install), Route("/ui/{path:path}", _how_to_install)]
     from proxy.web.site import site_routes
 
-    return [root, *site_routes(settings)]
+    return [root, *site_routes(markdown)]
 
 
 class _Root:

@@ -18,7 +18,7 @@ EXTRA_CHARACTERS = 200_000  # of a message's other keys; above they are not look
 _FOLD_CHARACTERS = 2000
 _FOLD_LINES = 30
 _HITS_MAX = 200
-_RICH_CHARACTERS = 20_000
+RICH_CHARACTERS = 20_000
 _INDENTED_LEVELS = 24
 
 _KINDS = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
@@ -28,6 +28,8 @@ _SHOWN_KEYS = frozenset({"content", "tool_calls", "function_call", "refusal", *_
 _BLOB = re.compile(r"blob:sha256:([0-9a-f]{64})")
 _PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp|avif);base64,[A-Za-z0-9+/=]{1,4096}")
 _URL_SHOWN = 300
+# Some sign of Markdown: of plain prose it makes nothing else.
+_MARKDOWN = re.compile(r"[*_`#|\[~>]|^\s*(?:[-+]|\d+[.)])\s|\n---", re.MULTILINE)
 
 
 def shown_message(row: JSON, *, session_id: str, query: str | None = None) -> JSON:
@@ -51,8 +53,14 @@ def shown_message(row: JSON, *, session_id: str, query: str | None = None) -> JS
         "pictures": list(_pictures(content, session_id=session_id, message_id=row["message_id"])),
         "attachments": attachments,
         "is_growing": False,
-        "is_rich": shown["kind"] in ("user", "assistant") and not query and 0 < row["length"] <= _RICH_CHARACTERS,
+        "is_rich": _is_rich(row, shown, query),
     }
+
+
+def _is_rich(row: JSON, shown: JSON, query: str | None) -> bool:
+    """Whether its Markdown is worth asking for: where there is nothing of it, or a search marks its hits, it stays."""
+    is_one_text = row["role"] in ("user", "assistant") and len(shown["passages"]) == 1 and not query
+    return is_one_text and row["length"] <= RICH_CHARACTERS and _MARKDOWN.search(row["content"]) is not None
 
 
 def growing_message(message: JSON, *, message_id: str, model: str | None, created_at: str) -> JSON:

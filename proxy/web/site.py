@@ -2,15 +2,16 @@
 
 from starlette.routing import Route
 
-from proxy.settings import Settings
 from proxy.web import actions, exchanges, keys, searching, sessions, usage
 from proxy.web.assets import get_static
 from proxy.web.conversation import Conversation
 from proxy.web.login import Login, leave
+from proxy.web.markdown_process import MarkdownProcess
+from proxy.web.rich import Rich
 from proxy.web.visits import Handler, Page, Pages, not_found
 
 
-def site_routes(_settings: Settings) -> list[Route]:
+def site_routes(markdown: MarkdownProcess) -> list[Route]:
     """The routes of one application."""
     pages, conversation = Pages(), Conversation()
 
@@ -35,6 +36,7 @@ def site_routes(_settings: Settings) -> list[Route]:
         page(f"{session}/delete", get=actions.ask_to_delete, post=actions.delete),
         page(f"{session}/export", get=actions.export),
         page(f"{session}/copy", get=actions.copy),
+        page(f"{message}/rich", get=Rich(markdown).show),
         page(f"{message}/text", get=actions.message_text),
         page(f"{message}/blob/{{digest}}", get=actions.message_image),
         # Whatever else is below belongs to the page, too: it must not be relayed to upstream.

@@ -12,6 +12,7 @@ from proxy.routes.chat import ChatCompletions
 
 from proxy.routes import route_table
 from proxy.settings import Settings
+from proxy.web.markdown_process import MarkdownProcess
 from tests.serving import running_proxy, settings_for
 from tests.stored import opened, say
 from tests.web.visiting import SAME, Site, dom_of, log_in, site
@@ -260,7 +261,7 @@ async def test_link_from_another_site_finds_the_login(house: Site) -> None:
 async def test_every_page_has_a_row(house: Site) -> None:
     asked = [path.split("?")[0] for path, *_ in (*PAGES, *ACTIONS)]
     known = {"/", "/ui/login", "/ui/logout", "/ui/static/{name}", "/ui/{path:path}"}
-    paths = {route.path for route in route_table(ChatCompletions(), Settings()) if route.path.startswith("/ui")} - known
+    paths = {route.path for route in route_table(Settings(), MarkdownProcess()) if route.path.startswith("/ui")} - known
     names = {"{session_id}": "{s}", "{exchange_id}": "{x}", "{key_id}": "{key}"}
     for path in paths:
         short = path

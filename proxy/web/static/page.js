@@ -91,12 +91,24 @@
 
   // --- messages as Markdown, made by the server's helper process when they come into view
 
+  const enriched = (place, rich) => {
+    const isLong = one(".rest", place);
+    place.replaceChildren(rich);
+    if (!isLong) return;
+    rich.classList.add("folded");
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "plain";
+    button.textContent = "Show the rest";
+    button.addEventListener("click", () => { rich.classList.remove("folded"); button.remove(); });
+    place.append(button);
+  };
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((each) => each.isIntersecting)) {
       watcher.unobserve(entry.target);
       load(entry.target.dataset.rich).then((found) => {
         const rich = found && one(".rich", found.page);
-        if (rich) entry.target.replaceChildren(document.importNode(rich, true));
+        if (rich) enriched(entry.target, document.importNode(rich, true));
       }).catch(() => {});
     }
   }, { rootMargin: "200px" });

@@ -1,0 +1,115 @@
+"""The process that makes HTML of Markdown: started at first use, ended when idle, killed when it takes too long."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from hashlib import sha256
+from pathlib import Path
+
+_PROGRAM = Path(__file__).with_name("markdown.py")
+_SECONDS_MAX = 2.0
+_START_SECONDS_MAX = 8.0
+_IDLE_SECONDS = 60.0
+_WAITING_MAX = 32
+_KEPT, _KEPT_BYTES = 512, 8 * 2**20
+_ANSWER_BYTES_MAX = 2 * 2**20
+
+
+class MarkdownProcess:
+    """One process's helper. What it could not do once is not tried again: the page shows the text as it is."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._turn = asyncio.Semaphore(1)
+        self._waiting = 0
+        self._made: OrderedDict[bytes, str | None] = OrderedDict()
+        self._made_bytes = 0
+        self._idle: asyncio.TimerHandle | None = None
+
+    async def html_of(self, text: str) -> str | None:
+        """The text as HTML; None where it cannot be had, or not soon."""
+        digest = sha256(text.encode("utf-8", "replace")).digest()
+        if digest in self._made:
+            self._made.move_to_end(digest)
+            return self._made[digest]
+        if self._waiting >= _WAITING_MAX:
+            return None
+        self._waiting += 1
+        try:
+            async with self._turn:
+                html = await asyncio.to_thread(self._convert, text)
+        finally:
+            self._waiting -= 1
+        self._keep(digest, html)
+        self._end_when_idle()
+        return html
+
+    async def close(self) -> None:
+        """End the process."""
+        if self._idle is not None:
+            self._idle.cancel()
+        async with self._turn:
+            await asyncio.to_thread(self._end)
+
+    def _keep(self, digest: bytes, html: str | None) -> None:
+        self._made[digest] = html
+        self._made_bytes += len(html or "")
+        while len(self._made) > _KEPT or self._made_bytes > _KEPT_BYTES:
+            _, dropped = self._made.popitem(last=False)
+            self._made_bytes -= len(dropped or "")
+
+    def _end_when_idle(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._kill)
+
+    def _kill(self) -> None:
+        """It ends by itself; it is waited for before the next one starts, or at the end."""
+        if self._child is not None and not self._waiting:
+            self._child.kill()
+
+    # In a thread, one at a time
+
+    def _convert(self, text: str) -> str | None:
+        seconds = _SECONDS_MAX
+        if self._child is not None and self._child.poll() is not None:
+            self._end()
+        if self._child is None:
+            seconds = _START_SECONDS_MAX
+            # -P: the modules beside the program are not what it imports.
+            command = [sys.executable, "-P", str(_PROGRAM)]
+            self._child = subprocess.Popen(  # noqa: S603 - our own program, without a shell
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        timer = threading.Timer(seconds, self._child.kill)
+        timer.start()
+        try:
+            answer = _asked(self._child, text.encode("utf-8", "replace"))
+        except OSError:  # it has ended
+            answer = None
+        finally:
+            timer.cancel()
+        if answer is None:
+            self._end()
+        return answer
+
+    def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.communicate()
+
+
+def _asked(child: subprocess.Popen[bytes], text: bytes) -> str | None:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(len(text).to_bytes(4, "big") + text)
+    child.stdin.flush()
+    head = child.stdout.read(4)
+    length = int.from_bytes(head, "big")
+    if len(head) < 4 or length > _ANSWER_BYTES_MAX:
+        return None
+    html = child.stdout.read(length)
+    return html.decode() if len(html) == length else None
