@@ -8,7 +8,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from proxy.routes.chat import ChatCompletions
 
 from proxy.routes import route_table
 from proxy.settings import Settings
@@ -30,6 +29,7 @@ PAGES = (
     ("/ui/s/{s}/copy?m={r}&as=curl", "a picture of ann"),
     ("/ui/s/{s}/copy?m={r}&as=json", "a picture of ann's"),
     ("/ui/s/{s}/m/{r}/text", "a picture of ann's"),
+    ("/ui/s/{s}/m/{r}/rich", "a picture of ann's"),
     ("/ui/s/{s}/m/{m}/blob/{digest}", "PNG"),
     ("/ui/search?q=picture", "ann's"),
     ("/ui/x/{x}", "a picture of ann's"),
@@ -38,7 +38,7 @@ PAGES = (
     ("/ui/keys/{key}/revoke", "ann's"),
 )
 LISTS = frozenset({"/ui", "/ui/search?q=picture", "/ui/usage", "/ui/keys"})
-ACTIONS = (
+ACTIONS: tuple[tuple[str, dict[str, str]], ...] = (
     ("/ui/s/{s}/rename", {"title": "taken over"}),
     ("/ui/s/{s}/delete", {}),
     ("/ui/keys/{key}/revoke", {}),

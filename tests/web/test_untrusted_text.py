@@ -90,7 +90,7 @@ def tell(path: Path, text: str) -> dict[str, str]:
     return {"s": session_id, "m": last, "x": asked.exchange_id}
 
 
-@pytest.fixture(params=CORPUS.values(), ids=CORPUS)
+@pytest.fixture(params=list(CORPUS.values()), ids=list(CORPUS))
 def text(request: pytest.FixtureRequest) -> str:
     given: str = request.param
     return given
