@@ -1,14 +1,17 @@
 """Invented, harmless chats of every kind, for screenshots and for tests in a browser."""
 
 import struct
+import time
 import zlib
 from base64 import b64encode
 from typing import Any
 
-from proxy.ids import uuid7
-from proxy.storage import exchange_store
+from proxy.ids import timestamp, uuid7
+from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.sqlite_connection import SqliteConnection
+from proxy.storage.sqlite import transaction
+from proxy.storage.usage import add_usage, usage_of
 from proxy.storage.write_batch import write_batch
 from proxy.wire import json_text
 from proxy.wire.chat_reply import Completion
@@ -106,6 +109,27 @@ class Teller:
                 chunk = {"model": "qwen3-8b", "choices": [{"index": 0, "delta": {"content": text}}]}
                 data = f"data: {json_text.dumps(chunk)}\n\n".encode()
                 exchange_store.append_fragment(rows, exchange_id=exchange.exchange_id, sequence=sequence, data=data)
+
+
+def tell_of_days(connection: SqliteConnection, *, days: int = 30) -> None:
+    """Usage of the days before, and sessions that are not all of just now."""
+    now = time.time()
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    user_no = connection.execute("SELECT user_no FROM users WHERE user_id = 'mara'").fetchone()[0]
+    for day in range(1, days):
+        chats = (day * 7) % 11 + 3 if day % 7 else 1
+        for model, share in (("qwen3-8b", 3), ("coder-14b", 1)):
+            told = {"user_no": user_no, "model": model, "endpoint": "/v1/chat/completions", "status": "completed"}
+            told |= {"created_at": timestamp(now - day * 86_400), "time_to_first_token_ms": 60 + day * share}
+            told |= {"prompt_tokens": 420, "completion_tokens": 180, "cached_tokens": 160, "reasoning_tokens": 40}
+            for _ in range(chats * share):
+                add_usage(rows, usage_of(told))
+    with transaction(connection):
+        queries.count_usage(connection, list(rows.values()))
+        listed = connection.execute("SELECT session_no FROM sessions ORDER BY session_no DESC").fetchall()
+        for age, (session_no,) in enumerate(listed):
+            moment = timestamp(now - 60 * age**5)
+            connection.execute("UPDATE sessions SET updated_at = ? WHERE session_no = ?", (moment, session_no))
 
 
 def picture() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.browser.chromium import chromium
-from tests.browser.invented import tell, tell_growing
+from tests.browser.invented import tell, tell_growing, tell_of_days
 from tests.serving import REPOSITORY, running_proxy, settings_for
 from tests.stored import opened
 
@@ -22,6 +22,7 @@ async def take_all(folder: Path, *, everything: bool) -> None:
     with tempfile.TemporaryDirectory() as place:
         with opened(Path(place) / "stellarchat.db") as connection:
             sessions = tell(connection)
+            tell_of_days(connection)
         async with running_proxy(settings_for(Path(place))) as url, chromium() as browser:
             with opened(Path(place) / "stellarchat.db") as connection:
                 sessions["growing"] = tell_growing(connection)
