@@ -1,11 +1,13 @@
 """A database with something of every kind in it, stored the way the recorder stores it."""
 
+import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from proxy.ids import timestamp, uuid7
+from proxy.recording.spill import spill_path
 from proxy.storage import exchange_store
 from proxy.storage.connection import Connection
 from proxy.storage.exchange import Exchange, Outcome, SessionRef, Status
@@ -31,6 +33,17 @@ def execute(connection: Connection, statement: str, parameters: Sequence[Any] = 
     """Run SQL text as storage runs it."""
     assert isinstance(connection, SqliteConnection)
     connection.execute(statement, parameters)
+
+
+@contextmanager
+def worker(database: Path) -> Iterator[str]:
+    """The id of a worker process that lives as long as the block: its lock is held, so nobody ends its chats."""
+    worker_id = uuid7()
+    path = spill_path(database, worker_id)
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield worker_id
+    path.unlink()
 
 
 def exchange(messages: list[dict[str, Any]], *, user_id: str = "ann", session_id: str = "", **body: Any) -> Exchange:

@@ -101,10 +101,10 @@ class Teller:
             request={"model": model, "messages": messages, **body},
         )
 
-    def begin(self, exchange: Exchange, *texts: str) -> None:
+    def begin(self, exchange: Exchange, worker_id: str, *texts: str) -> None:
         """A reply that has streamed so far."""
         with write_batch(self._connection) as rows:
-            exchange_store.begin(rows, exchange, worker_id="of a screenshot")
+            exchange_store.begin(rows, exchange, worker_id=worker_id)
             for sequence, text in enumerate(texts):
                 chunk = {"model": "qwen3-8b", "choices": [{"index": 0, "delta": {"content": text}}]}
                 data = f"data: {json_text.dumps(chunk)}\n\n".encode()
@@ -232,8 +232,8 @@ def _trip(teller: Teller) -> str:
     )
 
 
-def tell_growing(connection: SqliteConnection) -> str:
-    """A reply that is just coming; its session. A server that starts ends it: tell it afterwards."""
+def tell_growing(connection: SqliteConnection, worker_id: str) -> str:
+    """A reply that a living worker is just writing; its session."""
     teller = Teller(connection)
     asked = teller.exchange([user("Explain how tides work, for a child.")], model="qwen3-8b")
     teller.begin(

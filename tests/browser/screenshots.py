@@ -12,7 +12,7 @@ from typing import Any
 from tests.browser.chromium import chromium
 from tests.browser.invented import tell, tell_growing, tell_of_days
 from tests.serving import REPOSITORY, running_proxy, settings_for
-from tests.stored import opened
+from tests.stored import opened, worker
 
 WIDE, NARROW = {"width": 1100, "height": 760}, {"width": 360, "height": 720}
 
@@ -23,19 +23,24 @@ async def take_all(folder: Path, *, everything: bool) -> None:
         with opened(Path(place) / "stellarchat.db") as connection:
             sessions = tell(connection)
             tell_of_days(connection)
-        async with running_proxy(settings_for(Path(place))) as url, chromium() as browser:
-            with opened(Path(place) / "stellarchat.db") as connection:
-                sessions["growing"] = tell_growing(connection)
-            for scheme in ("light", "dark"):
-                for form, size in (("wide", WIDE), ("narrow", NARROW)):
-                    context = await browser.new_context(viewport=size, color_scheme=scheme)
-                    page = await context.new_page()
-                    for name, path in _pages(sessions).items():
-                        if everything or (name, scheme, form) in _SHOWN:
-                            await _take(page, url + path, folder / f"{name}-{scheme}-{form}.png")
-                    if everything:
-                        await _take_exchange(page, url, sessions, folder / f"exchange-{scheme}-{form}.png")
-                    await context.close()
+        database = Path(place) / "stellarchat.db"
+        with worker(database) as worker_id, opened(database) as connection:
+            sessions["growing"] = tell_growing(connection, worker_id)
+            await _take_pages(Path(place), sessions, folder, everything=everything)
+
+
+async def _take_pages(place: Path, sessions: dict[str, str], folder: Path, *, everything: bool) -> None:
+    async with running_proxy(settings_for(place)) as url, chromium() as browser:
+        for scheme in ("light", "dark"):
+            for form, size in (("wide", WIDE), ("narrow", NARROW)):
+                context = await browser.new_context(viewport=size, color_scheme=scheme)
+                page = await context.new_page()
+                for name, path in _pages(sessions).items():
+                    if everything or (name, scheme, form) in _SHOWN:
+                        await _take(page, url + path, folder / f"{name}-{scheme}-{form}.png")
+                if everything:
+                    await _take_exchange(page, url, sessions, folder / f"exchange-{scheme}-{form}.png")
+                await context.close()
 
 
 _SHOWN = {
@@ -70,7 +75,8 @@ def _pages(sessions: dict[str, str]) -> dict[str, str]:
 
 async def _take(page: Any, url: str, file: Path) -> None:
     await page.goto(url)
-    await page.wait_for_timeout(400)
+    for rich in await page.locator("[data-rich]").all():
+        await rich.locator(".rich").wait_for()
     await page.screenshot(path=str(file))
 
 

@@ -11,7 +11,7 @@ from proxy.storage.write_batch import write_batch
 from tests.browser.conftest import Watched
 from tests.browser.invented import tell, tell_growing
 from tests.serving import running_proxy, settings_for
-from tests.stored import choice, exchange, opened, outcome, say, user
+from tests.stored import choice, exchange, opened, outcome, say, user, worker
 from tests.web.test_untrusted_text import CORPUS
 from tests.web.test_untrusted_text import tell as tell_untrusted
 from tests.web.visiting import site
@@ -50,33 +50,39 @@ async def violations(page: Any) -> list[str]:
 async def test_every_page_is_quiet_and_accessible(tmp_path: Path, browser: Any, scheme: str, width: int) -> None:
     with opened(tmp_path / "stellarchat.db") as connection:
         sessions = tell(connection)
-        async with running_proxy(settings_for(tmp_path)) as url:
-            sessions["growing"] = tell_growing(connection)
-            context = await browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-            watched = Watched(await context.new_page())
-            page = watched.page
-            await page.goto(f"{url}/ui/s/{sessions['trip']}")
-            exchange_path = await page.locator('a[href^="/ui/x/"]').first.get_attribute("href")
-            copy_path = await page.locator('a[href*="as=curl"]').first.get_attribute("href")
-            for path in (*(each.format(**sessions) for each in PATHS), exchange_path, copy_path):
-                await page.goto(url + path)
-                await page.wait_for_load_state()
-                assert await violations(page) == [], path
-                scrolls = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
-                assert not await page.evaluate(scrolls), path
-            # A page that is not there is said to the console by the browser itself.
-            watched.messages = [each for each in watched.messages if "404" not in each]
-            watched.assert_quiet(url)
-            await context.close()
+        with worker(tmp_path / "stellarchat.db") as worker_id:
+            sessions["growing"] = tell_growing(connection, worker_id)
+            await look_at_all(tmp_path, browser, sessions, scheme=scheme, width=width)
+
+
+async def look_at_all(folder: Path, browser: Any, sessions: dict[str, str], *, scheme: str, width: int) -> None:
+    async with running_proxy(settings_for(folder)) as url:
+        context = await browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        watched = Watched(await context.new_page())
+        page = watched.page
+        await page.goto(f"{url}/ui/s/{sessions['trip']}")
+        exchange_path = await page.locator('a[href^="/ui/x/"]').first.get_attribute("href")
+        copy_path = await page.locator('a[href*="as=curl"]').first.get_attribute("href")
+        for path in (*(each.format(**sessions) for each in PATHS), exchange_path, copy_path):
+            await page.goto(url + path)
+            await page.wait_for_load_state()
+            assert await violations(page) == [], path
+            scrolls = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+            assert not await page.evaluate(scrolls), path
+        # A page that is not there is said to the console by the browser itself.
+        watched.messages = [each for each in watched.messages if "404" not in each]
+        watched.assert_quiet(url)
+        await context.close()
 
 
 async def test_reply_grows_while_its_page_is_open_and_new_messages_follow(tmp_path: Path, watched: Watched) -> None:
     page = watched.page
     async with running_proxy(settings_for(tmp_path)) as url:
-        with opened(tmp_path / "stellarchat.db") as connection:
+        database = tmp_path / "stellarchat.db"
+        with opened(database) as connection, worker(database) as worker_id:
             asked = exchange([user("count")])
             with write_batch(connection) as rows:
-                exchange_store.begin(rows, asked, worker_id="w")
+                exchange_store.begin(rows, asked, worker_id=worker_id)
             session_id = asked.session.session_id
             await page.goto(f"{url}/ui/s/{session_id}")
             for sequence, word in enumerate(("one ", "two ", "three")):

@@ -14,7 +14,7 @@ from proxy.storage.exchange import Outcome
 from proxy.storage.write_batch import write_batch
 from proxy.web.searching import pieces_of
 from tests.serving import running_proxy, settings_for
-from tests.stored import assistant, chat, choice, exchange, opened, outcome, say, user
+from tests.stored import assistant, chat, choice, exchange, opened, outcome, say, user, worker
 from tests.web.visiting import SAME, dom_of
 
 
@@ -79,9 +79,10 @@ async def test_branches_are_links_from_fork_to_fork(tmp_path: Path) -> None:
 async def test_reply_that_grows_is_shown_and_then_followed_to_its_end(tmp_path: Path) -> None:
     asked = exchange([user("count")])
     async with running_proxy(settings_for(tmp_path)) as url, httpx.AsyncClient(base_url=url) as http:
-        with opened(tmp_path / "stellarchat.db") as connection:
+        database = tmp_path / "stellarchat.db"
+        with opened(database) as connection, worker(database) as worker_id:
             with write_batch(connection) as rows:
-                exchange_store.begin(rows, asked, worker_id="w")
+                exchange_store.begin(rows, asked, worker_id=worker_id)
             session_id = asked.session.session_id
             live = f"/ui/s/{session_id}/live"
             for sequence, word in enumerate(("one ", "two ", "three")):
