@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from proxy.errors import NotFoundError
 from proxy.history import branches
-from proxy.storage import web_queries
+from proxy.storage import queries
 from proxy.web.markdown_process import MarkdownProcess
 from proxy.web.messages import RICH_CHARACTERS
 from proxy.web.rendering import page_headers
@@ -24,7 +24,7 @@ class Rich:
         given = visit.request.path_params
         find = partial(branches.find_session, id_=given["session_id"], user_id=visit.reach)
         session = await visit.services.read(find)
-        read = partial(web_queries.get_message_text, message_id=given["message_id"], session_id=session.session_id)
+        read = partial(queries.web.get_message_text, message_id=given["message_id"], session_id=session.session_id)
         text = await visit.services.read(read)
         if text is None:
             raise NotFoundError("There is no such message.")

@@ -10,7 +10,6 @@ from proxy.ids import timestamp, uuid7
 from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.sqlite_connection import SqliteConnection
-from proxy.storage.sqlite import transaction
 from proxy.storage.usage import add_usage, usage_of
 from proxy.storage.write_batch import write_batch
 from proxy.wire import json_text
@@ -124,8 +123,8 @@ def tell_of_days(connection: SqliteConnection, *, days: int = 30) -> None:
             told |= {"prompt_tokens": 420, "completion_tokens": 180, "cached_tokens": 160, "reasoning_tokens": 40}
             for _ in range(chats * share):
                 add_usage(rows, usage_of(told))
-    with transaction(connection):
-        queries.count_usage(connection, list(rows.values()))
+    with connection.transaction():
+        queries.usage.count_usage(connection, list(rows.values()))
         listed = connection.execute("SELECT session_no FROM sessions ORDER BY session_no DESC").fetchall()
         for age, (session_no,) in enumerate(listed):
             moment = timestamp(now - 60 * age**5)
