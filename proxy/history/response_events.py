@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from proxy.storage import queries
 from proxy.storage.connection import Connection
 from proxy.wire.json_text import parsed_object
+from proxy.wire.responses_reply import TERMINAL
 from proxy.wire.sse import Decoder, Event
 
 
@@ -14,7 +15,7 @@ class Replay:
     def __init__(self, exchange_id: str, *, after: int) -> None:
         self.exchange_id = exchange_id
         self.last = after  # the number of the newest event that was given, or is not wanted
-        self.has_ended = False  # the terminal event was among them
+        self.has_ended = False  # the terminal event has been read
         self._after = after
         self._decoder = Decoder()
         self._next = 0  # the first piece that has not been read
@@ -24,7 +25,7 @@ class Replay:
     def read(self, connection: Connection, *, stop: int | None, tail: bytes) -> bytes:
         """The new events: of the pieces up to `stop`, and of what comes after those and is not written down yet."""
         fresh = b"".join(
-            queries.fragments.list_fragments_from(connection, self.exchange_id, start=self._next, stop=stop)
+            queries.fragments.list_fragment_range(connection, self.exchange_id, start=self._next, stop=stop)
         )
         skipped = self._taken_bytes - self._read_bytes
         stream = fresh + tail
@@ -36,15 +37,9 @@ class Replay:
 
     def _wanted(self, events: Iterable[Event]) -> Iterable[Event]:
         for event in events:
-            parsed = parsed_object(event.data)
-            number = None if parsed is None else parsed.get("sequence_number")
-            if type(number) is not int or number <= self._after:
-                continue
-            self.last = max(self.last, number)
-            kind = parsed.get("type") if parsed is not None else None
-            self.has_ended = self.has_ended or kind in (
-                "response.completed",
-                "response.incomplete",
-                "response.failed",
-            )
-            yield event
+            parsed = parsed_object(event.data) or {}
+            self.has_ended = self.has_ended or parsed.get("type") in TERMINAL
+            number = parsed.get("sequence_number")
+            if type(number) is int and number > self._after:
+                self.last = max(self.last, number)
+                yield event

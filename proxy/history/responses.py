@@ -150,7 +150,7 @@ def find_response(connection: Connection, id_: str, *, user_id: str | None) -> E
 
 def has_events(connection: Connection, *, exchange_id: str) -> bool:
     """Whether what a response has streamed is still there."""
-    return bool(queries.fragments.list_fragments_from(connection, exchange_id, start=0, stop=1))
+    return bool(queries.fragments.list_fragment_range(connection, exchange_id, start=0, stop=1))
 
 
 def get_response(connection: Connection, id_: str, *, user_id: str | None) -> JSON:

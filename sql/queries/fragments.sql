@@ -14,7 +14,7 @@ FROM exchange_fragments
 WHERE exchange_no = (SELECT e.exchange_no FROM exchanges AS e WHERE e.exchange_id = :exchange_id)
 ORDER BY sequence;
 
--- name: list_fragments_from
+-- name: list_fragment_range
 -- The pieces of a reply from one on, up to another.
 SELECT data
 FROM exchange_fragments

@@ -17,10 +17,10 @@ def iterate_fragments(connection: Connection, exchange_id: str) -> Iterator[byte
         yield row["data"]
 
 
-def list_fragments_from(connection: Connection, exchange_id: str, *, start: int, stop: int | None) -> list[bytes]:
+def list_fragment_range(connection: Connection, exchange_id: str, *, start: int, stop: int | None) -> list[bytes]:
     """What a reply has streamed, from one piece on up to another, or to the last."""
     parameters = {"exchange_id": exchange_id, "start": start, "stop": 2**62 if stop is None else stop}
-    return connection.values("list_fragments_from", parameters)
+    return connection.values("list_fragment_range", parameters)
 
 
 def delete_fragments(connection: Connection, exchange_ids: Iterable[str]) -> None:
