@@ -1,6 +1,7 @@
 """Every endpoint, one tree: what is said on one is recorded, continued on another, and read back on each."""
 
 import json
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from proxy.wire import anthropic_blocks, hash_chain, responses_items
 from tests.dialect_upstream import TOOL_CALL, every_dialect
 from tests.fake_upstream import FakeUpstream, fake_upstream, vllm_error
 from tests.serving import running_proxy, settings_for
@@ -269,3 +271,71 @@ async def test_a_failed_request_is_recorded_with_its_messages(http: httpx.AsyncC
         [exchange] = (await http.get(f"/v1/sessions/{reply.headers['x-session-id']}/exchanges")).json()["exchanges"]
         assert (exchange["status"], exchange["http_status"], exchange["endpoint"]) == ("failed", 400, path)
         assert len((await shown(http, reply.headers["x-session-id"]))["messages"]) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_conversation_on_random_endpoints_is_one_session_and_each_message_once(
+    http: httpx.AsyncClient, seed: int
+) -> None:
+    """Each turn is resent as it reads back in its endpoint's dialect; some go on from an earlier response."""
+    dice = random.Random(seed)
+    session_id, response_id, count = "", None, 0
+    for turn in range(12):
+        said = dice.choice((TOOL_CALL, f"question {turn}", "日本語 \U0001f600"))
+        kinds = ["chat", "responses", "messages"] + (["state"] if response_id else [])
+        kind = dice.choice(kinds)
+        rows = [] if not session_id else (await shown(http, session_id, limit=1000))["messages"]
+        results = [
+            {"role": "tool", "tool_call_id": call["id"], "content": "done"}
+            for call in (rows[-1].get("tool_calls") or [] if rows else [])
+        ]
+        asked = {"role": "user", "content": said}
+        count += len(results) + 2
+        if kind == "chat":
+            reply = await http.post(CHAT, json={"model": "m", "messages": [*rows, *results, asked]})
+        elif kind == "messages":
+            history = [] if not session_id else (await shown(http, session_id, "anthropic", limit=1000))["messages"]
+            blocks = [
+                {"type": "tool_result", "tool_use_id": each["tool_call_id"], "content": "done"} for each in results
+            ]
+            history.append({"role": "user", "content": [*blocks, {"type": "text", "text": said}] if blocks else said})
+            reply = await http.post(MESSAGES, json={"model": "m", "max_tokens": 9, "messages": history})
+        else:
+            history = [] if not session_id else (await shown(http, session_id, "responses", limit=1000))["messages"]
+            outputs = [
+                {"type": "function_call_output", "call_id": each["tool_call_id"], "output": "done"} for each in results
+            ]
+            if kind == "state":
+                reply = await respond(http, [*outputs, asked], previous_response_id=response_id)
+            else:
+                reply = await respond(http, [*history, *outputs, asked])
+        response_id = reply.json()["id"] if kind in ("responses", "state") else None
+        assert session_id in ("", reply.headers["x-session-id"])
+        session_id = reply.headers["x-session-id"]
+    [session] = await sessions(http)
+    assert session["message_count"] == count
+    openai = (await shown(http, session_id, limit=1000))["messages"]
+    items = (await shown(http, session_id, "responses", limit=1000))["messages"]
+    messages = (await shown(http, session_id, "anthropic", limit=1000))["messages"]
+    chain = hash_chain.chain("default_user", openai)
+    assert hash_chain.chain("default_user", responses_items.messages_of(items)) == chain
+    assert hash_chain.chain("default_user", anthropic_blocks.messages_of(messages)) == chain
+    assert len(chain) == count
+
+
+async def test_pages_of_messages_are_cut_between_messages(http: httpx.AsyncClient) -> None:
+    results = [{"type": "tool_result", "tool_use_id": f"t{number}", "content": "done"} for number in range(3)]
+    calls = [{"type": "tool_use", "id": f"t{number}", "name": "tool", "input": {}} for number in range(3)]
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": calls},
+        {"role": "user", "content": [*results, {"type": "text", "text": "and?"}]},
+    ]
+    reply = await http.post(MESSAGES, json={"model": "m", "max_tokens": 9, "system": "Be brief.", "messages": messages})
+    session_id = reply.headers["x-session-id"]
+    whole = await shown(http, session_id, "anthropic")
+    assert whole["messages"][:-1] == messages
+    for size in (1, 2, 3, 4):
+        pages = [await shown(http, session_id, "anthropic", limit=size, offset=at) for at in range(0, 8, size)]
+        assert [message for page in pages for message in page["messages"]] == whole["messages"]
+        assert pages[0]["system"] == "Be brief."
