@@ -16,7 +16,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.access.middleware import Gate, GateMiddleware
+from proxy.access.gate import Gate
+from proxy.access.middleware import GateMiddleware
 from proxy.demo import serve_demo
 from proxy.downstream.disconnect import Orphans
 from proxy.errors import APIError, api_error_response, http_error_response, unexpected_error_response

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypedDict, TypeVar
 
-from proxy.access.middleware import Gate
+from proxy.access.gate import Gate
 from proxy.errors import UnavailableError
 from proxy.recording.branch_points import RecentBranchPoints
 from proxy.recording.recorder import Recorder

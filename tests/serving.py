@@ -21,6 +21,9 @@ from proxy.app import create_app
 from proxy.downstream.httptools_protocol import LimitedProtocol
 from proxy.settings import Settings
 
+# What tests call the server in Host where they write requests by hand.
+NAMES = ("a", "proxy", "model.example")
+
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -31,6 +34,7 @@ def settings_for(folder: Path, *, upstream_url: str = "http://127.0.0.1:9", **ch
         log_dir=str(folder / "logs"),
         upstream_url=upstream_url,
         auth="off",
+        allowed_hosts=NAMES,
         spill_reserve_bytes=65536,
         quiet=True,
     )
@@ -84,6 +88,7 @@ class ServerProcess:
             "DATABASE_URL": f"sqlite:///{folder / 'stellarchat.db'}",
             "STELLARCHAT_LOG_DIR": str(folder / "logs"),
             "STELLARCHAT_AUTH": "off",
+            "STELLARCHAT_ALLOWED_HOSTS": ",".join(NAMES),
             "STELLARCHAT_PORT": "0",
             "STELLARCHAT_QUIET": "on",
             "STELLARCHAT_SPILL_RESERVE_BYTES": str(2**20),

@@ -1,17 +1,19 @@
 """API keys: making them, and finding the one a caller presents without asking the database for each request."""
 
 import asyncio
+import binascii
 import hmac
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from base64 import b64decode
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 
 from proxy.access.caller import Caller
-from proxy.access.quotas import Usage
+from proxy.access.quotas import DayTokens, Usage
 from proxy.errors import APIError, UnavailableError
 from proxy.ids import timestamp, uuid7
 from proxy.storage import queries
@@ -32,6 +34,9 @@ _HINT_LENGTH = len(PREFIX) + 4
 _UNKNOWN_LIMIT = 4096
 _UNKNOWN_SECONDS = 2.0
 _LOOKUP_LIMIT = 64
+
+
+_Found = tuple[list[ApiKey], list[tuple[str, bytes]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +71,7 @@ def create_key(connection: Connection, grant: NewKey) -> tuple[str, ApiKey]:
     )
     queries.users.upsert_user(connection, user_id=grant.user_id, now=now)
     queries.keys.insert_key(connection, row)
+    queries.keys.require_keys(connection, now=now)
     return secret, row
 
 
@@ -112,15 +118,35 @@ class KeyCache:
     def __init__(self, database: Database, *, admin_key: str | None) -> None:
         self._database = database
         self._held: dict[bytes, CachedKey] = {}
+        self._known: set[bytes] = set()  # hashes of all keys there are: strangers' keys do not hold them up
+        self._known_id = ""
         self._unknown: dict[bytes, float] = {}
         self._pending: dict[bytes, asyncio.Task[CachedKey | None]] = {}
         self._usages: dict[str, Usage] = {}
+        self._stranger = asyncio.Semaphore(1)  # strangers' keys take one reader at most
         self._admin = None if admin_key is None else _given_admin(admin_key)
+        self._admin_key = None if admin_key is None else admin_key.encode()
         self.used_at: dict[str, float] = {}  # by key, Unix time; not in the database yet
 
     def is_ours(self, secret: bytes) -> bool:
         """Whether it looks like a key of this server, known or not."""
         return secret.startswith(_PREFIX_BYTES) or (self._admin is not None and self._is_admin(hash_of(secret)))
+
+    def is_within(self, value: bytes) -> bool:
+        """Whether a header's value holds a key of this server, also as the password of `Basic`."""
+        if _PREFIX_BYTES in value or (self._admin_key is not None and self._admin_key in value):
+            return True
+        if value[:6].lower() != b"basic ":
+            return False
+        try:
+            plain = b64decode(value[6:])
+        except binascii.Error:
+            return False
+        return _PREFIX_BYTES in plain or (self._admin_key is not None and self._admin_key in plain)
+
+    def unsaved_tokens(self) -> Iterator[tuple[str, DayTokens]]:
+        """The keys that were charged since that was saved."""
+        return ((key_id, usage.tokens) for key_id, usage in self._usages.items() if usage.tokens.unsaved)
 
     def held(self, secret: bytes) -> CachedKey | None:
         """The key, revoked or not, if it has been seen lately."""
@@ -156,16 +182,29 @@ class KeyCache:
             if cached_key.used:
                 self.used_at[cached_key.row.key_id] = cached_key.used
                 cached_key.used = 0.0
-        rows = await self._database.read(_finding(used)) if used else []
-        before, self._held = self._held, {row.key_hash: self._holder(row) for row in rows}
-        for key_hash, cached_key in self._held.items():
-            cached_key.used = before[key_hash].used if key_hash in before else 0.0  # used while the database was asked
+        rows, made = await self._database.read(_finding(used, after=self._known_id))
+        self._known |= {key_hash for _, key_hash in made}
+        self._known_id = made[-1][0] if made else self._known_id
+        self._keep({row.key_hash: row for row in rows}, asked=set(used))
         now = time.monotonic()
         self._unknown = {key_hash: until for key_hash, until in self._unknown.items() if until > now}
         held = {cached_key.row.key_id for cached_key in self._held.values()}
         self._usages = {
             key_id: usage for key_id, usage in self._usages.items() if key_id in held or not usage.is_idle()
         }
+
+    def _keep(self, rows: dict[bytes, ApiKey], *, asked: set[bytes]) -> None:
+        """Take what the database says of the keys that were asked for.
+
+        One that was forgotten meanwhile stays so, and one that was found meanwhile is newer than the answer.
+        """
+        before, self._held = self._held, {}
+        for key_hash, cached_key in before.items():
+            if key_hash in rows:
+                self._held[key_hash] = self._holder(rows[key_hash])
+                self._held[key_hash].used = cached_key.used  # used while the database was asked
+            elif key_hash not in asked and cached_key.used:
+                self._held[key_hash] = cached_key
 
     async def close(self) -> None:
         """Wait for what is being looked up."""
@@ -180,7 +219,8 @@ class KeyCache:
             return None
         task = self._pending.get(key_hash)
         if task is None:
-            if len(self._pending) >= _LOOKUP_LIMIT:
+            is_known = key_hash in self._known
+            if not is_known and len(self._pending) >= _LOOKUP_LIMIT:
                 raise APIError(
                     "Too many keys are being looked up; try again.",
                     status=429,
@@ -188,7 +228,9 @@ class KeyCache:
                     code="rate_limit_exceeded",
                     headers={"Retry-After": "1"},
                 )
-            task = self._pending[key_hash] = asyncio.create_task(self._read(key_hash), name="key")
+            task = self._pending[key_hash] = asyncio.create_task(
+                self._read(key_hash) if is_known else self._read_stranger(key_hash), name="key"
+            )
             task.add_done_callback(lambda done: self._looked_up(key_hash, done))
         return await asyncio.shield(task)  # others may wait for it too
 
@@ -196,6 +238,10 @@ class KeyCache:
         self._pending.pop(key_hash, None)
         if not task.cancelled():
             task.exception()  # those who asked may have left
+
+    async def _read_stranger(self, key_hash: bytes) -> CachedKey | None:
+        async with self._stranger:
+            return await self._read(key_hash)
 
     async def _read(self, key_hash: bytes) -> CachedKey | None:
         try:
@@ -216,10 +262,10 @@ class KeyCache:
         return CachedKey(row, Caller(row.user_id, is_admin=bool(row.is_admin), has_key=True), usage)
 
 
-def _finding(hashes: list[bytes]) -> Callable[[Connection], list[ApiKey]]:
-    def find(connection: Connection) -> list[ApiKey]:
-        found = (queries.keys.find_key(connection, key_hash) for key_hash in hashes)
-        return [row for row in found if row is not None]
+def _finding(hashes: list[bytes], *, after: str) -> Callable[[Connection], _Found]:
+    def find(connection: Connection) -> _Found:
+        rows = (queries.keys.find_key(connection, key_hash) for key_hash in hashes)
+        return [row for row in rows if row is not None], queries.keys.list_key_hashes(connection, after=after)
 
     return find
 

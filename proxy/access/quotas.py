@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from proxy.errors import APIError
 from proxy.wire.headers import Headers
@@ -17,12 +17,60 @@ class Usage:
     running: int = 0
     requests: float = 0.0  # of the last minute, draining evenly
     requests_at: float = 0.0  # time.monotonic()
-    tokens: int = 0  # of this day, by UTC
-    tokens_at: float = -math.inf  # when that was looked up, time.monotonic()
+    tokens: "DayTokens" = field(default_factory=lambda: DayTokens())
 
     def is_idle(self) -> bool:
         """Whether nothing would be lost by forgetting it."""
-        return self.running == 0 and time.monotonic() - self.requests_at > 60
+        is_settled = not self.tokens.unsaved and not self.tokens.reserved
+        return self.running == 0 and is_settled and time.monotonic() - self.requests_at > 60
+
+
+@dataclass(slots=True)
+class DayTokens:
+    """A key's tokens of one day, by UTC: in the database, on the way there, and held for requests under way."""
+
+    day: str = ""
+    saved: int = 0
+    unsaved: int = 0
+    reserved: int = 0
+    largest: int = 0  # what one request has used at most, for the next that says no limit
+    read_at: float = -math.inf  # time.monotonic() of when `saved` was read
+    saves: int = 0  # a reading that began before a saving ended is too old
+
+    @property
+    def used(self) -> int:
+        """What has been relayed."""
+        return self.saved + self.unsaved
+
+    def begin_day(self, day: str) -> None:
+        """Forget what was used on another day."""
+        if day != self.day:
+            self.day, self.saved, self.unsaved, self.read_at = day, 0, 0, -math.inf
+
+    def add(self, tokens: int) -> None:
+        """Charge for a request that has ended."""
+        self.unsaved += tokens
+        self.largest = max(self.largest, tokens)
+
+    def reserve(self, tokens: int, *, per_day: int, unix_time: float) -> None:
+        """Hold tokens for a request. Raises APIError 429 where the day's are used, or held by others.
+
+        With one request of a key at the end of its quota no two can pass it: what is used exceeds the quota by one
+        reply at most.
+        """
+        if self.used >= per_day:
+            headers = token_headers(self, per_day=per_day, unix_time=unix_time)
+            wait_seconds = seconds_left(unix_time)
+            message = f"Rate limit reached: {per_day} tokens per day."
+            raise over("tokens", message, wait_seconds=wait_seconds, rate_limit_headers=headers)
+        if self.used + self.reserved >= per_day:
+            headers = token_headers(self, per_day=per_day, unix_time=unix_time)
+            message = (
+                f"Rate limit reached: what is left of {per_day} tokens per day is held for requests under way; "
+                "a lower max_tokens holds less."
+            )
+            raise over("tokens", message, wait_seconds=1, rate_limit_headers=headers)
+        self.reserved += tokens
 
 
 def take_request(usage: Usage, *, per_minute: int, now: float) -> Headers:
@@ -43,18 +91,15 @@ def take_request(usage: Usage, *, per_minute: int, now: float) -> Headers:
     return rate_limit_headers
 
 
-def check_tokens(usage: Usage, *, per_day: int, unix_time: float) -> Headers:
-    """The headers that tell what is left of the day's tokens. Raises APIError 429 where nothing is."""
-    reset = _SECONDS_A_DAY - unix_time % _SECONDS_A_DAY
-    rate_limit_headers = _headers("tokens", limit=per_day, left=per_day - usage.tokens, reset=reset)
-    if usage.tokens >= per_day:
-        raise over(
-            "tokens",
-            f"Rate limit reached: {per_day} tokens per day.",
-            wait_seconds=reset,
-            rate_limit_headers=rate_limit_headers,
-        )
-    return rate_limit_headers
+def token_headers(tokens: DayTokens, *, per_day: int, unix_time: float) -> Headers:
+    """The headers that tell what is left of the day's tokens."""
+    left = per_day - tokens.used - tokens.reserved
+    return _headers("tokens", limit=per_day, left=left, reset=seconds_left(unix_time))
+
+
+def seconds_left(unix_time: float) -> float:
+    """Of the day, by UTC."""
+    return _SECONDS_A_DAY - unix_time % _SECONDS_A_DAY
 
 
 def over(kind: str, message: str, *, wait_seconds: float, rate_limit_headers: Headers | None = None) -> APIError:
@@ -62,13 +107,6 @@ def over(kind: str, message: str, *, wait_seconds: float, rate_limit_headers: He
     headers = {name.decode(): value.decode() for name, value in rate_limit_headers or ()}
     headers["Retry-After"] = str(max(1, math.ceil(wait_seconds)))
     return APIError(message, status=429, type_=kind, code="rate_limit_exceeded", headers=headers)
-
-
-def start_of_day(unix_time: float) -> str:
-    """The least identifier (UUIDv7) of the day, by UTC."""
-    milliseconds = int(unix_time // _SECONDS_A_DAY) * _SECONDS_A_DAY * 1000
-    text = f"{milliseconds:012x}"
-    return f"{text[:8]}-{text[8:]}"
 
 
 def _headers(kind: str, *, limit: int, left: float, reset: float) -> Headers:

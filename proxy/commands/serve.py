@@ -141,12 +141,19 @@ async def _migrate(loaded: Settings) -> None:
     await database.open(readers=1)
     try:
         has_key = loaded.admin_key is not None or await database.read(queries.keys.key_exists)
+        is_locked = loaded.auth == "required" or await database.read(queries.keys.keys_were_required)
     finally:
         await database.close()
     if not (has_key or loaded.is_loopback or loaded.auth == "off"):
         raise ConfigurationError(
             f"STELLARCHAT_HOST={loaded.host} lets others in and there is no API key: "
             "make one with `stellarchat keys create --user ID`, or set STELLARCHAT_AUTH=off"
+        )
+    if loaded.auth != "off" and is_locked and not has_key:
+        click.echo(
+            "stellarchat: warning: API keys are required, as they once were, and there is none: make one with "
+            "`stellarchat keys create --user ID`, or set STELLARCHAT_AUTH=off",
+            err=True,
         )
 
 

@@ -17,6 +17,7 @@ from proxy.services import Services, State
 from proxy.storage.idempotency import IdempotencyKey
 from proxy.storage.idempotency import idempotency_key as make_idempotency_key
 from proxy.storage.page import Page
+from proxy.storage.queries.sessions import RequestedId
 from proxy.wire import json_text
 from proxy.wire.headers import Headers
 
@@ -72,9 +73,11 @@ def named_user(request: Request[State], name: str | None = None) -> str:
 def session_id_of(request: Request[State]) -> str:
     """The session id of the path, in the form it is stored in. One that cannot be stored is not found."""
     try:
-        return checked_id(request.path_params["session_id"], param="session_id")
+        requested = RequestedId(checked_id(request.path_params["session_id"], param="session_id"))
     except InvalidRequestError as exc:
         raise NotFoundError("No such session.") from exc
+    requested.owner_id = named_user(request)
+    return requested
 
 
 def _headers(request: Request[State]) -> Headers:

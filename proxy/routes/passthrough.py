@@ -3,15 +3,20 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from starlette.types import Receive, Scope, Send
 
 from proxy.access.caller import ANYONE, Caller
+from proxy.access.charges import Charge
+from proxy.access.keys import KeyCache
+from proxy.access.origins import SAFE_METHODS, foreign_origin
 from proxy.access.paths import Reach, reach_of
 from proxy.downstream.direct_writer import outlet_of
 from proxy.downstream.disconnect import Watch
 from proxy.downstream.request_body import DepartedError, read_body, stream_body
-from proxy.errors import NotFoundError
+from proxy.errors import APIError, InvalidRequestError, NotFoundError
 from proxy.ids import uuid7
 from proxy.recording.sending import send_unrecorded
 from proxy.services import Services
@@ -28,14 +33,20 @@ class Passthrough:
     """An ASGI endpoint for all that no other route takes."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Relay the request. Raises NotFoundError where it is not for this caller."""
+        """Relay the request. Raises APIError where it is not for this caller."""
         refuse_unless_reachable(scope)
         await open_unrecorded(scope["state"]["services"], scope, receive, send)
 
 
 def refuse_unless_reachable(scope: Scope) -> None:
-    """Raises NotFoundError where upstream is not to be asked for this path, or not by this caller."""
+    """Raises APIError where upstream is not to be asked for this, or not by this caller."""
     caller: Caller = scope["state"].get("caller", ANYONE)
+    if scope["state"].get("is_foreign"):
+        raise foreign_origin()
+    if any(name == b"upgrade" and b"websocket" in value.lower() for name, value in scope["headers"]):
+        raise APIError(
+            "WebSocket is not relayed.", status=501, type_="invalid_request_error", code="websocket_not_supported"
+        )
     reach = reach_of(scope["raw_path"])
     if reach is Reach.NOBODY:
         raise NotFoundError(
@@ -59,6 +70,7 @@ async def open_unrecorded(
 
     Of several upstreams one serves the model that the body names; `key` keeps a conversation on its upstream.
     """
+    charge = _charge_unparsed(scope, body)
     sent = upstream_headers(services, scope)
     if body is None and services.upstreams.are_several and _names_model(scope["headers"]):
         body = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
@@ -75,7 +87,7 @@ async def open_unrecorded(
             scope["method"].encode(), target_of(scope), sent, upload or body or b"", model=model, key=key
         )
         try:
-            response = opened.response
+            response = opened.response if charge is None else charge.metered(opened.response)
             out = headers.to_caller(response.headers, drops_length=response.status == 304)
             if headers.value_of(out, b"x-request-id") is None:
                 out.append((b"x-request-id", headers.value_of(sent, b"x-request-id") or b""))
@@ -91,9 +103,28 @@ async def open_unrecorded(
         watch.stop()
 
 
+def reserve_tokens(scope: Scope, *, request_bytes: int, request: dict[str, Any] | None) -> Charge | None:
+    """Hold what a request may use of its key's quota, where it has one. Raises APIError 429."""
+    charge: Charge | None = scope["state"].get("charge")
+    if charge is not None:
+        charge.reserve(request_bytes=request_bytes, request=request)
+    return charge
+
+
+def _charge_unparsed(scope: Scope, body: Body | None) -> Charge | None:
+    """The same for a request whose JSON is not looked at; what only reads is free."""
+    if scope["method"] in SAFE_METHODS:
+        return None
+    length = headers.value_of(scope["headers"], b"content-length")
+    size = len(body) if isinstance(body, bytes) else int(length) if length else 0
+    return reserve_tokens(scope, request_bytes=size, request=None)
+
+
 def target_of(scope: Scope) -> bytes:
-    """Path and query as the caller sent them."""
+    """Path and query as the caller sent them. Raises InvalidRequestError where the query holds a key of ours."""
     query: bytes = scope["query_string"]
+    if query and scope["state"]["gate"].keys.is_within(unquote_to_bytes(query)):
+        raise InvalidRequestError("A key of this server does not belong in an address: send it in Authorization.")
     path: bytes = scope["raw_path"]
     return path + b"?" + query if query else path
 
@@ -103,8 +134,9 @@ def upstream_headers(services: Services, scope: Scope) -> Headers:
     given: Headers = scope["headers"]
     caller: Caller = scope["state"].get("caller", ANYONE)
     api_key = services.settings.upstream_api_key
+    keys: KeyCache = scope["state"]["gate"].keys
     return headers.to_upstream(
-        given,
+        [header for header in given if not keys.is_within(header[1])],
         request_id=headers.value_of(given, b"x-request-id") or uuid7().encode(),
         passes_credentials=not caller.has_key,
         api_key=api_key.encode() if api_key else None,

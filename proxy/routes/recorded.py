@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.access.attribution import session_of, user_header, user_of
 from proxy.access.caller import ANYONE, Caller
+from proxy.access.charges import Charge
 from proxy.downstream.direct_writer import Outlet, outlet_of
 from proxy.downstream.disconnect import Orphans, Watch
 from proxy.downstream.request_body import DepartedError, read_body
@@ -19,7 +20,7 @@ from proxy.history.responses import Resolved, resolve
 from proxy.ids import moment, timestamp, uuid7
 from proxy.recording.one_exchange import CALLER_LEFT, CANCELLED, STOPPED, Recording, committed
 from proxy.recording.sending import send_streamed, send_whole
-from proxy.routes.passthrough import open_unrecorded, target_of, upstream_headers
+from proxy.routes.passthrough import open_unrecorded, reserve_tokens, target_of, upstream_headers
 from proxy.services import Services
 from proxy.settings import Settings
 from proxy.storage import exchange_store
@@ -50,6 +51,7 @@ class Chat:
     hides_usage: bool = False
     model: str | None = None
     routing_key: bytes | None = None
+    charge: Charge | None = None
 
 
 class RecordedEndpoint:
@@ -74,6 +76,8 @@ class RecordedEndpoint:
         raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
         chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"")
         request = self._endpoint.parse(raw)
+        body = None if request is None else request.body
+        chat.charge = reserve_tokens(scope, request_bytes=len(raw), request=body)
         resolved = Resolved()
         if request is not None and self._endpoint.path == responses.PATH:
             request, resolved = await self._resolve(services, scope, chat, request)
@@ -234,7 +238,7 @@ class _Recorded:
         opened = await self._services.upstreams.open(
             b"POST", chat.target, chat.headers, chat.body, model=chat.model, key=chat.routing_key
         )
-        response = opened.response
+        response = opened.response if chat.charge is None else chat.charge.metered(opened.response)
         try:
             self._recording.answered(response.status)
             await self._found()

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy.access.middleware import REFRESH_SECONDS, Gate
+from proxy.access.gate import REFRESH_SECONDS, Gate
 from proxy.errors import NotFoundError, json_response
 from proxy.ids import moment, timestamp
 from proxy.recording.spill import spill_files

@@ -1,12 +1,17 @@
 """The only module that speaks HTTP to vLLM: through our own transport, or any of httpx's."""
 
 import asyncio
+import errno
 import logging
+import math
+import re
+import socket
 import ssl
 import time
+from base64 import b64encode
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import httpx
 
@@ -26,6 +31,11 @@ Body = bytes | AsyncIterable[bytes]
 
 # What reading a response may raise; `failure` puts it in words.
 Failure = httpx.HTTPError
+
+_WITH_LOCATION = frozenset({201, *range(300, 400)})
+_LOCATIONS = frozenset({b"location", b"content-location"})
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
+_ABSOLUTE = re.compile(rb"(?:https?:)?//([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
 _PROBE_TIMEOUTS = Timeouts(*[5.0] * 5)
 _MODELS_MAX = 10_000
@@ -74,8 +84,11 @@ class Upstream:
         self.health = Health()
         self.models: frozenset[str] | None = None if address.model is None else frozenset({address.model})
         self.described: dict[str, dict[str, Any]] = {}  # the models as upstream describes them, by id
+        self._own_hosts = _own_hosts(parts)
+        self._logged_at = -math.inf
         self._prefix = parts.path.rstrip("/").removesuffix("/v1").encode()
-        self._api_key = settings.upstream_api_key
+        self._authorization = _authorization_of(settings, parts)
+        self._replaces_authorization = parts.username is not None
         self._timeouts = Timeouts(
             connect_s=settings.connect_timeout_seconds,
             write_s=settings.write_timeout_seconds,
@@ -105,12 +118,36 @@ class Upstream:
 
         Raises UpstreamError: nothing of the answer has come.
         """
+        sent = [(b"host", self.host), *headers]
+        if self._replaces_authorization:
+            sent = [header for header in sent if header[0] != b"authorization"]
+            sent += self._authorization
         try:
-            return await self._client.request(
-                method, self._prefix + target, [(b"host", self.host), *headers], body, timeouts=self._timeouts
-            )
+            response = await self._client.request(method, self._prefix + target, sent, body, timeouts=self._timeouts)
         except Failure as exc:
-            raise failure(exc) from exc
+            error = failure(exc)
+            self._log_failure(error, exc)
+            raise error from exc
+        if response.status in _WITH_LOCATION:
+            response.headers = [
+                (name, self._seen_by_caller(value) if name in _LOCATIONS else value) for name, value in response.headers
+            ]
+        return response
+
+    def _seen_by_caller(self, location: bytes) -> bytes:
+        """A redirect to this upstream, as one to the proxy: without the origin, which only we may be able to reach."""
+        match = _ABSOLUTE.fullmatch(location)
+        if match is None or match[1].lower() not in self._own_hosts:
+            return location
+        path = match[2] if match[2].startswith(b"/") else b"/" + match[2]
+        return path.removeprefix(self._prefix) or b"/"
+
+    def _log_failure(self, error: UpstreamError, exc: Failure) -> None:
+        """Say why for the operator, once a second at most."""
+        now = time.monotonic()
+        if now - self._logged_at >= 1.0:
+            self._logged_at = now
+            logger.warning("%s: %s (%s)", self.name, error.message, exc)
 
     async def probe(self) -> bool:
         """Whether it says that it can serve; `health` knows afterwards, too."""
@@ -147,9 +184,7 @@ class Upstream:
         return self._client.received if isinstance(self._client, ConnectionPool) else 0
 
     async def _ask(self, path: bytes) -> Response:
-        headers = [(b"host", self.host), (b"accept-encoding", b"identity")]
-        if self._api_key:
-            headers.append((b"authorization", b"Bearer " + self._api_key.encode()))
+        headers = [(b"host", self.host), (b"accept-encoding", b"identity"), *self._authorization]
         return await self._probes.request(b"GET", self._prefix + path, headers, b"", timeouts=_PROBE_TIMEOUTS)
 
     async def close(self) -> None:
@@ -158,8 +193,26 @@ class Upstream:
         await self._probes.aclose()
 
 
+def _authorization_of(settings: Settings, parts: SplitResult) -> Headers:
+    """The key of the settings, or the user and password of the address (RFC 7617)."""
+    if parts.username is not None:
+        credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        return [(b"authorization", b"Basic " + b64encode(credentials.encode()))]
+    key = settings.upstream_api_key
+    return [(b"authorization", b"Bearer " + key.encode())] if key else []
+
+
+def _own_hosts(parts: SplitResult) -> frozenset[bytes]:
+    """How this upstream may name itself in a redirect, with and without its port where that is the usual one."""
+    netloc = parts.netloc.rpartition("@")[2].lower()
+    usual = "443" if parts.scheme == "https" else "80"
+    bare = netloc.removesuffix(f":{usual}")
+    is_usual = parts.port in (None, int(usual))
+    return frozenset(name.encode() for name in ({netloc, bare, f"{bare}:{usual}"} if is_usual else {netloc}))
+
+
 def failure(exc: Failure) -> UpstreamError:
-    """What went wrong with upstream, in words fit for the caller."""
+    """What went wrong with upstream, in words fit for the caller: the cause, and no address."""
     if isinstance(exc, httpx.ConnectTimeout | httpx.PoolTimeout):
         return UpstreamError(
             "Upstream could not be reached in time.", status=504, code="upstream_timeout", is_unsent=True
@@ -167,10 +220,43 @@ def failure(exc: Failure) -> UpstreamError:
     if isinstance(exc, httpx.TimeoutException):
         return UpstreamError("Upstream did not answer in time.", status=504, code="upstream_timeout")
     if isinstance(exc, httpx.ConnectError):
-        return UpstreamError("Upstream cannot be reached.", status=502, code="upstream_unreachable", is_unsent=True)
+        message = f"Upstream cannot be reached: {_cause_of(exc)}."
+        return UpstreamError(message, status=502, code="upstream_unreachable", is_unsent=True)
+    if isinstance(exc, httpx.RemoteProtocolError) and "closed the connection" in str(exc):
+        return UpstreamError(f"{exc}.", status=502, code="upstream_disconnected")
     if isinstance(exc, httpx.ProtocolError):
-        return UpstreamError("Upstream broke the protocol.", status=502, code="upstream_protocol_error")
+        return UpstreamError(f"Upstream broke the protocol: {exc}.", status=502, code="upstream_protocol_error")
     return UpstreamError("The connection to upstream broke.", status=502, code="upstream_disconnected")
+
+
+def _cause_of(exc: BaseException) -> str:
+    """Why a connection could not be opened."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return "its name is not known"
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted ({cause.verify_message})"
+        if isinstance(cause, ssl.SSLError):
+            return "it does not speak TLS as we do"
+        # asyncio puts the errors of several addresses into the text of one.
+        numbers = [int(number) for number in _ERRNO.findall(str(cause))] if isinstance(cause, OSError) else []
+        known = next((_CAUSES[number] for number in numbers if number in _CAUSES), None)
+        if known is not None:
+            return known
+        cause = cause.__cause__ or cause.__context__
+    return "no connection could be opened"
+
+
+_CAUSES = {
+    errno.ECONNREFUSED: "it refused the connection",
+    errno.ECONNRESET: "it reset the connection",
+    errno.EHOSTUNREACH: "there is no route to it",
+    errno.ENETUNREACH: "its network cannot be reached",
+    errno.EMFILE: "the proxy has too many open files",
+    errno.ENFILE: "the machine has too many open files",
+    errno.EADDRNOTAVAIL: "the proxy has no local port left",
+}
 
 
 async def _read_json(response: Response) -> Any:
@@ -220,6 +306,8 @@ class _HTTPXClient:
 
 class _HTTPXResponse:
     def __init__(self, response: httpx.Response) -> None:
+        if not 200 <= response.status_code < 600:
+            raise httpx.RemoteProtocolError(f"Unexpected status {response.status_code}")
         self.status = response.status_code
         self.headers = [(name.lower(), value) for name, value in response.headers.raw]
         assert isinstance(response.stream, httpx.AsyncByteStream)

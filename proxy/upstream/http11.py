@@ -407,7 +407,7 @@ class Connection(asyncio.Protocol):
     def _check_head(self, response: Response, status: int, version: bytes | None) -> None:
         if version is None or (self._chunked and version == b"HTTP/1.0"):
             raise httpx.RemoteProtocolError("Unsupported HTTP version or framing")
-        if status < 100 or status == 101:
+        if status < 100 or status == 101 or status > 599:
             raise httpx.RemoteProtocolError(f"Unexpected status {status}")
         if response.reason != b"OK" and _CONTROL.search(response.reason):
             raise httpx.RemoteProtocolError("Illegal character in the reason phrase")

@@ -7,7 +7,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.access.middleware import is_browser
+from proxy.access.pages import is_browser
 from proxy.services import State
 from proxy.settings import Settings
 from proxy.web.markdown_process import MarkdownProcess

@@ -9,7 +9,7 @@ HOP_BY_HOP = frozenset(
 )
 # Made anew on the way out: the host is upstream's, the length may change, and an expectation has been met already.
 _REPLACED = frozenset({b"host", b"content-length", b"accept-encoding", b"expect", b"x-request-id"})
-_CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
+_CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"proxy-authorization"})
 _DROPPED_FROM_REQUEST = HOP_BY_HOP | _REPLACED
 _DROPPED_FROM_RESPONSE = HOP_BY_HOP
 

@@ -21,8 +21,24 @@ WHERE (CAST(:user_id AS TEXT) IS NULL OR user_id = :user_id)
 ORDER BY key_id;
 
 -- name: key_exists
--- Whether there was ever a key: revoking the last one must not open the door to everyone.
+-- Whether there is any key, revoked ones included.
 SELECT EXISTS (SELECT 1 FROM api_keys);
+
+-- name: keys_were_required
+-- Whether there was ever a key: deleting the last one must not open the door to everyone.
+SELECT EXISTS (SELECT 1 FROM doors WHERE name = 'keys') OR EXISTS (SELECT 1 FROM api_keys);
+
+-- name: require_keys
+INSERT INTO doors (name, locked_at)
+VALUES ('keys', :now)
+ON CONFLICT (name) DO NOTHING;
+
+-- name: list_key_hashes
+-- Of the keys made after one: what tells a key of ours from a stranger's.
+SELECT key_id, key_hash
+FROM api_keys
+WHERE key_id > :after
+ORDER BY key_id;
 
 -- name: revoke_key
 -- By id, or by the first characters that are shown of it. A key is revoked once.
@@ -44,9 +60,21 @@ SET last_used_at = :used_at
 WHERE key_id = :key_id
   AND (last_used_at IS NULL OR last_used_at < :used_at);
 
--- name: sum_tokens
--- What a user's recorded chats have used since a moment, which is given as the least identifier of that time.
-SELECT COALESCE(SUM(total_tokens), 0)
-FROM exchanges
-WHERE user_no = (SELECT u.user_no FROM users AS u WHERE u.user_id = :user_id)
-  AND exchange_id >= :since_id;
+-- name: add_key_tokens
+-- What was relayed for a key on a day, in addition to what is known.
+INSERT INTO key_tokens (key_id, day, tokens)
+SELECT key_id, :day, :tokens
+FROM api_keys
+WHERE key_id = :key_id
+ON CONFLICT (key_id, day) DO UPDATE SET tokens = key_tokens.tokens + excluded.tokens;
+
+-- name: get_key_tokens
+SELECT tokens
+FROM key_tokens
+WHERE key_id = :key_id
+  AND day = :day;
+
+-- name: delete_old_key_tokens
+DELETE FROM key_tokens
+WHERE key_id = :key_id
+  AND day < :day;

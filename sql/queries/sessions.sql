@@ -11,11 +11,12 @@ VALUES (:session_no, :session_id, :user_id, :external_id, :title, :metadata, :le
 ON CONFLICT DO NOTHING;
 
 -- name: find_session_id
--- A session by its own id or by the id its client made up, which comes second; without a user, of the whole database.
+-- A session by its own id or by the id its client made up, which comes second. Without a user its own id is looked for in
+-- the whole database, the made-up one among the owner's alone.
 SELECT session_id
 FROM sessions
 WHERE (session_id = :id AND (CAST(:user_id AS TEXT) IS NULL OR user_id = :user_id))
-   OR (external_id = :id AND user_id = COALESCE(:user_id, :default_user_id))
+   OR (external_id = :id AND user_id = COALESCE(:user_id, :owner_id))
 ORDER BY CASE WHEN session_id = :id THEN 0 ELSE 1 END
 LIMIT 1;
 

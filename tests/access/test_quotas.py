@@ -9,10 +9,23 @@ from typing import Any
 import httpx
 import pytest
 
-from proxy.access.quotas import Usage, check_tokens, start_of_day, take_request
+from proxy.access.quotas import DayTokens, Usage, take_request, token_headers
 from proxy.errors import APIError
 from tests.access.test_keys import bearer, make_key, rows
-from tests.fake_upstream import FakeUpstream, fake_upstream, never, sse, until
+from tests.chats import said
+from tests.fake_upstream import (
+    FakeUpstream,
+    chat_chunk,
+    chat_completion,
+    event,
+    fake_upstream,
+    head_bytes,
+    never,
+    raw,
+    sse,
+    until,
+    whole_json,
+)
 from tests.serving import running_proxy, settings_for
 
 CHAT = "/v1/chat/completions"
@@ -52,22 +65,33 @@ def test_a_refused_request_does_not_count() -> None:
 
 def test_a_day_s_tokens_end_at_midnight_by_utc() -> None:
     noon = 1_795_305_600.0 - 1_795_305_600.0 % 86_400 + 43_200
-    told = dict(check_tokens(Usage(tokens=40), per_day=100, unix_time=noon))
-    assert told == {
+    assert dict(token_headers(DayTokens(saved=30, unsaved=5, reserved=5), per_day=100, unix_time=noon)) == {
         b"x-ratelimit-limit-tokens": b"100",
         b"x-ratelimit-remaining-tokens": b"60",
         b"x-ratelimit-reset-tokens": b"43200.000s",
     }
     with pytest.raises(APIError) as refused:
-        check_tokens(Usage(tokens=100), per_day=100, unix_time=noon)
+        DayTokens(saved=100).reserve(1, per_day=100, unix_time=noon)
     assert refused.value.headers is not None
     assert refused.value.headers["Retry-After"] == "43200"
     assert refused.value.type == "tokens"
 
 
-def test_the_day_s_first_identifier_is_not_greater_than_any_of_the_day() -> None:
-    assert start_of_day(1_645_557_742.0) == f"{1_645_488_000_000:012x}"[:8] + "-4c00"  # 2022-02-22T00:00:00Z
-    assert start_of_day(1_645_488_000.0) == start_of_day(1_645_574_399.9)
+def test_what_is_held_for_others_is_refused_for_a_moment() -> None:
+    tokens = DayTokens(saved=90)
+    tokens.reserve(50, per_day=100, unix_time=0.0)
+    with pytest.raises(APIError) as refused:
+        tokens.reserve(1, per_day=100, unix_time=0.0)
+    assert refused.value.headers is not None
+    assert refused.value.headers["Retry-After"] == "1"
+
+
+def test_another_day_begins_with_nothing_used() -> None:
+    tokens = DayTokens(day="2026-11-26", saved=90, unsaved=9)
+    tokens.begin_day("2026-11-26")
+    assert tokens.used == 99
+    tokens.begin_day("2026-11-27")
+    assert tokens.used == 0
 
 
 async def test_requests_per_minute_are_counted_and_told(upstream: FakeUpstream, tmp_path: Path) -> None:
@@ -90,21 +114,107 @@ async def test_requests_per_minute_are_counted_and_told(upstream: FakeUpstream, 
         assert "x-ratelimit-limit-requests" not in free.headers
 
 
-async def test_a_day_s_tokens_are_counted_from_what_was_recorded(
-    upstream: FakeUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def use(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> int:
+    return (await http.post(path, json=body)).status_code
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    (
+        (CHAT, BODY),
+        (CHAT, {**BODY, "store": False}),
+        (CHAT, {**BODY, "stream": True}),
+        (CHAT, {**BODY, "stream": True, "store": False}),
+        (CHAT + "/", BODY),
+        ("/v1/completions", {"model": "m", "prompt": "x"}),
+        ("/v1/responses", {"model": "m", "input": "x"}),
+        ("/v1/messages", {"model": "m", "max_tokens": 5, "messages": BODY["messages"]}),
+        ("/v1/embeddings", {"model": "m", "input": "x"}),
+        ("/v1/anything", {"model": "m"}),
+    ),
+)
+async def test_every_endpoint_is_charged_and_refused(
+    upstream: FakeUpstream, tmp_path: Path, path: str, body: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("proxy.access.middleware._TOKENS_SECONDS", 0.0)
-    key = make_key(tmp_path, tokens_per_day=20)  # a reply of the fake upstream is 12
+    reply = chat_completion(1, [said("x")]) | {
+        "usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+    }
+    if not body.get("stream"):
+        upstream.on("*", whole_json(reply))
+    key = make_key(tmp_path, tokens_per_day=20)
+    settings = settings_for(tmp_path, upstream_url=upstream.url, auth="required")
+    for _ in range(2):  # a restart forgets nothing
+        async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url, headers=bearer(key)) as http:
+            statuses = [await use(http, path, body) for _ in range(4)]
+            assert statuses[-1] == 429, statuses
+            assert await use(http, CHAT, BODY) == 429
+            assert (await http.get("/v1/sessions")).status_code == 200
+            assert (await http.get("/v1/models")).status_code == 200
+            assert (await http.delete("/v1/sessions/none")).status_code == 404
+    assert len([call for call in upstream.calls if call.method == "POST"]) <= 4
+    # What was used yesterday does not count.
+    rows(tmp_path, "UPDATE key_tokens SET day = '2020-01-01'")
+    async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url, headers=bearer(key)) as http:
+        assert await use(http, CHAT, BODY) == 200
+        assert rows(tmp_path, "SELECT COUNT(*) FROM sessions") is not None
+
+
+@pytest.mark.parametrize("path", (CHAT, "/v1/completions", "/v1/embeddings"))
+@pytest.mark.parametrize("limit", ({}, {"max_tokens": 100}, {"max_tokens": 100, "n": 2}))
+async def test_20_at_once_use_the_quota_and_one_reply_at_most(
+    upstream: FakeUpstream, tmp_path: Path, path: str, limit: dict[str, int]
+) -> None:
+    used = 105 * limit.get("n", 1)
+    reply = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": used - 5, "total_tokens": used}}
+    upstream.on(path, whole_json(reply))
+    key = make_key(tmp_path, tokens_per_day=300)
+    settings = settings_for(tmp_path, upstream_url=upstream.url, auth="required")
+    async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url, headers=bearer(key)) as http:
+        for _ in range(3):
+            asked = (use(http, path, {**BODY, **limit}) for _ in range(20))
+            assert set(await asyncio.gather(*asked)) <= {200, 429}
+        assert len(upstream.calls_to(path)) * used <= 300 + used
+        while await use(http, path, {**BODY, **limit}) == 200:  # in the end all of it can be used
+            pass
+        assert 300 <= len(upstream.calls_to(path)) * used < 300 + used
+
+
+@pytest.mark.parametrize("store", (True, False))
+async def test_a_cut_stream_is_charged_by_what_has_come(upstream: FakeUpstream, tmp_path: Path, store: bool) -> None:
+    key = make_key(tmp_path, tokens_per_day=30)
+    chunks = [event(chat_chunk(1, {"content": "x"})) for _ in range(20)]
+    gate = asyncio.Event()
+    upstream.on(CHAT, until(gate, chunks, []))
+    settings = settings_for(tmp_path, upstream_url=upstream.url, auth="required")
+    async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url, headers=bearer(key)) as http:
+        statuses = []
+        for _ in range(4):
+            async with http.stream("POST", CHAT, json={**BODY, "stream": True, "store": store}) as reply:
+                statuses.append(reply.status_code)
+                seen = b""
+                async for piece in reply.aiter_raw():
+                    seen += piece
+                    if reply.status_code == 200 and seen.count(b"\n\n") >= 20:
+                        break
+            while reply.status_code == 200 and any(call.left is None for call in upstream.calls):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+        assert statuses[0] == 200
+        assert statuses[-1] == 429
+        gate.set()
+
+
+async def test_upstream_s_own_rate_limits_do_not_stand_beside_ours(upstream: FakeUpstream, tmp_path: Path) -> None:
+    theirs = (("x-ratelimit-remaining-tokens", "9"), ("x-ratelimit-limit-requests", "8"), ("content-length", "2"))
+    upstream.on("*", raw(head_bytes(200, theirs) + b"{}"))
+    key, free = make_key(tmp_path, tokens_per_day=30), make_key(tmp_path)
     settings = settings_for(tmp_path, upstream_url=upstream.url, auth="required")
     async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url) as http:
-        for remaining in ("20", "8"):
-            reply = await http.post(CHAT, json=BODY, headers=bearer(key))
-            assert (reply.status_code, reply.headers["x-ratelimit-remaining-tokens"]) == (200, remaining)
-        refused = await http.post(CHAT, json=BODY, headers=bearer(key))
-        assert (refused.status_code, refused.json()["error"]["type"]) == (429, "tokens")
-        # What was said yesterday does not count.
-        rows(tmp_path, "UPDATE exchanges SET exchange_id = '00000000' || substr(exchange_id, 9)")
-        assert (await http.post(CHAT, json=BODY, headers=bearer(key))).status_code == 200
+        ours = await http.post("/v1/embeddings", json={}, headers=bearer(key))
+        assert ours.headers.get_list("x-ratelimit-remaining-tokens") == ["30"]
+        assert "x-ratelimit-limit-requests" not in ours.headers
+        passed = await http.post("/v1/embeddings", json={}, headers=bearer(free))
+        assert passed.headers.get_list("x-ratelimit-remaining-tokens") == ["9"]
 
 
 async def test_requests_at_a_time_are_limited_for_a_key_and_for_the_server(

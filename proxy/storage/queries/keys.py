@@ -44,6 +44,21 @@ def key_exists(connection: Connection) -> bool:
     return bool(connection.value("key_exists", {}))
 
 
+def keys_were_required(connection: Connection) -> bool:
+    """Whether API keys were ever required."""
+    return bool(connection.value("keys_were_required", {}))
+
+
+def require_keys(connection: Connection, *, now: str) -> None:
+    """Remember that API keys are required from now on."""
+    connection.changes("require_keys", {"now": now})
+
+
+def list_key_hashes(connection: Connection, *, after: str) -> list[tuple[str, bytes]]:
+    """Id and hash of the keys with greater ids."""
+    return [(row["key_id"], row["key_hash"]) for row in connection.all("list_key_hashes", {"after": after})]
+
+
 def revoke_key(connection: Connection, key: str, *, now: str) -> list[str]:
     """Revoke the keys with this id, or these first characters; the ids of those that were not revoked yet."""
     return connection.values("revoke_key", {"key": key, "now": now})
@@ -59,7 +74,12 @@ def touch_key(connection: Connection, key_id: str, *, used_at: str) -> None:
     connection.changes("touch_key", {"key_id": key_id, "used_at": used_at})
 
 
-def sum_tokens(connection: Connection, *, user_id: str, since_id: str) -> int:
-    """Tokens of a user's recorded chats from an identifier on."""
-    total: int = connection.value("sum_tokens", {"user_id": user_id, "since_id": since_id})
-    return total
+def add_key_tokens(connection: Connection, key_id: str, *, day: str, tokens: int) -> None:
+    """Add to what was relayed for a key on a day; what it had on earlier days goes."""
+    connection.changes("add_key_tokens", {"key_id": key_id, "day": day, "tokens": tokens})
+    connection.changes("delete_old_key_tokens", {"key_id": key_id, "day": day})
+
+
+def get_key_tokens(connection: Connection, key_id: str, *, day: str) -> int:
+    """What was relayed for a key on a day."""
+    return int(connection.value("get_key_tokens", {"key_id": key_id, "day": day}) or 0)

@@ -66,9 +66,18 @@ def insert_sessions(connection: Connection, rows: Sequence[dict[str, Any]]) -> N
         count_sessions(connection, user_id, sessions=count, active=count)
 
 
+class RequestedId(str):
+    """A session's id as a caller gave it, and whose made-up id it may be where no user is named."""
+
+    __slots__ = ("owner_id",)
+
+    owner_id: str
+
+
 def find_session_id(connection: Connection, *, id_: str, user_id: str | None) -> str | None:
-    """The session with this id, its own or its client's; of any user where `user_id` is None."""
-    parameters = {"id": id_, "user_id": user_id, "default_user_id": DEFAULT_USER_ID}
+    """The session with this id, its own or its client's; by its own of any user where `user_id` is None."""
+    owner_id = id_.owner_id if isinstance(id_, RequestedId) else DEFAULT_USER_ID
+    parameters = {"id": str(id_), "user_id": user_id, "owner_id": owner_id}
     found: str | None = connection.value("find_session_id", parameters)
     return found
 

@@ -1,0 +1,103 @@
+"""A request's part of its key's tokens: held before upstream is asked, charged by what was relayed when it is over."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from proxy.access.quotas import DayTokens
+from proxy.upstream.client import Response
+from proxy.wire import headers
+from proxy.wire.headers import Headers
+from proxy.wire.token_meter import TokenMeter
+
+# Held for a reply without a limit of its own, where none of the key's was longer.
+_UNLIMITED_TOKENS = 16_384
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_CHOICES_MAX = 128
+
+
+class Charge:
+    """Of one request whose key has a quota."""
+
+    def __init__(self, tokens: DayTokens, *, per_day: int) -> None:
+        self._tokens = tokens
+        self._per_day = per_day
+        self._held = 0
+        self._meter: TokenMeter | None = None
+
+    def reserve(self, *, request_bytes: int, request: Mapping[str, Any] | None = None) -> None:
+        """Hold what the request may use, once; `request` is its JSON where it is known. Raises APIError 429."""
+        if self._meter is not None:
+            return
+        meter = TokenMeter(request_bytes=request_bytes)
+        held = meter.request_tokens + (_limit_of(request or {}) or max(_UNLIMITED_TOKENS, self._tokens.largest))
+        self._tokens.reserve(held, per_day=self._per_day, unix_time=time.time())
+        self._held, self._meter = held, meter
+
+    def metered(self, response: Response) -> Response:
+        """The response, counted while it is read."""
+        if self._meter is None:
+            return response
+        media_type = headers.value_of(response.headers, b"content-type") or b""
+        self._meter.begin(response.status, is_stream=b"event-stream" in media_type.lower())
+        return _Metered(response, self._meter)
+
+    def settle(self) -> None:
+        """The request is over: charge what it has used, and let go of what was held."""
+        if self._meter is not None:
+            self._tokens.add(self._meter.total)
+            self._tokens.reserved -= self._held
+            self._meter = None
+
+
+class _Metered:
+    """A response whose body is counted on its way."""
+
+    def __init__(self, response: Response, meter: TokenMeter) -> None:
+        self._response = response
+        self._meter = meter
+        self.status: int = response.status
+        self.headers: Headers = response.headers
+
+    @property
+    def is_over(self) -> bool:
+        return self._response.is_over
+
+    async def read(self) -> bytes:
+        data = await self._response.read()
+        self._note(data)
+        return data
+
+    def read_whole_nowait(self) -> bytes | None:
+        data = self._response.read_whole_nowait()
+        if data is not None:
+            self._meter.feed(data)
+            self._meter.end()
+        return data
+
+    async def pump(self, sink: Callable[[bytes], bool]) -> bool:
+        def counted(data: bytes) -> bool:
+            self._meter.feed(data)
+            return sink(data)
+
+        has_ended = await self._response.pump(counted)
+        if has_ended:
+            self._meter.end()
+        return has_ended
+
+    def close(self) -> None:
+        self._response.close()
+
+    def _note(self, data: bytes) -> None:
+        if data:
+            self._meter.feed(data)
+        else:
+            self._meter.end()
+
+
+def _limit_of(request: Mapping[str, Any]) -> int | None:
+    """The longest reply that the request allows."""
+    limits = [request[name] for name in _LIMITS if isinstance(request.get(name), int) and request[name] >= 0]
+    choices = request.get("n")
+    count = min(choices, _CHOICES_MAX) if isinstance(choices, int) and choices > 0 else 1
+    return max(limits) * count if limits else None

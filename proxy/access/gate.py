@@ -1,0 +1,296 @@
+"""The door of the application: who is calling, whether they may come in, and how many at a time."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+from proxy.access.attribution import user_header
+from proxy.access.caller import ANYONE, Caller
+from proxy.access.charges import Charge
+from proxy.access.keys import CachedKey, KeyCache, bad_key
+from proxy.access.origins import SAFE_METHODS, Origins, foreign_origin
+from proxy.access.pages import is_page
+from proxy.access.quotas import DayTokens, over, take_request, token_headers
+from proxy.errors import APIError, NotFoundError, too_large
+from proxy.ids import timestamp
+from proxy.settings import Settings
+from proxy.storage import queries
+from proxy.storage.connection import Connection
+from proxy.storage.database import Database
+from proxy.storage.errors import StorageError
+from proxy.wire.endpoints import ENDPOINTS
+from proxy.wire.headers import Headers
+
+logger = logging.getLogger(__name__)
+_METRICS = "/metrics"
+_READ = frozenset({b"authorization", b"x-api-key", b"content-length"})
+
+REFRESH_SECONDS = 2.0  # how late a change to a key is noticed
+_TOUCH_SECONDS = 60.0
+
+Write = Callable[[Callable[[Connection], None]], Awaitable[None]]
+
+_STRANGER = Caller(None, has_key=True)
+
+
+@dataclass(slots=True)
+class Admission:
+    """A request that was let in."""
+
+    caller: Caller
+    cached_key: CachedKey | None = None
+    rate_limit_headers: Headers | None = None  # what is left of the key's quotas
+    is_audited: bool = False
+    charge: Charge | None = None
+
+
+class Gate:
+    """One process's keys and counts."""
+
+    def __init__(self, settings: Settings, database: Database, *, write: Write) -> None:
+        self._settings = settings
+        self._database = database
+        self._write = write
+        self.keys = KeyCache(database, admin_key=settings.admin_key)
+        # Once keys are required they stay so: deleting the last one must not open the door to everyone.
+        self.requires_key = settings.auth == "required" or (
+            settings.auth == "auto" and (settings.admin_key is not None or not settings.is_loopback)
+        )
+        self._origins = Origins.of(settings)
+        self._is_remembered = settings.auth == "off"
+        self._running = 0
+        self._touched_at = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Find out whether there are keys, and look again every few seconds."""
+        await self._look_for_keys()
+        await self.keys.refresh()
+        self._task = asyncio.create_task(self._run(), name="gate")
+
+    async def close(self) -> None:
+        """Stop looking, and save when the keys were used, and for how much."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self.keys.close()
+        await self._refresh()
+        await self._touch()
+
+    def check_origin(self, scope: Scope) -> None:
+        """Where no key is asked for, refuse other names than this server's, and other sites' pages. Raises APIError."""
+        if self.requires_key or not self._settings.is_loopback:
+            return
+        self._origins.check_host(scope["headers"])
+        if self._origins.is_foreign(scope["headers"]):
+            if scope["method"] not in SAFE_METHODS:
+                raise foreign_origin()
+            scope["state"]["is_foreign"] = True  # it may read, and have nothing relayed
+
+    async def admit(self, scope: Scope) -> Admission:
+        """Let a request in, and count it until it leaves. Raises APIError."""
+        secret, length = self._presented(scope["headers"])
+        if length is not None and int(length) > self._settings.body_limit_bytes:
+            raise too_large(self._settings.body_limit_bytes)
+        cached_key = None
+        if secret is not None and (self.requires_key or self.keys.is_ours(secret)):
+            # Nearly always it has been seen lately, and nothing is awaited.
+            cached_key = self.keys.held(secret) or await self.keys.find(secret)
+        if self._settings.web and is_page(scope):
+            admission = Admission(ANYONE)  # it has a login of its own, and looks at nothing but its cookie
+        else:
+            admission = self._identify(scope["path"], secret, cached_key)
+        self._enter(admission)
+        if admission.cached_key is not None:
+            try:
+                await self._check_quotas(admission, admission.cached_key)
+            except BaseException:
+                self.leave(admission)
+                raise
+            admission.is_audited = admission.caller.is_admin and _is_notable(scope)
+        scope["state"]["caller"] = admission.caller
+        scope["state"]["charge"] = admission.charge
+        return admission
+
+    def leave(self, admission: Admission) -> None:
+        """The request is over."""
+        self._running -= 1
+        if admission.charge is not None:
+            admission.charge.settle()
+        if admission.cached_key is not None:
+            admission.cached_key.usage.running -= 1
+
+    def _identify(self, path: str, secret: bytes | None, cached_key: CachedKey | None) -> Admission:
+        if path == _METRICS and self._settings.is_loopback:
+            return Admission(ANYONE)
+        if cached_key is not None and self._settings.auth == "auto":
+            self.requires_key = True
+        if not self.requires_key:
+            return self._without_duty(secret, cached_key)
+        cached_key = self._checked(cached_key, has_secret=secret is not None)
+        if path == _METRICS and not cached_key.caller.is_admin:
+            raise NotFoundError(f"There is no route {path}.")
+        return Admission(cached_key.caller, cached_key)
+
+    def _without_duty(self, secret: bytes | None, cached_key: CachedKey | None) -> Admission:
+        """Where no key is asked for, an admin's still makes an admin; any key of ours stays here."""
+        if secret is None or not self.keys.is_ours(secret):
+            return Admission(ANYONE)
+        if cached_key is None or not cached_key.caller.is_admin or not cached_key.is_good(time.time()):
+            return Admission(_STRANGER)
+        return Admission(cached_key.caller, cached_key)
+
+    def _presented(self, headers: Headers) -> tuple[bytes | None, bytes | None]:
+        """The key of a request, and its length. The key is in `Authorization: Bearer` or `x-api-key`; where both are
+        there, it is the one of our form."""
+        key = length = None
+        for name, value in headers:
+            if name not in _READ:
+                continue
+            if name == b"content-length":
+                length = value
+                continue
+            if name == b"authorization":
+                if value[:7].lower() != b"bearer ":
+                    continue
+                value = value[7:]
+            value = value.strip()
+            if key is None or (self.keys.is_ours(value) and not self.keys.is_ours(key)):
+                key = value
+        return key, length
+
+    def _checked(self, cached_key: CachedKey | None, *, has_secret: bool) -> CachedKey:
+        if not has_secret:
+            raise bad_key(
+                "You didn't provide an API key. Send it as `Authorization: Bearer <key>` or `x-api-key: <key>`.",
+                code=None,
+            )
+        if cached_key is None:
+            raise bad_key("Incorrect API key provided.")
+        cached_key.check(time.time())
+        return cached_key
+
+    def _enter(self, admission: Admission) -> None:
+        settings = self._settings
+        if self._running >= settings.concurrency_limit:
+            raise over("requests", "The server has too many requests at a time; try again.", wait_seconds=1)
+        if admission.cached_key is not None:
+            if admission.cached_key.usage.running >= settings.key_concurrency_limit:
+                limit = settings.key_concurrency_limit
+                raise over("requests", f"Rate limit reached: {limit} requests at a time.", wait_seconds=1)
+            admission.cached_key.usage.running += 1
+        self._running += 1
+
+    async def _check_quotas(self, admission: Admission, cached_key: CachedKey) -> None:
+        """Count the request. Tokens are looked at where something is relayed: one's own history can always be read."""
+        row, usage = cached_key.row, cached_key.usage
+        if row.requests_per_minute is not None:
+            admission.rate_limit_headers = take_request(usage, per_minute=row.requests_per_minute, now=time.monotonic())
+        if row.tokens_per_day is not None:
+            await self._read_tokens(row.key_id, usage.tokens)
+            told = token_headers(usage.tokens, per_day=row.tokens_per_day, unix_time=time.time())
+            admission.rate_limit_headers = (admission.rate_limit_headers or []) + told
+            admission.charge = Charge(usage.tokens, per_day=row.tokens_per_day)
+
+    async def _read_tokens(self, key_id: str, tokens: DayTokens) -> None:
+        """Look from time to time what other workers have charged."""
+        day, now = _day(), time.monotonic()
+        tokens.begin_day(day)
+        if now - tokens.read_at < REFRESH_SECONDS:
+            return
+        saves = tokens.saves
+        try:
+            saved = await self._database.read(
+                lambda connection: queries.keys.get_key_tokens(connection, key_id, day=day)
+            )
+        except StorageError as exc:
+            logger.error("a key's tokens could not be looked up: %s", exc)
+            return
+        if saves == tokens.saves and day == tokens.day:
+            tokens.saved, tokens.read_at = saved, now
+
+    async def _save_tokens(self) -> None:
+        """Save what keys were charged: one write for all of them."""
+        used = {key_id: (tokens, tokens.unsaved) for key_id, tokens in self.keys.unsaved_tokens()}
+        if not used:
+            return
+        day = _day()
+        saved: dict[str, int] = {}
+
+        def save(connection: Connection) -> None:
+            for key_id, (_, count) in used.items():
+                queries.keys.add_key_tokens(connection, key_id, day=day, tokens=count)
+                saved[key_id] = queries.keys.get_key_tokens(connection, key_id, day=day)
+
+        try:
+            await self._write(save)
+        except APIError as exc:
+            logger.warning("what keys have used was not saved: %s", exc)
+            return
+        for key_id, (tokens, count) in used.items():
+            if tokens.day == day:
+                tokens.saved, tokens.unsaved = saved[key_id], tokens.unsaved - count
+                tokens.saves += 1
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            await self._refresh()
+            if time.monotonic() - self._touched_at >= _TOUCH_SECONDS:
+                await self._touch()
+
+    async def _refresh(self) -> None:
+        try:
+            await self._look_for_keys()
+            await self._save_tokens()
+            await self.keys.refresh()
+        except Exception as exc:  # noqa: BLE001 - it must live: without it no key is ever revoked
+            # Nobody can revoke a key while the database is gone; those who are in stay in.
+            logger.error("the API keys could not be looked at: %s", exc)
+
+    async def _look_for_keys(self) -> None:
+        if self._settings.auth == "auto" and not self.requires_key:
+            self.requires_key = await self._database.read(queries.keys.keys_were_required)
+        if self.requires_key and not self._is_remembered:
+            await self._remember()
+
+    async def _remember(self) -> None:
+        """A door that was ever locked stays locked, also when the keys are gone."""
+        if not await self._database.read(queries.keys.keys_were_required):
+            now = timestamp()
+            try:
+                await self._write(lambda connection: queries.keys.require_keys(connection, now=now))
+            except APIError as exc:
+                logger.warning("that keys are required was not saved: %s", exc)
+                return
+        self._is_remembered = True
+
+    async def _touch(self) -> None:
+        """Save when keys were last used: one write for all of them."""
+        self._touched_at = time.monotonic()
+        used_at = self.keys.used_at
+        if not used_at:
+            return
+        self.keys.used_at = {}
+
+        def touch(connection: Connection) -> None:
+            for key_id, used in used_at.items():
+                queries.keys.touch_key(connection, key_id, used_at=timestamp(used))
+
+        try:
+            await self._write(touch)
+        except APIError as exc:
+            logger.warning("when keys were last used was not saved: %s", exc)
+
+
+def _day() -> str:
+    return timestamp()[:10]
+
+
+def _is_notable(scope: Scope) -> bool:
+    """Whether an admin's request is logged: all but its own chats."""
+    return scope["path"] not in ENDPOINTS or scope["method"] != "POST" or user_header(scope["headers"]) is not None

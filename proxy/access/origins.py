@@ -1,0 +1,94 @@
+"""Which names and pages may use a server that asks for no key: DNS rebinding and other sites' pages may not. Pure.
+
+A developer's server on localhost is in reach of every page that the developer's browser opens. The browser says where a
+request comes from (`Origin`, https://www.w3.org/TR/fetch-metadata/), and under which name it reached us (`Host`).
+"""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from proxy.errors import APIError
+from proxy.settings import Settings
+from proxy.wire.headers import Headers
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_OWN_SITE = frozenset({b"same-origin", b"same-site", b"none"})
+# What changes nothing by itself; a route that relays it asks `refuse_foreign`.
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """The rule of one process's settings."""
+
+    names: frozenset[str]  # of this server, in lower case
+    cors_origins: frozenset[str]
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Origins":
+        """What these settings allow."""
+        host = settings.host.lower()
+        own = f"[{host}]" if ":" in host else host
+        return cls(_LOOPBACK | {own, *settings.allowed_hosts}, frozenset(settings.cors_origins))
+
+    def check_host(self, headers: Headers) -> None:
+        """Raises APIError 403 where the caller used a name that is not this server's."""
+        host = _value_of(headers, b"host")
+        if name_of(host or b"") not in self.names:
+            raise APIError(
+                f"This server does not answer to the name in Host ({(host or b'')[:100].decode('latin-1')!r}). "
+                "STELLARCHAT_ALLOWED_HOSTS can add it.",
+                status=403,
+                type_="invalid_request_error",
+                code="host_not_allowed",
+            )
+
+    def is_foreign(self, headers: Headers) -> bool:
+        """Whether another site's page asks, and CORS does not allow that."""
+        origin = site = None
+        for name, value in headers:
+            if name == b"origin":
+                origin = value if origin is None else b""  # two of them are understood as none of ours
+            elif name == b"sec-fetch-site":
+                site = value.lower() if site is None else b""
+        if origin is None and site is None:
+            return False
+        if origin is not None and self._is_allowed_by_cors(origin):
+            return False
+        return (site is not None and site not in _OWN_SITE) or (
+            origin is not None and not self._is_ours(origin, headers)
+        )
+
+    def _is_allowed_by_cors(self, origin: bytes) -> bool:
+        return "*" in self.cors_origins or origin.decode("latin-1") in self.cors_origins
+
+    def _is_ours(self, origin: bytes, headers: Headers) -> bool:
+        """Pages under a name of this machine are its own, on whichever port."""
+        try:
+            parts = urlsplit(origin.decode("ascii"))
+        except (UnicodeDecodeError, ValueError):
+            return False
+        if parts.scheme not in ("http", "https") or parts.path or parts.query or parts.fragment or "@" in parts.netloc:
+            return False
+        name = name_of(parts.netloc.encode())
+        return bool(name) and (name in self.names or name == name_of(_value_of(headers, b"host") or b""))
+
+
+def foreign_origin() -> APIError:
+    """403."""
+    return APIError(
+        "Another site's page asks, and this server asks for no key: STELLARCHAT_CORS_ORIGINS can allow its origin.",
+        status=403,
+        type_="invalid_request_error",
+        code="origin_not_allowed",
+    )
+
+
+def name_of(host: bytes) -> str:
+    """The name in `name:port`, in lower case."""
+    text = host.decode("latin-1").lower()
+    return text.partition("]")[0] + "]" if text.startswith("[") else text.partition(":")[0]
+
+
+def _value_of(headers: Headers, name: bytes) -> bytes | None:
+    return next((value for each, value in headers if each == name), None)
