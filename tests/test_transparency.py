@@ -265,8 +265,6 @@ ODD_HEADERS = {
     "named by Connection": b"Connection: x-hop, keep-alive\r\nX-Hop: 1\r\nX-Kept: 2\r\n",
     "hop-by-hop": b"TE: trailers\r\nProxy-Connection: keep-alive\r\nKeep-Alive: timeout=5\r\n",
     "an upgrade nobody takes": b"Connection: Upgrade\r\nUpgrade: h2c\r\n",
-    "an upgrade to websocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
     "wishes about encodings": b"Accept-Encoding: gzip, br\r\nAccept: text/event-stream\r\n",
     "forwarding headers": b"X-Forwarded-For: 1.2.3.4\r\nForwarded: for=1.2.3.4\r\nVia: 1.1 edge\r\n",
     "tracing": b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\ntracestate: a=b\r\n",
@@ -364,6 +362,13 @@ def test_a_target_of_raw_bytes_arrives_or_is_refused_as_bad(upstream: ScriptedUp
     raw = "/v1/models/你好?q=é".encode()
     relayed = play(upstream, proxy.address, echo, request(raw, method=b"GET"))
     assert relayed.reply.status == 400 or [received.target for received in relayed.received] == [raw]
+
+
+def test_websocket_is_refused_in_words(upstream: ScriptedUpstream, proxy: ProxyProcess) -> None:
+    wish = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    relayed = play(upstream, proxy.address, echo, request(b"/v1/realtime", wish, method=b"GET"))
+    assert (relayed.reply.status, relayed.received) == (501, [])
+    assert b"WebSocket" in relayed.reply.body
 
 
 DISGUISED_CONTROL_ROUTES = (
