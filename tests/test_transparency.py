@@ -366,7 +366,7 @@ def test_a_target_of_raw_bytes_arrives_or_is_refused_as_bad(upstream: ScriptedUp
 
 def test_websocket_is_refused_in_words(upstream: ScriptedUpstream, proxy: ProxyProcess) -> None:
     wish = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-    relayed = play(upstream, proxy.address, echo, request(b"/v1/realtime", wish, method=b"GET"))
+    relayed = play(upstream, proxy.address, echo, request(b"/v1/realtime", method=b"GET", headers=wish))
     assert (relayed.reply.status, relayed.received) == (501, [])
     assert b"WebSocket" in relayed.reply.body
 
