@@ -1,5 +1,6 @@
 """The command `stellarchat`."""
 
+import os
 import platform
 import sys
 from importlib.metadata import version
@@ -36,6 +37,8 @@ for each_command in COMMANDS:
 
 def main() -> None:
     """The console script."""
+    # Everything that is made here holds what people said, or their keys.
+    os.umask(os.umask(0o077) | 0o077)
     try:
         cli()
     except ConfigurationError as exc:

@@ -4,6 +4,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -26,6 +27,7 @@ from proxy.telemetry import logs
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+_OPEN_FILES_MAX = 2**20
 # Closing may take so long, and twice the commit timeout.
 _LAST_RESORT_SECONDS = 10.0
 # How long a thread that wants Python's lock lets another hold it. The writer needs it after every statement: with the
@@ -66,6 +68,24 @@ def _thin_out_collections() -> None:
     gc.set_threshold(5_000, 10, 10)
 
 
+def raise_open_files(loaded: Settings) -> None:
+    """Take all the descriptors that the system allows: a stream needs two, and many systems begin with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    needed = 2 * loaded.concurrency_limit
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        logger.warning(
+            "the system allows %d open files: about %d requests at a time (STELLARCHAT_CONCURRENCY_LIMIT is %d)",
+            soft,
+            soft // 2,
+            loaded.concurrency_limit,
+        )
+
+
 def listen(loaded: Settings) -> socket.socket:
     """The listening socket. Raises ConfigurationError."""
     try:
@@ -82,6 +102,7 @@ def listen(loaded: Settings) -> socket.socket:
 
 def serve(loaded: Settings, listener: socket.socket, *, announce: Callable[[], None]) -> None:
     """Serve until a signal says to drain. `announce` is called when the first request can come."""
+    raise_open_files(loaded)
     config = uvicorn.Config(
         "proxy.server:application",
         factory=True,

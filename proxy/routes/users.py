@@ -15,6 +15,7 @@ from proxy.routes.resource import Resource
 from proxy.services import Services, State
 from proxy.storage import queries, tombstones
 from proxy.storage.connection import Connection
+from proxy.storage.wal import empty_log
 
 # Few enough that chats which wait for the same writer do not notice.
 _BATCH = 200
@@ -29,6 +30,7 @@ async def delete_user(request: Request[State]) -> Response:
         raise NotFoundError("No such user.")
     await _close_the_door(services, request.state["gate"], user_id)
     await _delete(services, user_id)
+    await asyncio.to_thread(empty_log, services.database.path)
     return json_response({"user_id": user_id, "deleted": True})
 
 
