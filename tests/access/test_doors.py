@@ -29,7 +29,7 @@ OUR_ORIGINS = (
     *("http://localhost", "http://localhost:3000", "https://127.0.0.1:1", "http://[::1]:5", "http://chat.example"),
 )
 CORS_ORIGIN = "https://ui.example"
-OTHER_ORIGINS = (
+OTHER_ORIGINS: tuple[str, ...] = (
     *("http://evil.example", "null", "", "http://localhost.evil.example", "file://", "chrome-extension://a"),
 )
 OTHER_ORIGINS += (
