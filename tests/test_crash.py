@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash import kinds
 from tests.crash.callers import CHAT, QuickScript, leave_at_random_bytes, read_own_writes
 from tests.crash.ledger import Verdict
 from tests.crash.rounds import Trial
@@ -17,8 +18,20 @@ BEHIND_SECONDS = 30.0
 
 
 async def trial(folder: Path, *, workers: int, kind: str) -> Verdict:
+    special = kinds.environment(kind, folder)
+    if special is None:
+        pytest.skip(f"{kind}: no C compiler, or no libfaketime, on this machine")
     async with fake_upstream() as upstream:
-        trial = Trial(folder, upstream, seed=1, chats=15, workers=workers, behind_seconds=BEHIND_SECONDS, longest=40)
+        trial = Trial(
+            folder,
+            upstream,
+            seed=1,
+            chats=15,
+            workers=workers,
+            behind_seconds=BEHIND_SECONDS,
+            longest=40,
+            environment={"STELLARCHAT_COMMIT_TIMEOUT_SECONDS": "2", **special},
+        )
         await trial.start()
         try:
             if kind == "kill":
@@ -26,6 +39,10 @@ async def trial(folder: Path, *, workers: int, kind: str) -> Verdict:
                 await trial.kill_while_starting()
             elif kind == "kill a worker":
                 await trial.kill_one_worker()
+            elif kind in kinds.KINDS:
+                made = kinds.trouble(kind, trial)
+                await trial.chat_through(made, seconds=2.5, kills=False)
+                await trial.chat_through(made, seconds=1.5, kills=True)
             elif kind == "lock":
                 await trial.chat_through(lock(trial.database), seconds=1.5, kills=True)
             else:
@@ -36,7 +53,10 @@ async def trial(folder: Path, *, workers: int, kind: str) -> Verdict:
     return trial.verdict
 
 
-@pytest.mark.parametrize(("workers", "kind"), ((1, "kill"), (2, "kill a worker"), (1, "lock"), (1, "full")))
+@pytest.mark.parametrize(
+    ("workers", "kind"),
+    ((1, "kill"), (2, "kill a worker"), (1, "lock"), (1, "full"), *((1, kind) for kind in kinds.KINDS)),
+)
 async def test_nothing_acknowledged_is_lost(tmp_path: Path, workers: int, kind: str) -> None:
     verdict = await trial(tmp_path, workers=workers, kind=kind)
     assert verdict.is_good, verdict.notes

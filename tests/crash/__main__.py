@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from tests.crash import kinds
 from tests.crash.rounds import Trial
 from tests.crash.trouble import Trouble, full_disk, lock, no_growth, small_disk
 from tests.fake_upstream import fake_upstream
@@ -32,12 +33,20 @@ async def trouble_rounds(trial: Trial, trouble: Trouble, *, kills: int, seconds:
     print(figures(trial), flush=True)
     while trial.kills < kills:
         await trial.chat_through(trouble, seconds=seconds / 2, kills=True)
+        if trial.kills % 10 == 0:
+            print(figures(trial), flush=True)
     await trial.chat_through(trouble, seconds=seconds, kills=False)
 
 
 async def run(folder: Path, given: argparse.Namespace, *, has_small_disk: bool) -> Trial:
     """The trial that the options ask for."""
     async with fake_upstream() as upstream:
+        environment = {"STELLARCHAT_SPILL_RESERVE_BYTES": str(given.reserve * 2**20)}
+        if given.trouble:
+            special = kinds.environment(given.trouble, folder)
+            if special is None:
+                sys.exit(f"{given.trouble}: this machine has no compiler, or no libfaketime")
+            environment |= special
         trial = Trial(
             folder,
             upstream,
@@ -45,11 +54,14 @@ async def run(folder: Path, given: argparse.Namespace, *, has_small_disk: bool) 
             chats=given.chats,
             workers=given.workers,
             behind_seconds=given.behind,
-            STELLARCHAT_SPILL_RESERVE_BYTES=str(given.reserve * 2**20),
+            environment=environment,
         )
         await trial.start()
         try:
-            if given.locked:
+            if given.trouble:
+                made = kinds.trouble(given.trouble, trial)
+                await trouble_rounds(trial, made, kills=given.kills, seconds=given.seconds)
+            elif given.locked:
                 await trouble_rounds(trial, lock(trial.database), kills=given.kills, seconds=given.seconds)
             elif given.disk_full:
                 trouble = full_disk(folder) if has_small_disk else no_growth(trial.database, lambda: trial.pids)
@@ -80,6 +92,7 @@ def main() -> None:
     parser.add_argument("--chats", type=int, default=50)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--behind", type=float, default=1.0, help="seconds a cut reply may be behind")
+    parser.add_argument("--trouble", choices=kinds.KINDS, help="another kind of trouble")
     parser.add_argument("--locked", action="store_true", help="another program holds the write lock for a while")
     parser.add_argument("--disk-full", action="store_true", help="the disk is full for a while")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long the trouble lasts")

@@ -27,19 +27,20 @@ class Trial:
         workers: int,
         behind_seconds: float,
         longest: int = 150,
-        **environment: str,
+        environment: dict[str, str] | None = None,
     ) -> None:
         self.script = Script(seed, longest=longest)
         upstream.on("/v1/chat/completions", self.script.behaviour())
         self.dice = random.Random(seed)
         self.folder = folder
         self.database = folder / "stellarchat.db"
-        self.server = ServerProcess(folder, upstream.url, **environment)
+        self.server = ServerProcess(folder, upstream.url, **(environment or {}))
         self.verdict = Verdict()
         self.kills = 0
         self.probes: list[tuple[int, int]] = []
         self.not_ready = 0
         self._had_trouble = False
+        self.expects_not_ready = True  # in trouble that lasts; some kinds are none for the database
         self._upstream = upstream
         self._callers = chats
         self.workers = workers
@@ -138,7 +139,7 @@ class Trial:
         if any(health != 200 for health, _ in self.probes):
             self.verdict.wrong += 1
             self.verdict.notes.append("/health did not answer 200 in trouble")
-        if seconds >= 4 and not any(ready == 503 for _, ready in self.probes):
+        if self.expects_not_ready and seconds >= 4 and not any(ready == 503 for _, ready in self.probes):
             self.verdict.wrong += 1
             self.verdict.notes.append(f"/ready did not answer 503 in trouble: {[ready for _, ready in self.probes]}")
 
@@ -154,7 +155,8 @@ class Trial:
     async def judge(self, chats: list[Chat], *, cut_at: float, survivors: bool = False) -> None:
         """Compare this round's chats with the database; where others survived, each broke off at its own moment."""
         self._all += chats
-        await asyncio.to_thread(wait_until_settled, self.database, seconds=10)
+        await asyncio.to_thread(self._wait_until_retried)
+        await asyncio.to_thread(wait_until_settled, self.database, seconds=20)
         judged = await asyncio.to_thread(
             judge,
             self.database,
@@ -168,6 +170,12 @@ class Trial:
             judged.wrong += 1
             judged.notes.append(f"spill files: {left}")
         self.verdict.add(judged)
+
+    def _wait_until_retried(self) -> None:
+        """What the database has refused is tried again by the server."""
+        deadline = time.monotonic() + 20
+        while list(self.folder.glob("stellarchat.db-refused*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     async def finish(self) -> None:
         """Stop the server, and judge all chats of all rounds once more."""

@@ -1,13 +1,18 @@
-"""Trouble for the database: another program's lock, a full disk."""
+"""Trouble for the database: a lock, a full or stalled disk, files that go, refused rows, a giant neighbour, clocks."""
 
 import ctypes
 import errno
+import http.client
 import os
+import random
 import resource
+import shutil
 import sqlite3
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 
 Trouble = Callable[[], AbstractContextManager[None]]
@@ -73,6 +78,136 @@ def no_growth(database: Path, pids: Callable[[], list[int]]) -> Trouble:
                     resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
     return held
+
+
+def built_stall(folder: Path) -> Path | None:
+    """The library that stalls a server's disk, compiled; None where there is no compiler."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        return None
+    library = folder / "stalled_disk.so"
+    source = Path(__file__).with_name("stalled_disk.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    return library
+
+
+def stalled_disk(flag: Path) -> Trouble:
+    """`fsync` of the database's files does not return while the flag is there: see `stalled_disk.c`."""
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        flag.touch()
+        try:
+            yield
+        finally:
+            flag.unlink()
+
+    return held
+
+
+def files_gone(database: Path, *, copied: bool) -> Trouble:
+    """The database's files are moved away, and come back; `copied`: what comes back is a copy, another file."""
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        side = database.parent / "side"
+        side.mkdir()
+        names = [database.name + suffix for suffix in ("", "-wal", "-shm")]
+        for name in names:
+            (database.parent / name).rename(side / name)
+        try:
+            yield
+        finally:
+            if copied:
+                _copy(side / database.name, database)
+            else:
+                for name in names:
+                    (side / name).rename(database.parent / name)
+            shutil.rmtree(side)
+
+    return held
+
+
+def _copy(source: Path, target: Path) -> None:
+    part = target.with_name("copying")
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(part)) as new:
+        old.backup(new)
+        new.execute("PRAGMA journal_mode = DELETE").fetchall()
+    part.rename(target)
+
+
+def refused_rows(database: Path) -> Trouble:
+    """The database refuses every exchange, as a constraint would."""
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        with closing(sqlite3.connect(database, isolation_level=None, timeout=20)) as connection:
+            connection.execute(
+                "CREATE TRIGGER refuse BEFORE INSERT ON exchanges BEGIN SELECT RAISE(ABORT, 'refused by a test'); END"
+            )
+            try:
+                yield
+            finally:
+                connection.execute("DROP TRIGGER refuse")
+
+    return held
+
+
+def giant_neighbour(port: Callable[[], int], *, messages: int) -> Trouble:
+    """One caller sends a body of many messages, again and again."""
+    said = "".join(f'{{"role":"user","content":"g{number}"}},' for number in range(messages))
+    body = ('{"model":"m","messages":[' + said + '{"role":"user","content":"giant"}]}').encode()
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        stopping = threading.Event()
+
+        def send() -> None:
+            while not stopping.is_set():
+                connection = http.client.HTTPConnection("127.0.0.1", port(), timeout=60)
+                with suppress(OSError, http.client.HTTPException), closing(connection):
+                    connection.request("POST", "/v1/chat/completions", body)
+                    connection.getresponse().read()
+                stopping.wait(0.1)
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            sender.join(60)
+
+    return held
+
+
+def clock_jumps(clock: Path, dice: random.Random) -> Trouble:
+    """The server's wall clock is set forward and back: see libfaketime's FAKETIME_TIMESTAMP_FILE."""
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        clock.write_text(dice.choice(("+3d", "-3d", "+2h", "-2h")))
+        try:
+            yield
+        finally:
+            clock.write_text(dice.choice(("+0", "-1h", "+1h")))
+
+    return held
+
+
+def faked_clock(clock: Path) -> dict[str, str] | None:
+    """The environment of a server whose clock can be set; None where libfaketime is not installed."""
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    if not found:
+        return None
+    clock.write_text("+0")
+    return {
+        "LD_PRELOAD": str(found[0]),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "NO_FAKE_STAT": "1",
+    }
 
 
 @contextmanager
