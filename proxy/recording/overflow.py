@@ -24,7 +24,7 @@ from proxy.recording.write_queue import Write, WriteQueue
 logger = logging.getLogger(__name__)
 
 # How long the database has to take a write, at most, before it is spilled.
-_SPILL_SECONDS = 0.75
+_SPILL_SECONDS = 0.4
 _GATHER_SECONDS = 0.02
 # At once with one sync.
 _SPILLED_AT_ONCE = 256

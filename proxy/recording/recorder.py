@@ -24,6 +24,7 @@ from proxy.storage.database import Database
 from proxy.storage.errors import StorageError
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.file_identity import MovedError
+from proxy.storage.long_request import long_request
 from proxy.storage.queries.exchanges import list_workers_in_progress
 from proxy.storage.write_batch import WriteBatch, write_batch
 from proxy.wire import responses
@@ -46,6 +47,7 @@ class OpenExchange:
     """An exchange between its request and its end. `feed` takes the reply's bytes and never waits or raises."""
 
     __slots__ = (
+        "_long",
         "_pending",
         "abort",
         "exchange",
@@ -61,6 +63,7 @@ class OpenExchange:
     def __init__(self, exchange: Exchange, reply: Reply, *, size: int, turn: int = 0) -> None:
         """`reply` is what the stream is folded to: it may have taken events that were not fed here."""
         self.exchange = exchange
+        self._long = long_request(exchange)
         self.reply = reply
         self.abort: Callable[[], None] | None = None  # ends the work on it
         self.turn = turn  # of the recorder's, in which it is written down
@@ -70,6 +73,10 @@ class OpenExchange:
         self._pending: list[bytes] = []  # streamed, and not written down yet
         self.sequence = 0
         self.size = size  # bytes of the request, and of the reply so far
+
+    def in_slices(self, work: Callable[[WriteBatch], Any]) -> Callable[[WriteBatch], Any]:
+        """The work, but that a very long request is stored in slices before."""
+        return work if self._long is None else self._long.before(work)
 
     def place(self, session: SessionRef) -> None:
         """The session it belongs to has been found."""
@@ -198,9 +205,9 @@ class Recorder:
         exchange, is_begun = live.exchange, live.is_begun
         size = live.size + len(live.unwritten())  # which folds what waited: who is told of the outcome reads the reply
         if is_begun:
-            work = partial(exchange_store.finish_begun, exchange=exchange, outcome=outcome)
+            work = live.in_slices(partial(exchange_store.finish_begun, exchange=exchange, outcome=outcome))
         else:
-            work = partial(exchange_store.finish, exchange=exchange, outcome=outcome)
+            work = live.in_slices(partial(exchange_store.finish, exchange=exchange, outcome=outcome))
         if keeps_events:
             self._kept.append((time.monotonic(), exchange.exchange_id))
         elif live.sequence:
@@ -275,7 +282,7 @@ class Recorder:
     def _begin(self, live: OpenExchange) -> None:
         exchange, worker_id = live.exchange, self.worker_id
         self.writer.submit(
-            lambda rows: exchange_store.begin(rows, exchange, worker_id=worker_id),
+            live.in_slices(lambda rows: exchange_store.begin(rows, exchange, worker_id=worker_id)),
             spilled=lambda: spill_codec.begin_line(exchange, worker_id=worker_id),
             size=live.size,
         )

@@ -7,7 +7,8 @@ from typing import Any
 
 from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
-from proxy.storage.write_batch import WriteBatch
+from proxy.storage.long_request import long_request
+from proxy.storage.write_batch import UNFINISHED, WriteBatch
 from proxy.wire import json_text
 from proxy.wire.chat import CHAT
 from proxy.wire.endpoint import Reply
@@ -75,10 +76,18 @@ def _work_of(entry: dict[str, Any]) -> Callable[[WriteBatch], Any]:
         return partial(exchange_store.delete_fragments, exchange_ids=entry["exchange_ids"])
     exchange = _to_exchange(entry["exchange"])
     if kind == "begin":
-        return partial(_begin, exchange=exchange, worker_id=entry.get("worker_id"))
+        return _in_slices(exchange, partial(_begin, exchange=exchange, worker_id=entry.get("worker_id")))
     if kind == "finish":
-        return partial(_finish, exchange=exchange, outcome=_to_outcome(entry["outcome"], exchange))
+        finish = partial(_finish, exchange=exchange, outcome=_to_outcome(entry["outcome"], exchange))
+        return _in_slices(exchange, finish)
     raise ValueError(f"a spilled line of an unknown kind: {kind!r}")
+
+
+def _in_slices(exchange: Exchange, work: Callable[[WriteBatch], Any]) -> Callable[[WriteBatch], Any]:
+    long = long_request(exchange)
+    if long is None:
+        return work
+    return lambda rows: work(rows) if _is_stored(rows, exchange) or long.is_stored(rows) else UNFINISHED
 
 
 def _begin(rows: WriteBatch, *, exchange: Exchange, worker_id: str | None) -> Any:

@@ -37,6 +37,8 @@ class Exchange:
     trace_context: dict[str, str] | None = None  # the caller's traceparent and tracestate; for traces alone
 
     asked: Request = field(init=False)  # `request` as its endpoint reads it
+    is_session_made: bool = field(default=False, init=False)  # by a slice of a long request
+
     messages: list[dict[str, Any]] = field(init=False)  # none where what was sent is not a list of messages
     _chained: list[dict[str, Any]] | None = field(default=None, init=False)
     _chain: list[bytes] | None = field(default=None, init=False)
@@ -51,6 +53,10 @@ class Exchange:
         if self._chained is None:
             self._chained = [message for message in self.messages if hash_chain.is_chained(message)]
         return self._chained
+
+    def take_chain(self, hashes: list[bytes]) -> None:
+        """The chain hashes, made by somebody else."""
+        self._chain = hashes
 
     @property
     def chain(self) -> list[bytes]:

@@ -33,7 +33,7 @@ _ALIKE = 64
 
 def begin(rows: WriteBatch, exchange: Exchange, *, worker_id: str | None) -> bool | None:
     """Store the request of an exchange whose reply is still coming. None where it was deleted meanwhile."""
-    if _was_deleted(rows, exchange):
+    if was_deleted(rows, exchange):
         return None
     stored = _store_request(rows, exchange)
     rows.add_exchange({**stored.columns, **IN_PROGRESS, "worker_id": worker_id})
@@ -53,7 +53,7 @@ def delete_fragments(rows: WriteBatch, exchange_ids: Iterable[str]) -> None:
 
 def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
     """Store an exchange that was not begun and has ended. False where it was deleted meanwhile."""
-    if _was_deleted(rows, exchange):
+    if was_deleted(rows, exchange):
         return False
     stored = _store_request(rows, exchange)
     asked_model, created_at = stored.columns["asked_model"], exchange.created_at
@@ -201,7 +201,7 @@ def find_named(connection: Connection, exchange: Exchange) -> str | None:
     )
 
 
-def _was_deleted(rows: WriteBatch, exchange: Exchange) -> bool:
+def was_deleted(rows: WriteBatch, exchange: Exchange) -> bool:
     """Whether its user or session was deleted after the request had come, or in the same millisecond."""
     asked_at = exchange.asked_at or exchange.created_at
     if rows.newest_deletion < asked_at:
@@ -226,9 +226,9 @@ class _Stored:
 def _store_request(rows: WriteBatch, exchange: Exchange) -> _Stored:
     delta = SessionDelta(timestamp())
     user_no = rows.active_user_no(exchange.user_id, now=delta.now)
-    session, matched = _find_session(rows, exchange), 0
+    session, matched = find_session(rows, exchange), 0
     if session is None:
-        place = _make_session(rows, exchange, now=delta.now)
+        place = make_session(rows, exchange, now=delta.now)
     else:
         place, matched = message_tree.find_place(rows.about(session.session_id), session, exchange)
     exchange_no = rows.next_exchange_no()
@@ -243,18 +243,19 @@ def _store_request(rows: WriteBatch, exchange: Exchange) -> _Stored:
     return _Stored(columns, place, delta)
 
 
-def _find_session(rows: WriteBatch, exchange: Exchange) -> Session | None:
+def find_session(rows: WriteBatch, exchange: Exchange) -> Session | None:
     """The session of an exchange, where it has been made."""
     ref = exchange.session
     if ref.external_id is not None:
         session_id = queries.sessions.find_session_id(rows.connection, id_=ref.external_id, user_id=exchange.user_id)
     else:
         # Nobody else knows an identifier that was made for this exchange.
-        session_id = None if ref.source == "new" else ref.session_id
+        session_id = None if ref.source == "new" and not exchange.is_session_made else ref.session_id
     return None if session_id is None else queries.sessions.get_session(rows.about(session_id), session_id)
 
 
-def _make_session(rows: WriteBatch, exchange: Exchange, *, now: str) -> message_tree.InsertPosition:
+def make_session(rows: WriteBatch, exchange: Exchange, *, now: str) -> message_tree.InsertPosition:
+    """Make the session of an exchange; the place of its first message."""
     ref = exchange.session
     session_no = rows.add_session(
         {

@@ -1,0 +1,93 @@
+"""Stores a request of very many messages in slices, a transaction each, so that others' chats are committed in between.
+
+Its messages appear in the session one slice after another, and carry no exchange: that is stored last, with the end of
+the request, and refers to the last of them. A process that dies in between leaves the messages it had stored; the
+spilled line of the exchange, or the caller's retry, goes on behind them.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from proxy.ids import timestamp
+from proxy.storage import exchange_store, message_tree, queries
+from proxy.storage.exchange import Exchange
+from proxy.storage.queries import Session
+from proxy.storage.write_batch import UNFINISHED, SessionDelta, WriteBatch
+from proxy.wire import hash_chain
+
+T = TypeVar("T")
+
+# Fewer are stored at once: it takes some ten milliseconds.
+_LONG = 500
+# The time is looked at so often.
+_STEP = 32
+
+
+def long_request(exchange: Exchange) -> "LongRequest | None":
+    """The slices of a request that has very many messages."""
+    return LongRequest(exchange) if len(exchange.messages) > _LONG else None
+
+
+class LongRequest:
+    """What is stored of one request so far. A transaction may have been rolled back: what is remembered is checked."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._hashes: list[bytes] = []
+        self._count = 0  # messages above `_last_no`, itself included
+        self._last_no: int | None = None
+
+    def before(self, work: Callable[[WriteBatch], T]) -> Callable[[WriteBatch], T | object]:
+        """The work, done when the messages are stored: to be called until it does not return UNFINISHED."""
+        return lambda rows: work(rows) if self.is_stored(rows) else UNFINISHED
+
+    def is_stored(self, rows: WriteBatch) -> bool:
+        """Store some more, and say whether all are."""
+        exchange = self._exchange
+        if exchange_store.was_deleted(rows, exchange):
+            return True  # which the work will find, too
+        if not self._is_hashed(rows):
+            return False
+        session = exchange_store.find_session(rows, exchange)
+        if session is None:
+            now = timestamp()
+            rows.active_user_no(exchange.user_id, now=now)
+            place, self._count = exchange_store.make_session(rows, exchange, now=now), 0
+            exchange.is_session_made = True
+        else:
+            place = self._resumed(rows, session)
+        return self._store_some(rows, place)
+
+    def _is_hashed(self, rows: WriteBatch) -> bool:
+        chained, hashes = self._exchange.chained, self._hashes
+        above = hashes[-1] if hashes else hash_chain.root_hash(self._exchange.user_id)
+        while len(hashes) < len(chained):
+            if len(hashes) % _STEP == 0 and time.monotonic() > rows.long_ends_at:
+                return False
+            above = hash_chain.chain_hash(above, chained[len(hashes)])
+            hashes.append(above)
+        self._exchange.take_chain(hashes)
+        return True
+
+    def _resumed(self, rows: WriteBatch, session: Session) -> message_tree.InsertPosition:
+        connection = rows.about(session.session_id)
+        if self._last_no is not None and 0 < self._count <= len(self._hashes):
+            node = queries.get_node(connection, self._last_no)
+            if node is not None and node.chain_hash == self._hashes[self._count - 1]:
+                return message_tree.below(connection, session, self._last_no)
+        place, self._count = message_tree.find_place(connection, session, self._exchange)
+        return place
+
+    def _store_some(self, rows: WriteBatch, place: message_tree.InsertPosition) -> bool:
+        chained, delta = self._exchange.chained, SessionDelta(timestamp())
+        is_all = True
+        while self._count < len(chained) - 1:  # the last one is stored with the exchange
+            if self._count % _STEP == 0 and time.monotonic() > rows.long_ends_at:
+                is_all = False
+                break
+            self._last_no = message_tree.store(rows, place, chained[self._count], delta)
+            self._count += 1
+        if delta.messages:
+            rows.touch_session(place.session_id, delta)
+        return is_all
