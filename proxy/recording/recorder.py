@@ -78,6 +78,11 @@ class OpenExchange:
         """The work, but that a very long request is stored in slices before."""
         return work if self._long is None else self._long.before(work)
 
+    @property
+    def takes_fragments(self) -> bool:
+        """Whether its exchange has a row, that pieces of the reply can refer to, or will have one before they come."""
+        return self.is_begun and (self._long is None or self._long.is_done)
+
     def place(self, session: SessionRef) -> None:
         """The session it belongs to has been found."""
         self.exchange.session = session
@@ -274,7 +279,7 @@ class Recorder:
     def _write_down_one(self, live: OpenExchange) -> None:
         if not live.is_begun and self.writer.has_room(live.size):
             self._begin(live)
-        if live.is_begun:
+        if live.takes_fragments:
             self._append(live)
         else:
             live.gather()

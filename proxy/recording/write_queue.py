@@ -91,10 +91,11 @@ class WriteQueue:
         self.size -= sum(write.size for write in done)
         return done
 
-    def put_back(self, *, before: Sequence[Write[Any]] = ()) -> None:
-        """What is in flight was not stored: it comes first again, behind `before`, which counts anew."""
-        self.size += sum(write.size for write in before)
-        self._waiting.extendleft(reversed([*before, *self.in_flight]))
+    def put_back(self, *, unfinished: Sequence[Write[Any]] = ()) -> None:
+        """What is in flight was not tried, or not stored: it comes first again, before `unfinished`, which count anew:
+        a long write does not keep the others from their turn."""
+        self.size += sum(write.size for write in unfinished)
+        self._waiting.extendleft(reversed([*self.in_flight, *unfinished]))
         self.in_flight = []
 
     def forget_spilled(self) -> int:

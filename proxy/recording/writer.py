@@ -247,7 +247,7 @@ class Writer:
         self.commit_seconds += time.monotonic() - started
         settled = self._queue.settle(len(results))
         pairs = list(zip(settled, results, strict=True))
-        self._queue.put_back(before=[write for write, result in pairs if result is UNFINISHED])
+        self._queue.put_back(unfinished=[write for write, result in pairs if result is UNFINISHED])
         for write, result in pairs:
             if result is not UNFINISHED:
                 self._settle(write, result)

@@ -37,10 +37,19 @@ class LongRequest:
         self._hashes: list[bytes] = []
         self._count = 0  # messages above `_last_no`, itself included
         self._last_no: int | None = None
+        self.is_done = False  # the work that waited for it was done as well
 
     def before(self, work: Callable[[WriteBatch], T]) -> Callable[[WriteBatch], T | object]:
         """The work, done when the messages are stored: to be called until it does not return UNFINISHED."""
-        return lambda rows: work(rows) if self.is_stored(rows) else UNFINISHED
+
+        def run(rows: WriteBatch) -> T | object:
+            if not self.is_stored(rows):
+                return UNFINISHED
+            result = work(rows)
+            self.is_done = True
+            return result
+
+        return run
 
     def is_stored(self, rows: WriteBatch) -> bool:
         """Store some more, and say whether all are."""

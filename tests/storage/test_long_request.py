@@ -65,7 +65,7 @@ def test_other_writes_are_committed_between_the_slices(connection: sqlite3.Conne
         def other(rows: WriteBatch, number: int = done) -> None:
             rows.connection.execute("INSERT INTO others VALUES (?)", (number,))
 
-        first, second = commit(connection, [giant, other])
+        second, first = commit(connection, [other, giant])
         done += 1
         assert second is None  # it was done in the same transaction as the slice
         if first is not UNFINISHED:
