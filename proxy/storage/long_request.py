@@ -12,7 +12,7 @@ from typing import TypeVar
 from proxy.ids import timestamp
 from proxy.storage import exchange_store, message_tree, queries
 from proxy.storage.exchange import Exchange
-from proxy.storage.queries import Session
+from proxy.storage.queries.sessions import Session
 from proxy.storage.write_batch import UNFINISHED, SessionDelta, WriteBatch
 from proxy.wire import hash_chain
 
@@ -82,7 +82,7 @@ class LongRequest:
     def _resumed(self, rows: WriteBatch, session: Session) -> message_tree.InsertPosition:
         connection = rows.about(session.session_id)
         if self._last_no is not None and 0 < self._count <= len(self._hashes):
-            node = queries.get_node(connection, self._last_no)
+            node = queries.messages.get_node(connection, self._last_no)
             if node is not None and node.chain_hash == self._hashes[self._count - 1]:
                 return message_tree.below(connection, session, self._last_no)
         place, self._count = message_tree.find_place(connection, session, self._exchange)
