@@ -9,7 +9,6 @@ from proxy.wire.endpoint import Reply, Tokens
 
 Columns = dict[str, Any]
 
-_LARGEST_INTEGER = 2**63 - 1
 # The beginning and the duration of an exchange are taken at two moments, from two clocks.
 _CLOCKS_DIFFER_MS = 5
 
@@ -76,7 +75,7 @@ def outcome_columns(outcome: Outcome, *, asked_model: str | None, created_at: st
         "duration_ms": outcome.duration_ms,
         "completion_id": (reply and _storable(reply.id)) or None,
         "error": None if outcome.error is None else json_text.dumps(outcome.error),
-        "completion_created": reply and _count(reply.created),
+        "completion_created": reply and reply.created,
         "completed_at": _end_if_it_does_not_follow(outcome, created_at),
     }
     return columns | {"completion": reply and _envelope(reply, columns)}
@@ -103,11 +102,6 @@ def _envelope(reply: Reply, columns: Columns) -> str | None:
     if any(value != columns.get(key) for key, value in usage.items()):
         envelope["usage"] = usage
     return json_text.dumps(envelope) if envelope else None
-
-
-def _count(value: Any) -> int | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_INTEGER
-    return value if is_count else None
 
 
 def _storable(value: Any) -> str | None:

@@ -9,17 +9,17 @@ from operator import itemgetter
 from typing import Any
 
 from proxy.wire import chunk_template
-from proxy.wire.choice_fold import ChoiceFold, growing, merge
+from proxy.wire.choice_fold import ChoiceFold, with_role
 from proxy.wire.chunk_template import AFTER_DATA, BEFORE_DATA, ChunkTemplate
 from proxy.wire.endpoint import JSON, Choice, Tokens
 from proxy.wire.json_text import loads
+from proxy.wire.merge import Pieces, growing, index_of, merge
 from proxy.wire.sse import Event
+from proxy.wire.usage import count, tokens_of, usages_of, with_part
 
 _TOKEN_KEYS = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call", "audio")
 _NESTING_MAX = 250  # orjson writes 254 levels, so that what was read can be written again
 _ATTEMPTS_MAX = 8
-_INDEX_MAX = 2**31
-_LARGEST_INTEGER = 2**63 - 1
 _EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 
@@ -122,19 +122,11 @@ class Completion:
 
     @property
     def created(self) -> int | None:
-        created = self._top.get("created")
-        return created if type(created) is int else None
+        return count(self._top.get("created"))
 
     @property
     def tokens(self) -> Tokens:
-        usage = self.usage or {}
-        return Tokens(
-            prompt=_count(usage.get("prompt_tokens")),
-            completion=_count(usage.get("completion_tokens")),
-            total=_count(usage.get("total_tokens")),
-            reasoning=_count(_dict(usage.get("completion_tokens_details")).get("reasoning_tokens")),
-            cached=_count(_dict(usage.get("prompt_tokens_details")).get("cached_tokens")),
-        )
+        return tokens_of(self.usage)
 
     @property
     def envelope(self) -> JSON:
@@ -201,7 +193,7 @@ class Completion:
         try:
             value = _loads(data)
         except ValueError:
-            value = None
+            value = _repaired(data)
         if isinstance(value, dict):
             return value
         self.malformed += 1
@@ -212,8 +204,8 @@ class Completion:
         for key, value in chunk.items():
             if value is not None or key not in top:
                 top[key] = value
-        if chunk.get("usage") is not None:
-            self._take_usage(chunk["usage"])
+        for usage in usages_of(chunk):
+            self._take_usage(usage)
         if error := chunk.get("error"):
             self.error = error
         elif chunk.get("object") == "error":  # vLLM before 0.10
@@ -221,7 +213,7 @@ class Completion:
 
     def _take_usage(self, usage: object) -> None:
         if isinstance(usage, dict):
-            self.usage = usage
+            self.usage = with_part(self.usage, usage)
         else:
             self.malformed += 1
 
@@ -240,11 +232,9 @@ class Completion:
                 self.malformed += 1
 
     def _index(self, holder: JSON, position: int) -> int:
-        index = holder.get("index")
-        if type(index) is int and 0 <= index < _INDEX_MAX:
-            return index
-        self.malformed += index is not None
-        return position
+        index = index_of(holder.get("index"))
+        self.malformed += index is None and holder.get("index") is not None
+        return position if index is None else index
 
     def _whole_choice(self, position: int, choice: JSON) -> Choice:
         message = choice.get("message")
@@ -253,7 +243,7 @@ class Completion:
             message = {}
         finish_reason = self._finish_reason(choice.get("finish_reason"))
         extra = {key: value for key, value in choice.items() if key not in ("index", "message", "finish_reason")}
-        return Choice(self._index(choice, position), message, finish_reason, extra)
+        return Choice(self._index(choice, position), with_role(message), finish_reason, extra)
 
     def _finish_reason(self, value: object) -> str | None:
         self.malformed += value is not None and not isinstance(value, str)
@@ -278,9 +268,7 @@ class Completion:
             return
         for key, value in delta.items():
             if key == "tool_calls" and value is not None:
-                fold.message.setdefault(key, [])
-                for _, call in self._listed(delta, key):
-                    fold.take_call(call)
+                self.malformed += not fold.take_calls(value)
             else:
                 merge(fold.message, key, value)
 
@@ -290,8 +278,9 @@ class Completion:
         if template is not None:
             self._attempts_left -= 1
             fold = self._folds[chunk["choices"][0]["index"]]
-            template.pieces = growing(fold.message, template.key)
-            self._template = template
+            if isinstance(fold.message[template.key], str | Pieces):  # and not a list that has become one before
+                template.pieces = growing(fold.message, template.key)
+                self._template = template
 
 
 def is_terminator(data: bytes) -> bool:
@@ -323,6 +312,15 @@ def _loads(data: bytes) -> Any:
     return value
 
 
+def _repaired(data: bytes) -> Any:
+    """The value of a text with bytes that are not UTF-8, each as U+FFFD, as every browser shows it."""
+    text = data.decode("utf-8", "replace")
+    try:
+        return None if text.isascii() else _loads(text.encode())
+    except ValueError:
+        return None
+
+
 def _is_deep(value: object) -> bool:
     level = [value]
     for _ in range(_NESTING_MAX):
@@ -347,12 +345,3 @@ def _object(data: bytes) -> JSON:
 
 def _string(value: object) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def _dict(value: Any) -> JSON:
-    return value if isinstance(value, dict) else {}
-
-
-def _count(value: Any) -> int | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST_INTEGER
-    return value if is_count else None

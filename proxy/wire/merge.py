@@ -1,0 +1,154 @@
+"""Joins the pieces of streamed JSON values into whole ones without losing anything. Pure."""
+
+from typing import Any
+
+JSON = dict[str, Any]
+
+# Said once, and perhaps repeated in every delta. Any other string is a piece to append.
+SAID_ONCE = frozenset({"role", "id", "type"})
+# In the entries of a list, a string under another key that equals what is there is a repetition (`format`).
+_TEXT_KEYS = frozenset({"text", "thinking", "summary", "content", "reasoning", "arguments", "input"})
+_TEXT_PARTS = frozenset({"text", "output_text", "thinking", "reasoning"})
+_DEPTH_MAX = 32
+
+
+class Pieces(list[str]):
+    """A string that is still growing."""
+
+
+class MergedList(list[Any]):
+    """A list whose entries may still grow."""
+
+
+def merge(target: JSON, key: str, new: object, depth: int = 0, *, repeats: bool = False) -> None:
+    """Add one delta's value to what has come. `repeats`: strings other than texts may be sent again unchanged."""
+    old = target.get(key)
+    if new is None:
+        target.setdefault(key, None)
+    elif isinstance(new, list):
+        _merge_list(target, key, new, depth)
+    elif old is None:
+        target[key] = new
+    elif key in SAID_ONCE and isinstance(old, str):
+        target[key] = old or new
+    elif isinstance(new, str):
+        _merge_string(target, key, new, repeats=repeats and key not in _TEXT_KEYS)
+    elif isinstance(new, dict) and isinstance(old, dict) and depth < _DEPTH_MAX:
+        for name, value in new.items():
+            merge(old, name, value, depth + 1, repeats=repeats)
+    elif isinstance(new, dict) and _is_said(old):
+        target[key] = MergedList([*_as_list(old, key), new])
+    else:
+        target[key] = new
+
+
+def growing(target: JSON, key: str) -> Pieces:
+    """The pieces of a string, to append to."""
+    value = target[key]
+    if not isinstance(value, Pieces):
+        value = target[key] = Pieces([value])
+    return value
+
+
+def joined(value: object, depth: int = 0) -> Any:
+    """A copy in which growing strings are strings; below the depth that is merged there are none."""
+    if isinstance(value, Pieces):
+        return "".join(value)
+    if isinstance(value, dict) and depth <= 2 * _DEPTH_MAX:
+        return {key: joined(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, MergedList):
+        return [joined(item, depth + 1) for item in value]
+    return value.copy() if isinstance(value, list) else value
+
+
+def index_of(value: object) -> int | None:
+    """An index, however it is written: 0, 0.0 or "0"."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value < 2**31 else None
+
+
+def _merge_string(target: JSON, key: str, new: str, *, repeats: bool) -> None:
+    old = target[key]
+    if isinstance(old, str | Pieces):
+        # A name comes whole, or in pieces, or whole again with every piece of the arguments.
+        if not ((repeats or key == "name") and "".join(old) == new):
+            growing(target, key).append(new)
+    elif isinstance(old, list):
+        if new:
+            target[key] = entries = old if isinstance(old, MergedList) else MergedList(old)
+            _add_entry(entries, _as_list(new, key)[0], _DEPTH_MAX - 1)
+    elif isinstance(old, dict) and old and new:
+        target[key] = MergedList([old, *_as_list(new, key)])
+    else:
+        target[key] = new
+
+
+def _merge_list(target: JSON, key: str, new: list[Any], depth: int) -> None:
+    old = target.get(key)
+    if type(old) is list and not any(isinstance(each, dict) for each in new):
+        old.extend(new)  # token ids and the like: nothing in it grows
+        return
+    if not any(_can_grow(each) for each in new) and not _is_said(old):
+        target[key] = new
+        return
+    if isinstance(old, MergedList):
+        entries = old
+    else:
+        entries = MergedList(_as_list(old, key) if _is_said(old) else ())
+        target[key] = entries
+    for entry in new:
+        _add_entry(entries, entry, depth)
+
+
+def _can_grow(entry: object) -> bool:
+    return isinstance(entry, dict) and ("index" in entry or entry.get("type") in _TEXT_PARTS)
+
+
+def _add_entry(entries: list[Any], entry: Any, depth: int) -> None:
+    """Merge an entry of a list into the one that it continues, or append it."""
+    continued = _continued(entries, entry) if depth < _DEPTH_MAX else None
+    if continued is None:
+        entries.append(entry)
+        return
+    for name, value in entry.items():
+        if name != "index":
+            merge(continued, name, value, depth + 1, repeats=True)
+
+
+def _continued(entries: list[Any], entry: Any) -> JSON | None:
+    """By index; without one, a text part continues a text part just before it."""
+    if not isinstance(entry, dict):
+        return None
+    index = index_of(entry.get("index"))
+    if index is None:
+        last = entries[-1] if entries else None
+        if not isinstance(last, dict) or "index" in last or last.get("type") not in _TEXT_PARTS:
+            return None
+        return last if "type" in entry and _is_same(last, entry) else None
+    for known in reversed(entries):
+        if isinstance(known, dict) and index_of(known.get("index")) == index:
+            return known if _is_same(known, entry) else None
+    return None
+
+
+def _is_same(known: JSON, entry: JSON) -> bool:
+    """Whether nothing says that this is another entry. An image is always one of its own."""
+    return "image_url" not in entry and all(
+        not known.get(key) or not entry.get(key) or known[key] == entry[key] for key in ("type", "id")
+    )
+
+
+def _as_list(value: Any, key: str) -> list[Any]:
+    """A value as the entries of a list; the text of a content as a part."""
+    if isinstance(value, list) and not isinstance(value, Pieces):
+        return value
+    value = joined(value)
+    return [{"type": "text", "text": value}] if key == "content" and isinstance(value, str) else [value]
+
+
+def _is_said(value: Any) -> bool:
+    """Whether replacing the value would lose something."""
+    return (isinstance(value, list | str | dict)) and bool("".join(value) if isinstance(value, Pieces) else value)

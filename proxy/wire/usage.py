@@ -1,0 +1,76 @@
+"""The usage of a reply: wherever it stands, in how many parts it comes, and however its numbers are written. Pure."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from proxy.wire.endpoint import JSON, Tokens
+
+_LARGEST_INTEGER = 2**63 - 1
+
+
+def usages_of(chunk: JSON) -> Iterator[Any]:
+    """Every usage in a chunk or a whole reply: at its top, in what a gateway adds, and in its choices."""
+    groq = chunk.get("x_groq")
+    for holder in (chunk, groq, *_list(chunk.get("choices"))):
+        if isinstance(holder, dict):
+            for inner in (holder, holder.get("delta"), holder.get("message")):
+                if isinstance(inner, dict) and inner.get("usage") is not None:
+                    yield inner["usage"]
+
+
+def with_part(usage: JSON | None, part: JSON) -> JSON:
+    """The usage with another part of it. Counts only grow: of two, the larger one is the later."""
+    if usage is None:
+        return part
+    whole = {key: value for key, value in usage.items() if value is not None}
+    for key, new in part.items():
+        old = whole.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            whole[key] = with_part(old, new)
+        elif old is None or (new is not None and not _is_less(new, old)):
+            whole[key] = new
+    return whole
+
+
+def tokens_of(usage: JSON | None) -> Tokens:
+    """The counts of a usage; the total also where only its parts are said."""
+    usage = usage or {}
+    prompt = _first(usage, "prompt_tokens", "input_tokens")
+    completion = _first(usage, "completion_tokens", "output_tokens")
+    total = count(usage.get("total_tokens"))
+    if total is None and prompt is not None and completion is not None:
+        total = prompt + completion
+    return Tokens(
+        prompt=prompt,
+        completion=completion,
+        total=total,
+        reasoning=count(_dict(usage.get("completion_tokens_details")).get("reasoning_tokens")),
+        cached=count(_dict(usage.get("prompt_tokens_details")).get("cached_tokens")),
+    )
+
+
+def count(value: Any) -> int | None:
+    """A count that the database can hold: JSON has one kind of number, so 5.0 is 5, and so is "5"."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= _LARGEST_INTEGER else None
+
+
+def _first(usage: JSON, *keys: str) -> int | None:
+    counts = (count(usage.get(key)) for key in keys)
+    return next((each for each in counts if each is not None), None)
+
+
+def _is_less(new: Any, old: Any) -> bool:
+    numbers = count(new), count(old)
+    return numbers[0] is not None and numbers[1] is not None and numbers[0] < numbers[1]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _dict(value: Any) -> JSON:
+    return value if isinstance(value, dict) else {}
