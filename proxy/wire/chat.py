@@ -57,9 +57,7 @@ class ChatEndpoint:
 
     def with_usage(self, body: bytes, request: Request) -> bytes | None:
         """With `stream_options.include_usage`, where the caller left that open."""
-        if not chat_request.may_ask_for_usage(request.body) or chat_request.asks_for_usage(request.body):
-            return None
-        return chat_request.with_usage(body, request.body)
+        return chat_request.with_usage(body, request.body) if chat_request.may_ask_for_usage(request.body) else None
 
     def error_event(self, error: JSON) -> bytes:
         return b"data: " + self.error_body(error) + b"\n\n"

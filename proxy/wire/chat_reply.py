@@ -12,7 +12,7 @@ from proxy.wire import chunk_template
 from proxy.wire.choice_fold import ChoiceFold, with_role
 from proxy.wire.chunk_template import AFTER_DATA, BEFORE_DATA, ChunkTemplate
 from proxy.wire.endpoint import JSON, Choice, Tokens
-from proxy.wire.json_text import loads
+from proxy.wire.json_text import dumps, loads, parsed_object
 from proxy.wire.merge import Pieces, growing, index_of, merge
 from proxy.wire.sse import Event
 from proxy.wire.usage import count, tokens_of, usages_of, with_part
@@ -20,6 +20,10 @@ from proxy.wire.usage import count, tokens_of, usages_of, with_part
 _TOKEN_KEYS = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call", "audio")
 _NESTING_MAX = 250  # orjson writes 254 levels, so that what was read can be written again
 _ATTEMPTS_MAX = 8
+_ERROR_LENGTH = 2000
+_OF_EVERY_CHUNK = frozenset(
+    ("id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "obfuscation")
+)
 _EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 
@@ -31,6 +35,7 @@ class Completion:
         self.error: object | None = None
         self.terminated = False
         self.has_token = False
+        self._has_our_usage = False
         self.malformed = 0
         self._top: JSON = {}
         self._folds: dict[int, ChoiceFold] = {}
@@ -65,15 +70,35 @@ class Completion:
     def feed(self, event: Event) -> None:
         """Fold one event. What cannot be understood is counted, never raised."""
         self._fold_batched()
-        self._fold(event.data)
+        if event.name == b"error":
+            self._take_error(event.data)
+        else:
+            self._fold(event.data)
+
+    def _take_error(self, data: bytes) -> None:
+        """The data of an event that is called an error."""
+        chunk = parsed_object(data)
+        text = data.decode("utf-8", "replace").strip()[:_ERROR_LENGTH]
+        self.error = {"message": text} if chunk is None else chunk.get("error") or chunk
+        self._template, self.can_batch = None, False
 
     def is_end(self, event: Event) -> bool:
         """Whether this is `[DONE]`."""
         return is_terminator(event.data)
 
     def without_usage(self, event: Event) -> bytes:
-        """Nothing of the chunk that has only usage; any other event unchanged."""
-        return b"" if is_usage_only(event.data) else event.raw
+        """Nothing of the chunk that has only usage, but what else it carries; any other event unchanged.
+
+        Ours is the first one after the end of every choice: what comes before it, upstream sends to everyone.
+        """
+        if self._has_our_usage or not is_usage_only(event.data) or not self.is_whole:
+            return event.raw
+        self._has_our_usage = True
+        chunk = _object(event.data)
+        if not any(value is not None for key, value in chunk.items() if key not in _OF_EVERY_CHUNK):
+            return b""
+        others = {key: value for key, value in chunk.items() if key != "usage"}
+        return BEFORE_DATA + dumps(others).encode() + AFTER_DATA
 
     is_batchable = staticmethod(chunk_template.is_batchable)
 
@@ -208,7 +233,7 @@ class Completion:
             self._take_usage(usage)
         if error := chunk.get("error"):
             self.error = error
-        elif chunk.get("object") == "error":  # vLLM before 0.10
+        elif chunk.get("object") == "error" or ("choices" not in chunk and _says_error(chunk)):  # vLLM before 0.10
             self.error = chunk
 
     def _take_usage(self, usage: object) -> None:
@@ -310,6 +335,13 @@ def _loads(data: bytes) -> Any:
     if len(data) > 2 * _NESTING_MAX and data.count(b"[") + data.count(b"{") > _NESTING_MAX and _is_deep(value):
         raise ValueError("JSON is nested too deeply")
     return value
+
+
+def _says_error(chunk: JSON) -> bool:
+    """Whether what has no choices is an error without a key of that name."""
+    return chunk.get("type") == "error" or (
+        "object" not in chunk and any(isinstance(chunk.get(key), str) for key in ("message", "detail"))
+    )
 
 
 def _repaired(data: bytes) -> Any:

@@ -6,11 +6,17 @@ sent it.
 
 import json
 import re
+from itertools import islice
 from typing import Any
 
 from proxy.wire import json_text
 
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
+# `stream_options` where its value is null or an object without others in it; also deeper, and in texts.
+_OPTIONS = re.compile(rb'"stream_options"\s*:\s*(null|\{[^{}]*\})')
+_CANDIDATES_MAX = 8
+_MARKED = "the options of the whole request"
+_MARK = b'"' + _MARKED.encode() + b'"'
 _OPENING = frozenset({b"{", b"["})
 _CLOSING = frozenset({b"}", b"]"})
 
@@ -24,25 +30,34 @@ def parse(body: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def asks_for_usage(request: dict[str, Any]) -> bool:
-    """Whether the caller of a stream wants its usage."""
-    options = request.get("stream_options")
-    return isinstance(options, dict) and options.get("include_usage") is True
-
-
 def may_ask_for_usage(request: dict[str, Any]) -> bool:
-    """Whether it is a stream whose options leave room to ask for the usage on the proxy's behalf."""
+    """Whether it is a stream whose caller has left it open whether the usage comes with it."""
     options = request.get("stream_options")
-    return request.get("stream") is True and (options is None or isinstance(options, dict))
+    if request.get("stream") is not True:
+        return False
+    return options is None or (isinstance(options, dict) and options.get("include_usage") in (None, False))
 
 
-def with_usage(body: bytes, request: dict[str, Any]) -> bytes:
-    """The body with `stream_options.include_usage`, and without the usage in every chunk, which goes with it."""
-    if "stream_options" not in request and b"\0" not in body and (head := body.rstrip())[-1:] == b"}":
-        return head[:-1] + b',"stream_options":{"include_usage":true}}'
+def with_usage(body: bytes, request: dict[str, Any]) -> bytes | None:
+    """The body with `stream_options.include_usage`, and without the usage in every chunk, which goes with it.
+
+    None where the options cannot be found at bounded cost: the members of a large body are not walked in Python.
+    """
+    if b"\0" in body:  # UTF-16, which Python's json reads
+        return None
+    if "stream_options" not in request:
+        head = body.rstrip()
+        return head[:-1] + b',"stream_options":{"include_usage":true}}' if head[-1:] == b"}" else None
     options = {**(request.get("stream_options") or {}), "include_usage": True}
     options.pop("continuous_usage_stats", None)
-    return _edited(body, request, {"stream_options": options})
+    found = list(islice(_OPTIONS.finditer(body), _CANDIDATES_MAX + 1))
+    if len(found) > _CANDIDATES_MAX:
+        return None
+    for match in reversed(found):
+        marked = body[: match.start(1)] + _MARK + body[match.end(1) :]
+        if (parse(marked) or {}).get("stream_options") == _MARKED:
+            return body[: match.start(1)] + json_text.dumps(options).encode() + body[match.end(1) :]
+    return None
 
 
 def _edited(body: bytes, request: dict[str, Any], changes: dict[str, Any]) -> bytes:

@@ -4,7 +4,10 @@ Line ends are LF, CRLF and CR, nothing else. Comments and fields other than `dat
 """
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
+
+import orjson
 
 _CR, _LF = 13, 10  # `in` looks for a number of a byte at once, and for bytes only after a TypeError
 _BOM = b"\xef\xbb\xbf"
@@ -12,6 +15,10 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 # The end of a line and the blank line after it. After a bare CR the stream is taken to use bare CRs, so that its events
 # need not wait for a byte that may never come; an LF that follows all the same becomes a blank event without data.
 _BLANK_LINE = re.compile(rb"\n\n|\n\r\n?|\r\r")
+# Some gateways put one line end between events, against the standard. Then a line after a whole JSON object is another
+# event. Seen once in a stream, each data line is an event of its own.
+_LINE_BYTES = 2**20
+_NEXT_LINE = re.compile(rb"(?:\}|\])[ \t]*\r?\n(?=(?:data|event|id|retry)?:)")
 
 
 class Event(NamedTuple):
@@ -28,12 +35,13 @@ _new = tuple.__new__  # a third of the time of Event(...), which counts where ea
 class Decoder:
     """Cuts a byte stream into events, however the bytes were cut on the way."""
 
-    __slots__ = ("_at_start", "_buffer", "_scanned")
+    __slots__ = ("_at_start", "_buffer", "_is_by_line", "_scanned")
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._scanned = 0  # no event ends before this offset of the buffer; keeps many small pieces linear
         self._at_start = True
+        self._is_by_line = False
 
     @property
     def rest(self) -> bytes:
@@ -84,14 +92,44 @@ class Decoder:
         events: list[Event] = []
         buffer, start = self._buffer, 0
         while (end := self._event_end(start)) is not None:
-            raw = bytes(buffer[start:end])
-            events.append(_event(raw, raw[3:] if self._at_start and raw.startswith(_BOM) else raw))
-            self._at_start = False
+            events += self._events(bytes(buffer[start:end]))
             start = self._scanned = end
         # An event may still end with the last two bytes (LF CR), once the next byte is known.
         self._scanned = max(0, len(buffer) - 2 - start)
         del buffer[:start]
         return events
+
+    def finish(self) -> list[Event]:
+        """The event that the end of the stream ends, though no blank line does; call it once, at a clean end."""
+        raw = bytes(self._buffer)
+        self._buffer.clear()
+        self._scanned = 0
+        return self._events(raw) if raw else []
+
+    def _events(self, raw: bytes) -> list[Event]:
+        text = raw[3:] if self._at_start and raw.startswith(_BOM) else raw
+        self._at_start = False
+        event = _event(raw, text)
+        if b"\n" not in event.data or not all(map(_is_whole, event.data.split(b"\n"))):
+            return [event]
+        return list(_by_line(raw))
+
+    def _line_end(self, start: int, first: int, *, before: int) -> int | None:
+        """Where the event at `start` ends in a stream whose events have one line end between them."""
+        buffer = self._buffer
+        if self._is_by_line:
+            place = first
+            while (end := buffer.find(b"\n", max(place, self._scanned), before)) >= 0:
+                line = bytes(buffer[max(buffer.rfind(b"\n", first, end) + 1, first) : end])
+                if line.startswith(b"data:"):
+                    return end + 1
+                place = self._scanned = end + 1
+            return None
+        found = _NEXT_LINE.search(buffer, max(first, self._scanned - 2), before)
+        if found is None or found.end() - first > _LINE_BYTES or not _is_whole(_event(b"", bytes(buffer[first : found.end()])).data):
+            return None
+        self._is_by_line = True
+        return found.end()
 
     def _event_end(self, start: int) -> int | None:
         """Where the event that begins at `start` ends, or None while that is open."""
@@ -99,19 +137,25 @@ class Decoder:
         first = start + 3 if self._at_start and buffer.startswith(_BOM) else start
         if buffer.startswith((b"\n", b"\r"), first):  # a line of its own that is blank
             end = first + (2 if buffer[first : first + 2] == b"\r\n" else 1)
-        elif found := _BLANK_LINE.search(buffer, max(first, self._scanned)):
+        else:
+            found = _BLANK_LINE.search(buffer, max(first, self._scanned))
+            before = len(buffer) if found is None else found.start() + 1
+            if self._is_by_line or found is None:
+                line_end = self._line_end(start, first, before=before)
+                if line_end is not None:
+                    return line_end
+            if found is None:
+                return None
             end = found.end()
             if found.group() == b"\r\r":
                 return end
-        else:
-            return None
         may_be_half_a_crlf = end == len(buffer) and buffer[end - 1] == 13
         return None if may_be_half_a_crlf else end
 
 
 def _event(raw: bytes, text: bytes) -> Event:
     values: list[bytes] = []
-    event = b""
+    event, error = b"", None
     for line in _LINE_END.split(text):
         name, _, value = line.partition(b":")
         value = value[1:] if value[:1] == b" " else value
@@ -119,4 +163,32 @@ def _event(raw: bytes, text: bytes) -> Event:
             values.append(value)
         elif name == b"event":
             event = value
+        elif name == b"error":  # no field of the standard; some servers say so what went wrong
+            error = value
+    if error is not None and not values:
+        return Event(raw, error, b"error")
     return Event(raw, b"\n".join(values), event)
+
+
+def _by_line(raw: bytes) -> Iterator[Event]:
+    """An event of several data lines that are each a whole object, as one event a data line."""
+    start = 0
+    for found in re.finditer(rb"^data:[^\r\n]*(?:\r\n|\n|\r)?", raw, re.MULTILINE):
+        is_last = not re.compile(rb"^data:", re.MULTILINE).search(raw, found.end())
+        end = len(raw) if is_last else found.end()
+        yield _event(raw[start:end], raw[start:end])
+        start = end
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether the data of one line is an event's: a JSON object, or the end."""
+    text = data.strip()
+    if text == b"[DONE]":
+        return True
+    if not (text.startswith(b"{") and text.endswith(b"}")):
+        return False
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
