@@ -29,6 +29,7 @@ class Services:
     upstreams: Upstreams
     searches: SearchTurns = field(default_factory=SearchTurns)
     vendor_headers: tuple[bytes, ...] = field(init=False)
+    without_usage: set[str] = field(default_factory=set, init=False)  # models whose upstream refuses `stream_options`
     recent_branch_points: RecentBranchPoints = field(default_factory=RecentBranchPoints, init=False)
 
     def __post_init__(self) -> None:

@@ -8,10 +8,15 @@ from proxy.recording.recorder import Recorder
 from proxy.storage.exchange import Exchange, Outcome, Status
 from proxy.wire.endpoint import Reply
 from proxy.wire.endpoints import endpoint_of
+from proxy.wire.json_text import parsed_object
 from proxy.wire.sse import Event
 
 CALLER_LEFT = {"message": "The caller left before the reply had ended.", "type": "caller_disconnected"}
 CANCELLED = {"message": "The response was cancelled.", "type": "cancelled"}
+# How much of a reply that cannot be understood is kept in the exchange's error.
+_BEGINNING_BYTES = 2000
+_MEDIA_TYPE_LENGTH = 200
+
 STOPPED = {"message": "The proxy was stopped before the reply had ended.", "type": "interrupted"}
 
 
@@ -27,6 +32,9 @@ class Recording:
         self.reply: Reply = self.endpoint.reply(exchange.asked)
         self.live = recorder.open(exchange, self.reply, size=size)
         self.http_status: int | None = None
+        self._media_type: str | None = None
+        self._beginning = b""
+        self.trouble: dict[str, Any] | None = None  # why not all of the reply is recorded
         self._answered: float | None = None
         self._head: float | None = None
         self.saved: asyncio.Future[Any] | None = None
@@ -36,9 +44,10 @@ class Recording:
         """Whether the caller learns of the end only when it is on disk."""
         return self._recorder.is_strict
 
-    def answered(self, http_status: int) -> None:
+    def answered(self, http_status: int, media_type: bytes | None = None) -> None:
         """Upstream's status has come."""
         self.http_status = http_status
+        self._media_type = None if media_type is None else media_type.decode("latin-1")[:_MEDIA_TYPE_LENGTH]
         self._answered = time.monotonic()
 
     def heads_out(self) -> None:
@@ -56,24 +65,35 @@ class Recording:
         if self._first_token is None and self.reply.has_token:
             self._first_token = time.monotonic()
 
+    def begins(self, data: bytes) -> None:
+        """Keep how the reply begins, to say it where nothing of it can be understood."""
+        if len(self._beginning) < _BEGINNING_BYTES:
+            self._beginning += data[: _BEGINNING_BYTES - len(self._beginning)]
+
     def take_whole(self, body: bytes) -> None:
         """Take a reply that is not a stream."""
         self.live.size += len(body)
+        self.begins(body)
         self.reply.take_whole(body)
 
     def end_streamed(self) -> asyncio.Future[Any] | None:
         """Upstream's stream is over: whole if every choice says how it finished, cut if not."""
         if self.reply.is_whole:
             return self.end("completed")
-        error = self.reply.error
-        if error is not None and not self.reply.choices:
-            return self.end("failed", error=error)
+        error = self.reply.error or self.trouble
+        if not self.reply.choices:
+            return self.end("failed", error=error or self._what_came("Upstream's stream holds no reply."))
         return self.end("incomplete", error=error)
 
     def end_whole(self) -> asyncio.Future[Any] | None:
         """Upstream's reply has come in one piece."""
-        is_good = self.http_status is not None and 200 <= self.http_status < 300 and self.reply.error is None
-        return self.end("completed" if is_good else "failed", error=None if is_good else self._reason())
+        is_2xx = self.http_status is not None and 200 <= self.http_status < 300
+        if is_2xx and self.reply.error is None and self.reply.choices:
+            return self.end("completed")
+        error = self.reply.error or self.trouble
+        if error is None and not is_2xx:
+            error = parsed_object(self._beginning)  # an error of upstream's in a shape of its own
+        return self.end("failed", error=error or self._what_came("Upstream's reply could not be understood."))
 
     def end(self, status: Status, *, error: Any = None) -> asyncio.Future[Any] | None:
         """The exchange has ended like this. The future says when that is on disk."""
@@ -93,8 +113,14 @@ class Recording:
         self.saved = self._recorder.finish(self.live, outcome)
         return self.saved
 
-    def _reason(self) -> Any:
-        return self.reply.error or self.reply.to_json_dict() or {"message": "Upstream's reply was not JSON."}
+    def _what_came(self, message: str) -> dict[str, Any]:
+        return {
+            "message": message,
+            "type": "upstream_reply",
+            "status": self.http_status,
+            "media_type": self._media_type,
+            "text": self._beginning.decode("utf-8", "replace"),
+        }
 
     def _since_start(self, moment: float | None) -> int | None:
         return None if moment is None else round((moment - self._started) * 1000)

@@ -3,18 +3,23 @@
 import logging
 
 from proxy.recording.one_exchange import Recording
-from proxy.wire.sse import Decoder
+from proxy.wire.content_coding import Decoding
+from proxy.wire.sse import Decoder, Event
 
 logger = logging.getLogger(__name__)
 
 # What is held of one stream at most: an event until it is whole, and what follows its end.
-_EVENT_BYTES = 32 * 2**20
+_EVENT_BYTES = 64 * 2**20
+TOO_LARGE = {
+    "message": f"The reply has more than {_EVENT_BYTES} bytes in one piece: its rest is not recorded.",
+    "type": "reply_too_large",
+}
 
 
 class Tee:
     """A stream's bytes: what goes out now, and what is held until its end is on disk."""
 
-    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds", "_recording", "has_ended")
+    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds", "_last", "_recording", "has_ended")
 
     def __init__(self, recording: Recording, *, hides_usage: bool) -> None:
         self.has_ended = False  # the end has come: nothing is recorded after it
@@ -24,6 +29,7 @@ class Tee:
         self._holds = recording.is_strict
         self._held = bytearray()
         self._gave_up = False
+        self._last = b""
 
     def feed(self, data: bytes) -> bytes:
         """Record a piece of the stream; the bytes of its whole events that the caller gets at once."""
@@ -40,8 +46,26 @@ class Tee:
             return data
         if not self.has_ended:
             recording.live.feed(data)
+            if not recording.has_token:
+                recording.begins(data)
+        out = self._pass(self._decoder.feed(data))
+        if self._decoder.pending > _EVENT_BYTES or len(self._held) > _EVENT_BYTES:
+            out.append(self._give_up())
+        # Between two events, past the first token and before the end, what may wait goes out as it is.
+        is_between = not self._decoder.pending and not self.has_ended
+        reply.can_batch = is_between and recording.has_token and reply.is_ordinary
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def finish(self) -> None:
+        """Upstream has ended cleanly: what it left unterminated is an event all the same, and is sent by `rest`."""
+        if not self._gave_up:
+            self._last = b"".join(self._pass(self._decoder.finish()))
+
+    def _pass(self, events: list[Event]) -> list[bytes]:
+        """Record events; the bytes of those that go out now."""
+        recording, reply = self._recording, self._recording.reply
         out = []
-        for event in self._decoder.feed(data):
+        for event in events:
             raw = event.raw
             if event.data and not self.has_ended:
                 recording.take(event)
@@ -53,12 +77,7 @@ class Tee:
                 self._held += raw
             elif raw:
                 out.append(raw)
-        if self._decoder.pending > _EVENT_BYTES or len(self._held) > _EVENT_BYTES:
-            out.append(self._give_up())
-        # Between two events, past the first token and before the end, what may wait goes out as it is.
-        is_between = not self._decoder.pending and not self.has_ended
-        reply.can_batch = is_between and recording.has_token and reply.is_ordinary
-        return out[0] if len(out) == 1 else b"".join(out)
+        return out
 
     def release(self) -> bytes:
         """What was held; nothing is from now on."""
@@ -67,11 +86,62 @@ class Tee:
 
     def rest(self) -> bytes:
         """What is left when upstream has ended: the held end, and an event that was not finished."""
-        return b"" if self._gave_up else self.release() + self._decoder.rest
+        return b"" if self._gave_up else self._last + self.release() + self._decoder.rest
 
     def _give_up(self) -> bytes:
         """This is no event stream, or does not stop after its end: from here on it passes as it is, unrecorded."""
         logger.warning("a stream has an event of more than %d bytes: its rest is not recorded", _EVENT_BYTES)
+        self._recording.trouble = TOO_LARGE
         rest = self.rest()
         self._gave_up = True
         return rest
+
+
+class EncodedTee(Tee):
+    """The tee of a compressed stream, which passes as it is; the end is the piece that has it."""
+
+    __slots__ = ("_decoding",)
+
+    def __init__(self, recording: Recording, decoding: Decoding) -> None:
+        super().__init__(recording, hides_usage=False)
+        self._decoding = decoding
+
+    def feed(self, data: bytes) -> bytes:
+        """As `Tee.feed`; never batched."""
+        return self.cut(data)
+
+    def cut(self, data: bytes) -> bytes:
+        """Record what the piece holds; the piece itself, or nothing of it once the end has come."""
+        if not self._gave_up:
+            self._record(data)
+        if self.has_ended and self._holds:
+            self._held += data
+            return b""
+        return data
+
+    def rest(self) -> bytes:
+        """The held end."""
+        return self.release()
+
+    def _record(self, data: bytes) -> None:
+        try:
+            text = self._decoding.decode(data)
+        except ValueError as exc:
+            logger.warning("a compressed stream cannot be read any further: %s", exc)
+            self._recording.trouble = {"message": f"The reply could not be decoded: {exc}", "type": "reply_not_decoded"}
+            self._gave_up = True
+            return
+        if self.has_ended:
+            return
+        self._recording.live.feed(text)
+        self._recording.begins(text)
+        for event in self._decoder.feed(text):
+            if event.data and not self.has_ended:
+                self._recording.take(event)
+                self.has_ended = self._recording.reply.is_end(event)
+
+    def finish(self) -> None:
+        """Record what was left unterminated."""
+        if not self._gave_up and not self.has_ended:
+            for event in self._decoder.finish():
+                self._recording.take(event)

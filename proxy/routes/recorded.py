@@ -25,8 +25,10 @@ from proxy.services import Services
 from proxy.settings import Settings
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, SessionRef, Status
-from proxy.upstream.client import Response
-from proxy.wire import hash_chain, headers, responses, responses_state
+from proxy.upstream.client import Failure, Response, failure
+from proxy.upstream.upstreams import OpenedResponse
+from proxy.wire import hash_chain, headers, responses, responses_state, sse
+from proxy.wire.content_coding import Decoding, Undecodable, decoded, decoding_of
 from proxy.wire.endpoint import Endpoint, Request
 from proxy.wire.headers import Headers
 from proxy.wire.message import title_of
@@ -38,6 +40,9 @@ _SESSION = b"x-session-id"
 
 # The headers wait for the claim of a new session; while the database is locked they do not wait longer.
 _CLAIM_SECONDS = 0.3
+# What upstreams answer to an option that they do not know; and how many models are remembered that do not.
+_REFUSALS = frozenset({400, 415, 422, 501})
+_REMEMBERED = 1024
 
 
 @dataclass(slots=True)
@@ -49,6 +54,7 @@ class Chat:
     body: bytes
     request_id: bytes
     hides_usage: bool = False
+    body_as_sent: bytes | None = None  # where `body` asks for the usage
     model: str | None = None
     routing_key: bytes | None = None
     charge: Charge | None = None
@@ -75,13 +81,18 @@ class RecordedEndpoint:
         asked_at = timestamp(), moment()
         raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
         chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"")
-        request = self._endpoint.parse(raw)
+        coding = headers.value_of(scope["headers"], b"content-encoding")
+        request = self._endpoint.parse(raw if not coding else await _decoded(raw, coding, services))
         body = None if request is None else request.body
         chat.charge = reserve_tokens(scope, request_bytes=len(raw), request=body)
         resolved = Resolved()
-        if request is not None and self._endpoint.path == responses.PATH:
+        if request is not None and self._endpoint.path == responses.PATH and not coding:
             request, resolved = await self._resolve(services, scope, chat, request)
-        exchange = None if request is None else self._exchange(services, scope, chat, request, asked_at, resolved)
+        exchange = (
+            None
+            if request is None
+            else self._exchange(services, scope, chat, request, asked_at, resolved, is_encoded=bool(coding))
+        )
         if exchange is None:
             await open_unrecorded(services, scope, receive, send, body=chat.body, key=chat.routing_key)
         else:
@@ -96,6 +107,8 @@ class RecordedEndpoint:
         request: Request,
         asked_at: tuple[str, str],
         resolved: Resolved,
+        *,
+        is_encoded: bool,
     ) -> Exchange | None:
         """What is to be recorded, or None; `chat` gets the body without what is ours. Raises InvalidRequestError."""
         given: Headers = scope["headers"]
@@ -105,7 +118,9 @@ class RecordedEndpoint:
         _route(services, chat, request, user_id=user_id, named_id=named[0] if named else None, given=given)
         if not (settings.recording and self._is_recorded(settings, body)):
             return None
-        if settings.stream_usage and (asking := self._endpoint.with_usage(chat.body, request)) is not None:
+        may_ask = settings.stream_usage and not is_encoded and _model_of(body) not in services.without_usage
+        if may_ask and (asking := self._endpoint.with_usage(chat.body, request)) is not None:
+            chat.body_as_sent = chat.body
             chat.body = asking
             chat.hides_usage = True
         chat.request_id = headers.value_of(chat.headers, b"x-request-id") or b""
@@ -151,6 +166,20 @@ class RecordedEndpoint:
             chat.body, body, history=resolved.history, items=resolved.items, is_known=resolved.is_known
         )
         return self._endpoint.request(changed), resolved
+
+
+async def _decoded(body: bytes, coding: bytes, services: Services) -> bytes:
+    """What a compressed request holds, for the record; nothing where it cannot be read: upstream judges it."""
+    limit_bytes = services.settings.body_limit_bytes
+    try:
+        return await asyncio.to_thread(partial(decoded, body, coding, limit_bytes=limit_bytes))
+    except ValueError:
+        return b""
+
+
+def _model_of(body: dict[str, Any]) -> str:
+    model = body.get("model")
+    return model if isinstance(model, str) else ""
 
 
 def _session_ref(named: tuple[str, str] | None, resolved: Resolved) -> SessionRef:
@@ -218,6 +247,7 @@ class _Recorded:
         except APIError as exc:
             watch.stop()  # there is no work left that a caller who leaves could end
             await self._end("failed", exc.as_json()["error"])
+            exc.headers = {**(exc.headers or {}), **self._own_headers()}
             raise
         except asyncio.CancelledError:
             if self._is_aborted:
@@ -233,24 +263,50 @@ class _Recorded:
             watch.stop()
             self._recording.live.abort = self._work = None  # break the reference cycle: no GC pass is needed
 
+    def _own_headers(self) -> dict[str, str]:
+        """The headers that every reply to a recorded request has, also an error of ours."""
+        session = self._exchange.session
+        return {
+            "X-Request-Id": headers.text_of(self._chat.request_id),
+            "X-Session-Id": session.session_id,
+            "X-Session-Source": session.source,
+        }
+
     async def _relay(self, send: Send, watch: Watch) -> None:
         chat = self._chat
         opened = await self._services.upstreams.open(
             b"POST", chat.target, chat.headers, chat.body, model=chat.model, key=chat.routing_key
         )
+        if opened.response.status in _REFUSALS and chat.body_as_sent is not None:
+            opened = await self._open_as_sent(opened)
         response = opened.response if chat.charge is None else chat.charge.metered(opened.response)
         try:
-            self._recording.answered(response.status)
+            self._recording.answered(response.status, headers.value_of(response.headers, b"content-type"))
             await self._found()
             self._recording.heads_out()
             await self._answer(response, send, watch)
         finally:
             opened.close()
 
+    async def _open_as_sent(self, refused: OpenedResponse) -> OpenedResponse:
+        """Ask again with the body as it came: upstream may not know the option that asks for the usage."""
+        chat, services = self._chat, self._services
+        refused.close()
+        assert chat.body_as_sent is not None
+        chat.body, chat.hides_usage = chat.body_as_sent, False
+        opened = await services.upstreams.open(
+            b"POST", chat.target, chat.headers, chat.body, model=chat.model, key=chat.routing_key
+        )
+        if opened.response.status < 400 and len(services.without_usage) < _REMEMBERED:
+            services.without_usage.add(_model_of(self._exchange.request))
+        return opened
+
     async def _answer(self, response: Response, send: Send, watch: Watch) -> None:
         chat, session = self._chat, self._exchange.session
-        is_stream = (headers.value_of(response.headers, b"content-type") or b"").startswith(b"text/event-stream")
-        out = headers.to_caller(response.headers, drops_length=chat.hides_usage and is_stream)
+        decoding = self._decoding(response)
+        is_stream, first = await self._is_stream(response)
+        hides_usage = chat.hides_usage and decoding is None
+        out = headers.to_caller(response.headers, drops_length=hides_usage and is_stream)
         if headers.value_of(out, b"x-request-id") is None:
             out.append((b"x-request-id", chat.request_id))
         out.append((b"x-session-id", session.session_id.encode()))
@@ -261,12 +317,44 @@ class _Recorded:
                 send,
                 self._recording,
                 headers=out,
-                hides_usage=chat.hides_usage,
+                hides_usage=hides_usage,
                 watch=watch,
                 outlet=self._outlet,
+                first=first,
+                decoding=decoding,
             )
         else:
-            await send_whole(response, send, self._recording, headers=out, outlet=self._outlet)
+            await send_whole(
+                response, send, self._recording, headers=out, outlet=self._outlet, first=first, decoding=decoding
+            )
+
+    def _decoding(self, response: Response) -> Decoding | None:
+        """How a compressed reply is read for the record. One that cannot be read says so in its exchange."""
+        coding = headers.value_of(response.headers, b"content-encoding")
+        limit_bytes = self._services.settings.body_limit_bytes
+        try:
+            return decoding_of(coding, limit_bytes=limit_bytes)
+        except ValueError as exc:
+            return Undecodable(str(exc))
+
+    async def _is_stream(self, response: Response) -> tuple[bool, bytes]:
+        """Whether events come, by the media type or by how the body begins; and what was read to know it."""
+        media_type = headers.value_of(response.headers, b"content-type") or b""
+        if media_type.partition(b";")[0].strip().lower() == b"text/event-stream":
+            return True, b""
+        if not (self._exchange.asked.wants_stream and 200 <= response.status < 300):
+            return False, b""
+        first = text = b""
+        probe = self._decoding(response)
+        try:
+            while sse.may_become_stream(text) and (data := await response.read()):
+                first += data
+                text += data if probe is None else probe.decode(data)
+        except Failure as exc:
+            raise failure(exc) from exc
+        except ValueError:
+            return False, first
+        return sse.looks_like_stream(text), first
 
     def _begin_search(self) -> None:
         exchange = self._exchange

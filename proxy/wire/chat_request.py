@@ -4,7 +4,6 @@ Only the usage of a stream is asked for. All else, from duplicate keys to the sp
 sent it.
 """
 
-import json
 import re
 from itertools import islice
 from typing import Any
@@ -35,7 +34,8 @@ def may_ask_for_usage(request: dict[str, Any]) -> bool:
     options = request.get("stream_options")
     if request.get("stream") is not True:
         return False
-    return options is None or (isinstance(options, dict) and options.get("include_usage") in (None, False))
+    asked = options.get("include_usage") if isinstance(options, dict) else options
+    return asked is None or (asked is False and options is not False)
 
 
 def with_usage(body: bytes, request: dict[str, Any]) -> bytes | None:
@@ -58,17 +58,6 @@ def with_usage(body: bytes, request: dict[str, Any]) -> bytes | None:
         if (parse(marked) or {}).get("stream_options") == _MARKED:
             return body[: match.start(1)] + json_text.dumps(options).encode() + body[match.end(1) :]
     return None
-
-
-def _edited(body: bytes, request: dict[str, Any], changes: dict[str, Any]) -> bytes:
-    """The body with some top-level members replaced, or left out where the change is None."""
-    parts = members(body)
-    if parts is None:  # UTF-16 or the like, which Python's json reads
-        kept = {key: value for key, value in {**request, **changes}.items() if value is not None or key not in changes}
-        return json.dumps(kept).encode()
-    texts = [text for key, text in parts if key not in changes]
-    texts += [f'"{key}":{json_text.dumps(value)}'.encode() for key, value in changes.items() if value is not None]
-    return b"{" + b",".join(texts) + b"}"
 
 
 def members(body: bytes) -> list[tuple[str, bytes]] | None:

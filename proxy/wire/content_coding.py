@@ -27,7 +27,7 @@ def decoding_of(coding: bytes | None, *, limit_bytes: int) -> Decoding | None:
         return _Other(_module("brotli", "brotlicffi").Decompressor(), limit_bytes)
     if name == b"zstd":
         zstd = _module("compression.zstd", "zstandard")
-        made = getattr(zstd, "ZstdDecompressor")()
+        made = zstd.ZstdDecompressor()
         return _Other(made if zstd.__name__ == "compression.zstd" else made.decompressobj(), limit_bytes)
     raise ValueError(f"no decoder for {name!r}")
 
@@ -36,6 +36,17 @@ def decoded(body: bytes, coding: bytes | None, *, limit_bytes: int) -> bytes:
     """A whole body. Raises ValueError."""
     decoding = decoding_of(coding, limit_bytes=limit_bytes)
     return body if decoding is None else decoding.decode(body)
+
+
+class Undecodable:
+    """A coding that nothing here reads."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def decode(self, data: bytes) -> bytes:
+        """Raises ValueError."""
+        raise ValueError(self._reason)
 
 
 class _Zlib:
@@ -49,7 +60,17 @@ class _Zlib:
         out = []
         while data:
             if self._decoder is None:
-                is_bare = data[:1] not in (b"\x1f", b"\x78", b"\x58", b"\x38", b"\x18", b"\x08", b"\x28", b"\x48", b"\x68")
+                is_bare = data[:1] not in (
+                    b"\x1f",
+                    b"\x78",
+                    b"\x58",
+                    b"\x38",
+                    b"\x18",
+                    b"\x08",
+                    b"\x28",
+                    b"\x48",
+                    b"\x68",
+                )
                 self._decoder = zlib.decompressobj(-zlib.MAX_WBITS if is_bare else zlib.MAX_WBITS | 32)
             try:
                 piece = self._decoder.decompress(data, self._left + 1)

@@ -73,9 +73,7 @@ class CompletionsEndpoint(DialectEndpoint):
     """OpenAI's completions, whose streams say their usage where they are asked to."""
 
     def with_usage(self, body: bytes, request: Request) -> bytes | None:
-        if not chat_request.may_ask_for_usage(request.body) or chat_request.asks_for_usage(request.body):
-            return None
-        return chat_request.with_usage(body, request.body)
+        return chat_request.with_usage(body, request.body) if chat_request.may_ask_for_usage(request.body) else None
 
 
 class ResponsesEndpoint(DialectEndpoint):

@@ -21,6 +21,20 @@ _LINE_BYTES = 2**20
 _NEXT_LINE = re.compile(rb"(?:\}|\])[ \t]*\r?\n(?=(?:data|event|id|retry)?:)")
 
 
+_BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*(?:data|event|id|retry)?:")
+
+
+def looks_like_stream(text: bytes) -> bool:
+    """Whether a body begins as an event stream does: JSON and HTML never do."""
+    return _BEGINNING.match(text) is not None
+
+
+def may_become_stream(text: bytes) -> bool:
+    """Whether the next bytes must decide whether a body is an event stream."""
+    begun = text.lstrip(b"\xef\xbb\xbf\r\n")
+    return any(field.startswith(begun) and field != begun for field in (b"data:", b"event:", b"id:", b"retry:"))
+
+
 class Event(NamedTuple):
     """One event. The `raw` of all events and the decoder's `rest`, joined, are the input byte for byte."""
 
@@ -126,7 +140,11 @@ class Decoder:
                 place = self._scanned = end + 1
             return None
         found = _NEXT_LINE.search(buffer, max(first, self._scanned - 2), before)
-        if found is None or found.end() - first > _LINE_BYTES or not _is_whole(_event(b"", bytes(buffer[first : found.end()])).data):
+        if (
+            found is None
+            or found.end() - first > _LINE_BYTES
+            or not _is_whole(_event(b"", bytes(buffer[first : found.end()])).data)
+        ):
             return None
         self._is_by_line = True
         return found.end()

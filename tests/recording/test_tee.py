@@ -184,17 +184,19 @@ def test_first_token_is_noticed_in_a_stream_of_likes(recording: Recording) -> No
     (
         b'{"id":"c","choices":[],"usage":{"total_tokens":3}}',
         b'{"id":"c","choices" : [ ],"usage":{"total_tokens":3}}',
-        b'{"x":[{"choices":[{"index":0}]}],"choices":[],"usage":{"total_tokens":3}}',
+        b'{"service_tier":[{"choices":[{"index":0}]}],"choices":[],"usage":{"total_tokens":3}}',
     ),
 )
 def test_usage_that_nobody_asked_for_is_kept_back_from_among_ordinary_events(
     recording: Recording, usage: bytes
 ) -> None:
     event, hidden = HEAD + b'"a"' + TAIL, b"data: " + usage + b"\n\n"
+    end = event.replace(b"null", b'"stop"')
     tee = Tee(recording, hides_usage=True)
-    out = b"".join(map(tee.feed, (event, event, event, hidden, event)))
-    assert out == event * 4
-    assert_recorded(recording, event * 3 + hidden + event)
+    out = b"".join(map(tee.feed, (event, event, hidden, event, end, hidden, event, hidden)))
+    # What comes before the end of every choice, or a second time, upstream sends to everyone.
+    assert out == event * 2 + hidden + event + end + event + hidden
+    assert_recorded(recording, event * 2 + hidden + event + end + hidden + event + hidden)
     assert recording.reply.usage == {"total_tokens": 3}
 
 

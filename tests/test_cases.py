@@ -1,0 +1,401 @@
+"""Replies that differ from vLLM's form, as other servers send them: what the caller gets, and what is recorded."""
+
+import asyncio
+import contextlib
+import gzip
+import json
+import zlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.raw_upstream import Script, receive, serving
+from tests.serving import running_proxy, settings_for
+
+CASES = Path(__file__).parent / "cases"
+CHAT = "/v1/chat/completions"
+ASKED = {"model": "m", "messages": [{"role": "user", "content": "q"}], "stream": True}
+Recorded = tuple[dict[str, Any], dict[str, Any]]
+
+
+def head(media_type: str = "text/event-stream", status: int = 200, **more: str) -> bytes:
+    lines = [
+        f"HTTP/1.1 {status} OK",
+        f"content-type: {media_type}",
+        *(f"{key}: {value}" for key, value in more.items()),
+    ]
+    return "\r\n".join([*lines, "connection: close", "", ""]).encode()
+
+
+def delta(said: Any, finish: str | None = None, **more: Any) -> bytes:
+    choice = {"index": 0, "delta": said, "finish_reason": finish, **more}
+    return b"data: " + json.dumps({"id": "c", "model": "m", "choices": [choice]}).encode() + b"\n\n"
+
+
+def stream(*deltas: Any) -> bytes:
+    """A stream of these deltas, ended as it should be."""
+    return head() + b"".join(map(delta, deltas)) + delta({}, "stop") + b"data: [DONE]\n\n"
+
+
+def closing(answer: bytes | Callable[[bytes], bytes]) -> Script:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _, body = await receive(reader)
+        writer.write(answer if isinstance(answer, bytes) else answer(body))
+        await writer.drain()
+
+    return script
+
+
+@contextlib.asynccontextmanager
+async def proxied(folder: Path, script: Script, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
+    async with (
+        serving(script) as upstream,
+        running_proxy(settings_for(folder, upstream_url=f"http://127.0.0.1:{upstream.port}", **changes)) as url,
+        httpx.AsyncClient(base_url=url, timeout=20) as client,
+    ):
+        yield client
+
+
+async def recorded(client: httpx.AsyncClient, session_id: str) -> Recorded:
+    """The reply that is stored, {} for none, and the exchange."""
+    async with asyncio.timeout(30):  # a slow disk may take a large one later than its end is sent
+        while True:
+            exchanges = (await client.get(f"/v1/sessions/{session_id}/exchanges")).json()["exchanges"]
+            if exchanges[-1]["status"] != "in_progress":
+                break
+            await asyncio.sleep(0.05)
+    told = (await client.get(f"/v1/sessions/{session_id}/messages", params={"format": "openai"})).json()["messages"]
+    return (told[-1] if told[-1]["role"] == "assistant" else {}), exchanges[-1]
+
+
+async def asked(folder: Path, answer: bytes | Callable[[bytes], bytes], **changes: Any) -> Recorded:
+    async with proxied(folder, closing(answer)) as client:
+        response = await client.post(CHAT, json={**ASKED, **changes}, headers={"X-Session-Id": "s"})
+        assert response.headers["x-session-id"]
+        return await recorded(client, "s")
+
+
+def called(*calls: tuple[str, str, str]) -> list[dict[str, Any]]:
+    return [{"id": i, "type": "function", "function": {"name": n, "arguments": a}} for i, n, a in calls]
+
+
+def call(name: str = "f", arguments: str = "", **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}, **more}
+
+
+def text(said: str) -> dict[str, str]:
+    return {"type": "text", "text": said}
+
+
+def bin_of(name: str) -> bytes:
+    [path] = CASES.glob(f"{name}-*.bin")
+    return path.read_bytes()
+
+
+WEATHER = ("c1", "get_weather", '{"city":"A"}'), ("c2", "get_weather", '{"city":"B"}'), ("c3", "get_time", '{"tz":"U"}')
+DETAIL = {"type": "reasoning.text", "text": "Let me", "signature": "SIG", "format": "x", "index": 0}
+THOUGHT = {"type": "thinking", "thinking": [text("Okay, so")]}
+
+MESSAGES: dict[str, tuple[bytes, dict[str, Any]]] = {
+    "01": (bin_of("01"), {"tool_calls": called(*WEATHER)}),
+    "01 in pieces": (
+        stream(
+            {"tool_calls": [call("f", '{"a"', index=0, id="c1")]},
+            {"tool_calls": [{"index": 0, "function": {"arguments": ":1}"}}]},
+            {"tool_calls": [call("g", "{}", index=0, id="c2")]},
+        ),
+        {"tool_calls": called(("c1", "f", '{"a":1}'), ("c2", "g", "{}"))},
+    ),
+    "01 in turns": (
+        stream(
+            {"tool_calls": [call("f", "{", index=0, id="c1")]},
+            {"tool_calls": [call("g", "{", index=0, id="c2")]},
+            {"tool_calls": [{"index": 0, "id": "c1", "function": {"arguments": "}"}}]},
+            {"tool_calls": [{"index": 0, "id": "c2", "function": {"arguments": "}"}}]},
+        ),
+        {"tool_calls": called(("c1", "f", "{}"), ("c2", "g", "{}"))},
+    ),
+    "02": (bin_of("02"), {"tool_calls": called(("c1", "f", '{"a":1}'), ("c2", "g", '{"b":2}'))}),
+    "02 null": (
+        stream(
+            {"tool_calls": [call("f", index=None, id="c1")]},
+            {"tool_calls": [{"index": None, "id": None, "function": {"arguments": "{}"}}]},
+        ),
+        {"tool_calls": called(("c1", "f", "{}"))},
+    ),
+    "02 as text": (
+        stream(
+            {"tool_calls": [call("f", "{}", index="0", id="c1")]},
+            {"tool_calls": [call("g", "", index="1", id="c2")]},
+            {"tool_calls": [{"index": "1", "function": {"arguments": "{}"}}]},
+        ),
+        {"tool_calls": called(("c1", "f", "{}"), ("c2", "g", "{}"))},
+    ),
+    "04": (bin_of("04"), {"tool_calls": called(("c1", "get_weather", "{}"))}),
+    "04 repeated": (
+        stream(
+            {"tool_calls": [call("f", "{", index=0, id="c1")]},
+            {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": "}"}}]},
+        ),
+        {"tool_calls": called(("c1", "f", "{}"))},
+    ),
+    "04 three pieces": (
+        stream(
+            {"tool_calls": [call("get", "", index=0, id="c1")]},
+            {"tool_calls": [{"index": 0, "function": {"name": "_wea"}}]},
+            {"tool_calls": [{"index": 0, "function": {"name": "ther", "arguments": "{}"}}]},
+        ),
+        {"tool_calls": called(("c1", "get_weather", "{}"))},
+    ),
+    "05": (bin_of("05"), {"content": [THOUGHT, text("Hello")]}),
+    "05 back": (
+        stream({"content": "a"}, {"content": [text("b")]}, {"content": "c"}),
+        {"content": [text("abc")]},
+    ),
+    "05 image": (
+        stream({"content": "look"}, {"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, {"content": "!"}),
+        {"content": [text("look"), {"type": "image_url", "image_url": {"url": "x"}}, text("!")]},
+    ),
+    "07": (bin_of("07"), {"reasoning_details": [DETAIL], "content": "A"}),
+    "07 two": (
+        stream(
+            {"reasoning_details": [{"type": "reasoning.text", "text": "a", "index": 0}]},
+            {"reasoning_details": [{"type": "reasoning.encrypted", "data": "E", "index": 1}]},
+            {"reasoning_details": [{"type": "reasoning.text", "text": "a", "index": 0}]},
+        ),
+        {
+            "reasoning_details": [
+                {"type": "reasoning.text", "text": "aa", "index": 0},
+                {"type": "reasoning.encrypted", "data": "E", "index": 1},
+            ]
+        },
+    ),
+    "07 thinking blocks": (
+        stream(
+            {"thinking_blocks": [{"index": 0, "type": "thinking", "thinking": "I "}]},
+            {"thinking_blocks": [{"index": 0, "thinking": "see"}]},
+            {"thinking_blocks": [{"index": 0, "signature": "S"}]},
+        ),
+        {"thinking_blocks": [{"index": 0, "type": "thinking", "thinking": "I see", "signature": "S"}]},
+    ),
+    "08": (bin_of("08"), {"role": "assistant", "content": "ab"}),
+    "08 late": (stream({"role": "", "content": "a"}, {"role": "assistant"}), {"role": "assistant", "content": "a"}),
+    "08 whole": (
+        head("application/json")
+        + b'{"choices":[{"index":0,"message":{"role":"","content":"a"},"finish_reason":"stop"}]}',
+        {"role": "assistant", "content": "a"},
+    ),
+    "09": (bin_of("09"), {"tool_calls": called(("c1", "f", "{}"))}),
+    "09 by number": (
+        stream({"tool_calls": {"0": call("f", "{}", id="c1"), "1": call("g", "{}", id="c2")}}),
+        {"tool_calls": called(("c1", "f", "{}"), ("c2", "g", "{}"))},
+    ),
+    "09 pieces": (
+        stream({"tool_calls": call("f", "{", id="c1")}, {"tool_calls": {"function": {"arguments": "}"}}}),
+        {"tool_calls": called(("c1", "f", "{}"))},
+    ),
+    "10": (bin_of("10"), {"content": "Hello"}),
+    "10 blanks": (
+        stream({"content": "a"}).replace(b"text/event-stream", b" TEXT/Event-stream ; a=b"),
+        {"content": "a"},
+    ),
+    "12": (bin_of("12"), {"content": "Hello"}),
+    "12 text": (stream({"content": "a"}).replace(b"text/event-stream", b"text/plain"), {"content": "a"}),
+    "12 comment": (
+        stream({"content": "a"}).replace(
+            b"text/event-stream\r\nconnection: close\r\n\r\n", b"x/y\r\nconnection: close\r\n\r\n: hi\n\n"
+        ),
+        {"content": "a"},
+    ),
+    "13": (bin_of("13"), {}),
+    "13 deflate": (
+        head(**{"content-encoding": "deflate"}) + zlib.compress(stream({"content": "a"}).partition(b"\r\n\r\n")[2]),
+        {"content": "a"},
+    ),
+    "13 whole": (
+        head("application/json", **{"content-encoding": "gzip"})
+        + gzip.compress(
+            b'{"choices":[{"index":0,"message":{"role":"assistant","content":"a"},"finish_reason":"stop"}]}'
+        ),
+        {"content": "a"},
+    ),
+    "20": (bin_of("20"), {"content": "Hello"}),
+    "20 one line end": (head() + delta({"content": "a"}) + delta({}, "stop")[:-1], {"content": "a"}),
+    "20 no blank": (head() + delta({"content": "a"}, "stop").replace(b"data: ", b"data:")[:-2], {"content": "a"}),
+    "21": (bin_of("21"), {"content": "x\ufffd\ufffdy"}),
+    "21 whole": (
+        head("application/json")
+        + b'{"choices":[{"index":0,"message":{"role":"assistant","content":"a\xff"},"finish_reason":"stop"}]}',
+        {"content": "a\ufffd"},
+    ),
+    "21 among others": (
+        stream({"content": "a"}, {"content": "b"}, {"content": "?"}, {"content": "c"}).replace(b"?", b"\xe4"),
+        {"content": "ab\ufffdc"},
+    ),
+    "22": (bin_of("22"), {"content": "Hello"}),
+    "22 CRLF": (
+        head() + (delta({"content": "a"}) + delta({"content": "b"}) + delta({}, "stop")).replace(b"\n\n", b"\r\n"),
+        {"content": "ab"},
+    ),
+    "22 in one event": (
+        head() + (delta({"content": "a"}) + delta({"content": "b"}, "stop")).replace(b"\n\n", b"\n") + b"\n",
+        {"content": "ab"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+async def test_reply_is_recorded_as_it_was_meant(tmp_path: Path, name: str) -> None:
+    answer, expected = MESSAGES[name]
+    message, exchange = await asked(tmp_path, answer)
+    assert exchange["status"] == "completed", exchange
+    assert {key: message.get(key) for key in expected} == expected
+
+
+def usage(**counts: Any) -> dict[str, Any]:
+    return {"usage": counts}
+
+
+def chunk(**keys: Any) -> bytes:
+    return b"data: " + json.dumps({"id": "c", "choices": [], **keys}).encode() + b"\n\n"
+
+
+USAGES = {
+    "23": (bin_of("23"), (5, 6, 11)),
+    "23 in a delta": (stream({"content": "a", **usage(prompt_tokens=1, completion_tokens=2)}), (1, 2, 3)),
+    "23 of a gateway": (
+        head() + delta({"content": "a"}, "stop") + chunk(x_groq=usage(prompt_tokens=1, completion_tokens=2)),
+        (1, 2, 3),
+    ),
+    "25": (bin_of("25"), (5, 2, 7)),
+    "25 as text": (
+        head() + delta({"content": "a"}, "stop") + chunk(**usage(prompt_tokens="5", completion_tokens="2")),
+        (5, 2, 7),
+    ),
+    "25 whole": (
+        head("application/json")
+        + b'{"choices":[{"index":0,"message":{"role":"assistant","content":"a"},"finish_reason":"stop"}],'
+        b'"usage":{"prompt_tokens":5.0,"completion_tokens":2.0,"total_tokens":7.0}}',
+        (5, 2, 7),
+    ),
+    "in two parts": (
+        head()
+        + chunk(**usage(prompt_tokens=5, completion_tokens=0))
+        + delta({"content": "a"}, "stop")
+        + chunk(**usage(completion_tokens=2)),
+        (5, 2, 7),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", USAGES)
+async def test_usage_is_found_wherever_it_stands(tmp_path: Path, name: str) -> None:
+    answer, expected = USAGES[name]
+    _, exchange = await asked(tmp_path, answer)
+    assert tuple(exchange[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")) == expected
+
+
+FAILURES = {
+    "15": (bin_of("15"), {"status": 502, "media_type": "text/html", "text": "<html><h1>502 Bad Gateway</h1></html>"}),
+    "15 empty": (head("text/plain", 503) + b"", {"status": 503, "text": ""}),
+    "15 long": (head("text/plain", 500) + b"x" * 9999, {"status": 500, "text": "x" * 2000}),
+    "16": (bin_of("16"), {"status": 200, "media_type": "text/html;charset=UTF-8", "text": "<html>login</html>"}),
+    "16 empty": (head("application/json") + b"", {"status": 200, "text": ""}),
+    "16 other JSON": (head("application/json") + b'{"ok":true}', {"status": 200, "text": '{"ok":true}'}),
+    "16 stream": (head() + b"data: sorry\n\n", {"status": 200, "text": "data: sorry\n\n"}),
+    "18": (bin_of("18"), {"message": "quota", "type": "insufficient_quota"}),
+    "18 text": (head() + b"event: error\ndata: overloaded\n\n", {"message": "overloaded"}),
+    "18 field": (head() + b'error: {"message":"quota"}\n\n', {"message": "quota"}),
+    "18 nested": (head() + b'event: error\ndata: {"error":{"message":"q"}}\n\n', {"message": "q"}),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+async def test_what_is_no_reply_is_failed_and_said(tmp_path: Path, name: str) -> None:
+    answer, expected = FAILURES[name]
+    message, exchange = await asked(tmp_path, answer)
+    assert message == {}
+    assert exchange["status"] == "failed"
+    assert {key: exchange["error"].get(key) for key in expected} == expected
+
+
+async def test_event_of_40_megabytes_is_recorded_whole(tmp_path: Path) -> None:
+    image = "data:image/png;base64," + "A" * 40_000_000
+    answer = stream({"content": "look", "images": [{"image_url": {"url": image}}]}, {"content": "!"})
+    message, exchange = await asked(tmp_path, answer)
+    assert (message.get("content"), exchange["status"], exchange["error"]) == ("look!", "completed", None)
+    assert message["images"] == [{"image_url": {"url": image}}]
+
+
+@pytest.mark.parametrize(("status", "says"), ((422, "no"), (400, "no"), (501, "no")))
+async def test_upstream_that_refuses_stream_options_is_asked_as_the_caller_asked(
+    tmp_path: Path, status: int, says: str
+) -> None:
+    bodies: list[bytes] = []
+
+    def answer(body: bytes) -> bytes:
+        if body:  # and no look at upstream's health
+            bodies.append(body)
+        return head("text/plain", status) + says.encode() if b"stream_options" in body else stream({"content": "a"})
+
+    async with proxied(tmp_path, closing(answer)) as client:
+        for _ in range(2):
+            response = await client.post(CHAT, json=ASKED, headers={"X-Session-Id": "s"})
+            assert response.status_code == 200
+        message, exchange = await recorded(client, "s")
+    assert (message["content"], exchange["status"]) == ("a", "completed")
+    assert [b"stream_options" in body for body in bodies] == [True, False, False]
+
+
+@pytest.mark.parametrize("given", (0, 1, "yes", [], {}, "false"))
+async def test_include_usage_that_is_no_boolean_is_for_upstream_to_judge(tmp_path: Path, given: Any) -> None:
+    bodies: list[bytes] = []
+
+    def answer(body: bytes) -> bytes:
+        if body:  # and no look at upstream's health
+            bodies.append(body)
+        return head("application/json", 400) + b'{"error":{"message":"no boolean"}}'
+
+    sent = {**ASKED, "stream_options": {"include_usage": given}}
+    async with proxied(tmp_path, closing(answer)) as client:
+        assert (await client.post(CHAT, json=sent)).status_code == 400
+    assert [json.loads(body) for body in bodies] == [sent]
+
+
+async def test_timings_beside_our_usage_reach_the_caller(tmp_path: Path) -> None:
+    answer = head() + delta({"content": "a"}, "stop") + chunk(**usage(prompt_tokens=1), timings={"ms": 2})
+    async with proxied(tmp_path, closing(answer + b"data: [DONE]\n\n")) as client:
+        response = await client.post(CHAT, json=ASKED, headers={"X-Session-Id": "s"})
+        _, exchange = await recorded(client, "s")
+    assert b'"timings":{"ms":2}' in response.content
+    assert b"usage" not in response.content
+    assert exchange["prompt_tokens"] == 1
+
+
+@pytest.mark.parametrize("coding", ("gzip", "deflate", "x-gzip"))
+async def test_compressed_request_is_recorded_and_passes_as_it_is(tmp_path: Path, coding: str) -> None:
+    bodies: list[bytes] = []
+
+    def answer(body: bytes) -> bytes:
+        if body:  # and no look at upstream's health
+            bodies.append(body)
+        return stream({"content": "a"})
+
+    sent = (zlib.compress if coding == "deflate" else gzip.compress)(json.dumps(ASKED).encode())
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding, "X-Session-Id": "s"}
+    async with proxied(tmp_path, closing(answer)) as client:
+        response = await client.post(CHAT, content=sent, headers=headers)
+        message, _ = await recorded(client, "s")
+    assert (response.headers["x-session-source"], message["content"], bodies) == ("header", "a", [sent])
+
+
+async def test_our_own_502_names_its_session(tmp_path: Path) -> None:
+    async with proxied(tmp_path, closing(b"")) as client:
+        response = await client.post(CHAT, json=ASKED, headers={"X-Session-Id": "s"})
+    assert response.status_code == 502
+    assert response.headers["x-session-source"] == "header"
+    assert response.headers["x-session-id"]
+    assert response.headers["x-request-id"]
