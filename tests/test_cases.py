@@ -263,7 +263,7 @@ def chunk(**keys: Any) -> bytes:
     return b"data: " + json.dumps({"id": "c", "choices": [], **keys}).encode() + b"\n\n"
 
 
-USAGES = {
+USAGES: dict[str, tuple[bytes, tuple[int, int, int]]] = {
     "23": (bin_of("23"), (5, 6, 11)),
     "23 in a delta": (stream({"content": "a", **usage(prompt_tokens=1, completion_tokens=2)}), (1, 2, 3)),
     "23 of a gateway": (
@@ -298,7 +298,7 @@ async def test_usage_is_found_wherever_it_stands(tmp_path: Path, name: str) -> N
     assert tuple(exchange[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")) == expected
 
 
-FAILURES = {
+FAILURES: dict[str, tuple[bytes, dict[str, Any]]] = {
     "15": (bin_of("15"), {"status": 502, "media_type": "text/html", "text": "<html><h1>502 Bad Gateway</h1></html>"}),
     "15 empty": (head("text/plain", 503) + b"", {"status": 503, "text": ""}),
     "15 long": (head("text/plain", 500) + b"x" * 9999, {"status": 500, "text": "x" * 2000}),
