@@ -21,12 +21,9 @@ ASKED = {"model": "m", "messages": [{"role": "user", "content": "q"}], "stream":
 Recorded = tuple[dict[str, Any], dict[str, Any]]
 
 
-def head(media_type: str = "text/event-stream", status: int = 200, **more: str) -> bytes:
-    lines = [
-        f"HTTP/1.1 {status} OK",
-        f"content-type: {media_type}",
-        *(f"{key}: {value}" for key, value in more.items()),
-    ]
+def head(media_type: str = "text/event-stream", status: int = 200, *, coding: str = "") -> bytes:
+    lines = [f"HTTP/1.1 {status} OK", f"content-type: {media_type}"]
+    lines += [f"content-encoding: {coding}"] if coding else []
     return "\r\n".join([*lines, "connection: close", "", ""]).encode()
 
 
@@ -212,11 +209,11 @@ MESSAGES: dict[str, tuple[bytes, dict[str, Any]]] = {
     ),
     "13": (bin_of("13"), {}),
     "13 deflate": (
-        head(**{"content-encoding": "deflate"}) + zlib.compress(stream({"content": "a"}).partition(b"\r\n\r\n")[2]),
+        head(coding="deflate") + zlib.compress(stream({"content": "a"}).partition(b"\r\n\r\n")[2]),
         {"content": "a"},
     ),
     "13 whole": (
-        head("application/json", **{"content-encoding": "gzip"})
+        head("application/json", coding="gzip")
         + gzip.compress(
             b'{"choices":[{"index":0,"message":{"role":"assistant","content":"a"},"finish_reason":"stop"}]}'
         ),
