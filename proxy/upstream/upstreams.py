@@ -22,6 +22,7 @@ PROBE_SECONDS = 5.0
 # How often the model lists are asked for, and at most when a model is asked for that nobody is known to serve.
 _MODELS_SECONDS = 30.0
 _UNKNOWN_MODEL_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 # Answers that say the request was not worked on; another upstream may take it.
 _NOT_WORKED_ON = frozenset({502, 503, 504})
 
@@ -63,6 +64,8 @@ class Upstreams:
         self._watching: asyncio.Task[None] | None = None
         self._models_at = 0.0
         self._refreshing: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[str] | None = None
+        self._checked_at = 0.0
 
     @property
     def all(self) -> tuple[Upstream, ...]:
@@ -80,7 +83,7 @@ class Upstreams:
 
     async def close(self) -> None:
         """Stop probing, and close every connection."""
-        for task in (self._watching, self._refreshing):
+        for task in (self._watching, self._refreshing, self._checking):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
@@ -149,11 +152,19 @@ class Upstreams:
         return second
 
     async def check(self) -> str:
-        """ "ok" where a request would find an upstream, else why not. Asks only where nothing is known yet."""
-        for upstream in self._all:
-            if not upstream.health.is_known:
-                await upstream.probe()
-        if any(upstream.health.is_in for upstream in self._all):
+        """ "ok" where a request would find an upstream, else why not; at most a second old.
+
+        However many ask at once, each upstream is probed once.
+        """
+        if self._checking is None or (self._checking.done() and time.monotonic() - self._checked_at >= _CHECK_SECONDS):
+            self._checking = asyncio.create_task(self._check(), name="ready")
+        return await asyncio.shield(self._checking)
+
+    async def _check(self) -> str:
+        if not self.are_several or not all(upstream.health.is_known for upstream in self._all):
+            await asyncio.gather(*(upstream.probe() for upstream in self._all))
+        self._checked_at = time.monotonic()
+        if any(upstream.health.is_in and upstream.health.reason is None for upstream in self._all):
             return "ok"
         return "; ".join(f"{upstream.name}: {upstream.health.reason}" for upstream in self._all)
 

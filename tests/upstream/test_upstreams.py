@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from proxy.settings import ConfigurationError, UpstreamAddress, load, upstream_addresses
-from tests.fake_upstream import FakeUpstream, fake_upstream, paced, whole_json
+from tests.fake_upstream import Call, FakeUpstream, Wire, fake_upstream, paced, whole_json
 from tests.serving import ServerProcess, running_proxy, settings_for
 
 CHAT = "/v1/chat/completions"
@@ -217,3 +217,37 @@ async def test_a_hangup_reads_the_list_again_and_streams_go_on(
             assert (await reply.aread()).endswith(b"data: [DONE]\n\n")
     finally:
         server.kill()
+
+
+async def test_however_many_ask_for_ready_upstream_is_asked_once(
+    pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path
+) -> None:
+    one, _ = pair
+    probes = 0
+
+    async def slow_health(call: Call, wire: Wire) -> None:
+        nonlocal probes
+        probes += 1
+        await asyncio.sleep(0.3)
+        await whole_json({})(call, wire)
+
+    async with client(tmp_path, one.url) as http:
+        assert (await http.get("/ready")).status_code == 200
+        await asyncio.sleep(1.1)
+        one.on("/health", slow_health)
+        answers = await asyncio.gather(*(http.get("/ready") for _ in range(40)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert probes == 1
+
+
+async def test_an_upstream_that_is_gone_makes_it_not_ready_and_one_that_is_back_ready(tmp_path: Path) -> None:
+    async with fake_upstream() as one, client(tmp_path, one.url) as http:
+        assert (await http.get("/ready")).status_code == 200
+        one.on("/health", whole_json({}, status=503))
+        await asyncio.sleep(1.1)
+        answer = await http.get("/ready")
+        assert answer.status_code == 503
+        assert "/health answered 503" in answer.json()["upstream"]
+        one.on("/health", whole_json({}))
+        await asyncio.sleep(1.1)
+        assert (await http.get("/ready")).status_code == 200
