@@ -142,3 +142,20 @@ async def test_errors_of_upstream_and_of_our_own_are_the_sdks_own(tmp_path: Path
         async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="any", max_retries=0) as sdk:
             with pytest.raises(openai.InternalServerError, match="Upstream"):
                 await sdk.responses.create(model="m", input="hi")
+
+
+async def test_the_demo_speaks_every_dialect(tmp_path: Path) -> None:
+    async with running_proxy(settings_for(tmp_path, demo=True)) as url:
+        async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="any", max_retries=0) as sdk:
+            first = await sdk.responses.create(model="demo", input="hi")
+            assert first.output_text.startswith("You said: hi")
+            more: Any = {"input": [{"role": "user", "content": "more"}], "previous_response_id": first.id}
+            events = [event async for event in await sdk.responses.create(model="demo", stream=True, **more)]
+            assert events[-1].type == "response.completed"
+            assert "turn 2" in events[-1].response.output_text
+        async with anthropic.AsyncAnthropic(base_url=url, api_key="any", max_retries=0) as claude:
+            asked: Any = {"model": "demo", "max_tokens": 99, "messages": [{"role": "user", "content": "hi"}]}
+            message = await claude.messages.create(**asked)
+            async with claude.messages.stream(**asked) as stream:
+                assert (await stream.get_final_text()).startswith("You said: hi")
+            assert message.stop_reason == "end_turn"

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from proxy.demo import wire
-from proxy.demo.call import MODEL, DemoError, read_chat, read_completion
+from proxy.demo import dialects, wire
+from proxy.demo.call import MODEL, DemoError, read_body, read_chat, read_completion
 from proxy.demo.echo import answer, cut
 
 __all__ = ["MODEL", "create_demo", "serve_demo"]
@@ -31,6 +31,8 @@ def create_demo(*, pause_seconds: float = TOKEN_PAUSE_SECONDS) -> Starlette:
         Route("/v1/models", _models, methods=["GET"]),
         Route("/v1/chat/completions", _create_chat_completion, methods=["POST"]),
         Route("/v1/completions", _create_completion, methods=["POST"]),
+        Route("/v1/responses", _create_response, methods=["POST"]),
+        Route("/v1/messages", _create_message, methods=["POST"]),
     ]
     for route in routes:
         (route.methods or set()).discard("HEAD")  # vLLM answers HEAD with 405; Starlette adds it to every GET
@@ -96,6 +98,22 @@ async def _create_completion(request: Request) -> Response:
         return _json(wire.text_completion(call, replies))
     pause_seconds = request.app.state.pause_seconds
     return _event_stream(wire.text_events(call, replies, pause_seconds=pause_seconds))
+
+
+async def _create_response(request: Request) -> Response:
+    body = await read_body(request, required="input")
+    reply = dialects.reply_to_response(body)
+    if not body.get("stream"):
+        return _json(dialects.response(body, reply))
+    return _event_stream(dialects.response_events(body, reply, pause_seconds=request.app.state.pause_seconds))
+
+
+async def _create_message(request: Request) -> Response:
+    body = await read_body(request, required="messages")
+    reply = dialects.reply_to_message(body)
+    if not body.get("stream"):
+        return _json(dialects.message(body, reply))
+    return _event_stream(dialects.message_events(body, reply, pause_seconds=request.app.state.pause_seconds))
 
 
 def _event_stream(events: AsyncIterator[bytes]) -> Response:

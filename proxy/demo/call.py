@@ -56,7 +56,7 @@ class Call(NamedTuple):
 
 
 async def read_chat(request: Request) -> Call:
-    body = await _read_body(request, required="messages")
+    body = await read_body(request, required="messages")
     messages = body["messages"]
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
@@ -67,7 +67,7 @@ async def read_chat(request: Request) -> Call:
 
 
 async def read_completion(request: Request) -> tuple[Call, list[str]]:
-    body = await _read_body(request, required="prompt")
+    body = await read_body(request, required="prompt")
     prompt = body["prompt"]
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, list) or not all(isinstance(each, str) for each in prompts):
@@ -76,7 +76,7 @@ async def read_completion(request: Request) -> tuple[Call, list[str]]:
     return _call(request, body, prefix="cmpl", prompt_tokens=prompt_tokens, default_room=16), prompts
 
 
-async def _read_body(request: Request, *, required: str) -> dict[str, Any]:
+async def read_body(request: Request, *, required: str) -> dict[str, Any]:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise _validation("Unsupported Media Type: Only 'application/json' is allowed", None)
