@@ -306,3 +306,99 @@ async def test_stitching_can_be_turned_off(tmp_path: Path) -> None:
         named = await world.sources([user("a")], [user("a"), said("ok"), user("b")], session="mine")
         assert named[0] == named[1]
         assert world.count("messages") == 10
+
+
+# --- several conversations under one id
+
+
+@dataclass
+class Agent:
+    """A client of one conversation: it resends its history, or sends only what is new."""
+
+    name: str
+    instructions: Message | None
+    is_lone: bool = False
+    history: list[Message] = field(default_factory=list)
+
+    def ask(self) -> list[Message]:
+        """The next request."""
+        self.history.append(user(f"{self.name} asks {len(self.history)}"))
+        sent = self.history[-1:] if self.is_lone else self.history
+        return [self.instructions, *sent] if self.instructions else list(sent)
+
+    def whole(self) -> list[Message]:
+        """What its branch has to read back as."""
+        return [self.instructions, *self.history] if self.instructions else list(self.history)
+
+
+KINDS = ("agent", "agent without a system message", "agent with the same system message", "title", "lone")
+ACTS = st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=5, unique=True), min_size=1, max_size=6)
+
+
+def make_agent(number: int, kind: str) -> Agent:
+    """A client whose words nobody else says."""
+    prompts = {
+        "agent": (
+            "You look for files",
+            "Plan the work",
+            "Tests are yours",
+            "Draw what was said",
+            "Tell jokes",
+            "Sort it",
+        )[number],
+        "agent with the same system message": "All of us have read this",
+        "title": "You make titles of a few words",
+        "lone": "One turn at a time",
+    }
+    return Agent(f"{kind} {number}", system(prompts[kind]) if kind in prompts else None, is_lone=kind == "lone")
+
+
+async def play_agents(world: World, number: int, kinds: Sequence[str], rounds: Sequence[Sequence[int]]) -> None:
+    """Let agents race under one id, or under none, then have each be resent once more, and read every leaf."""
+    user_id, session = f"agents {number}", "shared" if number % 3 else None
+    agents = [make_agent(index, kind) for index, kind in enumerate(kinds) if session or kind != "lone"]
+    exchanges = 0
+
+    async def turn(agent: Agent) -> None:
+        nonlocal exchanges
+        if agent.name.startswith("title") and agent.history:
+            return
+        exchanges += 1
+        reply = said(f"{agent.name} is told {len(agent.history)}")
+        await world.chat(agent.ask(), reply, user_id=user_id, session=session, stream=bool(exchanges % 2))
+        agent.history.append(reply)
+
+    for indexes in [*rounds, range(len(agents))]:
+        await asyncio.gather(*(turn(agents[index]) for index in indexes if index < len(agents)))
+    for agent in agents:  # one after the other, so that each is known by what it resends
+        await turn(agent)
+    read = [
+        await world.read(session_id, user_id, branch=message_id)
+        for _, session_id, message_id in world.rows(LEAVES, user_id)
+    ]
+    assert sorted(map(str, read)) == sorted(str(agent.whole()) for agent in agents)
+    said_once = {str(message) for agent in agents for message in agent.whole()}
+    stored = world.rows("SELECT COUNT(*) FROM messages JOIN sessions USING (session_id) WHERE user_id = ?", user_id)
+    systems = [str(agent.instructions) for agent in agents if agent.instructions]
+    unshared = 0 if session else len(systems) - len(set(systems))  # without an id each has a session of its own
+    assert stored[0][0] == len(said_once) + unshared
+
+
+def test_agents_that_race_under_one_id_read_back_what_each_said(tmp_path: Path) -> None:
+    played = 0
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        world = runner.run(open_world(stack, tmp_path))
+
+        @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @given(st.lists(st.sampled_from(KINDS), min_size=2, max_size=6), ACTS)
+        def replay(kinds: list[str], rounds: list[list[int]]) -> None:
+            nonlocal played
+            played += 1
+            one_lone = [kind for index, kind in enumerate(kinds) if kind != "lone" or "lone" not in kinds[:index]]
+            runner.run(play_agents(world, played, one_lone, rounds))
+
+        try:
+            replay()
+        finally:
+            runner.run(stack.aclose())

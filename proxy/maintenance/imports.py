@@ -11,6 +11,7 @@ from proxy.storage import queries
 from proxy.storage.connection import Connection
 from proxy.storage.errors import StorageError
 from proxy.storage.exchange_columns import asked_model
+from proxy.storage.parameters import split
 from proxy.storage.queries.imports import Place
 from proxy.storage.usage import usage_of
 from proxy.wire import json_text
@@ -149,13 +150,23 @@ class _Reader:
         row["chain_hash"] = bytes.fromhex(row["chain_hash"])
         row["session_no"] = self._session_no
         row.setdefault("wire", None)  # exports of before there were other endpoints
+        root_id = row.pop("root_id", None)  # exports of before know one conversation a session
+        row["root_no"] = None if root_id in (None, row["message_id"]) else self._root_no(root_id, row)
         queries.messages.insert_messages(self._connection, [row | {"message_no": None}])
         stored = self._place(row["message_id"])
         assert stored is not None
+        if root_id == row["message_id"]:
+            queries.imports.set_root(self._connection, stored.message_no)
         for digest in blobs:
             queries.imports.insert_message_blob(self._connection, message_no=stored.message_no, digest=digest)
         self.imported.messages += 1
         return stored.message_no
+
+    def _root_no(self, root_id: str, row: Row) -> int:
+        root = self._place(root_id)
+        if root is None or root.session_id != row["session_id"]:
+            raise ValueError(f"the first message {root_id} of its conversation is missing")
+        return root.message_no
 
     def _take_exchange(self, row: Row) -> None:
         exchange_id = row["exchange_id"]
@@ -172,9 +183,15 @@ class _Reader:
         row["exchange_no"] = None
         row.setdefault("wire", None)
         row.setdefault("completion_created", None)  # exports of before the first release have it in `completion`
-        row["asked_model"] = asked_model(json_text.loads(row["parameters"]))
+        parameters = json_text.loads(row["parameters"])
+        parts = split(parameters)
+        row["asked_model"], row["own_parameters"] = asked_model(parameters), parts.own
         row["parameters_no"] = queries.exchanges.keep_parameters(
-            self._connection, row["parameters"], endpoint=row["endpoint"], asked_model=row["asked_model"]
+            self._connection,
+            parts.common,
+            tools=parts.tools,
+            endpoint=row["endpoint"],
+            asked_model=row["asked_model"],
         )
         if row["completed_at"] == queries.exchanges.end_of(row["created_at"], row["duration_ms"], None):
             row["completed_at"] = None

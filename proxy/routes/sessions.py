@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from proxy.errors import json_response
-from proxy.history import branches, dialects, sessions
+from proxy.history import branch_list, branches, dialects, sessions
 from proxy.history.serializers import JSON
 from proxy.routes import parameters, streaming_json
 from proxy.routes.parameters import named_user, services_of, session_id_of, visible_user
@@ -96,6 +96,17 @@ async def list_messages(request: Request[State]) -> Response:
     return json_response(await services_of(request).read(work))
 
 
+async def list_branches(request: Request[State]) -> Response:
+    """One page of a session's branches."""
+    work = partial(
+        branch_list.list_branches,
+        id_=session_id_of(request),
+        user_id=visible_user(request),
+        page=parameters.page_of(request),
+    )
+    return json_response(await services_of(request).read(work))
+
+
 async def list_exchanges(request: Request[State]) -> Response:
     """One page of a session's exchanges."""
     work = partial(
@@ -129,6 +140,7 @@ async def get_history(request: Request[State]) -> Response:
 routes = [
     Route("/v1/sessions", Resource(GET=list_sessions, POST=create_session)),
     Route("/v1/sessions/{session_id:path}/messages", Resource(GET=list_messages, POST=append_message)),
+    Route("/v1/sessions/{session_id:path}/branches", Resource(GET=list_branches)),
     Route("/v1/sessions/{session_id:path}/exchanges", Resource(GET=list_exchanges)),
     Route(
         "/v1/sessions/{session_id:path}",

@@ -3,6 +3,7 @@
 from typing import Any
 
 from proxy.ids import milliseconds_between
+from proxy.storage import parameters
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.wire import json_text
 from proxy.wire.endpoint import Reply, Tokens
@@ -31,15 +32,16 @@ IN_PROGRESS: Columns = {
 }
 
 
-def asked_model(parameters: dict[str, Any]) -> str | None:
+def asked_model(request: dict[str, Any]) -> str | None:
     """The model that a request names."""
-    return _storable(parameters.get("model"))
+    return _storable(request.get("model"))
 
 
 def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | None) -> Columns:
     """What is known when the request is stored."""
     metadata = exchange.request.get("metadata")
     model = asked_model(exchange.request)
+    parts = parameters.split(exchange.asked.parameters)
     return {
         "exchange_id": exchange.exchange_id,
         "leaf_no": leaf_no,
@@ -48,7 +50,9 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
         "endpoint": exchange.endpoint,
         "model": model,
         "asked_model": model,
-        "parameters": json_text.dumps(exchange.asked.parameters),
+        "parameters": parts.common,
+        "tools": parts.tools,
+        "own_parameters": parts.own,
         "metadata": None if metadata is None else json_text.dumps(metadata),
         "request_id": exchange.request_id,
         "worker_id": None,

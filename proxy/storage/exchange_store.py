@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.ids import timestamp
-from proxy.storage import message_tree, queries, removal, tombstones
+from proxy.storage import message_tree, placement, queries, removal, tombstones
 from proxy.storage.connection import Connection
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.storage.exchange_columns import IN_PROGRESS, outcome_columns, request_columns
@@ -22,13 +22,16 @@ from proxy.wire import hash_chain, json_text
 from proxy.wire.dialect import item_ids_of
 from proxy.wire.endpoint import Choice
 from proxy.wire.endpoints import endpoint_of
-from proxy.wire.message import is_message, title_of
+from proxy.wire.message import DEFAULT_TITLE, is_message, title_of
 from proxy.wire.sse import Decoder
+from proxy.wire.system_messages import is_title_request
 
 # How long the events of responses stay that began in a process which is gone.
 KEPT_SECONDS = 3600.0
 # How many of the newest conversations that began alike are looked at.
 _ALIKE = 64
+# Of how many messages a request for a title consists at most.
+_BEGINNING = 8
 
 
 def begin(rows: WriteBatch, exchange: Exchange, *, worker_id: str | None) -> bool | None:
@@ -55,6 +58,8 @@ def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
     """Store an exchange that was not begun and has ended. False where it was deleted meanwhile."""
     if was_deleted(rows, exchange):
         return False
+    if _is_empty_and_refused(rows, exchange, outcome):
+        return True
     stored = _store_request(rows, exchange)
     asked_model, created_at = stored.columns["asked_model"], exchange.created_at
     columns = {**stored.columns, **outcome_columns(outcome, asked_model=asked_model, created_at=created_at)}
@@ -182,14 +187,15 @@ def append_message(
 
 
 def list_stitched(connection: Connection, exchange: Exchange) -> list[StitchCandidate]:
-    """The places that a request continues, the best first: the longest stored prefix that holds a reply.
+    """The places that a request continues, the best first: the longest stored prefix that ends in a reply.
 
-    Where several conversations began alike, one that nothing follows yet comes first, so that they stay apart.
+    Where several conversations began alike, one that nothing follows yet comes first, so that they stay apart; also
+    where another of them went on with the same question.
     """
-    roles = [message["role"] for message in exchange.chained]
-    if "assistant" not in roles:
-        return []
-    hashes = reversed(exchange.chain[roles.index("assistant") :])
+    exact = hash_chain.exact_chain(exchange.user_id, exchange.chained)
+    chains = zip(exchange.chain, exchange.chain if exact is None else exact, strict=True)
+    ends = [pair for message, pair in zip(exchange.chained, chains, strict=True) if message["role"] == "assistant"]
+    hashes = (hash_ for pair in reversed(ends) for hash_ in dict.fromkeys(pair))
     return sorted(queries.messages.list_prefix(connection, hashes, limit=_ALIKE), key=lambda place: place.goes_on)
 
 
@@ -214,6 +220,12 @@ def was_deleted(rows: WriteBatch, exchange: Exchange) -> bool:
     )
 
 
+def _is_empty_and_refused(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
+    """Whether it is a refused request without messages, which would leave an empty session."""
+    is_empty = not exchange.messages and outcome.status == "failed"
+    return is_empty and _find_session(rows, exchange) is None
+
+
 @dataclass(slots=True)
 class _Stored:
     """A request whose messages are stored, and whose exchange is not yet."""
@@ -230,7 +242,9 @@ def _store_request(rows: WriteBatch, exchange: Exchange) -> _Stored:
     if session is None:
         place = make_session(rows, exchange, now=delta.now)
     else:
-        place, matched = message_tree.find_place(rows.about(session.session_id), session, exchange)
+        place, matched = placement.find_place(rows.about(session.session_id), session, exchange)
+        if not matched:
+            _retitle(rows.about(session.session_id), session, exchange)
     exchange_no = rows.next_exchange_no()
     context = message_tree.store_messages(rows, exchange, place, matched, delta, exchange_no=exchange_no)
     columns = request_columns(exchange, leaf_no=place.parent_no, context=context)
@@ -269,6 +283,20 @@ def make_session(rows: WriteBatch, exchange: Exchange, *, now: str) -> message_t
         }
     )
     return message_tree.InsertPosition(ref.session_id, session_no, None, 0, hash_chain.root_hash(exchange.user_id))
+
+
+def _retitle(connection: Connection, session: Session, exchange: Exchange) -> None:
+    """Give a session that was named by a request for a title the name of the conversation that begins now."""
+    title = title_of(exchange.messages)
+    if title in (session.title, DEFAULT_TITLE) or is_title_request(exchange.messages):
+        return
+    first = queries.tree.list_first_texts(connection, session.session_id, limit=_BEGINNING)
+    asked = [message for message in first if message["exchange_no"] == first[0]["exchange_no"]]
+    named_by = [[{"role": "user", "content": session.title}]]
+    if title_of(asked) == session.title:
+        named_by.append(asked)
+    if any(map(is_title_request, named_by)):
+        queries.tree.update_title(connection, session.session_id, title)
 
 
 def _store_reply(

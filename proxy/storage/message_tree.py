@@ -1,4 +1,4 @@
-"""The tree of a session's messages: where a request goes on in it, and the storing of what is not there yet."""
+"""The tree of a session's messages: places in it, and the storing of what is not there yet."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,19 +14,23 @@ from proxy.wire import hash_chain, json_text
 from proxy.wire.dialect import item_ids_of
 from proxy.wire.message import to_columns
 
-# How far back from the end of a session the messages of a client that drops old turns are looked for.
-_WINDOW = 256
+# Stands for the number of a message that is not stored yet: what is stored next begins a conversation.
+NEW_ROOT = 0
 
 
 @dataclass(slots=True)
 class InsertPosition:
-    """Where the next message of a session goes: below `parent_no`, with `above` as the chain hash of what is above."""
+    """Where the next message of a session goes: below `parent_no`, with `above` as the chain hash of what is above.
+
+    `root_no` is the first message of its conversation; None where that is the session's first.
+    """
 
     session_id: str
     session_no: int
     parent_no: int | None
     depth: int
     above: bytes
+    root_no: int | None = None
 
 
 class Owner(Protocol):
@@ -38,45 +42,6 @@ class Owner(Protocol):
     def session_no(self) -> int: ...
     @property
     def user_id(self) -> str: ...
-
-
-def find_place(connection: Connection, session: Session, exchange: Exchange) -> tuple[InsertPosition, int]:
-    """Where a request goes on in its session, and how many of its chained messages are stored above that place."""
-    chained, hashes = exchange.chained, exchange.chain
-    hit = (
-        queries.messages.find_prefix_in_session(connection, reversed(hashes), session_no=session.session_no)
-        if hashes
-        else None
-    )
-    matched = len(hashes) - hit[0] if hit else 0
-    node_no = hit[1] if hit else None
-    if any(message["role"] == "assistant" for message in chained[matched:]):
-        aligned = _align(connection, session, chained)
-        if aligned is not None and aligned[1] > matched:
-            node_no, matched = aligned
-    if node_no is None:
-        return end_of(connection, session), 0
-    return below(connection, session, node_no), matched
-
-
-def _align(connection: Connection, session: Session, chained: list[dict[str, Any]]) -> tuple[int, int] | None:
-    """The run of a session's last messages that a request without the older turns begins with, if it holds a reply."""
-    if session.leaf_no is None:
-        return None
-    nodes = queries.messages.list_ancestors(connection, session.leaf_no, session_id=session.session_id, limit=_WINDOW)
-    tail = [node for node in reversed(nodes) if node.role not in hash_chain.UNCHAINED_ROLES]
-    for start in range(len(tail) - 1, 0, -1):
-        length = 0
-        while (
-            start + length < len(tail)
-            and length < len(chained)
-            and hash_chain.chain_hash(tail[start + length - 1].chain_hash, chained[length])
-            == tail[start + length].chain_hash
-        ):
-            length += 1
-        if any(message["role"] == "assistant" for message in chained[:length]):
-            return tail[start + length - 1].message_no, length
-    return None
 
 
 def end_of(connection: Connection, session: Session) -> InsertPosition:
@@ -91,16 +56,33 @@ def top(session: Owner) -> InsertPosition:
     return InsertPosition(session.session_id, session.session_no, None, 0, hash_chain.root_hash(session.user_id))
 
 
+def beginning(session: Owner) -> InsertPosition:
+    """The place of the first message of a further conversation."""
+    place = top(session)
+    place.root_no = NEW_ROOT
+    return place
+
+
+def beginning_below(connection: Connection, session: Owner, message_no: int) -> InsertPosition:
+    """The place of the first message of a conversation that is shown below a message of another."""
+    place, node = beginning(session), queries.messages.get_node(connection, message_no)
+    assert node is not None
+    place.parent_no, place.depth = node.message_no, node.depth + 1
+    return place
+
+
 def below(connection: Connection, session: Owner, message_no: int) -> InsertPosition:
-    """The place under a stored message; its hash is that of the nearest chained message."""
+    """The place under a stored message; its hash is that of the nearest chained message of its conversation."""
     place = top(session)
     node = queries.messages.get_node(connection, message_no)
     assert node is not None
-    place.parent_no, place.depth = node.message_no, node.depth + 1
+    place.parent_no, place.depth, place.root_no = node.message_no, node.depth + 1, node.root_no
     if node.role not in hash_chain.UNCHAINED_ROLES:
         place.above = node.chain_hash
         return place
     for ancestor in queries.messages.list_ancestors(connection, message_no, session_id=session.session_id):
+        if ancestor.root_no != node.root_no:
+            break  # it is shown below another conversation
         if ancestor.role not in hash_chain.UNCHAINED_ROLES:
             place.above = ancestor.chain_hash
             break
@@ -137,12 +119,12 @@ def _store_unchained(
     rows: WriteBatch, place: InsertPosition, message: dict[str, Any], delta: SessionDelta, *, exchange_no: int
 ) -> int:
     node = None
-    if place.parent_no is not None:  # else the session is empty
+    if place.parent_no is not None or place.root_no is not None:  # else the session is empty
         connection = rows.about(place.session_id)
         node = queries.messages.find_node_by_hash(connection, hash_chain.own_hash(message), session_no=place.session_no)
     if node is None:
         return store(rows, place, message, delta, exchange_no=exchange_no)
-    if node.parent_no == place.parent_no:
+    if node.parent_no == place.parent_no and place.root_no != NEW_ROOT:
         place.parent_no, place.depth = node.message_no, node.depth + 1
     return node.message_no
 
@@ -154,6 +136,8 @@ def store(rows: WriteBatch, place: InsertPosition, message: dict[str, Any], delt
     number = insert(rows, place, message, delta, chain_hash=chain_hash, **columns)
     if is_chained:
         place.above = chain_hash
+    if place.root_no == NEW_ROOT:
+        place.root_no = number
     place.parent_no, place.depth = number, place.depth + 1
     return number
 
@@ -182,6 +166,7 @@ def insert(
             "parent_no": place.parent_no,
             "depth": place.depth,
             "chain_hash": chain_hash,
+            "root_no": place.root_no,
             "exchange_no": exchange_no,
             "role": said.role,
             "content": said.content,

@@ -34,6 +34,9 @@ def remove_message(connection: Connection, message_no: int, *, session_id: str) 
     message goes on where it was."""
     node = queries.messages.get_node(connection, message_no)
     assert node is not None
+    if node.root_no == message_no:
+        queries.tree.move_root(connection, message_no, session_id=session_id)
+    queries.tree.raise_subtree(connection, message_no, session_id=session_id)
     queries.messages.reparent(connection, message_no, session_id=session_id, parent_no=node.parent_no)
     queries.exchanges.move_requests(connection, message_no, session_id=session_id, parent_no=node.parent_no)
     _forget_context(connection, message_no, session_id=session_id)

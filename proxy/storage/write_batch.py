@@ -63,7 +63,7 @@ class WriteBatch:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._numbers: Numbers | None = None
-        self._parameters: dict[tuple[str, str], int] = {}
+        self._parameters: dict[tuple[str, str, str | None], int] = {}
         self._active: dict[str, int] = {}
         self._newest_deletion: str | None = None
         self._waiting = _Waiting()
@@ -154,6 +154,8 @@ class WriteBatch:
         numbers = self._given()
         numbers.message_no += 1
         columns["message_no"] = numbers.message_no
+        if columns["root_no"] == 0:  # it begins a conversation
+            columns["root_no"] = numbers.message_no
         self._waiting.messages.append(columns)
         self._waiting.ids.add(columns["session_id"])
         self._waiting.blobs += [(numbers.message_no, digest, data) for digest, data in blobs.items()]
@@ -217,11 +219,11 @@ class WriteBatch:
         return self._numbers
 
     def _parameters_no(self, columns: Columns) -> int:
-        endpoint, data = key = (columns["endpoint"], columns["parameters"])
+        endpoint, data, tools = key = (columns["endpoint"], columns["parameters"], columns["tools"])
         number = self._parameters.get(key)
         if number is None:
             number = self._parameters[key] = queries.exchanges.keep_parameters(
-                self._connection, data, endpoint=endpoint, asked_model=columns["asked_model"]
+                self._connection, data, tools=tools, endpoint=endpoint, asked_model=columns["asked_model"]
             )
         return number
 

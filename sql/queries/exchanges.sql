@@ -2,18 +2,19 @@
 e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, e.leaf_no, e.context, e.linked_count,
        p.endpoint, COALESCE(e.model, p.model) AS model, e.status, e.http_status, e.finish_reason, e.prompt_tokens,
        e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms,
-       e.duration_ms, p.data AS parameters, e.metadata, COALESCE(e.request_id, e.exchange_id) AS request_id,
+       e.duration_ms, p.data AS parameters, t.data AS tools, e.own_parameters, e.metadata,
+       COALESCE(e.request_id, e.exchange_id) AS request_id,
        CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END AS completion_id,
        e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at, e.wire
 
 -- name: insert_exchange
 INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_no, leaf_no, context, linked_count, model, status,
                        http_status, finish_reason, prompt_tokens, completion_tokens, total_tokens, reasoning_tokens,
-                       cached_tokens, time_to_first_token_ms, duration_ms, parameters_no, metadata, request_id,
+                       cached_tokens, time_to_first_token_ms, duration_ms, parameters_no, own_parameters, metadata, request_id,
                        completion_id, completion, completion_created, error, worker_id, created_at, completed_at, wire)
 VALUES (:exchange_no, :exchange_id, :session_no, :user_no, :leaf_no, :context, :linked_count, :model, :status,
         :http_status, :finish_reason, :prompt_tokens, :completion_tokens, :total_tokens, :reasoning_tokens,
-        :cached_tokens, :time_to_first_token_ms, :duration_ms, :parameters_no, :metadata, :request_id,
+        :cached_tokens, :time_to_first_token_ms, :duration_ms, :parameters_no, :own_parameters, :metadata, :request_id,
         :completion_id, :completion, :completion_created, :error, :worker_id, :created_at, :completed_at, :wire);
 
 -- name: last_numbers
@@ -27,9 +28,19 @@ SELECT parameters_no
 FROM parameters
 WHERE digest = :digest;
 
+-- name: find_tools
+SELECT tools_no
+FROM tools
+WHERE digest = :digest;
+
+-- name: insert_tools
+INSERT INTO tools (digest, data)
+VALUES (:digest, :data)
+RETURNING tools_no;
+
 -- name: insert_parameters
-INSERT INTO parameters (digest, endpoint, model, data)
-VALUES (:digest, :endpoint, :model, :data)
+INSERT INTO parameters (digest, endpoint, model, data, tools_no)
+VALUES (:digest, :endpoint, :model, :data, :tools_no)
 RETURNING parameters_no;
 
 -- name: finish_exchange
@@ -99,6 +110,7 @@ WHERE exchange_id = :exchange_id;
 SELECT {exchange}
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
+LEFT JOIN tools AS t ON t.tools_no = p.tools_no
 JOIN sessions AS s ON s.session_no = e.session_no
 WHERE e.exchange_id = :exchange_id;
 
@@ -107,6 +119,7 @@ WHERE e.exchange_id = :exchange_id;
 SELECT {exchange}
 FROM exchanges AS e
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
+LEFT JOIN tools AS t ON t.tools_no = p.tools_no
 JOIN sessions AS s ON s.session_no = e.session_no
 WHERE e.session_no = (SELECT o.session_no FROM sessions AS o WHERE o.session_id = :session_id)
   AND e.exchange_no > COALESCE((SELECT a.exchange_no FROM exchanges AS a WHERE a.exchange_id = :after), 0)

@@ -32,9 +32,10 @@ ORDER BY s.session_id;
 
 -- name: export_messages
 -- A session's messages in the order they were stored: parents before what follows them.
-SELECT {message}, m.chain_hash
+SELECT {message}, m.chain_hash, r.message_id AS root_id
 FROM messages AS m
 LEFT JOIN messages AS p ON p.message_no = m.parent_no
+LEFT JOIN messages AS r ON r.message_no = m.root_no
 LEFT JOIN exchanges AS e ON e.exchange_no = m.exchange_no
 WHERE m.session_id = :session_id
 ORDER BY m.message_no;
@@ -50,6 +51,7 @@ SELECT {exchange}, m.message_id AS leaf_id
 FROM exchanges AS e
 LEFT JOIN messages AS m ON m.message_no = e.leaf_no
 JOIN parameters AS p ON p.parameters_no = e.parameters_no
+LEFT JOIN tools AS t ON t.tools_no = p.tools_no
 JOIN sessions AS s ON s.session_no = e.session_no
 WHERE s.session_id = :session_id
 ORDER BY e.exchange_no;

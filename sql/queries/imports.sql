@@ -29,6 +29,12 @@ SET exchange_no = :exchange_no
 WHERE message_no = :message_no
   AND exchange_no IS NULL;
 
+-- name: set_root
+-- A message of an import that begins a conversation.
+UPDATE messages
+SET root_no = message_no
+WHERE message_no = :message_no;
+
 -- name: find_place
 -- Number, depth and session of a message by its id.
 SELECT message_no, depth, session_id

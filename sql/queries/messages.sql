@@ -5,12 +5,12 @@ m.message_id, m.session_id, p.message_id AS parent_id, e.exchange_id, m.role, m.
        COALESCE(m.status, 'completed') AS status, m.metadata, m.created_at, m.message_no
 
 -- columns: node
-message_no, session_id, parent_no, depth, role, chain_hash
+message_no, session_id, parent_no, depth, role, chain_hash, root_no
 
 -- name: insert_message
-INSERT INTO messages (message_no, message_id, session_id, session_no, parent_no, depth, chain_hash, exchange_no, role, content,
+INSERT INTO messages (message_no, message_id, session_id, session_no, parent_no, depth, chain_hash, root_no, exchange_no, role, content,
                       content_form, extra, wire, choice, model, tokens, status, metadata, created_at)
-VALUES (:message_no, :message_id, :session_id, :session_no, :parent_no, :depth, :chain_hash, :exchange_no, :role, :content,
+VALUES (:message_no, :message_id, :session_id, :session_no, :parent_no, :depth, :chain_hash, :root_no, :exchange_no, :role, :content,
         :content_form, :extra, :wire, :choice, :model, :tokens, :status, :metadata, :created_at);
 
 -- name: adopt_reply
@@ -60,29 +60,6 @@ WHERE m.chain_hash = (
 ORDER BY m.session_no DESC, m.message_no DESC
 LIMIT :limit;
 
--- name: find_prefix_in_session
--- The longest of the given prefixes that one session holds: its position and its message.
-WITH RECURSIVE probe (position, hash) AS (
-    SELECT 0, substr(:hashes, 1, 16)
-    UNION ALL
-    SELECT position + 1, substr(:hashes, 16 * (position + 1) + 1, 16)
-    FROM probe
-    WHERE 16 * (position + 1) < length(:hashes)
-)
-SELECT position, message_no
-FROM (
-    SELECT probe.position,
-           (
-               SELECT MAX(m.message_no)
-               FROM messages AS m
-               WHERE m.chain_hash = probe.hash
-                 AND m.session_no = :session_no
-           ) AS message_no
-    FROM probe
-) AS found
-WHERE message_no IS NOT NULL
-LIMIT 1;
-
 -- name: get_node
 -- Where a message stands in its tree.
 SELECT {node}
@@ -100,16 +77,16 @@ LIMIT 1;
 
 -- name: list_ancestors
 -- A message and those above it, nearest first.
-WITH RECURSIVE path (message_no, parent_no, depth, role, chain_hash) AS (
-    SELECT message_no, parent_no, depth, role, chain_hash
+WITH RECURSIVE path (message_no, parent_no, depth, role, chain_hash, root_no) AS (
+    SELECT message_no, parent_no, depth, role, chain_hash, root_no
     FROM messages
     WHERE message_no = :message_no
     UNION ALL
-    SELECT m.message_no, m.parent_no, m.depth, m.role, m.chain_hash
+    SELECT m.message_no, m.parent_no, m.depth, m.role, m.chain_hash, m.root_no
     FROM path
     JOIN messages AS m ON m.message_no = path.parent_no
 )
-SELECT message_no, :session_id AS session_id, parent_no, depth, role, chain_hash
+SELECT message_no, :session_id AS session_id, parent_no, depth, role, chain_hash, root_no
 FROM path
 LIMIT :limit;
 

@@ -231,7 +231,7 @@ def _find(path: Path, *, chats: int, alike: int) -> None:
     session = queries.sessions.get_session(connection, places[0].session_id)
     assert session is not None
     searches: list[Callable[[], object]] = [
-        lambda: queries.messages.find_prefix_in_session(connection, hashes, session_no=session.session_no)
+        lambda: queries.tree.find_prefix(connection, hashes, session_no=session.session_no)
     ]
     print(_measured("the same, inside one session", searches * _SAMPLES))
     plan = connection.execute("EXPLAIN QUERY PLAN " + named.QUERIES["list_prefix"], {"hashes": b"", "limit": 9})

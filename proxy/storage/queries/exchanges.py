@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from proxy.ids import timestamp_after
 from proxy.storage.connection import Connection, Row
 from proxy.storage.page import Page
+from proxy.storage.parameters import join
 
 # How vLLM, and StellarChat where no one else has, names a reply: by the id of its request.
 COMPLETION_PREFIX = "chatcmpl-"
@@ -66,14 +67,31 @@ class Unfinished(NamedTuple):
     endpoint: str
 
 
-def keep_parameters(connection: Connection, data: str, *, endpoint: str, asked_model: str | None) -> int:
-    """The number of a request's parameters, JSON text, stored once. `asked_model` is the one they name."""
-    digest = sha256(f"{endpoint}\n{data}".encode()).digest()
+def keep_parameters(
+    connection: Connection, data: str, *, tools: str | None, endpoint: str, asked_model: str | None
+) -> int:
+    """The number of what requests have in common, JSON texts, stored once. `asked_model` is the one it names."""
+    tools_digest = None if tools is None else sha256(tools.encode()).digest()
+    digest = sha256(f"{endpoint}\n{data}".encode() + (b"\n" + tools_digest if tools_digest else b"")).digest()
     found: int | None = connection.value("find_parameters", {"digest": digest})
     if found is not None:
         return found
-    parameters = {"digest": digest, "endpoint": endpoint, "model": asked_model, "data": data}
+    parameters = {
+        "digest": digest,
+        "endpoint": endpoint,
+        "model": asked_model,
+        "data": data,
+        "tools_no": tools_digest and _keep_tools(connection, tools, digest=tools_digest),
+    }
     made: int = connection.value("insert_parameters", parameters)
+    return made
+
+
+def _keep_tools(connection: Connection, tools: str | None, *, digest: bytes) -> int:
+    found: int | None = connection.value("find_tools", {"digest": digest})
+    if found is not None:
+        return found
+    made: int = connection.value("insert_tools", {"digest": digest, "data": tools})
     return made
 
 
@@ -138,8 +156,14 @@ def list_exchanges(connection: Connection, *, session_id: str, page: Page) -> li
 
 
 def _exchange(row: Row) -> ExchangeRow:
-    exchange = ExchangeRow(**row)
+    exchange = ExchangeRow(**with_parameters(row))
     return replace(exchange, completed_at=end_of(exchange.created_at, exchange.duration_ms, exchange.completed_at))
+
+
+def with_parameters(row: Row) -> Row:
+    """A row of an exchange with its parameters put together."""
+    tools, own = row.pop("tools"), row.pop("own_parameters")
+    return row | {"parameters": join(row["parameters"], tools, own)}
 
 
 def end_of(created_at: str, duration_ms: int | None, completed_at: str | None) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from proxy.storage.connection import Connection, Row
-from proxy.storage.queries.exchanges import end_of
+from proxy.storage.queries.exchanges import end_of, with_parameters
 from proxy.storage.queries.users import DEFAULT_USER_ID
 
 # Numbers are a database's own affair.
@@ -29,7 +29,9 @@ def iterate_sessions(connection: Connection, *, user_id: str | None, session_id:
 def iterate_messages(connection: Connection, session_id: str) -> Iterator[Row]:
     """A session's messages in the order they were stored; `message_no` is there to ask for what belongs to them."""
     for row in connection.each("export_messages", {"session_id": session_id}):
-        yield row | {"chain_hash": row["chain_hash"].hex()}
+        root_id = row.pop("root_id")
+        root = {"root_id": root_id} if root_id else {}  # none in the session's first conversation: most have no other
+        yield row | {"chain_hash": row["chain_hash"].hex()} | root
 
 
 def list_digests(connection: Connection, message_no: int) -> list[str]:
@@ -40,6 +42,7 @@ def list_digests(connection: Connection, message_no: int) -> list[str]:
 def iterate_exchanges(connection: Connection, session_id: str) -> Iterator[Row]:
     """A session's exchanges in the order they were stored."""
     for row in connection.each("export_exchanges", {"session_id": session_id}):
+        row = with_parameters(row)
         row["completed_at"] = end_of(row["created_at"], row["duration_ms"], row["completed_at"])
         yield {name: value for name, value in row.items() if name not in _OWN}
 

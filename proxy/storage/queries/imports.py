@@ -38,6 +38,11 @@ def set_exchange(connection: Connection, *, message_no: int, exchange_no: int) -
     connection.changes("set_exchange", {"message_no": message_no, "exchange_no": exchange_no})
 
 
+def set_root(connection: Connection, message_no: int) -> None:
+    """A message begins a conversation."""
+    connection.changes("set_root", {"message_no": message_no})
+
+
 def find_place(connection: Connection, message_id: str) -> Place | None:
     """Where the message with this id stands, if it is there."""
     row = connection.one("find_place", {"message_id": message_id})

@@ -25,6 +25,7 @@ class MessageNode:
     depth: int
     role: str
     chain_hash: bytes
+    root_no: int | None  # the first message of its conversation; None: of the session's first
 
 
 class StitchCandidate(NamedTuple):
@@ -85,14 +86,6 @@ def list_prefix(connection: Connection, hashes: Iterable[bytes], *, limit: int) 
     return [
         StitchCandidate(**row) for row in connection.all("list_prefix", {"hashes": b"".join(hashes), "limit": limit})
     ]
-
-
-def find_prefix_in_session(
-    connection: Connection, hashes: Iterable[bytes], *, session_no: int
-) -> tuple[int, int] | None:
-    """The same inside one session: position and message of the first that is stored."""
-    row = connection.one("find_prefix_in_session", {"hashes": b"".join(hashes), "session_no": session_no})
-    return None if row is None else (row["position"], row["message_no"])
 
 
 def get_node(connection: Connection, message_no: int) -> MessageNode | None:

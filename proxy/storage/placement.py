@@ -1,0 +1,273 @@
+"""Where a request goes on in its session's tree.
+
+A session may hold several conversations: an agent, its sub-agents, a title generator. A request is matched by its chain
+from the root. One that matches nothing begins a conversation. As it may also be the lone new turn of a client that
+never sends its history, it is shown below the newest message, until it is known to be a conversation of its own:
+because a later request resends it from the root, because another request resends what is above it and goes on without
+it, or because its system message is plainly another one. Its chain hashes are its own from the start, so only a parent
+link moves then.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from proxy.storage import message_tree, queries
+from proxy.storage.connection import Connection
+from proxy.storage.exchange import Exchange
+from proxy.storage.message_tree import InsertPosition
+from proxy.storage.queries.messages import MessageNode
+from proxy.storage.queries.sessions import Session
+from proxy.wire import hash_chain, json_text, system_messages
+from proxy.wire.hash_chain import UNCHAINED_ROLES, has_reply
+from proxy.wire.message import readable
+
+# How far back from the end of a branch the messages of a client that drops old turns are looked for, and on how many
+# branches.
+_WINDOW = 256
+_BRANCHES = 8
+# How long a branch may be on which lone turns are found when they are resent as one conversation.
+_WHOLE = 8192
+# How many conversations may be moved for one request, and how many messages with each: chats wait for it. What is not
+# moved stays readable where it is.
+_DETACHED_MAX = 64
+_MOVED_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """A stored message, and how many of the request's chained messages end with it."""
+
+    message_no: int
+    count: int
+    has_detached: bool = False  # some conversation of the session is shown below another
+
+
+def _longer(one: _Match | None, other: _Match | None) -> _Match | None:
+    if one is None or (other is not None and other.count >= one.count):
+        return other
+    return one
+
+
+def find_place(connection: Connection, session: Session, exchange: Exchange) -> tuple[InsertPosition, int]:
+    """Where a request goes on in its session, and how many of its chained messages are stored above that place."""
+    if session.leaf_no is None:
+        return message_tree.top(session), 0
+    chained = exchange.chained
+    if not chained:
+        return message_tree.end_of(connection, session), 0
+    match = resent = _find_resent(connection, session, exchange)
+    if has_reply(chained[resent.count if resent else 0 :]):
+        match = _longer(_find_shown(connection, session, exchange), resent)
+    if match is not None:
+        if match.has_detached and has_reply(chained[: match.count]):
+            _separate_children(connection, session, set(exchange.chain[: match.count]))
+        return message_tree.below(connection, session, match.message_no), match.count
+    # A history that is resent is no lone turn.
+    leaf_no = None if has_reply(chained) else _branch_to_follow(connection, session, exchange)
+    if leaf_no is None:
+        return message_tree.beginning(session), 0
+    return message_tree.beginning_below(connection, session, leaf_no), 0
+
+
+# --- what is resent from its root
+
+
+def _find_resent(connection: Connection, session: Session, exchange: Exchange) -> _Match | None:
+    """The longest prefix of the request that the session holds as a conversation from its root."""
+    chained, hashes = exchange.chained, exchange.chain
+    hit = queries.tree.find_prefix(connection, hashes[::-1], session_no=session.session_no)
+    count = len(hashes) - hit.position if hit else 0
+    if has_reply(chained[count:]):
+        old = _find_as_schema_8(connection, session, exchange)
+        if old is not None and old.count > count:
+            return old
+    if hit is None or not _is_resent(connection, session, hit, chained[:count]):
+        return None
+    return _Match(hit.message_no, count, has_detached=hit.has_detached)
+
+
+def _is_resent(
+    connection: Connection, session: Session, hit: queries.tree.Prefix, matched: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Whether the request goes on from a conversation. One that is shown below another is separated from it.
+
+    A lone turn says no more than another with the same words, unless the first still waits for its reply.
+    """
+    root = None if hit.root_no is None else queries.messages.get_node(connection, hit.root_no)
+    if root is None or root.parent_no is None:
+        return True
+    if not has_reply(matched):
+        return not queries.tree.has_children(connection, hit.message_no, session_no=session.session_no)
+    separate(connection, session, root)
+    return True
+
+
+def _separate_children(connection: Connection, session: Session, resent: set[bytes]) -> None:
+    """Separate the conversations that are shown below a message of one that goes on without them."""
+    for message_no in queries.tree.list_detached(connection, session_no=session.session_no, limit=_DETACHED_MAX):
+        above = queries.messages.list_ancestors(connection, message_no, session_id=session.session_id, limit=_BRANCHES)
+        chained = next((node for node in above[1:] if not _is_apart(node)), None)
+        if chained is not None and chained.chain_hash in resent:
+            separate(connection, session, above[0])
+
+
+def separate(connection: Connection, session: Session, root: MessageNode) -> None:
+    """Let a conversation that is shown below another stand for itself, if that is not too large a change."""
+    numbers = queries.tree.list_subtree(
+        connection, root.message_no, session_no=session.session_no, limit=_MOVED_MAX + 1
+    )
+    if len(numbers) <= _MOVED_MAX:
+        queries.tree.detach_from_parent(connection, root.message_no)
+        queries.tree.raise_messages(connection, numbers, levels=root.depth)
+
+
+def _find_as_schema_8(connection: Connection, session: Session, exchange: Exchange) -> _Match | None:
+    """The longest prefix by the hashes of an older database; what is found gets today's."""
+    hashes = hash_chain.exact_chain(exchange.user_id, exchange.chained)
+    hit = hashes and queries.tree.find_prefix(connection, hashes[::-1], session_no=session.session_no)
+    if not hashes or not hit:
+        return None
+    count = len(hashes) - hit.position
+    path = _path_to(connection, session, hit.message_no, limit=_WHOLE)
+    chained = [node for node in path if not _is_apart(node)][-count:]
+    if len(chained) == count:
+        _rechain(connection, chained, exchange.chain[:count], root_no=hit.root_no)
+    return _Match(hit.message_no, count)
+
+
+# --- what is resent of what is shown
+
+
+def _find_shown(connection: Connection, session: Session, exchange: Exchange) -> _Match | None:
+    """The run of a branch's messages that the request begins with, if it holds a reply.
+
+    A client that drops old turns resends such a run, and one that has read a session of lone turns all of it.
+    """
+    is_joined = queries.tree.has_detached(connection, session_no=session.session_no)
+    is_old = hash_chain.exact_chain(exchange.user_id, exchange.chained) is not None
+    for leaf_no in _newest_ends(connection, session):
+        limit = _WHOLE if leaf_no == session.leaf_no and (is_joined or is_old) else _WINDOW
+        path = _path_to(connection, session, leaf_no, limit=limit)
+        if (match := _longest_run(connection, session, path, exchange)) is not None:
+            return match
+    return None
+
+
+def _longest_run(
+    connection: Connection, session: Session, path: Sequence[MessageNode], exchange: Exchange
+) -> _Match | None:
+    """The newest run of a path, root first, that the request begins with and that holds a reply."""
+    nodes = [node for node in path if not _is_apart(node)]
+    above = _hashes_above(nodes, exchange.user_id, is_whole=path[0].parent_no is None)
+    for start in range(len(nodes) - 1, -1, -1):
+        length = _run_length(nodes[start:], above[start:], exchange.chained)
+        if not has_reply(exchange.chained[:length]):
+            continue
+        end = nodes[start + length - 1]
+        if start == 0 and above[0] is not None:
+            run = path[: path.index(end) + 1]
+            _rechain(connection, run, exchange.chain, root_no=run[0].root_no)
+        return _Match(end.message_no, length)
+    return None
+
+
+def _hashes_above(nodes: Sequence[MessageNode], user_id: str, *, is_whole: bool) -> list[bytes | None]:
+    """What is above each of a path's chained messages in its chain; unknown for the first of a path that is cut."""
+    root = hash_chain.root_hash(user_id)
+    above: list[bytes | None] = [root if is_whole else None]
+    for parent, node in pairwise(nodes):
+        above.append(parent.chain_hash if parent.root_no == node.root_no else root)
+    return above
+
+
+def _run_length(
+    nodes: Sequence[MessageNode], above: Sequence[bytes | None], messages: Sequence[Mapping[str, Any]]
+) -> int:
+    length = 0
+    for node, hash_above, message in zip(nodes, above, messages, strict=False):
+        if hash_above is None or node.chain_hash not in _hashes_of(hash_above, message):
+            break
+        length += 1
+    return length
+
+
+def _hashes_of(above: bytes, message: Mapping[str, Any]) -> Iterable[bytes]:
+    yield hash_chain.chain_hash(above, message)
+    yield hash_chain.exact_chain_hash(above, message)
+
+
+def _rechain(
+    connection: Connection, path: Sequence[MessageNode], hashes: Sequence[bytes], *, root_no: int | None
+) -> None:
+    """Make a path one conversation, with the hashes that its messages have when they are sent as one."""
+    numbered = iter(hashes)
+    changed = []
+    for node in path:
+        chain_hash = node.chain_hash if _is_apart(node) else next(numbered)
+        if (node.chain_hash, node.root_no) != (chain_hash, root_no):
+            changed.append({"message_no": node.message_no, "chain_hash": chain_hash, "root_no": root_no})
+    queries.tree.rechain_messages(connection, changed)
+
+
+def _path_to(connection: Connection, session: Session, message_no: int, *, limit: int) -> list[MessageNode]:
+    """A message and those above it, root first."""
+    return queries.messages.list_ancestors(connection, message_no, session_id=session.session_id, limit=limit)[::-1]
+
+
+# --- what a lone turn follows
+
+
+def _branch_to_follow(connection: Connection, session: Session, exchange: Exchange) -> int | None:
+    """The end of the newest branch that a request can go on from, by its system message; None where there is none."""
+    asked = "\n".join(readable(message.get("content")) for message in system_messages.leading(exchange.messages))
+    assert session.leaf_no is not None
+    ends = _newest_ends(connection, session)
+    if not asked:
+        return _branch_without_system_message(connection, ends)
+    if queries.tree.find_context(connection, session.leaf_no) is None:
+        return session.leaf_no  # posted by hand: nobody knows what it was sent with
+    for texts_of in (_sent_with, _shown_with):
+        for message_no in ends:
+            if any(system_messages.are_alike(asked, text) for text in texts_of(connection, session, message_no)):
+                return message_no
+    return None
+
+
+def _branch_without_system_message(connection: Connection, ends: Sequence[int]) -> int:
+    """The end of the newest branch that was sent without one, else of the session's first conversation."""
+    of_first = None
+    for message_no in ends:
+        context = queries.tree.find_context(connection, message_no)
+        if context is None or context.text is None:
+            return message_no
+        node = queries.messages.get_node(connection, message_no)
+        if of_first is None and node is not None and node.root_no is None:
+            of_first = message_no
+    return ends[0] if of_first is None else of_first
+
+
+def _sent_with(connection: Connection, session: Session, message_no: int) -> list[str]:
+    """The system message of the request that a branch was sent with last."""
+    context = queries.tree.find_context(connection, message_no)
+    numbers = [number for to_come, number in json_text.loads((context and context.text) or "[]") if to_come is None]
+    return ["\n".join(queries.tree.get_text(connection, number) for number in numbers)] if numbers else []
+
+
+def _shown_with(connection: Connection, session: Session, message_no: int) -> list[str]:
+    """The system messages that are shown on a branch."""
+    shown = [node for node in _path_to(connection, session, message_no, limit=_WINDOW) if _is_apart(node)]
+    return [queries.tree.get_text(connection, node.message_no) for node in shown]
+
+
+def _newest_ends(connection: Connection, session: Session) -> list[int]:
+    """The ends of the newest conversations, and of the newest branch first of all."""
+    assert session.leaf_no is not None
+    ends = queries.tree.list_newest_ends(connection, session.session_id, among=_WINDOW, limit=_BRANCHES)
+    return list(dict.fromkeys((session.leaf_no, *ends)))
+
+
+def _is_apart(node: MessageNode) -> bool:
+    """Whether it is a system message, which is not part of the chain."""
+    return node.role in UNCHAINED_ROLES

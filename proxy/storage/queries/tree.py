@@ -1,0 +1,139 @@
+"""The conversations of a session: where each begins, and what is shown below what."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from proxy.storage.connection import Connection
+
+
+class Prefix(NamedTuple):
+    """The longest prefix of a request that a session holds."""
+
+    position: int  # among the hashes that were asked for
+    message_no: int
+    root_no: int | None
+    has_detached: bool  # some conversation of the session is shown below another
+
+
+class Context(NamedTuple):
+    """The system messages of the request that a message belongs to, JSON text."""
+
+    text: str | None
+
+
+class Leaf(NamedTuple):
+    """The end of a branch."""
+
+    message_no: int
+    message_id: str
+    depth: int
+    root_no: int | None
+    created_at: str
+
+
+class Beginning(NamedTuple):
+    """The first message of a conversation."""
+
+    message_id: str
+    parent_no: int | None  # of another conversation, below which it is shown
+    question_no: int | None  # the first of the user's
+
+
+def find_prefix(connection: Connection, hashes: Iterable[bytes], *, session_no: int) -> Prefix | None:
+    """Of chain hashes, longest prefix first: the first that the session holds."""
+    row = connection.one("find_prefix_in_session", {"hashes": b"".join(hashes), "session_no": session_no})
+    return None if row is None else Prefix(**row)
+
+
+def has_children(connection: Connection, message_no: int, *, session_no: int) -> bool:
+    """Whether anything follows a message."""
+    return bool(connection.value("has_children", {"message_no": message_no, "session_no": session_no}))
+
+
+def has_detached(connection: Connection, *, session_no: int) -> bool:
+    """Whether any conversation of the session is shown below another."""
+    return bool(connection.value("has_detached", {"session_no": session_no}))
+
+
+def list_detached(connection: Connection, *, session_no: int, limit: int) -> list[int]:
+    """The first messages of the newest conversations that are shown below another."""
+    return connection.values("list_detached", {"session_no": session_no, "limit": limit})
+
+
+def list_subtree(connection: Connection, message_no: int, *, session_no: int, limit: int) -> list[int]:
+    """A message and those below it, in no order."""
+    return connection.values("list_subtree", {"message_no": message_no, "session_no": session_no, "limit": limit})
+
+
+def detach_from_parent(connection: Connection, message_no: int) -> None:
+    """Let a message be a root."""
+    connection.changes("detach_from_parent", {"message_no": message_no})
+
+
+def raise_messages(connection: Connection, numbers: Sequence[int], *, levels: int) -> None:
+    """Let messages stand some levels less deep."""
+    connection.store("raise_message", [{"message_no": number, "levels": levels} for number in numbers])
+
+
+def raise_subtree(connection: Connection, message_no: int, *, session_id: str) -> None:
+    """Let a message and those below it stand one level less deep."""
+    connection.changes("raise_subtree", {"message_no": message_no, "session_id": session_id})
+
+
+def rechain_messages(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Give messages, each by `message_no`, another `chain_hash` and `root_no`."""
+    connection.store("rechain_message", rows)
+
+
+def list_newest_ends(connection: Connection, session_id: str, *, among: int, limit: int) -> list[int]:
+    """Of a session's newest messages those that end a conversation, newest first."""
+    return connection.values("list_newest_ends", {"session_id": session_id, "among": among, "limit": limit})
+
+
+def find_context(connection: Connection, message_no: int) -> Context | None:
+    """The system messages that a message was sent or answered with; None where it was posted by hand."""
+    row = connection.one("find_sent_context", {"message_no": message_no})
+    return None if row is None else Context(row["context"])
+
+
+def get_text(connection: Connection, message_no: int) -> str:
+    """The text of a message, empty where it is gone."""
+    return connection.value("get_text", {"message_no": message_no}) or ""
+
+
+def list_first_texts(connection: Connection, session_id: str, *, limit: int) -> list[dict[str, Any]]:
+    """What a session begins with: `role`, `content` and `exchange_no` of its first messages."""
+    return connection.all("list_first_texts", {"session_id": session_id, "limit": limit})
+
+
+def move_root(connection: Connection, message_no: int, *, session_id: str) -> None:
+    """Let the conversation that a message begins begin with the one below it."""
+    connection.changes("move_root", {"message_no": message_no, "session_id": session_id})
+
+
+def update_title(connection: Connection, session_id: str, title: str) -> None:
+    """Give the session another title; that is no activity."""
+    connection.changes("update_title", {"session_id": session_id, "title": title})
+
+
+def count_leaves(connection: Connection, *, session_no: int) -> int:
+    """How many branches a session has."""
+    return int(connection.value("count_leaves", {"session_no": session_no}) or 0)
+
+
+def page_leaves(connection: Connection, session_id: str, *, limit: int, offset: int) -> list[Leaf]:
+    """One page of the ends of a session's branches, newest first."""
+    parameters = {"session_id": session_id, "limit": limit, "offset": offset}
+    return [Leaf(**row) for row in connection.all("page_leaves", parameters)]
+
+
+def find_first_root(connection: Connection, *, session_no: int) -> int | None:
+    """The first message of a session's first conversation."""
+    found: int | None = connection.value("find_first_root", {"session_no": session_no})
+    return found
+
+
+def get_beginning(connection: Connection, message_no: int, *, session_no: int) -> Beginning | None:
+    """How the conversation of a first message begins; None where that message is gone."""
+    row = connection.one("get_beginning", {"message_no": message_no, "session_no": session_no})
+    return None if row is None else Beginning(**row)
