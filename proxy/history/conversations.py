@@ -22,6 +22,14 @@ from proxy.wire.message import title_of, to_columns, to_openai
 ID_PREFIX = "conv_"
 
 
+def find_conversation(connection: Connection, id_: str, *, user_id: str | None) -> Session:
+    """The session behind a conversation. Raises NotFoundError."""
+    try:
+        return find_session(connection, id_, user_id=user_id)
+    except NotFoundError as exc:
+        raise NotFoundError("No such conversation.") from exc
+
+
 def conversation_json(session: Session) -> JSON:
     """A session as OpenAI has it."""
     return {
@@ -37,7 +45,7 @@ def conversation_json(session: Session) -> JSON:
 
 def get_conversation(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
     """The conversation. Raises NotFoundError."""
-    return conversation_json(find_session(connection, id_, user_id=user_id))
+    return conversation_json(find_conversation(connection, id_, user_id=user_id))
 
 
 def list_items(
@@ -50,7 +58,7 @@ def list_items(
     include: Collection[str] = (),
 ) -> JSON:
     """One page of the items of the newest branch. Only messages that are shown are loaded."""
-    session = find_session(connection, id_, user_id=user_id)
+    session = find_conversation(connection, id_, user_id=user_id)
     numbers = [step.message_no for step in branches.get_branch(connection, session)]
     after, after_no = _cursor(connection, session, page.after)
     if order == "desc":
@@ -73,7 +81,7 @@ def get_item(
     connection: Connection, id_: str, item_id: str, *, user_id: str | None, include: Collection[str] = ()
 ) -> JSON:
     """One item, of whatever branch. Raises NotFoundError."""
-    session = find_session(connection, id_, user_id=user_id)
+    session = find_conversation(connection, id_, user_id=user_id)
     _, number = _find_item(connection, session, item_id)
     return next(item for item in _items(connection, number, include=include) if item["id"] == item_id)
 
@@ -170,7 +178,7 @@ def add_items(
     include: Collection[str] = (),
 ) -> JSON:
     """Store messages at the end of the session's main branch and show their items."""
-    session = find_session(connection, id_, user_id=user_id)
+    session = find_conversation(connection, id_, user_id=user_id)
     numbers = _append(connection, session.session_id, messages)
     added = [item for number in numbers for item in _items(connection, number, include=include)]
     return page_json(added, has_more=False)
@@ -178,7 +186,7 @@ def add_items(
 
 def delete_item(connection: Connection, id_: str, item_id: str, *, user_id: str | None) -> JSON:
     """Take an item out of the conversation, and show that. The message goes with its last item."""
-    session = find_session(connection, id_, user_id=user_id)
+    session = find_conversation(connection, id_, user_id=user_id)
     item, number = _find_item(connection, session, item_id)
     left = conversation_items.without(branches.get_message(connection, number, show=_message), item)
     if left is None:

@@ -109,7 +109,7 @@ def numbered_page_of(request: Request[State]) -> tuple[int, Page]:
 def openai_page_of(request: Request[State]) -> Page:
     """`limit` and `after` as OpenAI's lists have them."""
     query = request.query_params
-    limit = integer(query, "limit", default=20, least=1, most=_OPENAI_LIMIT_MAX)
+    limit = integer(query, "limit", default=20, least=0, most=_OPENAI_LIMIT_MAX)  # OpenAI's gives no minimum
     return Page(limit=limit, after=text(query, "after"))
 
 

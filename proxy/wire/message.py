@@ -1,5 +1,6 @@
 """Messages between OpenAI's JSON and the columns of `messages`, losslessly. Pure."""
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -9,6 +10,7 @@ from proxy.wire import json_text
 from proxy.wire.dialect import wire_of
 
 TITLE_LENGTH = 80
+_ZERO_WIDTH_JOINER = "\u200d"
 DEFAULT_TITLE = "New Conversation"
 
 # Strings from this length on, inside content parts that are not text, are kept apart: images, audio, files.
@@ -90,7 +92,29 @@ def _cut(words: str) -> str:
         return words
     head = words[: TITLE_LENGTH + 1]
     # Scripts without spaces have no word to cut at.
-    return head.rsplit(" ", 1)[0] if " " in head else head[:TITLE_LENGTH]
+    return head.rsplit(" ", 1)[0] if " " in head else words[: _end_of_character(words, TITLE_LENGTH)]
+
+
+def _end_of_character(text: str, length: int) -> int:
+    """The last position up to `length` that is not inside what readers see as one character (an emoji, an accent)."""
+    end = length
+    while end and _are_joined(text, end):
+        end -= 1
+    return end or length
+
+
+def _are_joined(text: str, position: int) -> bool:
+    """Whether the code points before and after a position make one character (https://www.unicode.org/reports/tr29/,
+    the rules for marks, joiners, skin tones, tags and flags)."""
+    before, after = text[position - 1], text[position]
+    if _ZERO_WIDTH_JOINER in (before, after) or unicodedata.category(after) in ("Mn", "Mc", "Me"):
+        return True
+    if "\U0001f3fb" <= after <= "\U0001f3ff" or "\U000e0020" <= after <= "\U000e007f":
+        return True
+    flags = 0
+    while flags < position and "\U0001f1e6" <= text[position - 1 - flags] <= "\U0001f1ff":
+        flags += 1
+    return flags % 2 == 1 and "\U0001f1e6" <= after <= "\U0001f1ff"
 
 
 def _encodes(text: str) -> bool:

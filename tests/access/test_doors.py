@@ -11,6 +11,7 @@ import pytest
 from proxy.access.origins import Origins
 from proxy.routes import route_table
 from proxy.settings import Settings
+from proxy.web.markdown_process import MarkdownProcess
 from proxy.wire.headers import Headers
 from tests.access.test_caller import files_with
 from tests.access.test_keys import bearer, make_key, rows
@@ -84,7 +85,8 @@ async def test_without_keys_only_our_names_are_answered_on_every_route(
     upstream: FakeUpstream, tmp_path: Path, auth: str
 ) -> None:
     settings = settings_for(tmp_path, upstream_url=upstream.url, auth=auth, allowed_hosts=("chat.example",))
-    paths = [route.path.replace(":path}", "}").replace("{", "").replace("}", "") for route in route_table(settings)]
+    table = route_table(settings, MarkdownProcess())
+    paths = [route.path.replace(":path}", "}").replace("{", "").replace("}", "") for route in table]
     async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url) as http:
         asked = [(OTHER_HOSTS[0], path) for path in (*paths, CHAT, "/v1/responses", "/v1/messages")]
         asked += [(host, CHAT) for host in OTHER_HOSTS]
