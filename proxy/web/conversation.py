@@ -123,7 +123,7 @@ def _read(connection: Connection, *, id_: str, user_id: str | None, view: View, 
 
 def _read_on(connection: Connection, *, id_: str, user_id: str | None, leaf: str | None, live: LiveReplies) -> JSON:
     session = branches.find_session(connection, id_, user_id=user_id)
-    path = branches.get_branch(connection, session, through=leaf)
+    path = _newest_alone(connection, session, leaf) or branches.get_branch(connection, session, through=leaf)
     known = 0 if leaf is None else _position(connection, session, path, leaf) + 1
     new = path[known : known + _PAGE]
     is_end = known + len(new) == len(path)
@@ -134,6 +134,14 @@ def _read_on(connection: Connection, *, id_: str, user_id: str | None, leaf: str
         **(_end_of(connection, session, path, live) if is_end else _NO_END),
         "elsewhere": session.leaf_no is not None and session.leaf_no not in {node.message_no for node in path},
     }
+
+
+def _newest_alone(connection: Connection, session: Session, leaf: str | None) -> list[BranchNode]:
+    """The end of a branch that nothing was added to: what an open page nearly always asks for, without a long walk."""
+    if leaf is None or session.leaf_no is None or queries.web.get_message_id(connection, session.leaf_no) != leaf:
+        return []
+    node = queries.messages.get_node(connection, session.leaf_no)
+    return [] if node is None else [BranchNode(node.message_no, node.role, None)]
 
 
 def _window(connection: Connection, session: Session, nodes: Sequence[BranchNode], view: View) -> tuple[int, int]:

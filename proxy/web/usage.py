@@ -18,7 +18,7 @@ from proxy.web.visits import Visit
 JSON = dict[str, Any]
 
 _DAYS = 30
-_DAYS_MAX = 366
+_DAYS_MAX = 100  # each is a row a user and model
 _ROWS_MAX = 400
 _WIDTH, _HEIGHT = 960, 150
 

@@ -236,6 +236,10 @@ def tell_growing(connection: SqliteConnection, worker_id: str) -> str:
     teller = Teller(connection)
     asked = teller.exchange([user("Explain how tides work, for a child.")], model="qwen3-8b")
     teller.begin(
-        asked, "The Moon pulls at the sea, ", "a little like a magnet. ", "Where the pull is strongest the water"
+        asked,
+        worker_id,
+        "The Moon pulls at the sea, ",
+        "a little like a magnet. ",
+        "Where the pull is strongest the water",
     )
     return asked.session.session_id

@@ -6,6 +6,13 @@ from typing import NamedTuple
 from proxy.storage.connection import Connection, Row
 from proxy.storage.queries.keys import ApiKey
 
+_SUMS = {
+    "day": "sum_usage_by_day",
+    "model": "sum_usage_by_model",
+    "user": "sum_usage_by_user",
+    "endpoint": "sum_usage_by_endpoint",
+}
+
 
 class WebSession(NamedTuple):
     """A browser that is logged in, and its key, which is None where the database does not have it (any more)."""
@@ -90,7 +97,8 @@ def iterate_fragments(connection: Connection, exchange_id: str, *, start: int) -
 
 def sum_usage(connection: Connection, *, by: str, since: str, until: str, user_id: str | None, limit: int) -> list[Row]:
     """Sums of `usage_days` by `day`, `model`, `user` or `endpoint`, from one day to another, both included."""
-    return connection.all("sum_usage", {"by": by, "since": since, "until": until, "user_id": user_id, "limit": limit})
+    parameters = {"since": since, "until": until, "user_id": user_id, "limit": limit}
+    return connection.all(_SUMS[by], parameters)
 
 
 def list_keys(connection: Connection, *, user_id: str | None, limit: int) -> list[ApiKey]:
