@@ -219,7 +219,10 @@ class Overflow:
             spill_at = write.queued_at + self.spill_seconds
             if not write.is_spilled and write.line is not None and spill_at <= now:
                 self._wanted.set()
-            give_up_at = write.queued_at + self._give_up_seconds
+                write.due_at = write.due_at or now
+            # An event loop that was held up for long has given the spill no chance yet.
+            chance_ends_at = 0.0 if write.line is None else (write.due_at or now) + self._give_up_seconds / 4
+            give_up_at = max(write.queued_at + self._give_up_seconds, chance_ends_at)
             if give_up_at <= now:
                 self._give_up(write)
                 give_up_at = now + self._give_up_seconds

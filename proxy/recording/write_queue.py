@@ -26,6 +26,7 @@ class Write(Generic[T]):
     size: int = 0
     line: Callable[[], bytes] | None = None
     queued_at: float = field(default_factory=time.monotonic)
+    due_at: float | None = None  # when it was first seen to be due for the spill
     is_spilled: bool = False  # its line is on the spill file, synced
     is_withdrawn: bool = False  # its caller was told that it failed: it is not tried any more
     is_doubtful: bool = False  # it may be stored: only its line, which is looked up first, may be tried again

@@ -238,7 +238,8 @@ class Writer:
     async def _write_batch(self) -> None:
         batch = self._queue.take(_BATCH_LIMIT)
         if not batch:
-            self._accept()
+            if self._refused_in_a_row < _REFUSED_IN_A_ROW:
+                self._accept()
             await self._wait_for_writes()
             return
         started = time.monotonic()

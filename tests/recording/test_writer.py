@@ -2,6 +2,7 @@ import asyncio
 import resource
 import signal
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -268,3 +269,86 @@ def locked_later(folder: Path) -> Iterator[Callable[[], None]]:
     finally:
         for connection in held:
             connection.close()
+
+
+@contextmanager
+def stalled(writer: Writer) -> Iterator[None]:
+    """The database's thread is held, as inside an `fsync` that does not return."""
+    going_on = threading.Event()
+
+    def hold(_rows: WriteBatch) -> None:
+        going_on.wait(20)
+
+    writer.submit(hold)
+    try:
+        yield
+    finally:
+        going_on.set()
+
+
+async def test_a_stalled_disk_is_bridged_by_the_spill_and_said(tmp_path: Path) -> None:
+    async with writing(tmp_path, commit_timeout_seconds=2.0) as writer:
+        with stalled(writer):
+            assert await record(writer, "a") is True
+            assert b"a\n" in (tmp_path / "spill").read_bytes()
+            await until(lambda: writer.last_error is not None)
+            assert await record(writer, "b") is True
+            with pytest.raises(UnavailableError):
+                await writer.submit(insert("by hand"))
+        await until(lambda: not writer.waiting and not writer.spilled)
+        assert writer.last_error is None
+        assert not writer.unsaved
+    assert names(tmp_path) == ["a", "b"]
+
+
+async def test_closing_does_not_wait_for_a_stalled_disk(tmp_path: Path) -> None:
+    async with writing(tmp_path, commit_timeout_seconds=0.4) as writer:
+        with stalled(writer):
+            saved = record(writer, "a")
+            assert await saved is True
+            await writer.close()
+            assert (tmp_path / "spill").read_bytes().startswith(b"a\n")
+
+
+async def test_what_stalls_twice_is_counted_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    going_on = threading.Event()
+    monkeypatch.setattr(Spill, "append", lambda _spill, _lines: going_on.wait(20))
+    async with writing(tmp_path, commit_timeout_seconds=0.4) as writer:
+        with stalled(writer):
+            assert await record(writer, "a") is False
+            assert writer.unsaved == {"spill_stalled": 1}
+            await until(lambda: writer.last_error is not None)
+            going_on.set()
+            monkeypatch.undo()
+
+
+@pytest.mark.parametrize("suffix", ("", "-wal"))
+async def test_files_that_were_moved_away_are_noticed_and_come_back(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.db{suffix}"
+    async with writing(tmp_path) as writer:
+        await record(writer, "before")
+        path.rename(tmp_path / "aside")
+        assert await record(writer, "during") is True
+        assert writer.last_error is not None
+        assert writer.spilled
+        (tmp_path / "aside").rename(path)
+        await until(lambda: not writer.waiting and not writer.spilled)
+    assert names(tmp_path) == ["before", "during"]
+
+
+async def test_what_is_refused_again_and_again_is_said(tmp_path: Path) -> None:
+    async with writing(tmp_path) as writer:
+        await record(writer, "a")
+        for _ in range(3):
+            assert await record(writer, "a") is True
+        assert "refuses" in (writer.last_error or "")
+        assert writer.unsaved == {"refused": 3}
+
+
+async def test_the_writer_survives_its_own_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with writing(tmp_path) as writer:
+        with monkeypatch.context() as patched:
+            patched.setattr(writer._queue, "take", lambda _limit: 1 / 0)
+            assert await record(writer, "a") is True  # by the spill
+        await until(lambda: not writer.waiting)
+    assert names(tmp_path) == ["a"]
