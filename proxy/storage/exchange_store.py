@@ -223,7 +223,7 @@ def was_deleted(rows: WriteBatch, exchange: Exchange) -> bool:
 def _is_empty_and_refused(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
     """Whether it is a refused request without messages, which would leave an empty session."""
     is_empty = not exchange.messages and outcome.status == "failed"
-    return is_empty and _find_session(rows, exchange) is None
+    return is_empty and find_session(rows, exchange) is None
 
 
 @dataclass(slots=True)
