@@ -16,6 +16,7 @@ ROOMS = (
 # Libraries that only some rooms import.
 HOMES = {
     "aiosqlite": {"storage"},
+    "sqlite3": {"storage"},
     "psycopg": {"storage"},
     "httpx": {"upstream", "app"},
     "uvicorn": {"downstream", "server", "demo"},
