@@ -72,6 +72,15 @@ class UnavailableError(APIError):
         super().__init__(message, status=503, code="database_unavailable", headers={"Retry-After": "1"})
 
 
+class ReadTimeoutError(APIError):
+    """503: a read of the database was ended, since others wait for their turn."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"Reading this took longer than {seconds:g} s; ask for less at once.", status=503, code="read_timeout"
+        )
+
+
 class UpstreamError(APIError):
     """502 or 504: upstream could not be asked, or did not answer with HTTP.
 

@@ -5,14 +5,15 @@ from dataclasses import dataclass, field
 from typing import TypedDict, TypeVar
 
 from proxy.access.gate import Gate
-from proxy.errors import UnavailableError
+from proxy.errors import ReadTimeoutError, UnavailableError
 from proxy.recording.branch_points import RecentBranchPoints
 from proxy.recording.recorder import Recorder
 from proxy.recording.write_queue import QueueFullError
 from proxy.search.turns import SearchTurns
 from proxy.settings import Settings
 from proxy.storage.connection import Connection
-from proxy.storage.database import Database
+from proxy.storage.database import READ_SECONDS, Database
+from proxy.storage.errors import StorageInterruptedError
 from proxy.telemetry.observer import Observer
 from proxy.upstream.upstreams import Upstreams
 
@@ -39,7 +40,15 @@ class Services:
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run a query that sees every exchange that has ended (spec P6)."""
         await self.recorder.writer.flushed()
-        return await self.database.read(work)
+        try:
+            return await self.database.read(work)
+        except StorageInterruptedError as exc:
+            raise ReadTimeoutError(READ_SECONDS) from exc
+
+    async def look_up(self, work: Callable[[Connection], T]) -> T:
+        """The same for what a chat needs at its start: it never waits for lists and histories."""
+        await self.recorder.writer.flushed()
+        return await self.database.look_up(work)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Make a change, on disk when this returns. Raises UnavailableError."""

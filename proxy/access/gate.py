@@ -204,7 +204,7 @@ class Gate:
             return
         saves = tokens.saves
         try:
-            saved = await self._database.read(
+            saved = await self._database.look_up(
                 lambda connection: queries.keys.get_key_tokens(connection, key_id, day=day)
             )
         except StorageError as exc:
@@ -254,13 +254,13 @@ class Gate:
 
     async def _look_for_keys(self) -> None:
         if self._settings.auth == "auto" and not self.requires_key:
-            self.requires_key = await self._database.read(queries.keys.keys_were_required)
+            self.requires_key = await self._database.look_up(queries.keys.keys_were_required)
         if self.requires_key and not self._is_remembered:
             await self._remember()
 
     async def _remember(self) -> None:
         """A door that was ever locked stays locked, also when the keys are gone."""
-        if not await self._database.read(queries.keys.keys_were_required):
+        if not await self._database.look_up(queries.keys.keys_were_required):
             now = timestamp()
             try:
                 await self._write(lambda connection: queries.keys.require_keys(connection, now=now))

@@ -182,7 +182,7 @@ class KeyCache:
             if cached_key.used:
                 self.used_at[cached_key.row.key_id] = cached_key.used
                 cached_key.used = 0.0
-        rows, made = await self._database.read(_finding(used, after=self._known_id))
+        rows, made = await self._database.look_up(_finding(used, after=self._known_id))
         self._known |= {key_hash for _, key_hash in made}
         self._known_id = made[-1][0] if made else self._known_id
         self._keep({row.key_hash: row for row in rows}, asked=set(used))
@@ -245,7 +245,7 @@ class KeyCache:
 
     async def _read(self, key_hash: bytes) -> CachedKey | None:
         try:
-            row = await self._database.read(lambda connection: queries.keys.find_key(connection, key_hash))
+            row = await self._database.look_up(lambda connection: queries.keys.find_key(connection, key_hash))
         except StorageError as exc:
             logger.error("an API key could not be looked up: %s", exc)
             raise UnavailableError("The database cannot be read just now; try again.") from exc

@@ -396,7 +396,7 @@ class _Recorded:
     async def _find_named(self, asked: SessionRef) -> SessionRef:
         assert asked.external_id is not None
         # No write needs to be waited for: a session that is being made is found by the claim, which queues behind it.
-        session_id = await self._services.database.read(partial(exchange_store.find_named, exchange=self._exchange))
+        session_id = await self._services.database.look_up(partial(exchange_store.find_named, exchange=self._exchange))
         return await self._claim(asked) if session_id is None else SessionRef(session_id, asked.source)
 
     async def _claim(self, asked: SessionRef) -> SessionRef:
@@ -421,7 +421,7 @@ class _Recorded:
         exchange = self._exchange
         query = partial(exchange_store.list_stitched, exchange=exchange)
         # In strict mode a reply that was seen is on disk.
-        read = self._services.database.read if self._recording.is_strict else self._services.read
+        read = self._services.database.look_up if self._recording.is_strict else self._services.look_up
         places = await read(query)
         return (
             SessionRef(self._services.recent_branch_points.choose(places).session_id, "stitched")

@@ -20,6 +20,10 @@ T = TypeVar("T")
 
 
 _CLOSE_SECONDS = 3.0
+# A read that takes longer is ended: others wait for the same connection.
+READ_SECONDS = 10.0
+# Connections that only keys and the sessions of chats are looked up on.
+_LOOK_UP_READERS = 2
 _left_open: list[aiosqlite.Connection] = []  # to the end of the process
 
 
@@ -54,6 +58,7 @@ class Database:
         self.files = FileIdentity(path)
         self._writer: _Thread | None = None
         self._readers: asyncio.Queue[_Thread] = asyncio.Queue()
+        self._look_up_readers: asyncio.Queue[_Thread] = asyncio.Queue()
         self._opened: list[_Thread] = []
         self._reader_count = 2
 
@@ -72,10 +77,11 @@ class Database:
     async def _open(self) -> None:
         self._writer = await self._connect()
         await self._writer.run(sqlite.prepare)
-        for _ in range(self._reader_count):
-            reader = await self._connect()
-            await reader.run(sqlite_file.refuse_writes)
-            self._readers.put_nowait(reader)
+        for readers, count in ((self._readers, self._reader_count), (self._look_up_readers, _LOOK_UP_READERS)):
+            for _ in range(count):
+                reader = await self._connect()
+                await reader.run(sqlite_file.refuse_writes)
+                readers.put_nowait(reader)
         self.files.remember()
 
     async def reopen(self) -> None:
@@ -91,7 +97,7 @@ class Database:
             await self._writer.run(sqlite_file.checkpoint)
         self.files.remove_log()
         _left_open.extend(self._opened)
-        self._opened, self._readers = [], asyncio.Queue()
+        self._opened, self._readers, self._look_up_readers = [], asyncio.Queue(), asyncio.Queue()
         await self._open()
 
     async def write(self, work: Callable[[Connection], T]) -> T:
@@ -100,19 +106,15 @@ class Database:
         return await self._writer.run(work)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` on a reader connection, in one read transaction."""
-        async with self.reader() as connection:
+        """Run `work` on a reader connection, in one read transaction. Raises StorageInterruptedError after
+        READ_SECONDS."""
+        async with _one_of(self._readers) as connection:
             return await connection.run(partial(_in_snapshot, work))
 
-    @asynccontextmanager
-    async def reader(self) -> AsyncIterator[_Thread]:
-        """A reader connection of one's own, for as long as the block lasts."""
-        readers = self._readers
-        connection = await readers.get()
-        try:
-            yield connection
-        finally:
-            readers.put_nowait(connection)
+    async def look_up(self, work: Callable[[Connection], T]) -> T:
+        """The same for what every request needs at its start and is found by an index: it never waits for a `read`."""
+        async with _one_of(self._look_up_readers) as connection:
+            return await connection.run(partial(_in_snapshot, work))
 
     async def checkpoint(self) -> None:
         """Bring the write-ahead log into the file and empty it. https://sqlite.org/wal.html#ckpt"""
@@ -144,13 +146,22 @@ class Database:
         return connection
 
 
+@asynccontextmanager
+async def _one_of(readers: asyncio.Queue[_Thread]) -> AsyncIterator[_Thread]:
+    connection = await readers.get()
+    try:
+        yield connection
+    finally:
+        readers.put_nowait(connection)
+
+
 def _translated(work: Callable[[SqliteConnection], T], connection: SqliteConnection) -> T:
     with translated_errors():
         return work(connection)
 
 
-def _in_snapshot(work: Callable[[Connection], T], connection: Connection) -> T:
-    with connection.snapshot():
+def _in_snapshot(work: Callable[[Connection], T], connection: SqliteConnection) -> T:
+    with connection.limited_to(READ_SECONDS), connection.snapshot():
         return work(connection)
 
 

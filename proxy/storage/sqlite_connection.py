@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,6 +20,9 @@ from proxy.storage.named import QUERIES
 
 # Rows that one statement stores at most. Fewer are stored in powers of two, so that few statements are compiled.
 _ROWS_MAX = 64
+
+# How often a long statement is asked whether its time is up: about every millisecond.
+_INSTRUCTIONS = 100_000
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -57,10 +61,12 @@ def translated_errors() -> Iterator[None]:
 class SqliteConnection(sqlite3.Connection):
     """See `connection.Connection`. Inside `storage` it also runs SQL text."""
 
+    _deadline: float | None = None
+
     def one(self, name: str, parameters: Parameters = _NOTHING, /) -> Row | None:
         """The first row."""
         try:
-            cursor = self.execute(QUERIES[name], parameters)
+            cursor = self._named(name, parameters)
             row = cursor.fetchone()
             return None if row is None else dict(zip(_column_names(name, cursor), row, strict=True))
         except sqlite3.Error as exc:
@@ -73,7 +79,7 @@ class SqliteConnection(sqlite3.Connection):
     def each(self, name: str, parameters: Parameters = _NOTHING, /) -> Iterator[Row]:
         """Every row, read from the file as it is asked for."""
         try:
-            cursor = self.execute(QUERIES[name], parameters)
+            cursor = self._named(name, parameters)
             names = _column_names(name, cursor)
             for row in cursor:
                 yield dict(zip(names, row, strict=True))
@@ -83,7 +89,7 @@ class SqliteConnection(sqlite3.Connection):
     def value(self, name: str, parameters: Parameters = _NOTHING, /) -> Any:
         """The only column of the first row; None where there is no row."""
         try:
-            row = self.execute(QUERIES[name], parameters).fetchone()
+            row = self._named(name, parameters).fetchone()
         except sqlite3.Error as exc:
             raise storage_error(exc) from exc
         return None if row is None else row[0]
@@ -91,7 +97,7 @@ class SqliteConnection(sqlite3.Connection):
     def values(self, name: str, parameters: Parameters = _NOTHING, /) -> list[Any]:
         """The only column of every row."""
         try:
-            return [value for (value,) in self.execute(QUERIES[name], parameters)]
+            return [value for (value,) in self._named(name, parameters)]
         except sqlite3.Error as exc:
             raise storage_error(exc) from exc
 
@@ -152,6 +158,24 @@ class SqliteConnection(sqlite3.Connection):
             yield
         finally:
             self.roll_back()
+
+    @contextmanager
+    def limited_to(self, seconds: float) -> Iterator[None]:
+        """End the statements of a block by StorageInterruptedError once it has taken so long."""
+        deadline = time.monotonic() + seconds
+        self.set_progress_handler(lambda: time.monotonic() > deadline, _INSTRUCTIONS)
+        self._deadline = deadline
+        try:
+            yield
+        finally:
+            self._deadline = None
+            self.set_progress_handler(None, 0)
+
+    def _named(self, name: str, parameters: Parameters) -> sqlite3.Cursor:
+        # The handler is asked within long statements alone; a block may also be many short ones.
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise StorageInterruptedError("interrupted")
+        return self.execute(QUERIES[name], parameters)
 
     def roll_back(self) -> None:
         """End the transaction, where SQLite has not done so itself. https://sqlite.org/lang_transaction.html#immediate"""

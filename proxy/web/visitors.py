@@ -62,7 +62,7 @@ async def find_visitor(request: Request[State]) -> Visitor | None:
         return None
     services, token_hash = request.state["services"], _hash(token)
     now = timestamp()
-    login = await services.database.read(lambda conn: queries.web.get_web_session(conn, token_hash, now=now))
+    login = await services.database.look_up(lambda conn: queries.web.get_web_session(conn, token_hash, now=now))
     visitor = None if login is None else _visitor_of(login, admin_key=services.settings.admin_key, now=now)
     if login is not None and visitor is not None and LIVE_HEADER not in request.headers:
         await _extend(services, login, token_hash, now=now)
