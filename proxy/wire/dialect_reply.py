@@ -26,7 +26,7 @@ class DialectReply(ABC):
     def feed(self, event: Event) -> None:
         """Fold one event. What cannot be understood is counted, never raised."""
         data = event.data
-        if not data or data.isspace() or data.lstrip().startswith(b"[DONE]"):
+        if data[:1] != b"{" and (not data or data.isspace() or data.lstrip().startswith(b"[DONE]")):
             return
         parsed = parsed_object(data)
         if parsed is None:

@@ -104,9 +104,10 @@ class ResponseReply(DialectReply):
             place, _, part_type = _PART_DELTAS[kind]
             number = event.get(f"{place}_index")
             number = number if isinstance(number, int) and 0 <= number < _INDEX_MAX else 0
-            parts = _list(item, place)
-            parts.extend({"type": part_type} for _ in range(len(parts), number + 1))
             key = (index, place, number)
+            if key not in self._pieces:
+                parts = _list(item, place)
+                parts.extend({"type": part_type} for _ in range(len(parts), number + 1))
         else:
             return  # an event that nobody knows: its item's end says it again
         self._pieces.setdefault(key, []).append(delta)

@@ -81,6 +81,9 @@ class Decoder:
                 return [_new(Event, (chunk, chunk[6:end], b""))]
             if events := self._feed_plain(chunk):
                 return events
+        elif chunk[:7] == b"event: " and _CR not in chunk and (named := _named(chunk)) is not None:
+            self._at_start = False
+            return [named]
         return self._feed_any(chunk)
 
     def _feed_plain(self, chunk: bytes) -> list[Event]:
@@ -169,6 +172,17 @@ class Decoder:
                 return end
         may_be_half_a_crlf = end == len(buffer) and buffer[end - 1] == 13
         return None if may_be_half_a_crlf else end
+
+
+def _named(chunk: bytes) -> Event | None:
+    """The event of one `event: ` and one `data: ` line, as the dialects other than chat send them, if that is all."""
+    end_of_name = chunk.find(b"\n")
+    end = len(chunk) - 2
+    if chunk[end_of_name + 1 : end_of_name + 7] != b"data: " or chunk[-1] != _LF:
+        return None
+    if chunk.find(b"\n", end_of_name + 1) != end:
+        return None
+    return _new(Event, (chunk, chunk[end_of_name + 7 : end], chunk[7:end_of_name]))
 
 
 def _event(raw: bytes, text: bytes) -> Event:
