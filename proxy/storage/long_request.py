@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from proxy.ids import timestamp
-from proxy.storage import exchange_store, message_tree, queries
+from proxy.storage import exchange_store, message_tree, placement, queries
 from proxy.storage.exchange import Exchange
 from proxy.storage.queries.sessions import Session
 from proxy.storage.write_batch import UNFINISHED, SessionDelta, WriteBatch
@@ -85,7 +85,7 @@ class LongRequest:
             node = queries.messages.get_node(connection, self._last_no)
             if node is not None and node.chain_hash == self._hashes[self._count - 1]:
                 return message_tree.below(connection, session, self._last_no)
-        place, self._count = message_tree.find_place(connection, session, self._exchange)
+        place, self._count = placement.find_place(connection, session, self._exchange)
         return place
 
     def _store_some(self, rows: WriteBatch, place: message_tree.InsertPosition) -> bool:
