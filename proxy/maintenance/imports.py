@@ -22,6 +22,10 @@ _BATCH_BYTES = 4 * 2**20
 
 Row = dict[str, Any]
 
+# An older export has no value for columns that came after it.
+_NEWER_MESSAGE_COLUMNS: Row = dict.fromkeys(queries.messages.Message.__slots__)
+_NEWER_EXCHANGE_COLUMNS: Row = dict.fromkeys(queries.exchanges.ExchangeRow.__slots__)
+
 
 @dataclass(slots=True)
 class Imported:
@@ -141,6 +145,7 @@ class _Reader:
         return there is None
 
     def _add_message(self, row: Row) -> int:
+        row = _NEWER_MESSAGE_COLUMNS | row
         blobs, parent_id = row.pop("blobs", ()), row.pop("parent_id")
         above = None if parent_id is None else self._place(parent_id)
         if parent_id is not None and above is None:
@@ -149,7 +154,6 @@ class _Reader:
         row["depth"] = above.depth + 1 if above else 0
         row["chain_hash"] = bytes.fromhex(row["chain_hash"])
         row["session_no"] = self._session_no
-        row.setdefault("wire", None)  # exports of before there were other endpoints
         root_id = row.pop("root_id", None)  # exports of before know one conversation a session
         row["root_no"] = None if root_id in (None, row["message_id"]) else self._root_no(root_id, row)
         queries.messages.insert_messages(self._connection, [row | {"message_no": None}])
@@ -169,6 +173,7 @@ class _Reader:
         return root.message_no
 
     def _take_exchange(self, row: Row) -> None:
+        row = _NEWER_EXCHANGE_COLUMNS | row
         exchange_id = row["exchange_id"]
         if queries.exchanges.find_exchange_no(self._connection, exchange_id) is not None:
             return
@@ -181,8 +186,6 @@ class _Reader:
         row["session_no"] = self._session_no
         row["user_no"] = self._user_no
         row["exchange_no"] = None
-        row.setdefault("wire", None)
-        row.setdefault("completion_created", None)  # exports of before the first release have it in `completion`
         parameters = json_text.loads(row["parameters"])
         parts = split(parameters)
         row["asked_model"], row["own_parameters"] = asked_model(parameters), parts.own
