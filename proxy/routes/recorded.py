@@ -43,6 +43,8 @@ _CLAIM_SECONDS = 0.3
 # What upstreams answer to an option that they do not know; and how many models are remembered that do not.
 _REFUSALS = frozenset({400, 415, 422, 501})
 _REMEMBERED = 1024
+_COUNTED_BYTES = 2**20
+_VALUES_MAX = 5_000_000
 
 
 @dataclass(slots=True)
@@ -82,7 +84,8 @@ class RecordedEndpoint:
         raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
         chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"")
         coding = headers.value_of(scope["headers"], b"content-encoding")
-        request = self._endpoint.parse(raw if not coding else await _decoded(raw, coding, services))
+        text = raw if not coding else await _decoded(raw, coding, services)
+        request = None if await _has_too_many_values(text) else self._endpoint.parse(text)
         body = None if request is None else request.body
         chat.charge = reserve_tokens(scope, request_bytes=len(raw), request=body)
         resolved = Resolved()
@@ -166,6 +169,18 @@ class RecordedEndpoint:
             chat.body, body, history=resolved.history, items=resolved.items, is_known=resolved.is_known
         )
         return self._endpoint.request(changed), resolved
+
+
+async def _has_too_many_values(body: bytes) -> bool:
+    """Whether parsing a body would take many times its size in memory; no model's context holds so many values."""
+    count = 0
+    for start in range(0, len(body), _COUNTED_BYTES) if len(body) > _COUNTED_BYTES else ():
+        part = body[start : start + _COUNTED_BYTES]
+        count += part.count(b",") + part.count(b"{") + part.count(b"[")
+        await asyncio.sleep(0)
+    if count > _VALUES_MAX:
+        logger.warning("a request of %d bytes has more than %d values: it is not recorded", len(body), _VALUES_MAX)
+    return count > _VALUES_MAX
 
 
 async def _decoded(body: bytes, coding: bytes, services: Services) -> bytes:

@@ -69,7 +69,8 @@ class Completion:
 
     def feed(self, event: Event) -> None:
         """Fold one event. What cannot be understood is counted, never raised."""
-        self._fold_batched()
+        if self.batched:
+            self._fold_batched()
         if event.name == b"error":
             self._take_error(event.data)
         else:
@@ -106,7 +107,8 @@ class Completion:
         template = self._template
         if template is not None and (piece := template.piece_of(data)) is not None:
             template.pieces.append(piece)
-            self.has_token = self.has_token or (piece != "" and template.key in _TOKEN_KEYS)
+            if not self.has_token:
+                self.has_token = piece != "" and template.key in _TOKEN_KEYS
             return
         self._template = None
         self.can_batch = False
