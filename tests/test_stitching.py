@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.wire import hash_chain
 from tests.chats import Message, said, system, user
-from tests.world import World, open_world
+from tests.world import CHAT, World, open_world
 
 IMAGE = "data:image/png;base64," + "A" * 5000
 
@@ -402,3 +402,30 @@ def test_agents_that_race_under_one_id_read_back_what_each_said(tmp_path: Path) 
             replay()
         finally:
             runner.run(stack.aclose())
+
+
+# --- requests that are sent again
+
+
+@pytest.mark.parametrize("before", ([], [user("q"), said("ok")]))
+async def test_retries_of_a_failed_request_belong_to_its_session(tmp_path: Path, before: list[Message]) -> None:
+    async with AsyncExitStack() as stack:
+        world = await open_world(stack, tmp_path)
+        if before:
+            await world.sources(before[:1])
+        messages = [*before, user("again?")]
+        failing = {"model": "m", "messages": messages, "fail": 500}
+        headers = {"X-User-Id": "u"}
+        sessions = []
+        for count in ("0", "1", "2"):
+            response = await world.client.post(CHAT, json=failing, headers=headers | {"x-stainless-retry-count": count})
+            assert response.status_code == 500
+            sessions.append(response.headers["x-session-id"])
+        ((session_id, source),) = await world.sources(messages)
+        assert (set(sessions), source) == ({session_id}, "stitched")
+        assert await world.read(session_id) == [*messages, said("ok")]
+        assert world.count("sessions") == 1
+        # Another user's request, and another question, are new.
+        await world.sources([user("again?")], user_id="v")
+        await world.sources([user("something else")])
+        assert world.count("sessions") == 3

@@ -33,6 +33,9 @@ LIMITS = httpx.Limits(max_keepalive_connections=0)
 async def as_told(call: Call, wire: Wire) -> None:
     """A model that says what the request's `told` holds, or repeats the last message."""
     request = call.json()
+    if request.get("fail"):
+        await whole_json({"error": {"message": "no"}}, status=request["fail"])(call, wire)
+        return
     told = request.get("told") or [said(f"you said {request['messages'][-1]['content']}")]
     if request.get("stream"):
         chunks = [event(chat_chunk(call.number, message, index=index)) for index, message in enumerate(told)]

@@ -13,6 +13,7 @@ from typing import Any
 from proxy.ids import timestamp, uuid7
 from proxy.recording import dead_letters, spill_codec
 from proxy.recording.dead_letters import dead_letter_path
+from proxy.recording.recent_failures import RecentFailures
 from proxy.recording.spill import OrphanedSpill, Spill, spill_files, spill_path
 from proxy.recording.transactions import is_trouble, replay_lines
 from proxy.recording.write_queue import QueueFullError
@@ -134,6 +135,7 @@ class Recorder:
         self._recovering: asyncio.Task[None] | None = None
         self._is_empty = asyncio.Event()
         self._is_empty.set()
+        self.failures = RecentFailures()
         self.observe: Callable[[Exchange, Outcome], None] | None = None  # told of every exchange that has ended
         self._state_dir = settings.state_path
         self._retry_refused_at = 0.0
@@ -208,6 +210,8 @@ class Recorder:
         if keeps_events:
             self._write_last_events(live)
         exchange, is_begun = live.exchange, live.is_begun
+        if outcome.status != "completed":
+            self.failures.add(exchange)
         size = live.size + len(live.unwritten())  # which folds what waited: who is told of the outcome reads the reply
         if is_begun:
             work = live.in_slices(partial(exchange_store.finish_begun, exchange=exchange, outcome=outcome))

@@ -37,6 +37,7 @@ from proxy.wire.routing_key import routing_key
 logger = logging.getLogger(__name__)
 
 _SESSION = b"x-session-id"
+_RETRY_COUNT = b"x-stainless-retry-count"
 
 # The headers wait for the claim of a new session; while the database is locked they do not wait longer.
 _CLAIM_SECONDS = 0.3
@@ -57,6 +58,7 @@ class Chat:
     request_id: bytes
     hides_usage: bool = False
     body_as_sent: bytes | None = None  # where `body` asks for the usage
+    is_retry: bool = False
     model: str | None = None
     routing_key: bytes | None = None
     charge: Charge | None = None
@@ -126,6 +128,7 @@ class RecordedEndpoint:
             chat.body_as_sent = chat.body
             chat.body = asking
             chat.hides_usage = True
+        chat.is_retry = (headers.value_of(given, _RETRY_COUNT) or b"0") != b"0"
         chat.request_id = headers.value_of(chat.headers, b"x-request-id") or b""
         request_id = headers.text_of(chat.request_id)
         # A request that was given its id here gives it to its exchange.
@@ -375,11 +378,11 @@ class _Recorded:
         exchange = self._exchange
         if exchange.session.external_id is not None:
             self._search = asyncio.create_task(self._find(self._find_named(exchange.session)))
-        elif (
-            exchange.session.source == "new"
-            and self._services.settings.stitching
-            and hash_chain.has_reply(exchange.messages)
-        ):
+        elif exchange.session.source != "new" or not self._services.settings.stitching:
+            self._recording.live.is_placed = True
+        elif (failed := self._services.recorder.failures.find(exchange, is_retry=self._chat.is_retry)) is not None:
+            self._recording.live.place(SessionRef(failed, "stitched"))
+        elif hash_chain.has_reply(exchange.messages):
             self._search = asyncio.create_task(self._find(self._find_stitched()))
         else:
             self._recording.live.is_placed = True
@@ -412,7 +415,10 @@ class _Recorded:
         assert asked.external_id is not None
         # No write needs to be waited for: a session that is being made is found by the claim, which queues behind it.
         session_id = await self._services.database.look_up(partial(exchange_store.find_named, exchange=self._exchange))
-        return await self._claim(asked) if session_id is None else SessionRef(session_id, asked.source)
+        if session_id is not None:
+            return SessionRef(session_id, asked.source)
+        # A request without messages may be refused, and would leave an empty session.
+        return await self._claim(asked) if self._exchange.messages else asked
 
     async def _claim(self, asked: SessionRef) -> SessionRef:
         """Make the session now, so that its id holds also where another worker makes it at this moment."""

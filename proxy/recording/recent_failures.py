@@ -1,0 +1,56 @@
+"""Which chats of this process failed a moment ago, so that the same request, sent again, goes into the same session."""
+
+import time
+from collections import Counter
+
+from proxy.storage.exchange import Exchange
+
+_REMEMBERED = 1024
+# Who says that a request is a retry may have waited as long as upstream asked for. Who does not say it is believed for
+# a few seconds.
+_RETRY_SECONDS = 120.0
+_SECONDS = 10.0
+
+
+class RecentFailures:
+    """The sessions of chats that got no whole reply, by user, length and last chain hash."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[tuple[str, int, bytes], tuple[str, float]] = {}
+        # A request is hashed only where one of its user and length has failed: for a long history that is not free.
+        self._lengths: Counter[tuple[str, int]] = Counter()
+
+    def add(self, exchange: Exchange) -> None:
+        """Remember a chat that failed, or was cut."""
+        if not exchange.chained:
+            return
+        key = _key(exchange)
+        if key in self._sessions:
+            self._drop(key)  # the newest stand last
+        self._sessions[key] = exchange.session.session_id, time.monotonic()
+        self._lengths[key[:2]] += 1
+        if len(self._sessions) > _REMEMBERED:
+            self._drop(next(iter(self._sessions)))
+
+    def find(self, exchange: Exchange, *, is_retry: bool) -> str | None:
+        """The session of the failed chat that a request repeats."""
+        self._forget_old()
+        if not self._lengths or (exchange.user_id, len(exchange.chained)) not in self._lengths:
+            return None
+        session_id, failed_at = self._sessions.get(_key(exchange), (None, 0.0))
+        return session_id if time.monotonic() - failed_at <= (_RETRY_SECONDS if is_retry else _SECONDS) else None
+
+    def _forget_old(self) -> None:
+        oldest = time.monotonic() - _RETRY_SECONDS
+        while self._sessions and self._sessions[key := next(iter(self._sessions))][1] < oldest:
+            self._drop(key)
+
+    def _drop(self, key: tuple[str, int, bytes]) -> None:
+        del self._sessions[key]
+        self._lengths[key[:2]] -= 1
+        if not self._lengths[key[:2]]:
+            del self._lengths[key[:2]]
+
+
+def _key(exchange: Exchange) -> tuple[str, int, bytes]:
+    return exchange.user_id, len(exchange.chained), exchange.chain[-1]
