@@ -38,6 +38,15 @@ def says_errors(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+def confirmed(question: str, *, yes: bool) -> None:
+    """Ask on a terminal, unless `--yes` was given; without a terminal only `--yes` will do."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigurationError(f"{question} Say so with --yes.")
+    click.confirm(question, abort=True, err=True)
+
+
 def database_path() -> Path:
     """The database of the environment's settings, which is there. Raises ConfigurationError."""
     path = settings.load().database_path

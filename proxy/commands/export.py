@@ -1,5 +1,6 @@
 """`stellarchat export` and `import`."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
@@ -8,7 +9,7 @@ from typing import BinaryIO
 import click
 
 from proxy import settings
-from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
+from proxy.commands.console import as_json_option, confirmed, database_path, print_json, says_errors, shown_progress
 from proxy.maintenance import export, imports
 from proxy.maintenance.export import FORMATS, Format, Scope
 from proxy.maintenance.imports import Imported
@@ -51,13 +52,17 @@ _SESSION_STARTS = ('{"kind":"session"', "# ", '{"messages"')
 
 @click.command("import")
 @click.argument("file", type=click.File("rb"), default="-")
+@click.option("--yes", is_flag=True, help="Do not ask before adding to a database that has chats in it.")
 @as_json_option
 @says_errors
-def import_command(*, file: BinaryIO, as_json: bool) -> None:
-    """Add what a jsonl export in FILE, or on the standard input, holds and the database does not."""
+def import_command(*, file: BinaryIO, yes: bool, as_json: bool) -> None:
+    """Add what a jsonl export in FILE, or on the standard input, holds and the database does not. A line that is wrong
+    is named and left out; then the exit code is 1."""
     with closing(connect(settings.load().database_path)) as connection, shown_progress("import") as show:
         prepare(connection)
         sqlite_file.wait_for_locks(connection, milliseconds=30_000)
+        if export.count_sessions(connection, Scope()):
+            confirmed("The database has chats in it, and an import cannot be undone. Add to them?", yes=yes)
         size = _size(file)
 
         def progress(imported: Imported) -> None:
@@ -66,10 +71,16 @@ def import_command(*, file: BinaryIO, as_json: bool) -> None:
         imported = imports.load(connection, _lines(file), progress=progress)
     added = asdict(imported)
     del added["read_bytes"]
+    refused, count = added.pop("refused"), added.pop("refused_count")
     if as_json:
-        print_json(added)
+        print_json({**added, **({"refused": refused, "refused_count": count} if count else {})})
     else:
-        click.echo("added: " + ", ".join(f"{count:,} {kind}" for kind, count in added.items()))
+        click.echo("added: " + ", ".join(f"{number:,} {kind}" for kind, number in added.items()))
+        for reason in refused:
+            click.echo(f"stellarchat: {reason}", err=True)
+    if count:
+        click.echo(f"stellarchat: {count:,} lines of the file were left out", err=True)
+        sys.exit(1)
 
 
 def _size(file: BinaryIO) -> int:
@@ -81,4 +92,8 @@ def _size(file: BinaryIO) -> int:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    yield from file
+    """Line by line; of one that is longer than any may be no more than shows that it is."""
+    while line := file.readline(imports.LINE_BYTES_MAX + 1):
+        yield line
+        while len(line) > imports.LINE_BYTES_MAX and not line.endswith(b"\n"):
+            line = file.readline(imports.LINE_BYTES_MAX + 1)

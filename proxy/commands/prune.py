@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import click
 
-from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
+from proxy.commands.console import as_json_option, confirmed, database_path, print_json, says_errors, shown_progress
 from proxy.maintenance import prune
 from proxy.maintenance.prune import Pruned
 from proxy.storage import sqlite_file
@@ -30,15 +30,20 @@ def _age(_ctx: click.Context, _param: click.Parameter, value: str) -> timedelta:
 @click.command("prune")
 @click.option("--older-than", "age", callback=_age, required=True, help="Time without activity, such as 90d.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--yes", is_flag=True, help="Do not ask before deleting.")
 @as_json_option
 @says_errors
-def prune_command(*, age: timedelta, dry_run: bool, as_json: bool) -> None:
+def prune_command(*, age: timedelta, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete old sessions and give their space back, also while chats go on."""
     before = prune.moment_before(age, now_seconds=time.time())
     with closing(connect(database_path())) as connection:
         prepare(connection)
         sqlite_file.wait_for_locks(connection, milliseconds=30_000)
         pruned = prune.count_old(connection, before=before)
+        if pruned and not dry_run:
+            confirmed(
+                f"{pruned.sessions:,} sessions, {pruned.messages:,} messages are deleted for good. Go on?", yes=yes
+            )
         if not dry_run:
             pruned = _prune(connection, before=before, expected=pruned)
     if as_json:

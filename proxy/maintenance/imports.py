@@ -1,4 +1,8 @@
-"""Reads a jsonl export back: what is there already stays as it is, what is not is added."""
+"""Reads a jsonl export back: what is there already stays as it is, what is not is added.
+
+An export is somebody else's file: a line that is wrong, or refers to what is another session's, is refused and named,
+and all the others go in.
+"""
 
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator
@@ -6,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.maintenance.export import VERSION
+from proxy.maintenance.import_rows import RowError, checked
 from proxy.settings import ConfigurationError
 from proxy.storage import queries
 from proxy.storage.connection import Connection
-from proxy.storage.errors import StorageError
+from proxy.storage.errors import StorageError, trouble
 from proxy.storage.exchange_columns import asked_model
 from proxy.storage.parameters import split
 from proxy.storage.queries.imports import Place
@@ -19,6 +24,10 @@ from proxy.wire import json_text
 # Chats wait for a transaction of an import, so each is small.
 _BATCH_LINES = 200
 _BATCH_BYTES = 4 * 2**20
+LINE_BYTES_MAX = 512 * 2**20
+_REFUSED_NAMED = 20
+_REASON_LENGTH = 200
+_SQLITE = b"SQLite format 3\0"
 
 Row = dict[str, Any]
 
@@ -37,10 +46,13 @@ class Imported:
     messages: int = 0
     exchanges: int = 0
     read_bytes: int = field(default=0, compare=False)
+    refused: list[str] = field(default_factory=list, compare=False)  # the first lines that were, each with its reason
+    refused_count: int = 0
 
 
 def load(connection: Connection, lines: Iterable[bytes], *, progress: Callable[[Imported], None]) -> Imported:
-    """Add what an export holds; the connection is in no transaction. Raises ConfigurationError that names the line."""
+    """Add what an export holds, line by line; the connection is in no transaction. Raises ConfigurationError where it
+    is no export, or the database takes nothing."""
     reader = _Reader(connection)
     for batch in _batches(lines):
         with connection.transaction():
@@ -71,6 +83,8 @@ class _Reader:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._users: set[str] = set()
+        self._blobs: set[str] = set()
         self._session: Row | None = None
         self._has_news = False
         self._session_no = 0
@@ -85,10 +99,32 @@ class _Reader:
         if not line.strip():
             return
         try:
+            with self._connection.savepoint():
+                self._take_line(line)
+        except (ValueError, KeyError, TypeError, OverflowError, StorageError) as exc:
+            if trouble(exc) != "none":
+                raise ConfigurationError(f"line {number} could not be stored, and those after it: {_said(exc)}") from exc
+            if not self.has_header:
+                raise ConfigurationError(f"this is not an export of StellarChat: line {number}: {_said(exc)}") from exc
+            self._refuse(f"line {number}: {_said(exc)}")
+
+    def _refuse(self, reason: str) -> None:
+        self.imported.refused_count += 1
+        if len(self.imported.refused) < _REFUSED_NAMED:
+            self.imported.refused.append(reason)
+
+    def _take_line(self, line: bytes) -> None:
+        if line.startswith(_SQLITE):
+            raise RowError("it is a database: `stellarchat restore` takes it")
+        if len(line) > LINE_BYTES_MAX:
+            raise RowError("it is too long")
+        try:
             row = json_text.loads(line)
-            self._take_row(row.pop("kind"), row)
-        except (ValueError, KeyError, TypeError, AttributeError, StorageError) as exc:
-            raise ConfigurationError(f"line {number} of the export cannot be read: {exc!r}") from exc
+        except ValueError:
+            raise RowError("it is not JSON") from None
+        if not isinstance(row, dict):
+            raise RowError("it is no object")
+        self._take_row(row.pop("kind", None), row)
 
     def settle(self) -> None:
         """Count the session's messages, and say which is its newest."""
@@ -98,46 +134,61 @@ class _Reader:
             )
         self._has_news = False
 
-    def _take_row(self, kind: str, row: Row) -> None:
+    def _take_row(self, kind: Any, row: Row) -> None:
         if not self.has_header:
-            if kind != "stellarchat" or row["version"] != VERSION:
-                raise ValueError(f"it does not begin as an export of version {VERSION}")
+            if kind != "stellarchat" or row.get("version") != VERSION:
+                raise RowError(f"it does not begin as an export of version {VERSION}")
             self.has_header = True
         elif kind == "user":
-            self.imported.users += self._take_user(row)
+            self.imported.users += self._take_user(checked(kind, row))
         elif kind == "blob":
-            self.imported.blobs += queries.imports.import_blob(self._connection, **row)
+            self.imported.blobs += queries.imports.import_blob(self._connection, **checked(kind, row))
+            self._blobs.add(row["digest"])
         elif kind == "session":
             self.settle()
-            self._session = row
+            self._session = None  # until it is known to be right: what follows one that is refused is refused too
             self._unclaimed.clear()
-            self.imported.sessions += self._take_session(row)
+            self.imported.sessions += self._take_session(checked(kind, row))
+            self._session = row
         elif kind == "message":
-            self._has_news |= self._take_message(row)
+            self._has_news |= self._take_message(self._of_session(checked(kind, row)))
         elif kind == "exchange":
-            self._take_exchange(row)
+            self._take_exchange(self._of_session(checked(kind, row)))
         else:
-            raise ValueError(f"unknown kind {kind!r}")
+            raise RowError("its kind is unknown")
+
+    def _of_session(self, row: Row) -> Row:
+        """A row that stands below its session, and says so."""
+        if self._session is None or row["session_id"] != self._session["session_id"]:
+            raise RowError("its session is not the one above it")
+        if row.get("user_id", self._session["user_id"]) != self._session["user_id"]:
+            raise RowError("its user is not its session's")
+        return row
 
     def _take_user(self, row: Row) -> bool:
         is_new = queries.users.get_user(self._connection, row["user_id"]) is None
         queries.imports.import_user(self._connection, row)
+        self._users.add(row["user_id"])
         return is_new
 
     def _take_session(self, row: Row) -> bool:
+        if row["user_id"] not in self._users:
+            raise RowError("its user is not in the file")
         is_new = queries.imports.import_session(self._connection, _without(row, "leaf_id"))
         if is_new:
             active = int(row["is_active"])
             queries.users.count_sessions(self._connection, row["user_id"], sessions=1, active=active)
         session = queries.sessions.get_session(self._connection, row["session_id"])
         assert session is not None
+        if session.user_id != row["user_id"]:
+            raise RowError("its id is another user's session here")
         self._session_no = session.session_no
         self._user_no = queries.users.find_user_no(self._connection, session.user_id)
         return is_new
 
     def _take_message(self, row: Row) -> bool:
         exchange_id = row.pop("exchange_id")
-        exchange_no = exchange_id and queries.exchanges.find_exchange_no(self._connection, exchange_id)
+        exchange_no = None if exchange_id is None else self._exchange_no(exchange_id)
         there = self._place(row["message_id"])
         message_no = self._add_message(row | {"exchange_no": exchange_no}) if there is None else there.message_no
         if exchange_id is not None and exchange_no is None:
@@ -149,7 +200,7 @@ class _Reader:
         blobs, parent_id = row.pop("blobs", ()), row.pop("parent_id")
         above = None if parent_id is None else self._place(parent_id)
         if parent_id is not None and above is None:
-            raise ValueError(f"its parent {parent_id} is missing")
+            raise RowError("its parent is missing")
         row["parent_no"] = above and above.message_no
         row["depth"] = above.depth + 1 if above else 0
         row["chain_hash"] = bytes.fromhex(row["chain_hash"])
@@ -162,6 +213,8 @@ class _Reader:
         if root_id == row["message_id"]:
             queries.imports.set_root(self._connection, stored.message_no)
         for digest in blobs:
+            if digest not in self._blobs:
+                raise RowError("its image is not in the file")
             queries.imports.insert_message_blob(self._connection, message_no=stored.message_no, digest=digest)
         self.imported.messages += 1
         return stored.message_no
@@ -175,7 +228,7 @@ class _Reader:
     def _take_exchange(self, row: Row) -> None:
         row = _NEWER_EXCHANGE_COLUMNS | row
         exchange_id = row["exchange_id"]
-        if queries.exchanges.find_exchange_no(self._connection, exchange_id) is not None:
+        if self._exchange_no(exchange_id) is not None:
             return
         fragments, leaf_id, context = row.pop("fragments", ()), row.pop("leaf_id"), row["context"]
         leaf = None if leaf_id is None else self._place(leaf_id)
@@ -206,14 +259,32 @@ class _Reader:
             assert exchange_no is not None
             queries.imports.set_exchange(self._connection, message_no=message_no, exchange_no=exchange_no)
         pieces = [
-            {"exchange_id": exchange_id, "sequence": sequence, "data": b64decode(data)}
+            {"exchange_id": exchange_id, "sequence": sequence, "data": b64decode(data, validate=True)}
             for sequence, data in enumerate(fragments)
         ]
         queries.fragments.insert_fragments(self._connection, pieces)
         self.imported.exchanges += 1
 
     def _place(self, message_id: str) -> Place | None:
-        return queries.imports.find_place(self._connection, message_id)
+        """Where a message of this session is. Raises RowError where it is another's."""
+        place = queries.imports.find_place(self._connection, message_id)
+        if place is not None and (self._session is None or place.session_id != self._session["session_id"]):
+            raise RowError("it refers to another session's message")
+        return place
+
+    def _exchange_no(self, exchange_id: str) -> int | None:
+        """The number of an exchange of this session. Raises RowError where it is another's."""
+        number = queries.exchanges.find_exchange_no(self._connection, exchange_id)
+        if number is not None:
+            if queries.imports.find_exchange_session(self._connection, number) != self._session_no:
+                raise RowError("it refers to another session's exchange")
+        return number
+
+
+def _said(exc: Exception) -> str:
+    """A reason in a line, and never the row itself."""
+    text = f"{exc.args[0]} is missing" if isinstance(exc, KeyError) else str(exc)
+    return " ".join(text.split())[:_REASON_LENGTH]
 
 
 def _named(row: Row, *names: str) -> Row:

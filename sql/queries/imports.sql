@@ -56,3 +56,8 @@ SET message_count = (SELECT COUNT(*) FROM messages AS m WHERE m.session_id = :se
     END,
     updated_at = CASE WHEN updated_at < :updated_at THEN :updated_at ELSE updated_at END
 WHERE session_id = :session_id;
+
+-- name: find_exchange_session
+SELECT session_no
+FROM exchanges
+WHERE exchange_no = :exchange_no;

@@ -78,7 +78,7 @@ def _first_tokens(port: int, options: argparse.Namespace, *, label: int) -> list
 @contextmanager
 def _pruning(path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`stellarchat prune` at work beside the server; the next one goes on where it was ended."""
-    argv = [sys.executable, "-m", "proxy", "prune", "--older-than", "1d"]
+    argv = [sys.executable, "-m", "proxy", "prune", "--older-than", "1d", "--yes"]
     environment = {**os.environ, "DATABASE_URL": f"sqlite:///{path}"}
     process = subprocess.Popen(argv, cwd=relays.ROOT, env=environment, stdout=subprocess.DEVNULL)
     try:

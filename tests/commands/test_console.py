@@ -20,8 +20,8 @@ COMMANDS = (
     ("export", "out.jsonl"),
     ("export", "--format", "openai", "out.jsonl"),
     ("export", "--format", "markdown", "out.md"),
-    ("import", "saved.jsonl"),
-    ("prune", "--older-than", "0h"),
+    ("import", "--yes", "saved.jsonl"),
+    ("prune", "--yes", "--older-than", "0h"),
     ("check",),
 )
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from proxy.cli import cli
-from proxy.maintenance import export, imports
+from proxy.maintenance import check, export, imports
 from proxy.maintenance.export import Format, Scope
 from proxy.settings import ConfigurationError
 from tests.serving import running_proxy, settings_for
@@ -55,7 +55,7 @@ def test_the_commands_do_the_same_by_file_and_by_pipe(path: Path, tmp_path: Path
     result = run(other, "import", "--json", input_=file.read_bytes())
     assert json.loads(result.output)["sessions"] > 0
     assert run(other, "export").stdout_bytes == file.read_bytes()
-    assert "added: 0 users" in run(other, "import", str(file)).output
+    assert "added: 0 users" in run(other, "import", "--yes", str(file)).output
 
 
 def test_an_import_that_was_cut_is_finished_by_the_next(path: Path, tmp_path: Path) -> None:
@@ -109,15 +109,112 @@ def test_a_clients_id_that_is_taken_is_left_out(path: Path, tmp_path: Path) -> N
         ("", "empty"),
         ('{"messages":[]}\n', "line 1"),
         ('{"kind":"stellarchat","version":99}\n', "version"),
-        ('{"kind":"stellarchat","version":1}\n{"kind":"user"}\n', "line 2"),
-        ('{"kind":"stellarchat","version":1}\n{"kind":"what"}\n', "unknown kind"),
-        ('{"kind":"stellarchat","version":1}\n[1]\n', "line 2"),
         ("not json\n", "line 1"),
+        ("[1]\n", "line 1"),
+        ("SQLite format 3\0" + "x" * 10_000, "restore"),
     ),
 )
 def test_what_is_no_export_is_refused_with_its_line(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(ConfigurationError, match=reason):
         loaded(tmp_path / "chat.db", text)
+
+
+def changed(text: str, kind: str, **values: Any) -> str:
+    """The export with some columns of the first row of a kind replaced; `...` leaves one out."""
+    lines = text.splitlines()
+    at = next(number for number, line in enumerate(lines) if json.loads(line)["kind"] == kind)
+    row = {**json.loads(lines[at]), **values}
+    lines[at] = json.dumps({key: value for key, value in row.items() if value is not ...})
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    (
+        ("user", {"user_id": None}),
+        ("user", {"created_at": "yesterday"}),
+        ("user", {"username": ...}),
+        ("user", {"last_active": 2**70}),
+        ("blob", {"data": "data:another"}),
+        ("session", {"user_id": "bob-of-the-database"}),
+        ("session", {"metadata": "[1]"}),
+        ("session", {"is_active": "yes"}),
+        ("session", {"title": ["x"]}),
+        ("message", {"extra": "{"}),
+        ("message", {"extra": "[" * 5000}),
+        ("message", {"parent_id": "not-there"}),
+        ("message", {"parent_id": "THEIRS"}),
+        ("message", {"message_id": "THEIRS"}),
+        ("message", {"session_id": "THEIRS"}),
+        ("message", {"exchange_id": "THEIRS"}),
+        ("message", {"chain_hash": "zz"}),
+        ("message", {"content": None}),
+        ("message", {"content": "\ud800"}),
+        ("message", {"status": "great"}),
+        ("message", {"tokens": -1}),
+        ("message", {"metadata": "null"}),
+        ("message", {"blobs": ["ab" * 32], "content_form": "json"}),
+        ("exchange", {"leaf_id": "THEIRS"}),
+        ("exchange", {"context": [[0, "THEIRS"]]}),
+        ("exchange", {"user_id": "bob-of-the-database"}),
+        ("exchange", {"exchange_id": "THEIRS"}),
+        ("exchange", {"parameters": "[]"}),
+        ("exchange", {"duration_ms": "long"}),
+        ("exchange", {"status": "in_progress", "fragments": ["?"]}),
+        ("what", {}),
+    ),
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_a_wrong_line_is_named_and_left_out_and_reaches_nobody_else(
+    path: Path, tmp_path: Path, kind: str, values: dict[str, Any]
+) -> None:
+    other = tmp_path / "other.db"
+    with opened(other) as connection:
+        theirs = say(connection, "a secret", user_id="bob-of-the-database")
+        message, exchange_ = connection.execute(
+            "SELECT m.message_id, e.exchange_id FROM messages AS m JOIN exchanges AS e USING (session_no)"
+        ).fetchone()
+        of_bob = exported(other, scope=Scope(user_id="bob-of-the-database"))
+    ids = {"session_id": theirs, "exchange_id": exchange_}
+    text = exported(path)
+    if kind == "what":
+        text = text.replace('"kind":"user"', '"kind":"what"', 1)
+    else:
+        text = changed(
+            text,
+            kind,
+            **json.loads(
+                json.dumps({k: v for k, v in values.items() if v is not ...}).replace(
+                    "THEIRS", ids.get(next(iter(values)), message)
+                )
+            ),
+            **{k: v for k, v in values.items() if v is ...},
+        )
+    imported = loaded(other, text)
+    assert imported.refused_count >= 1
+    assert all(len(reason) < 300 and reason.startswith("line ") for reason in imported.refused)
+    assert exported(other, scope=Scope(user_id="bob-of-the-database")) == of_bob
+    assert imported.sessions >= 1
+    with opened(other) as connection:
+        rows = [problem for _, find in check.steps(other) for problem in find(connection)]
+    assert [problem for problem in rows if problem.kind not in ("stray_blobs", "unfinished")] == []
+
+
+def test_the_command_names_what_it_left_out_and_asks_before_it_adds(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    text = changed(exported(path), "message", extra="{" + "x" * 2**20)
+    result = run(other, "import", input_=text.encode())
+    assert result.exit_code == 1
+    assert "line " in result.output
+    assert "extra is not what it should be" in result.output
+    assert len(result.output) < 3000
+    again = run(other, "import", input_=text.encode())
+    assert again.exit_code == 2
+    assert "--yes" in again.output
+    backup = run(tmp_path / "third.db", "import", input_=path.read_bytes())
+    assert backup.exit_code == 2
+    assert "stellarchat restore" in backup.output
+    assert len(backup.output) < 300
 
 
 def test_one_users_export_holds_nothing_of_another(path: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_what_is_old_goes_and_what_is_not_stays(tmp_path: Path) -> None:
         kept = say(connection, "new")
         dry = json.loads(run(path, "prune", "--older-than", "90d", "--dry-run", "--json").output)
         assert dry["sessions"] > 5
-        done = json.loads(run(path, "prune", "--older-than", "90d", "--json").output)
+        done = json.loads(run(path, "prune", "--older-than", "90d", "--json", "--yes").output)
         assert {**dry, "before": "", "dry_run": False} == {**done, "before": ""}
         assert connection.execute("SELECT session_id FROM sessions").fetchall() == [(kept,)]
         for table in ("messages", "exchanges JOIN sessions USING (session_no)"):
@@ -85,7 +85,7 @@ def test_the_space_goes_back(tmp_path: Path) -> None:
         connection.execute("UPDATE sessions SET updated_at = ?", [OLD])
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         before = path.stat().st_size
-        assert run(path, "prune", "--older-than", "1d").exit_code == 0
+        assert run(path, "prune", "--older-than", "1d", "--yes").exit_code == 0
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     assert path.stat().st_size < before / 2
 
@@ -100,6 +100,17 @@ def test_a_chat_that_goes_on_is_no_longer_old(tmp_path: Path) -> None:
         chat(connection, exchange(turns, session_id=session_id), outcome(choice("well")))
         with connection.transaction():
             assert not prune.prune_some(connection, before=before)
+
+
+def test_nothing_is_deleted_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        say(connection, "old")
+        connection.execute("UPDATE sessions SET updated_at = ?", [OLD])
+        result = run(path, "prune", "--older-than", "0h")
+        assert result.exit_code == 2
+        assert "--yes" in result.output
+        assert connection.execute("SELECT COUNT(*) FROM sessions").fetchone() == (1,)
 
 
 @pytest.mark.parametrize("age", ("90", "d", "-1d", "1y", "x"))

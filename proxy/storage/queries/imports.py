@@ -49,6 +49,12 @@ def find_place(connection: Connection, message_id: str) -> Place | None:
     return None if row is None else Place(**row)
 
 
+def find_exchange_session(connection: Connection, exchange_no: int) -> int | None:
+    """The number of the session that an exchange is of."""
+    number: int | None = connection.value("find_exchange_session", {"exchange_no": exchange_no})
+    return number
+
+
 def settle_session(connection: Connection, *, session_id: str, leaf_id: str | None, updated_at: str) -> None:
     """Count a session's messages after an import."""
     connection.changes("settle_session", {"session_id": session_id, "leaf_id": leaf_id, "updated_at": updated_at})
