@@ -98,6 +98,7 @@ class _Reader:
         self.imported.read_bytes += len(line)
         if not line.strip():
             return
+        before = self._session, self._has_news
         try:
             with self._connection.savepoint():
                 self._take_line(line)
@@ -106,7 +107,15 @@ class _Reader:
                 raise ConfigurationError(f"line {number} could not be stored, and those after it: {_said(exc)}") from exc
             if not self.has_header:
                 raise ConfigurationError(f"this is not an export of StellarChat: line {number}: {_said(exc)}") from exc
+            self._go_back(*before)
             self._refuse(f"line {number}: {_said(exc)}")
+
+    def _go_back(self, session: Row | None, has_news: bool) -> None:  # noqa: FBT001 - as they were before the line
+        is_next = self._session is not session
+        self._session, self._has_news = session, has_news
+        if is_next:  # the line was a session's, which ended the one before it, and what follows has none
+            self.settle()
+            self._session = None
 
     def _refuse(self, reason: str) -> None:
         self.imported.refused_count += 1
