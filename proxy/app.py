@@ -173,6 +173,7 @@ async def open_services(
             yield services
         finally:
             services.searches.close()
+            services.exports.close()
             await upkeep.stop()
             await recorder.drain()
             await upstreams.close()

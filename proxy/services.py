@@ -6,10 +6,11 @@ from typing import TypedDict, TypeVar
 
 from proxy.access.gate import Gate
 from proxy.errors import ReadTimeoutError, UnavailableError
+from proxy.maintenance.export_file import Exports
 from proxy.recording.branch_points import RecentBranchPoints
 from proxy.recording.recorder import Recorder
 from proxy.recording.write_queue import QueueFullError
-from proxy.search.turns import SearchTurns
+from proxy.search.turns import Turns
 from proxy.settings import Settings
 from proxy.storage.connection import Connection
 from proxy.storage.database import READ_SECONDS, Database
@@ -28,7 +29,8 @@ class Services:
     database: Database
     recorder: Recorder
     upstreams: Upstreams
-    searches: SearchTurns = field(default_factory=SearchTurns)
+    searches: Turns = field(default_factory=Turns)
+    exports: Exports = field(default_factory=Exports)
     vendor_headers: tuple[bytes, ...] = field(init=False)
     without_usage: set[str] = field(default_factory=set, init=False)  # models whose upstream refuses `stream_options`
     recent_branch_points: RecentBranchPoints = field(default_factory=RecentBranchPoints, init=False)

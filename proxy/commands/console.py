@@ -1,6 +1,7 @@
 """What the commands share: how an error is said, and how progress is shown."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,16 @@ def says_errors(command: Callable[P, None]) -> Callable[P, None]:
             sys.exit(2)
 
     return run
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """What is made in the block is for its owner alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def confirmed(question: str, *, yes: bool) -> None:

@@ -9,7 +9,15 @@ from typing import BinaryIO
 import click
 
 from proxy import settings
-from proxy.commands.console import as_json_option, confirmed, database_path, print_json, says_errors, shown_progress
+from proxy.commands.console import (
+    as_json_option,
+    confirmed,
+    database_path,
+    print_json,
+    private_files,
+    says_errors,
+    shown_progress,
+)
 from proxy.maintenance import export, imports
 from proxy.maintenance.export import FORMATS, Format, Scope
 from proxy.maintenance.imports import Imported
@@ -28,8 +36,8 @@ from proxy.storage.sqlite import connect, prepare, refuse_unknown_schema
 def export_command(
     *, file: BinaryIO, user_id: str | None, session_id: str | None, format_: Format, completed_only: bool
 ) -> None:
-    """Write the history to FILE, or to the standard output, also while it is served."""
-    with closing(connect(database_path())) as connection, connection.snapshot():
+    """Write the history to FILE, or to the standard output, also while it is served. Only its owner reads the file."""
+    with private_files(), closing(connect(database_path())) as connection, connection.snapshot():
         refuse_unknown_schema(connection)
         if session_id is not None:
             found = queries.sessions.find_session_id(connection, id_=session_id, user_id=user_id)

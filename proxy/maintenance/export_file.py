@@ -1,35 +1,97 @@
-"""One export as a file, read in pieces: a caller who reads slowly must not hold a snapshot of the database."""
+"""One export as a file, read in pieces: a caller who reads slowly must not hold a snapshot of the database.
 
+Exports are few at a time, in threads of their own, and lie in the state folder, which has a disk: `/tmp` may be small.
+"""
+
+import asyncio
+import logging
+import shutil
 from collections.abc import AsyncIterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
+from tempfile import TemporaryFile
+from typing import IO
 
+from proxy.errors import APIError
 from proxy.maintenance import export
 from proxy.maintenance.export import Format, Scope
+from proxy.search.deadline import Deadline
+from proxy.search.turns import Turns
 from proxy.storage.sqlite import connect
 
-_MEMORY_BYTES = 2**20
-_PIECE_BYTES = 2**16
+logger = logging.getLogger(__name__)
+
+_PIECE_BYTES = 2**18
+_SECONDS = 600.0
+# What exports leave free on the disk: the spill file may need it.
+_FREE_BYTES = 256 * 2**20
+_BYTES_BETWEEN = 16 * 2**20  # two looks at what is free
 
 
-def written(path: Path, scope: Scope, format_: Format) -> SpooledTemporaryFile[bytes]:
-    """The export as a file, in memory while it is small. Takes its time: run it in a thread."""
-    file = SpooledTemporaryFile[bytes](_MEMORY_BYTES)
-    with closing(connect(path)) as connection, connection.snapshot():
-        for text in export.export(connection, scope, format_=format_):
-            file.write(text.encode())
-    file.seek(0)
-    return file
+class ExportError(APIError):
+    """There is no room, or no time, for an export now."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, status=503, code="export_failed")
 
 
-async def pieces(file: SpooledTemporaryFile[bytes]) -> AsyncIterator[bytes]:
-    """The file piece by piece; it is gone at the end."""
-    with file:
-        while data := file.read(_PIECE_BYTES):
-            yield data
+class Exports:
+    """Makes the files and reads them."""
+
+    def __init__(self) -> None:
+        self._turns = Turns("export", seconds=_SECONDS)
+        self._reading = ThreadPoolExecutor(2, thread_name_prefix="export-read")
+
+    async def written(self, user_id: str, path: Path, scope: Scope, format_: Format, *, folder: Path) -> IO[bytes]:
+        """The export of a database as a file without a name. Raises BusyError and ExportError."""
+        return await self._turns.run(user_id, partial(_written, path, scope, format_, folder))
+
+    async def pieces(self, file: IO[bytes]) -> AsyncIterator[bytes]:
+        """The file piece by piece; it is gone at the end."""
+        loop = asyncio.get_running_loop()
+        with file:
+            while data := await loop.run_in_executor(self._reading, file.read, _PIECE_BYTES):
+                yield data
+
+    def close(self) -> None:
+        """End what is being made."""
+        self._turns.close()
+        self._reading.shutdown(wait=False, cancel_futures=True)
 
 
 def suffix(format_: Format) -> str:
     """How a file of this format is called."""
     return "md" if format_ == "markdown" else "jsonl"
+
+
+def _written(path: Path, scope: Scope, format_: Format, folder: Path, deadline: Deadline) -> IO[bytes]:
+    try:
+        with ExitStack() as stack:
+            file = stack.enter_context(TemporaryFile(dir=folder))
+            _write(file, path, scope, format_, folder, deadline)
+            stack.pop_all()  # whoever asked for it closes it
+    except OSError as exc:
+        raise ExportError(f"The export could not be written: {exc.strerror}.") from exc
+    file.seek(0)
+    return file
+
+
+def _write(file: IO[bytes], path: Path, scope: Scope, format_: Format, folder: Path, deadline: Deadline) -> None:
+    unlooked = _BYTES_BETWEEN
+    with closing(connect(path)) as connection, connection.snapshot():
+        for text in export.export(connection, scope, format_=format_):
+            if deadline.is_over:
+                raise ExportError("The export took too long.")
+            data = text.encode()
+            unlooked += len(data)
+            if unlooked >= _BYTES_BETWEEN:
+                unlooked = 0
+                _refuse_full(folder)
+            file.write(data)
+
+
+def _refuse_full(folder: Path) -> None:
+    if shutil.disk_usage(folder).free < _FREE_BYTES:
+        raise ExportError("There is too little room on the disk for an export.")

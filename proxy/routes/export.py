@@ -1,6 +1,5 @@
 """`GET /v1/sessions/{id}/export`: one session as a file."""
 
-import asyncio
 from email.utils import formatdate
 from functools import partial
 
@@ -25,13 +24,14 @@ async def export_session(request: Request[State]) -> Response:
     find = partial(branches.find_session, id_=session_id_of(request), user_id=visible_user(request))
     session = await services.read(find)
     scope = Scope(session_id=session.session_id, completed_only=parameters.flag(request, "completed_only"))
-    # Written aside first: a caller who reads slowly must not hold a snapshot, nor one of the few readers.
-    file = await asyncio.to_thread(export_file.written, services.database.path, scope, format_)
+    file = await services.exports.written(
+        session.user_id, services.database.path, scope, format_, folder=services.settings.state_path
+    )
     headers = {
         "date": formatdate(usegmt=True),
         "content-disposition": f'attachment; filename="{session.session_id}.{export_file.suffix(format_)}"',
     }
-    return StreamingResponse(export_file.pieces(file), media_type=MEDIA_TYPES[format_], headers=headers)
+    return StreamingResponse(services.exports.pieces(file), media_type=MEDIA_TYPES[format_], headers=headers)
 
 
 def _format(request: Request[State]) -> Format:

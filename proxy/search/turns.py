@@ -1,4 +1,4 @@
-"""Whose search runs now: one of a user at a time and few in all, in threads that nothing else uses."""
+"""Whose long work runs now: one of a user's at a time and few in all, in threads that nothing else uses."""
 
 import asyncio
 from collections import Counter
@@ -18,27 +18,29 @@ _OF_USER_MAX = 4  # running and waiting
 _WAIT_SECONDS = 30.0
 
 
-class SearchBusyError(APIError):
-    """As many searches wait as may."""
+class BusyError(APIError):
+    """As many of these wait as may."""
 
-    def __init__(self) -> None:
-        super().__init__("Too many searches at once; try again in a moment.", status=429, code="search_busy")
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Too many {name}s at once; try again in a moment.", status=429, code=f"{name}_busy")
 
 
-class SearchTurns:
-    """Fair: a user waits behind their own searches first, and only one of each user's stands in the common queue."""
+class Turns:
+    """Fair: a user waits behind their own first, and only one of each user's stands in the common queue."""
 
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="search")
+    def __init__(self, name: str = "search", *, seconds: float = SEARCH_SECONDS) -> None:
+        self._name = name
+        self._seconds = seconds
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix=name)
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._of_user: dict[str, asyncio.Lock] = {}
         self._counts: Counter[str] = Counter()
         self._running: set[Deadline] = set()
 
     async def run(self, user_id: str, work: Callable[[Deadline], T]) -> T:
-        """Run `work` in a thread when it is this user's turn. Raises SearchBusyError, and TimeOutError from `work`."""
+        """Run `work` in a thread when it is this user's turn. Raises BusyError, and whatever `work` does."""
         if self._counts[user_id] >= _OF_USER_MAX or self._counts.total() >= _WAITING_MAX:
-            raise SearchBusyError
+            raise BusyError(self._name)
         self._counts[user_id] += 1
         lock = self._of_user.setdefault(user_id, asyncio.Lock())
         try:
@@ -46,7 +48,7 @@ class SearchTurns:
                 async with asyncio.timeout(_WAIT_SECONDS):
                     await lock.acquire()
             except TimeoutError as exc:
-                raise SearchBusyError from exc
+                raise BusyError(self._name) from exc
             try:
                 return await self._run(work)
             finally:
@@ -57,7 +59,7 @@ class SearchTurns:
                 del self._counts[user_id], self._of_user[user_id]
 
     def close(self) -> None:
-        """End the running searches at their next step."""
+        """End what runs at its next step."""
         for deadline in self._running:
             deadline.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -67,8 +69,8 @@ class SearchTurns:
             async with asyncio.timeout(_WAIT_SECONDS):
                 await self._places.acquire()
         except TimeoutError as exc:
-            raise SearchBusyError from exc
-        deadline = Deadline(SEARCH_SECONDS)
+            raise BusyError(self._name) from exc
+        deadline = Deadline(self._seconds)
         self._running.add(deadline)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, deadline)

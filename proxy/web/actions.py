@@ -1,6 +1,5 @@
 """What can be done with a session: rename, delete, export, copy; and a message's text and images by themselves."""
 
-import asyncio
 import json
 import re
 from base64 import b64decode
@@ -82,10 +81,13 @@ async def export(visit: Visit) -> Response:
         raise APIError(f"The format is one of {', '.join(FORMATS)}.", status=400)
     session = await _session(visit)
     scope = Scope(session_id=session.session_id)
-    file = await asyncio.to_thread(export_file.written, visit.services.database.path, scope, format_)
+    services = visit.services
+    file = await services.exports.written(
+        session.user_id, services.database.path, scope, format_, folder=services.settings.state_path
+    )
     name = f"{session.session_id}.{export_file.suffix(format_)}"
     headers = raw_headers() | {"content-disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(export_file.pieces(file), media_type=MEDIA_TYPES[format_], headers=headers)
+    return StreamingResponse(services.exports.pieces(file), media_type=MEDIA_TYPES[format_], headers=headers)
 
 
 async def copy(visit: Visit) -> Response:
