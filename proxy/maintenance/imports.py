@@ -104,7 +104,9 @@ class _Reader:
                 self._take_line(line)
         except (ValueError, KeyError, TypeError, OverflowError, StorageError) as exc:
             if trouble(exc) != "none":
-                raise ConfigurationError(f"line {number} could not be stored, and those after it: {_said(exc)}") from exc
+                raise ConfigurationError(
+                    f"line {number} could not be stored, and those after it: {_said(exc)}"
+                ) from exc
             if not self.has_header:
                 raise ConfigurationError(f"this is not an export of StellarChat: line {number}: {_said(exc)}") from exc
             self._go_back(*before)
@@ -284,9 +286,8 @@ class _Reader:
     def _exchange_no(self, exchange_id: str) -> int | None:
         """The number of an exchange of this session. Raises RowError where it is another's."""
         number = queries.exchanges.find_exchange_no(self._connection, exchange_id)
-        if number is not None:
-            if queries.imports.find_exchange_session(self._connection, number) != self._session_no:
-                raise RowError("it refers to another session's exchange")
+        if number is not None and queries.imports.find_exchange_session(self._connection, number) != self._session_no:
+            raise RowError("it refers to another session's exchange")
         return number
 
 
