@@ -81,7 +81,7 @@ ALL_ROWS = (
     mine("POST", CHAT, body=ASKED, headers={"X-Session-Id": "{session}"}),
     mine("POST", "/v1/responses", body=ASKED | {"input": "hello"}, headers={"X-Session-Id": "{session}"}),
     mine("POST", "/v1/messages", body=ASKED, headers={"X-Session-Id": "{session}"}),
-    mine("POST", "/v1/completions", body=ASKED | {"prompt": "hello"}, headers={"X-Session-Id": "{session}"}),
+    mine("POST", "/v1/completions", body=ASKED | {"prompt": "hello"}),  # relayed alone, unless a setting records it
     # A response that is none of the caller's is upstream's affair, which here knows everything.
     mine("GET", RESPONSE, target="/v1/responses/{response}"),
     mine("DELETE", RESPONSE, target="/v1/responses/{response}"),
