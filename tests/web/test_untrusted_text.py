@@ -176,5 +176,5 @@ async def test_headers_of_a_page_allow_nothing_from_elsewhere(tmp_path: Path) ->
             assert "unsafe" not in policy
             assert "frame-ancestors 'none'" in policy
             assert headers["cache-control"] == "no-store"
-            assert headers["referrer-policy"] == "no-referrer"
+            assert headers["referrer-policy"] == "same-origin"
             assert headers["x-content-type-options"] == "nosniff"
