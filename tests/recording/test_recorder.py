@@ -305,6 +305,19 @@ async def test_an_exchange_whose_beginning_found_no_room_is_stored_at_its_end(tm
     assert statuses(tmp_path) == ["completed"]
 
 
+async def test_an_exchange_that_finds_no_room_at_its_end_is_counted(tmp_path: Path) -> None:
+    async with recording(settings_for(tmp_path, queue_limit_bytes=100)) as recorder:
+        for count in (1, 2):
+            live = recorder.open(exchange_of("hi"), Completion(), size=200)
+            assert recorder.finish(live, Outcome(status="completed")) is None
+            assert recorder.writer.unsaved == {"queue_full": count}
+        assert recorder.live_count == 0
+        saved = recorder.finish(open_live(recorder), Outcome(status="completed"))
+        assert saved is not None
+        await saved
+    assert statuses(tmp_path) == ["completed"]
+
+
 async def test_identifiers_rise_though_the_clock_jumps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_for(tmp_path)
     real = time.time_ns
