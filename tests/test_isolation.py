@@ -100,6 +100,7 @@ ALL_ROWS = (
     Row("GET", SESSION + "/messages", "/v1/sessions/{session}/messages?format=anthropic"),
     own("POST", SESSION + "/messages", body=MESSAGE, status=201, admin=201),
     own("GET", SESSION + "/exchanges"),
+    own("GET", SESSION + "/branches"),
     own("GET", SESSION + "/export"),
     mine("GET", "/v1/search", target="/v1/search?q=hello"),
     Row("GET", "/v1/search", "/v1/search?q=hello&user_id={user}"),

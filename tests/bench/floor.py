@@ -182,7 +182,7 @@ class _Writing(SqliteConnection):
 def _written_down(folder: Path, chats: int, *, a_commit: int) -> tuple[list[list[Asked]], list[list[Asked]]]:
     """What the program asks of a new database, by transaction: to warm up, and then."""
     with _opened(folder) as connection:
-        [(_, _, file)] = connection.execute("PRAGMA database_list")
+        file = next(path for _, name, path in connection.execute("PRAGMA database_list") if name == "main")
         writing = sqlite3.connect(file, isolation_level=None, factory=_Writing)
         with contextlib.closing(writing):
             _store(writing, _chats(_WARM_UP + chats), a_commit=a_commit)

@@ -302,7 +302,7 @@ async def test_session_is_a_list_of_completions(http: httpx.AsyncClient, sdk: As
 @pytest.mark.parametrize(
     ("query", "param"),
     (
-        ({"limit": "0"}, "limit"),
+        ({"limit": "-1"}, "limit"),
         ({"limit": "101"}, "limit"),
         ({"order": "up"}, "order"),
         ({"after": "chatcmpl-none"}, "after"),
