@@ -9,6 +9,7 @@ from typing import TextIO
 
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.wire import json_text
+from proxy.wire.endpoint import Tokens
 
 _WAITING_MAX = 200
 # A terminal shows no more than people can read: what comes faster is counted.
@@ -75,8 +76,7 @@ class RequestLines:
 
 def chat_line(exchange: Exchange, outcome: Outcome, model: str | None, *, has_colours: bool = False) -> str:
     """Model, status, tokens, time to the first token, duration and session of a chat."""
-    usage = outcome.reply.usage if outcome.reply is not None and isinstance(outcome.reply.usage, dict) else {}
-    tokens = f"{_count(usage, 'prompt_tokens')}+{_count(usage, 'completion_tokens')} tokens" if usage else ""
+    tokens = "" if outcome.reply is None or not outcome.reply.usage else _tokens(outcome.reply.tokens)
     first = "" if outcome.time_to_first_token_ms is None else f"first {_seconds(outcome.time_to_first_token_ms)}, "
     took = "" if outcome.duration_ms is None else f"{first}{_seconds(outcome.duration_ms)}"
     status = outcome.status if outcome.status != "failed" else f"failed {outcome.http_status or ''}".rstrip()
@@ -102,9 +102,10 @@ def _plain(text: str, length: int) -> str:
     return "".join(character if character.isprintable() else "?" for character in text[:length])
 
 
-def _count(usage: dict[str, object], key: str) -> str:
-    value = usage.get(key)
-    return str(value) if isinstance(value, int) else "?"
+def _tokens(tokens: Tokens) -> str:
+    """Those of the prompt and of the reply, each `?` where upstream does not say."""
+    prompt, completion = ("?" if count is None else count for count in (tokens.prompt, tokens.completion))
+    return f"{prompt}+{completion} tokens"
 
 
 def _seconds(milliseconds: int) -> str:
