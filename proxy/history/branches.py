@@ -133,12 +133,18 @@ def as_far_as_sent(path: Sequence[BranchNode], exchange: ExchangeRow) -> list[Br
 def as_requested(path: Sequence[BranchNode], exchange: ExchangeRow) -> list[int]:
     """The numbers of the messages above an exchange's replies, with the system messages where its request had them."""
     numbers = [step.message_no for step in path if step.role not in UNCHAINED_ROLES]
-    context = json_text.loads(exchange.context) if exchange.context else []
-    for placed, (to_come, message_no) in enumerate(context):
+    for placed, (to_come, message_no) in enumerate(placed_messages(exchange.context)):
         # Those placed before this one stand before it; null is the very beginning.
         index = placed if to_come is None else max(len(numbers) - to_come, placed)
         numbers.insert(index, message_no)
     return numbers
+
+
+def placed_messages(context: str | None) -> list[tuple[int | None, int]]:
+    """Where a request had its system messages, and their numbers. A stored text that does not say it places none."""
+    value = json_text.stored(context)
+    pairs = [tuple(each) for each in value if isinstance(each, list)] if isinstance(value, list) else []
+    return [pair for pair in pairs if len(pair) == 2 and isinstance(pair[0], int | None) and isinstance(pair[1], int)]
 
 
 def _last_exchange(connection: Connection, branch: Sequence[BranchNode]) -> tuple[int, ExchangeRow | None]:

@@ -124,7 +124,7 @@ def _annotation(annotation: JSON) -> JSON:
 
 
 def _logprobs(row: Message) -> list[JSON]:
-    choice = json_text.loads(row.choice) if row.choice else {}
+    choice = json_text.stored_object(row.choice, "choice")
     logprobs = choice.get("logprobs")
     tokens = _objects(logprobs.get("content")) if isinstance(logprobs, dict) else []
     return [

@@ -22,7 +22,7 @@ def row_of(connection: Connection, message_no: int) -> Row:
     found: list[JSON | None] = []
 
     def show(row: Message, blobs: dict[str, str]) -> JSON:
-        found.append(json_text.loads(row.wire) if row.wire else None)
+        found.append(json_text.stored_object(row.wire, "wire") or None)
         return openai_message(row, blobs)
 
     message = branches.get_message(connection, message_no, show=show)
@@ -36,7 +36,7 @@ def rows_of(connection: Connection, numbers: Sequence[int]) -> list[Row]:
 
 def wire_of(exchange: ExchangeRow | None) -> JSON:
     """What an exchange knows that is no part of its conversation."""
-    return json_text.loads(exchange.wire) if exchange is not None and exchange.wire else {}
+    return json_text.stored_object(exchange.wire, "wire") if exchange is not None else {}
 
 
 def list_messages(

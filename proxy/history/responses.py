@@ -81,7 +81,11 @@ def _find(connection: Connection, id_: str, *, user_id: str | None) -> ExchangeR
     """The exchange of a response that may be referred to."""
     exchange_id = queries.completions.find_stored_exchange(connection, id_, user_id=user_id)
     row = None if exchange_id is None else queries.exchanges.get_exchange(connection, exchange_id)
-    if row is None or row.endpoint != responses.PATH or json_text.loads(row.parameters).get("store") is False:
+    if (
+        row is None
+        or row.endpoint != responses.PATH
+        or json_text.stored_object(row.parameters, "parameters").get("store") is False
+    ):
         return None
     return row
 
@@ -134,7 +138,7 @@ def _may_be_referred_to(connection: Connection, message_no: int) -> bool:
     exchange = (
         None if row is None or row.exchange_id is None else queries.exchanges.get_exchange(connection, row.exchange_id)
     )
-    return exchange is None or json_text.loads(exchange.parameters).get("store") is not False
+    return exchange is None or json_text.stored_object(exchange.parameters, "parameters").get("store") is not False
 
 
 # --- read back
@@ -156,14 +160,14 @@ def has_events(connection: Connection, *, exchange_id: str) -> bool:
 def get_response(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
     """The response as upstream sent it; of one that was cut, what had come."""
     row = find_response(connection, id_, user_id=user_id)
-    sent = json_text.loads(row.completion) if row.completion else {}
+    sent = json_text.stored_object(row.completion, "completion")
     output = items_of(rows_of(connection, queries.messages.list_replies(connection, row)[:1]))
     created = row.completion_created if row.completion_created is not None else unix_seconds(row.created_at)
     own: JSON = {"id": id_, "object": "response", "created_at": created, "model": row.model or "", "output": output}
     shown = {**_NULLS, **_echoed(connection, row), **sent, **own}
     if row.status != "completed":
         shown |= {"status": "incomplete", "incomplete_details": {"reason": "interrupted"}}
-        error = json_text.loads(row.error) if row.error else None
+        error = json_text.stored(row.error)
         if isinstance(error, dict) and error.get("type") == "cancelled":
             shown |= {"status": "cancelled", "incomplete_details": None}
     shown.setdefault("status", "completed")
@@ -172,11 +176,11 @@ def get_response(connection: Connection, id_: str, *, user_id: str | None) -> JS
 
 def _echoed(connection: Connection, row: ExchangeRow) -> JSON:
     """What a response repeats of its request, which is not stored again."""
-    parameters = json_text.loads(row.parameters)
+    parameters = json_text.stored_object(row.parameters, "parameters")
     wire = wire_of(row)
     shown = {key: value for key, value in parameters.items() if key not in ("stream", "stream_options", "include")}
     if row.metadata:
-        shown["metadata"] = json_text.loads(row.metadata)
+        shown["metadata"] = json_text.stored(row.metadata)
     if "previous_response_id" in wire:
         shown["previous_response_id"] = wire["previous_response_id"]
     if wire.get("instructions") is True and row.context:

@@ -46,7 +46,7 @@ def session_json(session: Session) -> JSON:
         "external_id": session.external_id,
         "title": session.title,
         "is_active": bool(session.is_active),
-        "metadata": _parsed(session.metadata) or {},
+        "metadata": json_text.stored_object(session.metadata, "metadata"),
         "message_count": session.message_count,
         "tokens": session.tokens,
         "created_at": session.created_at,
@@ -63,7 +63,7 @@ def openai_message(row: Message, blobs: Mapping[str, str]) -> JSON:
 def message_json(row: Message, blobs: Mapping[str, str]) -> JSON:
     """A message as `/v1/sessions` shows it: what is known of it, and its other OpenAI keys where it has them."""
     others = _as_sent(row, blobs)
-    choice = _parsed(row.choice) or {}
+    choice = json_text.stored_object(row.choice, "choice")
     others.update((key, choice.get(key)) for key in ("finish_reason", "logprobs") if choice.get(key) is not None)
     content = others.pop("content", None)
     own: JSON = {
@@ -75,7 +75,7 @@ def message_json(row: Message, blobs: Mapping[str, str]) -> JSON:
         "content": content,
         "model": row.model,
         "tokens": row.tokens,
-        "metadata": _parsed(row.metadata) or {},
+        "metadata": json_text.stored_object(row.metadata, "metadata"),
         "status": row.status,
         "siblings": row.siblings,
         "created_at": row.created_at,
@@ -86,8 +86,8 @@ def message_json(row: Message, blobs: Mapping[str, str]) -> JSON:
 def exchange_json(row: ExchangeRow) -> JSON:
     """An exchange as `/v1/sessions` shows it."""
     columns = {name: getattr(row, name) for name in ExchangeRow.__slots__ if name not in _INTERNAL_COLUMNS}
-    shown = columns | {name: _parsed(columns[name]) for name in _JSON_COLUMNS}
-    return shown | {"wire": _parsed(row.wire)} if row.wire else shown
+    shown = columns | {name: json_text.stored(columns[name]) for name in _JSON_COLUMNS}
+    return shown | {"wire": json_text.stored(row.wire)} if row.wire else shown
 
 
 def plain_session(session: JSON) -> JSON:
@@ -104,7 +104,3 @@ def plain_message(message: JSON) -> JSON:
 
 def _as_sent(row: Message, blobs: Mapping[str, str]) -> JSON:
     return to_openai(role=row.role, content=row.content, content_form=row.content_form, extra=row.extra, blobs=blobs)
-
-
-def _parsed(text: str | None) -> Any:
-    return None if text is None else json_text.loads(text)

@@ -146,7 +146,7 @@ def page_json(data: Sequence[JSON], *, has_more: bool) -> JSON:
 
 def pairs_of(metadata: str | None) -> dict[str, str]:
     """Metadata as OpenAI has it: strings. What is none is given as JSON text."""
-    value = json_text.loads(metadata) if metadata else None
+    value = json_text.stored(metadata)
     if not isinstance(value, dict):
         return {}
     return {key: each if isinstance(each, str) else json_text.dumps(each) for key, each in value.items()}
@@ -203,8 +203,8 @@ def _public_id(connection: Connection, row: ExchangeRow) -> str:
 
 
 def _completion(connection: Connection, row: ExchangeRow) -> JSON:
-    sent = json_text.loads(row.completion) if row.completion else {}
-    parameters = json_text.loads(row.parameters)
+    sent = json_text.stored_object(row.completion, "completion")
+    parameters = json_text.stored_object(row.parameters, "parameters")
     shown = {key: value for key, value in parameters.items() if key not in _NOT_PARAMETERS}
     created = sent.get("created") if row.completion_created is None else row.completion_created
     own: JSON = {
@@ -243,7 +243,7 @@ def _choices(connection: Connection, row: ExchangeRow) -> list[JSON]:
 
 def _choice(row: Message, blobs: dict[str, str]) -> JSON:
     choice: JSON = {"index": 0, "message": _message(row, blobs), "logprobs": None, "finish_reason": None}
-    return choice | (json_text.loads(row.choice) if row.choice else {})
+    return choice | json_text.stored_object(row.choice, "choice")
 
 
 def _store_message(row: Message, blobs: dict[str, str]) -> JSON:

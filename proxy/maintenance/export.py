@@ -83,7 +83,7 @@ def _context_by_id(connection: Connection, context: str | None) -> list[Any] | N
     if context is None:
         return None
     placed = []
-    for position, message_no in json_text.loads(context):
+    for position, message_no in branches.placed_messages(context):
         message_id = queries.export.find_message_id(connection, message_no)
         if message_id is not None:
             placed.append([position, message_id])

@@ -49,5 +49,5 @@ def join(common: str, tools: str | None, own: str | None) -> str:
 
 
 def _members(text: str) -> str:
-    """What stands between an object's braces. Objects nested too deeply were stored as `null`."""
+    """What stands between an object's braces; nothing of what is no object."""
     return text[1:-1] if text.startswith("{") else ""

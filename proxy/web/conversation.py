@@ -231,7 +231,7 @@ def _end_of(connection: Connection, session: Session, path: Sequence[BranchNode]
     ending = None
     if ended is not None and ended["status"] in ("failed", "incomplete"):
         row = queries.exchanges.get_exchange(connection, ended["exchange_id"])
-        error = json_text.loads(row.error) if row and row.error else {}
+        error = json_text.stored_object(row.error, "error") if row else {}
         ending = ended | {"words": why(error if isinstance(error, dict) else {})}
     return {"growing": growing, "ending": ending, "every": 1000 if growing else 3000}
 

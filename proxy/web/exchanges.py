@@ -51,7 +51,7 @@ def _read(connection: Connection, *, id_: str, user_id: str | None) -> JSON:
 
 
 def _parsed(text: str | None) -> Any:
-    return json_text.loads(text) if text else None
+    return json_text.stored(text) if text else None
 
 
 def _words(row: ExchangeRow, error: Any) -> str:

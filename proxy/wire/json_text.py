@@ -11,7 +11,7 @@ import orjson
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER = b"0" * 19
 
-# What is nested deeper is not kept: nothing that people say is, and Python's own limit is not far.
+# What is nested deeper is kept as its text: nothing that people say is, and Python's own limit is not far.
 _DEEPEST = 800
 _WRITTEN_DEPTH = 250  # orjson writes 254 levels
 
@@ -52,12 +52,30 @@ def copied(value: Any) -> Any:
 def dumps(value: Any) -> str:
     """The compact JSON text of a value. Always encodable as UTF-8: what is not is escaped.
 
-    A value nested beyond 800 levels is `null`.
+    What stands beyond 800 levels is a string there: its JSON text.
     """
     try:
         return orjson.dumps(value).decode()
     except TypeError:  # big integers, lone surrogates, deep nesting
-        return json.dumps(value, separators=(",", ":")) if _is_shallow(value) else "null"
+        return json.dumps(value if _is_shallow(value) else _cut(value), separators=(",", ":"))
+
+
+def stored(text: Any) -> Any:
+    """The value of a stored JSON text. Never raises: what is no JSON is shown as it is, and null is null."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    try:
+        return loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return text
+
+
+def stored_object(text: Any, column: str) -> dict[str, Any]:
+    """The object of a stored JSON text, empty where there is none. Anything else is shown under its column's name."""
+    value = stored(text)
+    if isinstance(value, dict):
+        return value
+    return {} if value is None or value == "" else {column: value}
 
 
 def _is_shallow(value: Any, depth: int = _DEEPEST) -> bool:
@@ -74,3 +92,54 @@ def _items(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()
+
+
+def _cut(value: Any) -> Any:
+    """A copy of a value in which what is nested too deeply is a string, its JSON text."""
+    copy = _shallow_copy(value)
+    level = [copy]
+    for _ in range(_DEEPEST - 2):
+        below = []
+        for container in level:
+            for key, item in _pairs(container):
+                if isinstance(item, dict | list):
+                    container[key] = _shallow_copy(item)
+                    below.append(container[key])
+        level = below
+    for container in level:
+        for key, item in _pairs(container):
+            if isinstance(item, dict | list):
+                container[key] = _written(item)
+    return copy
+
+
+def _shallow_copy(value: Any) -> Any:
+    return dict(value) if isinstance(value, dict) else list(value)
+
+
+def _pairs(container: Any) -> list[tuple[Any, Any]]:
+    return list(container.items() if isinstance(container, dict) else enumerate(container))
+
+
+def _written(value: Any) -> str:
+    """The JSON text of a value of any depth: without recursion."""
+    pieces: list[str] = []
+    to_come: list[tuple[str, Any]] = [("value", value)]
+    while to_come:
+        kind, item = to_come.pop()
+        if kind == "text":
+            pieces.append(item)
+        elif isinstance(item, dict):
+            to_come.append(("text", "}"))
+            for position, (key, each) in reversed(list(enumerate(item.items()))):
+                name = ("," if position else "") + json.dumps(key) + ":"
+                to_come += [("value", each), ("text", name)]
+            pieces.append("{")
+        elif isinstance(item, list):
+            to_come.append(("text", "]"))
+            for position, each in reversed(list(enumerate(item))):
+                to_come += [("value", each), ("text", "," if position else "")]
+            pieces.append("[")
+        else:
+            pieces.append(json.dumps(item))
+    return "".join(pieces)

@@ -58,7 +58,7 @@ def to_openai(
     *, role: str, content: str, content_form: str, extra: str | None, blobs: Mapping[str, str]
 ) -> dict[str, Any]:
     """The OpenAI message of its columns, as it was sent."""
-    others: dict[str, Any] = json_text.loads(extra) if extra else {}
+    others = json_text.stored_object(extra, "extra")
     message: dict[str, Any] = {"role": role}
     if content_form == "text":
         message["content"] = content
