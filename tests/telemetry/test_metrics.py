@@ -273,6 +273,7 @@ async def test_models_that_upstream_refuses_are_no_labels_and_keep_none_out(tmp_
         assert connection.execute("SELECT COUNT(*) FROM exchanges").fetchone() == (MODELS_MAX + 9,)
 
 
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="a killed worker is not replaced in 30 s beside others")
 def test_two_workers_are_summed_and_a_dead_ones_counts_stay(tmp_path: Path) -> None:
     with server_process(tmp_path, "http://127.0.0.1:9", "--demo", "--workers", "2") as server:
 
