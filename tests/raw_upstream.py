@@ -5,8 +5,8 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from proxy.upstream.http11 import Timeouts
 from proxy.upstream.pool import ConnectionPool, Limits, Origin
+from proxy.upstream.request import Timeouts
 from proxy.upstream.response import Response
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

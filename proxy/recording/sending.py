@@ -14,7 +14,8 @@ from proxy.downstream.disconnect import Watch
 from proxy.errors import APIError
 from proxy.recording.one_exchange import Recording, committed
 from proxy.recording.tee import TOO_LARGE, EncodedTee, Tee
-from proxy.upstream.client import Failure, Response, failure
+from proxy.upstream.client import Response
+from proxy.upstream.failure import Failure, failure
 from proxy.wire.content_coding import Decoding
 from proxy.wire.headers import Headers
 

@@ -20,7 +20,7 @@ from proxy.errors import APIError, InvalidRequestError, NotFoundError
 from proxy.ids import uuid7
 from proxy.recording.sending import send_unrecorded
 from proxy.services import Services
-from proxy.upstream.client import Body
+from proxy.upstream.request import Body
 from proxy.wire import chat_request, headers
 from proxy.wire.headers import Headers
 

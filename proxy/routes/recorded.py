@@ -25,7 +25,8 @@ from proxy.services import Services
 from proxy.settings import Settings
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, SessionRef, Status
-from proxy.upstream.client import Failure, Response, failure
+from proxy.upstream.client import Response
+from proxy.upstream.failure import Failure, failure
 from proxy.upstream.upstreams import OpenedResponse
 from proxy.wire import hash_chain, headers, responses, responses_state, sse
 from proxy.wire.content_coding import Decoding, Undecodable, decoded, decoding_of

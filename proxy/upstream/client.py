@@ -1,15 +1,11 @@
 """The only module that speaks HTTP to vLLM: through our own transport, or any of httpx's."""
 
-import asyncio
-import errno
 import logging
 import math
 import re
-import socket
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -18,23 +14,19 @@ import httpx
 from proxy.errors import UpstreamError
 from proxy.settings import Settings, UpstreamAddress
 from proxy.upstream.choice import multiplier_of
+from proxy.upstream.failure import Failure, failure
 from proxy.upstream.health import Health
-from proxy.upstream.http11 import Timeouts
+from proxy.upstream.httpx_client import HTTPXClient
 from proxy.upstream.pool import ConnectionPool, Limits, Origin, system_tls
+from proxy.upstream.request import Body, Timeouts
 from proxy.upstream.response import Sink
 from proxy.wire import json_text
 from proxy.wire.headers import Headers
 
 logger = logging.getLogger(__name__)
 
-Body = bytes | AsyncIterable[bytes]
-
-# What reading a response may raise; `failure` puts it in words.
-Failure = httpx.HTTPError
-
 _WITH_LOCATION = frozenset({201, *range(300, 400)})
 _LOCATIONS = frozenset({b"location", b"content-location"})
-_ERRNO = re.compile(r"\[Errno (\d+)\]")
 _ABSOLUTE = re.compile(rb"(?:https?:)?//([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
 _PROBE_TIMEOUTS = Timeouts(*[5.0] * 5)
@@ -100,8 +92,8 @@ class Upstream:
             transport = httpx.AsyncHTTPTransport(
                 limits=httpx.Limits(max_connections=settings.upstream_connections, keepalive_expiry=4.0)
             )
-        self._client: ConnectionPool | _HTTPXClient
-        self._probes: ConnectionPool | _HTTPXClient  # chats never wait for a connection that a probe holds
+        self._client: ConnectionPool | HTTPXClient
+        self._probes: ConnectionPool | HTTPXClient  # chats never wait for a connection that a probe holds
         if transport is None:
             is_tls = parts.scheme == "https"
             tls: ssl.SSLContext | None = system_tls() if is_tls else None
@@ -110,7 +102,7 @@ class Upstream:
             self._client = ConnectionPool(origin=origin, limits=limits, timeouts=self._timeouts)
             self._probes = ConnectionPool(origin=origin, limits=Limits(max_connections=2, max_waiting=2))
         else:
-            self._client = self._probes = _HTTPXClient(transport, f"{parts.scheme}://{parts.netloc}")
+            self._client = self._probes = HTTPXClient(transport, f"{parts.scheme}://{parts.netloc}")
 
     async def open(self, method: bytes, target: bytes, headers: Headers, body: Body) -> Response:
         """The response, as soon as its head is there. `target` is path and query as the caller sent them; `headers` are
@@ -211,54 +203,6 @@ def _own_hosts(parts: SplitResult) -> frozenset[bytes]:
     return frozenset(name.encode() for name in ({netloc, bare, f"{bare}:{usual}"} if is_usual else {netloc}))
 
 
-def failure(exc: Failure) -> UpstreamError:
-    """What went wrong with upstream, in words fit for the caller: the cause, and no address."""
-    if isinstance(exc, httpx.ConnectTimeout | httpx.PoolTimeout):
-        return UpstreamError(
-            "Upstream could not be reached in time.", status=504, code="upstream_timeout", is_unsent=True
-        )
-    if isinstance(exc, httpx.TimeoutException):
-        return UpstreamError("Upstream did not answer in time.", status=504, code="upstream_timeout")
-    if isinstance(exc, httpx.ConnectError):
-        message = f"Upstream cannot be reached: {_cause_of(exc)}."
-        return UpstreamError(message, status=502, code="upstream_unreachable", is_unsent=True)
-    if isinstance(exc, httpx.RemoteProtocolError) and "closed the connection" in str(exc):
-        return UpstreamError(f"{exc}.", status=502, code="upstream_disconnected")
-    if isinstance(exc, httpx.ProtocolError):
-        return UpstreamError(f"Upstream broke the protocol: {exc}.", status=502, code="upstream_protocol_error")
-    return UpstreamError("The connection to upstream broke.", status=502, code="upstream_disconnected")
-
-
-def _cause_of(exc: BaseException) -> str:
-    """Why a connection could not be opened."""
-    cause: BaseException | None = exc
-    while cause is not None:
-        if isinstance(cause, socket.gaierror):
-            return "its name is not known"
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"its certificate is not trusted ({cause.verify_message})"
-        if isinstance(cause, ssl.SSLError):
-            return "it does not speak TLS as we do"
-        # asyncio puts the errors of several addresses into the text of one.
-        numbers = [int(number) for number in _ERRNO.findall(str(cause))] if isinstance(cause, OSError) else []
-        known = next((_CAUSES[number] for number in numbers if number in _CAUSES), None)
-        if known is not None:
-            return known
-        cause = cause.__cause__ or cause.__context__
-    return "no connection could be opened"
-
-
-_CAUSES = {
-    errno.ECONNREFUSED: "it refused the connection",
-    errno.ECONNRESET: "it reset the connection",
-    errno.EHOSTUNREACH: "there is no route to it",
-    errno.ENETUNREACH: "its network cannot be reached",
-    errno.EMFILE: "the proxy has too many open files",
-    errno.ENFILE: "the machine has too many open files",
-    errno.EADDRNOTAVAIL: "the proxy has no local port left",
-}
-
-
 async def _read_json(response: Response) -> Any:
     """Raises Failure, and ValueError for what is no JSON, or too long."""
     body = bytearray()
@@ -276,64 +220,3 @@ async def _read_json(response: Response) -> Any:
 
 def _is_model(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("id"), str)
-
-
-class _HTTPXClient:
-    """Any httpx transport behind the same calls as our own pool."""
-
-    def __init__(self, transport: httpx.AsyncBaseTransport, base_url: str) -> None:
-        self._transport = transport
-        self._base_url = base_url
-
-    async def request(
-        self, method: bytes, target: bytes, headers: Headers, body: Body, *, timeouts: Timeouts
-    ) -> "_HTTPXResponse":
-        url = httpx.URL(self._base_url).copy_with(raw_path=target)
-        limits = {
-            "connect": timeouts.connect_s,
-            "read": timeouts.head_s,
-            "write": timeouts.write_s,
-            "pool": timeouts.pool_s,
-        }
-        request = httpx.Request(
-            method.decode(), url, headers=headers, content=body or None, extensions={"timeout": limits}
-        )
-        return _HTTPXResponse(await self._transport.handle_async_request(request))
-
-    async def aclose(self) -> None:
-        await self._transport.aclose()
-
-
-class _HTTPXResponse:
-    def __init__(self, response: httpx.Response) -> None:
-        if not 200 <= response.status_code < 600:
-            raise httpx.RemoteProtocolError(f"Unexpected status {response.status_code}")
-        self.status = response.status_code
-        self.headers = [(name.lower(), value) for name, value in response.headers.raw]
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        self._stream = response.stream
-        self._pieces: AsyncIterator[bytes] = aiter(response.stream)
-        self.is_over = False  # that is only known when it has been read
-
-    async def read(self) -> bytes:
-        async for piece in self._pieces:
-            if piece:
-                return piece
-        await self._stream.aclose()
-        return b""
-
-    def read_whole_nowait(self) -> None:
-        """It is not known before it has been read."""
-
-    async def pump(self, sink: Sink) -> bool:
-        while data := await self.read():
-            if not sink(data):
-                return False
-        return True
-
-    def close(self) -> None:
-        _closing.add(task := asyncio.ensure_future(self._stream.aclose()))
-        task.add_done_callback(_closing.discard)
-
-
-_closing: set[asyncio.Future[None]] = set()

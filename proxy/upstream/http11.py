@@ -1,80 +1,18 @@
-"""One HTTP/1.1 connection: writes a request, parses its response, notices when either side has gone.
-
-llhttp (httptools) is strict by itself about line ends, header characters, lengths, and chunk sizes; the callbacks here
-refuse what it lets pass: other transfer codings, odd versions, control characters in the reason, oversized heads
-(RFC 9112 §6.3, §11).
-"""
+"""One HTTP/1.1 connection: writes a request, reads its response, notices when either side has gone."""
 
 import asyncio
 import math
-import re
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import cast
 
 import httptools
 import httpx
 
+from proxy.upstream.request import Body, Timeouts
 from proxy.upstream.response import Response
-from proxy.wire.headers import Headers
+from proxy.upstream.response_parser import UNREAD_LIMIT_BYTES, ResponseParser
 
-Body = bytes | AsyncIterable[bytes]
-UNREAD_LIMIT_BYTES = 64 * 1024
-"""Bytes off the wire that may wait unread: a head has to fit; a body beyond it stops the reading."""
-HEADER_LIMIT = 256
 SMALL_BODY_BYTES = 64 * 1024
-
-_VERSIONS = {"1.1": b"HTTP/1.1", "1.0": b"HTTP/1.0"}
-_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
-_METHODS_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
-_CR, _LF = 13, 10
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Longest waits; `math.inf` is no limit."""
-
-    connect_s: float = 10.0
-    write_s: float = 60.0
-    """Upstream takes nothing of what is to be written."""
-    head_s: float = 600.0
-    """From the end of the request to the response's head."""
-    read_s: float = 300.0
-    """Silence within a body."""
-    pool_s: float = 10.0
-    """No connection is free."""
-
-
-def request_head(method: bytes, target: bytes, headers: Headers, body: Body) -> tuple[bytes, int | None]:
-    """The head with its framing, and the body's length (None: chunked). Raises httpx.LocalProtocolError."""
-    length = len(body) if isinstance(body, bytes) else None
-    lines = [b"%b %b HTTP/1.1" % (method, target)]
-    for header in headers:
-        if header[0] not in _FRAMING:
-            lines.append(b": ".join(header))
-        elif header[0] == b"content-length":
-            length = _declared_length(header[1], length)
-    if length is None:
-        lines.append(b"transfer-encoding: chunked")
-    elif length or method in _METHODS_WITH_BODY:
-        lines.append(b"content-length: %d" % length)
-    head = b"\r\n".join(lines) + b"\r\n\r\n"
-    # Counting is the cheap proof that no value brings a line of its own.
-    ends = len(lines) + 1
-    if head.count(_LF) != ends or head.count(_CR) != ends or 0 in head:
-        raise httpx.LocalProtocolError("Illegal character in the request head")
-    if lines[0].count(b" ") != 2:
-        raise httpx.LocalProtocolError("Illegal space in the request line")
-    return head, length
-
-
-def _declared_length(value: bytes, known: int | None) -> int:
-    if not value.isdigit():
-        raise httpx.LocalProtocolError("Malformed Content-Length in the request")
-    if known is not None and int(value) != known:
-        raise httpx.LocalProtocolError(f"Content-Length is {int(value)}, not {known}")
-    return int(value)
 
 
 class Connection(asyncio.Protocol):
@@ -82,15 +20,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_busy",
-        "_chunked",
-        "_complete",
         "_deadline",
         "_drained",
-        "_extra",
-        "_head_only",
-        "_interim",
-        "_keep_alive",
-        "_length_given",
         "_loop",
         "_made",
         "_on_closed",
@@ -123,7 +54,7 @@ class Connection(asyncio.Protocol):
         self._made = False
         self._response: Response  # of the exchange when busy, else of the last one
         self._busy = False
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser = ResponseParser()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = self._deadline = math.inf
         self._drained: asyncio.Future[None] | None = None
@@ -138,12 +69,10 @@ class Connection(asyncio.Protocol):
 
     def send(self, head: bytes, body: Body, length: int | None, *, head_only: bool, timeouts: Timeouts) -> Response:
         """Write a request; what cannot be written at once is written by a task that the response owns."""
-        self._head_only = head_only
-        self._chunked = self._length_given = False
-        self._interim = self._complete = self._extra = self._keep_alive = False
         self.exchanges += 1
         self._busy = True
         self._response = response = Response(self, self._loop, timeouts.read_s)
+        self._parser.begin(response, head_only=head_only)
         if not isinstance(body, bytes):
             self._transport.write(head)
             self._start_upload(response, body, length, timeouts.write_s)
@@ -270,16 +199,16 @@ class Connection(asyncio.Protocol):
             self.close()  # nobody asked
             return
         self.received += 1
-        response = self._response
+        response, parser = self._response, self._parser
         response.unread_bytes += len(data)
         try:
-            self._parser.feed_data(data)
+            parser.llhttp.feed_data(data)
         except httptools.HttpParserError as exc:
             self._refuse(response, str(exc.__context__ or exc))
             return
-        if response.push() and not self._complete:
+        if response.push() and not parser.is_complete:
             return
-        if self._complete:
+        if parser.is_complete:
             self._complete_exchange(response)
         elif response.unread_bytes > UNREAD_LIMIT_BYTES:
             if not response.has_pieces:
@@ -306,22 +235,18 @@ class Connection(asyncio.Protocol):
             return httpx.WriteError(str(exc)) if response.is_uploading else httpx.ReadError(str(exc))
         if not response.status:
             return httpx.RemoteProtocolError("Upstream closed the connection without a response")
-        if self._chunked or self._length_given:
+        if self._parser.body_is_framed:
             return httpx.RemoteProtocolError("Upstream closed the connection within the body")
         return None  # a body may end with its connection
 
     def _refuse(self, response: Response, reason: str) -> None:
-        response.finish(None if self._complete else httpx.RemoteProtocolError(reason))
+        response.finish(None if self._parser.is_complete else httpx.RemoteProtocolError(reason))
         self.close()
 
     def _complete_exchange(self, response: Response) -> None:
-        reusable = self._keep_alive and not self._extra and not response.is_uploading
+        reusable = self._parser.end() and not response.is_uploading
         response.finish(None)
         self._busy = False
-        if self._head_only:
-            self._parser = httptools.HttpResponseParser(
-                self
-            )  # the old one waits for a body that a response to HEAD does not have
         if response.end_pause():
             self.resume_reading()
         if reusable:
@@ -343,7 +268,7 @@ class Connection(asyncio.Protocol):
         self.closed = True
         if self._timer is not None:
             self._timer.cancel()
-        del self._parser  # they refer to each other
+        self._parser.close()
         if self._busy:
             self._busy = False
             self._response.finish(httpx.ReadError("The connection was closed"))
@@ -352,81 +277,3 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         else:
             self._on_lost(self)
-
-    # What the parser reports; an exception raised here makes it stop
-
-    def on_message_begin(self) -> None:
-        if self._complete:
-            self._extra = True  # a second answer to one request
-
-    def on_status(self, reason: bytes) -> None:
-        if not self._complete:
-            self._response.reason += reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        response = self._response
-        if response.status:
-            return  # trailers are not passed on
-        name = name.lower()
-        value = value.rstrip()
-        if name in _FRAMING:
-            self._note_framing(name, value)
-        response.headers.append((name, value))
-
-    def _note_framing(self, name: bytes, value: bytes) -> None:
-        if name == b"content-length":
-            self._length_given = True
-        elif self._chunked or value.lower() != b"chunked":
-            raise httpx.RemoteProtocolError("Unknown or repeated Transfer-Encoding")
-        else:
-            self._chunked = True
-
-    def on_headers_complete(self) -> None:
-        response, parser = self._response, self._parser
-        if self._complete:
-            raise httpx.RemoteProtocolError("A second response to one request")
-        status = parser.get_status_code()
-        version = _VERSIONS.get(parser.get_http_version())
-        self._check_head(response, status, version)
-        if status < 200:
-            self._interim = True
-            self._chunked = self._length_given = False
-            response.headers, response.reason = [], b""
-            return
-        self._keep_alive = parser.should_keep_alive()
-        response.http_version = version or b""
-        response.status = status
-        if status in (204, 304):
-            self._length_given = True  # of nothing, whatever it says
-        if status >= 300:
-            response.stop_upload()
-        if self._head_only:
-            self._complete = True
-            self._extra = self._chunked  # a body in spite of HEAD would go unnoticed by the parser's events
-
-    def _check_head(self, response: Response, status: int, version: bytes | None) -> None:
-        if version is None or (self._chunked and version == b"HTTP/1.0"):
-            raise httpx.RemoteProtocolError("Unsupported HTTP version or framing")
-        if status < 100 or status == 101 or status > 599:
-            raise httpx.RemoteProtocolError(f"Unexpected status {status}")
-        if response.reason != b"OK" and _CONTROL.search(response.reason):
-            raise httpx.RemoteProtocolError("Illegal character in the reason phrase")
-        headers = response.headers
-        if len(headers) > HEADER_LIMIT:
-            raise httpx.RemoteProtocolError("Too many header lines")
-        if response.unread_bytes > UNREAD_LIMIT_BYTES:
-            size = sum(len(name) + len(value) + 4 for name, value in headers)
-            if size > UNREAD_LIMIT_BYTES:
-                raise httpx.RemoteProtocolError("Oversized head")
-
-    def on_body(self, piece: bytes) -> None:
-        if self._complete:
-            self._extra = True
-        else:
-            self._response.append(piece)
-
-    def on_message_complete(self) -> None:
-        if self._interim:
-            self._interim = False
-        else:
-            self._complete = True

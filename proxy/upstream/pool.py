@@ -9,7 +9,8 @@ from time import monotonic
 
 import httpx
 
-from proxy.upstream.http11 import Body, Connection, Timeouts, request_head
+from proxy.upstream.http11 import Connection
+from proxy.upstream.request import Body, Timeouts, request_head
 from proxy.upstream.response import Response
 from proxy.wire.headers import Headers
 

@@ -13,7 +13,8 @@ import httpx
 from proxy.errors import APIError, UpstreamError
 from proxy.settings import Settings, UpstreamAddress
 from proxy.upstream.choice import choose
-from proxy.upstream.client import Body, Response, Upstream
+from proxy.upstream.client import Response, Upstream
+from proxy.upstream.request import Body
 from proxy.wire.headers import Headers
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,9 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.upstream.http11 import HEADER_LIMIT, UNREAD_LIMIT_BYTES, Timeouts, request_head
+from proxy.upstream.request import Timeouts, request_head
 from proxy.upstream.response import Response, Sink
+from proxy.upstream.response_parser import HEADER_LIMIT, UNREAD_LIMIT_BYTES
 from tests.raw_upstream import (
     HOST,
     OK,

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proxy.upstream.http11 import Timeouts
 from proxy.upstream.pool import ConnectionPool, Limits, Origin, system_tls
+from proxy.upstream.request import Timeouts
 from tests.raw_upstream import HOST, OK, QUICK, Script, answering, eventually, get, get_all, pooling, receive, serving
 from tests.upstream.test_http11 import event_loop_policy
 

@@ -1,0 +1,63 @@
+"""What went wrong with upstream: the library's exceptions in words."""
+
+import errno
+import re
+import socket
+import ssl
+
+import httpx
+
+from proxy.errors import UpstreamError
+
+# What reading a response may raise; `failure` puts it in words.
+Failure = httpx.HTTPError
+
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
+
+
+def failure(exc: Failure) -> UpstreamError:
+    """What went wrong with upstream, in words fit for the caller: the cause, and no address."""
+    if isinstance(exc, httpx.ConnectTimeout | httpx.PoolTimeout):
+        return UpstreamError(
+            "Upstream could not be reached in time.", status=504, code="upstream_timeout", is_unsent=True
+        )
+    if isinstance(exc, httpx.TimeoutException):
+        return UpstreamError("Upstream did not answer in time.", status=504, code="upstream_timeout")
+    if isinstance(exc, httpx.ConnectError):
+        message = f"Upstream cannot be reached: {_cause_of(exc)}."
+        return UpstreamError(message, status=502, code="upstream_unreachable", is_unsent=True)
+    if isinstance(exc, httpx.RemoteProtocolError) and "closed the connection" in str(exc):
+        return UpstreamError(f"{exc}.", status=502, code="upstream_disconnected")
+    if isinstance(exc, httpx.ProtocolError):
+        return UpstreamError(f"Upstream broke the protocol: {exc}.", status=502, code="upstream_protocol_error")
+    return UpstreamError("The connection to upstream broke.", status=502, code="upstream_disconnected")
+
+
+def _cause_of(exc: BaseException) -> str:
+    """Why a connection could not be opened."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return "its name is not known"
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted ({cause.verify_message})"
+        if isinstance(cause, ssl.SSLError):
+            return "it does not speak TLS as we do"
+        # asyncio puts the errors of several addresses into the text of one.
+        numbers = [int(number) for number in _ERRNO.findall(str(cause))] if isinstance(cause, OSError) else []
+        known = next((_CAUSES[number] for number in numbers if number in _CAUSES), None)
+        if known is not None:
+            return known
+        cause = cause.__cause__ or cause.__context__
+    return "no connection could be opened"
+
+
+_CAUSES = {
+    errno.ECONNREFUSED: "it refused the connection",
+    errno.ECONNRESET: "it reset the connection",
+    errno.EHOSTUNREACH: "there is no route to it",
+    errno.ENETUNREACH: "its network cannot be reached",
+    errno.EMFILE: "the proxy has too many open files",
+    errno.ENFILE: "the machine has too many open files",
+    errno.EADDRNOTAVAIL: "the proxy has no local port left",
+}

@@ -1,0 +1,60 @@
+"""What a request is before it is written: its limits in time, its head and its framing."""
+
+from collections.abc import AsyncIterable
+from dataclasses import dataclass
+
+import httpx
+
+from proxy.wire.headers import Headers
+
+Body = bytes | AsyncIterable[bytes]
+
+FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+_METHODS_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
+_CR, _LF = 13, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Longest waits; `math.inf` is no limit."""
+
+    connect_s: float = 10.0
+    write_s: float = 60.0
+    """Upstream takes nothing of what is to be written."""
+    head_s: float = 600.0
+    """From the end of the request to the response's head."""
+    read_s: float = 300.0
+    """Silence within a body."""
+    pool_s: float = 10.0
+    """No connection is free."""
+
+
+def request_head(method: bytes, target: bytes, headers: Headers, body: Body) -> tuple[bytes, int | None]:
+    """The head with its framing, and the body's length (None: chunked). Raises httpx.LocalProtocolError."""
+    length = len(body) if isinstance(body, bytes) else None
+    lines = [b"%b %b HTTP/1.1" % (method, target)]
+    for header in headers:
+        if header[0] not in FRAMING:
+            lines.append(b": ".join(header))
+        elif header[0] == b"content-length":
+            length = _declared_length(header[1], length)
+    if length is None:
+        lines.append(b"transfer-encoding: chunked")
+    elif length or method in _METHODS_WITH_BODY:
+        lines.append(b"content-length: %d" % length)
+    head = b"\r\n".join(lines) + b"\r\n\r\n"
+    # Counting is the cheap proof that no value brings a line of its own.
+    ends = len(lines) + 1
+    if head.count(_LF) != ends or head.count(_CR) != ends or 0 in head:
+        raise httpx.LocalProtocolError("Illegal character in the request head")
+    if lines[0].count(b" ") != 2:
+        raise httpx.LocalProtocolError("Illegal space in the request line")
+    return head, length
+
+
+def _declared_length(value: bytes, known: int | None) -> int:
+    if not value.isdigit():
+        raise httpx.LocalProtocolError("Malformed Content-Length in the request")
+    if known is not None and int(value) != known:
+        raise httpx.LocalProtocolError(f"Content-Length is {int(value)}, not {known}")
+    return int(value)

@@ -1,0 +1,141 @@
+"""Parses the responses of one connection, with llhttp (httptools) and stricter.
+
+llhttp is strict by itself about line ends, header characters, lengths, and chunk sizes; the callbacks here refuse what
+it lets pass: other transfer codings, odd versions, control characters in the reason, oversized heads (RFC 9112 §6.3,
+§11).
+"""
+
+import re
+
+import httptools
+import httpx
+
+from proxy.upstream.request import FRAMING
+from proxy.upstream.response import Response
+
+UNREAD_LIMIT_BYTES = 64 * 1024
+"""Bytes off the wire that may wait unread: a head has to fit; a body beyond it stops the reading."""
+HEADER_LIMIT = 256
+
+_VERSIONS = {"1.1": b"HTTP/1.1", "1.0": b"HTTP/1.0"}
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+class ResponseParser:
+    """Fills one response after the other. `llhttp.feed_data` raises httptools.HttpParserError."""
+
+    __slots__ = (
+        "_chunked",
+        "_head_only",
+        "_interim",
+        "_keep_alive",
+        "_length_given",
+        "_response",
+        "has_extra",
+        "is_complete",
+        "llhttp",
+    )
+
+    def __init__(self) -> None:
+        self._response: Response
+        self.llhttp = httptools.HttpResponseParser(self)
+
+    def begin(self, response: Response, *, head_only: bool) -> None:
+        """What comes from now on is this response."""
+        self._response = response
+        self._head_only = head_only
+        self._chunked = self._length_given = False
+        self._interim = self.is_complete = self.has_extra = self._keep_alive = False
+
+    def end(self) -> bool:
+        """The response is complete. Whether the connection can be used again."""
+        if self._head_only:  # the old one waits for a body that a response to HEAD does not have
+            self.llhttp = httptools.HttpResponseParser(self)
+        return self._keep_alive and not self.has_extra
+
+    @property
+    def body_is_framed(self) -> bool:
+        """Whether the body has an end of its own; another one ends with its connection."""
+        return self._chunked or self._length_given
+
+    def close(self) -> None:
+        """Break the reference cycle with llhttp's parser: no GC pass is needed."""
+        del self.llhttp
+
+    # What the parser reports; an exception raised here makes it stop
+
+    def on_message_begin(self) -> None:
+        if self.is_complete:
+            self.has_extra = True  # a second answer to one request
+
+    def on_status(self, reason: bytes) -> None:
+        if not self.is_complete:
+            self._response.reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        response = self._response
+        if response.status:
+            return  # trailers are not passed on
+        name = name.lower()
+        value = value.rstrip()
+        if name in FRAMING:
+            self._note_framing(name, value)
+        response.headers.append((name, value))
+
+    def _note_framing(self, name: bytes, value: bytes) -> None:
+        if name == b"content-length":
+            self._length_given = True
+        elif self._chunked or value.lower() != b"chunked":
+            raise httpx.RemoteProtocolError("Unknown or repeated Transfer-Encoding")
+        else:
+            self._chunked = True
+
+    def on_headers_complete(self) -> None:
+        response, parser = self._response, self.llhttp
+        if self.is_complete:
+            raise httpx.RemoteProtocolError("A second response to one request")
+        status = parser.get_status_code()
+        version = _VERSIONS.get(parser.get_http_version())
+        self._check_head(response, status, version)
+        if status < 200:
+            self._interim = True
+            self._chunked = self._length_given = False
+            response.headers, response.reason = [], b""
+            return
+        self._keep_alive = parser.should_keep_alive()
+        response.http_version = version or b""
+        response.status = status
+        if status in (204, 304):
+            self._length_given = True  # of nothing, whatever it says
+        if status >= 300:
+            response.stop_upload()
+        if self._head_only:
+            self.is_complete = True
+            self.has_extra = self._chunked  # a body in spite of HEAD would go unnoticed by the parser's events
+
+    def _check_head(self, response: Response, status: int, version: bytes | None) -> None:
+        if version is None or (self._chunked and version == b"HTTP/1.0"):
+            raise httpx.RemoteProtocolError("Unsupported HTTP version or framing")
+        if status < 100 or status == 101 or status > 599:
+            raise httpx.RemoteProtocolError(f"Unexpected status {status}")
+        if response.reason != b"OK" and _CONTROL.search(response.reason):
+            raise httpx.RemoteProtocolError("Illegal character in the reason phrase")
+        headers = response.headers
+        if len(headers) > HEADER_LIMIT:
+            raise httpx.RemoteProtocolError("Too many header lines")
+        if response.unread_bytes > UNREAD_LIMIT_BYTES:
+            size = sum(len(name) + len(value) + 4 for name, value in headers)
+            if size > UNREAD_LIMIT_BYTES:
+                raise httpx.RemoteProtocolError("Oversized head")
+
+    def on_body(self, piece: bytes) -> None:
+        if self.is_complete:
+            self.has_extra = True
+        else:
+            self._response.append(piece)
+
+    def on_message_complete(self) -> None:
+        if self._interim:
+            self._interim = False
+        else:
+            self.is_complete = True
