@@ -2,6 +2,7 @@
 
 import logging
 
+from proxy.recording.hidden_usage import HiddenUsage
 from proxy.recording.one_exchange import Recording
 from proxy.wire.content_coding import Decoding
 from proxy.wire.sse import Decoder, Event
@@ -19,13 +20,13 @@ TOO_LARGE = {
 class Tee:
     """A stream's bytes: what goes out now, and what is held until its end is on disk."""
 
-    __slots__ = ("_decoder", "_gave_up", "_held", "_hides_usage", "_holds", "_last", "_recording", "has_ended")
+    __slots__ = ("_decoder", "_gave_up", "_held", "_hidden", "_holds", "_last", "_recording", "has_ended")
 
     def __init__(self, recording: Recording, *, hides_usage: bool) -> None:
         self.has_ended = False  # the end has come: nothing is recorded after it
         self._decoder = Decoder()
         self._recording = recording
-        self._hides_usage = hides_usage
+        self._hidden = HiddenUsage(recording.reply) if hides_usage else None
         self._holds = recording.is_strict
         self._held = bytearray()
         self._gave_up = False
@@ -63,16 +64,16 @@ class Tee:
 
     def _pass(self, events: list[Event]) -> list[bytes]:
         """Record events; the bytes of those that go out now."""
-        recording, reply = self._recording, self._recording.reply
+        recording, reply, hidden = self._recording, self._recording.reply, self._hidden
         out = []
         for event in events:
             raw = event.raw
-            if event.data and not self.has_ended:
-                recording.take(event)
-                if reply.is_end(event):
-                    self.has_ended = True
-                elif self._hides_usage:
-                    raw = reply.without_usage(event)
+            if not self.has_ended:
+                if event.data:
+                    recording.take(event)
+                    self.has_ended = reply.is_end(event)
+                if hidden is not None:
+                    raw = hidden.end() + raw if self.has_ended else hidden.pass_on(event)
             if self.has_ended and self._holds:
                 self._held += raw
             elif raw:
@@ -86,7 +87,9 @@ class Tee:
 
     def rest(self) -> bytes:
         """What is left when upstream has ended: the held end, and an event that was not finished."""
-        return b"" if self._gave_up else self._last + self.release() + self._decoder.rest
+        if self._gave_up:
+            return b""
+        return self._last + (self._hidden.end() if self._hidden else b"") + self.release() + self._decoder.rest
 
     def _give_up(self) -> bytes:
         """This is no event stream, or does not stop after its end: from here on it passes as it is, unrecorded."""

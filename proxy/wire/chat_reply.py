@@ -24,7 +24,7 @@ _ERROR_LENGTH = 2000
 _OF_EVERY_CHUNK = frozenset(
     ("id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "obfuscation")
 )
-_EMPTY_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_FILLED_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\{')
 
 
 class Completion:
@@ -35,7 +35,6 @@ class Completion:
         self.error: object | None = None
         self.terminated = False
         self.has_token = False
-        self._has_our_usage = False
         self.malformed = 0
         self._top: JSON = {}
         self._folds: dict[int, ChoiceFold] = {}
@@ -87,14 +86,12 @@ class Completion:
         """Whether this is `[DONE]`."""
         return is_terminator(event.data)
 
-    def without_usage(self, event: Event) -> bytes:
-        """Nothing of the chunk that has only usage, but what else it carries; any other event unchanged.
+    def is_usage_only(self, event: Event) -> bool:
+        """Whether this is the chunk that asking for the usage adds, or one like it."""
+        return is_usage_only(event.data)
 
-        Ours is the first one after the end of every choice: what comes before it, upstream sends to everyone.
-        """
-        if self._has_our_usage or not is_usage_only(event.data) or not self.is_whole:
-            return event.raw
-        self._has_our_usage = True
+    def without_usage(self, event: Event) -> bytes:
+        """What a chunk that has only usage carries beside it (`timings`); nothing where that is all."""
         chunk = _object(event.data)
         if not any(value is not None for key, value in chunk.items() if key not in _OF_EVERY_CHUNK):
             return b""
@@ -316,10 +313,10 @@ def is_terminator(data: bytes) -> bool:
 
 def is_usage_only(data: bytes) -> bool:
     """The extra chunk that `stream_options.include_usage` asks for: usage, and no choice."""
-    if data.find(b'"usage"') < 0 or not _EMPTY_CHOICES.search(data):
+    if data.find(b'"usage"') < 0 or (data.count(b'"choices"') == 1 and _FILLED_CHOICES.search(data)):
         return False
     chunk = _object(data)
-    return chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict) and not chunk.get("error")
+    return not chunk.get("choices", []) and isinstance(chunk.get("usage"), dict) and not chunk.get("error")
 
 
 def _has_token(chunk: JSON) -> bool:

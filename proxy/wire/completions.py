@@ -65,8 +65,10 @@ class CompletionReply(DialectReply):
     def is_end(self, event: Event) -> bool:
         return self._chat.is_end(event)
 
+    def is_usage_only(self, event: Event) -> bool:
+        return self._chat.is_usage_only(event)
+
     def without_usage(self, event: Event) -> bytes:
-        """Nothing of the chunk that has only usage."""
         return self._chat.without_usage(event)
 
     @property

@@ -42,8 +42,11 @@ class DialectReply(ABC):
         else:
             self.take_body(whole)
 
+    def is_usage_only(self, event: Event) -> bool:
+        """Never: nobody asks for usage on the caller's behalf."""
+        return False
+
     def without_usage(self, event: Event) -> bytes:
-        """The event as it is: nobody asks for usage on the caller's behalf."""
         return event.raw
 
     def is_batchable(self, data: bytes) -> bool:

@@ -72,8 +72,11 @@ class Reply(Protocol):
     def is_end(self, event: Event) -> bool:
         """Whether the event ends the stream: in strict mode it goes out when the exchange is on disk."""
 
+    def is_usage_only(self, event: Event) -> bool:
+        """Whether the event may be the one that asking for the usage adds to a stream."""
+
     def without_usage(self, event: Event) -> bytes:
-        """The event's bytes for a caller who did not ask for the usage that the proxy asked for."""
+        """Such an event's bytes for a caller who did not ask for the usage that the proxy asked for."""
 
     def is_batchable(self, data: bytes) -> bool:
         """Whether these bytes are one whole event that nobody needs to look into before the next write."""
