@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from proxy.storage import exchange_store, queries
+from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.long_request import long_request
 from proxy.storage.write_batch import UNFINISHED, WriteBatch
@@ -87,23 +87,19 @@ def _in_slices(exchange: Exchange, work: Callable[[WriteBatch], Any]) -> Callabl
     long = long_request(exchange)
     if long is None:
         return work
-    return lambda rows: work(rows) if _is_stored(rows, exchange) or long.is_stored(rows) else UNFINISHED
+    return lambda rows: work(rows) if long.is_stored(rows) else UNFINISHED
 
 
 def _begin(rows: WriteBatch, *, exchange: Exchange, worker_id: str | None) -> Any:
-    if not _is_stored(rows, exchange):
+    if not exchange_store.has_row(rows, exchange):
         return exchange_store.begin(rows, exchange, worker_id=worker_id)
     return None
 
 
 def _finish(rows: WriteBatch, *, exchange: Exchange, outcome: Outcome) -> Any:
-    if _is_stored(rows, exchange):
+    if exchange_store.has_row(rows, exchange):
         return exchange_store.finish_begun(rows, exchange, outcome)
     return exchange_store.finish(rows, exchange, outcome)
-
-
-def _is_stored(rows: WriteBatch, exchange: Exchange) -> bool:
-    return queries.exchanges.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is not None
 
 
 def _line(**entry: Any) -> bytes:

@@ -82,7 +82,7 @@ def finish_begun(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool
         _end(rows, begun, outcome)
     elif queries.exchanges.reopen_recovered(rows.connection, exchange.exchange_id):
         _end_anew(rows, exchange.exchange_id, outcome)
-    elif queries.exchanges.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is None:
+    elif not has_row(rows, exchange):
         return finish(rows, exchange, outcome)
     return True
 
@@ -218,6 +218,11 @@ def was_deleted(rows: WriteBatch, exchange: Exchange) -> bool:
         session_id=exchange.session.session_id,
         asked_at=asked_at,
     )
+
+
+def has_row(rows: WriteBatch, exchange: Exchange) -> bool:
+    """Whether it is stored, begun or ended."""
+    return queries.exchanges.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is not None
 
 
 def _is_empty_and_refused(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from proxy.ids import timestamp
 from proxy.storage import exchange_store, message_tree, placement, queries
+from proxy.storage.connection import Connection
 from proxy.storage.exchange import Exchange
 from proxy.storage.queries.sessions import Session
 from proxy.storage.write_batch import UNFINISHED, SessionDelta, WriteBatch
@@ -54,8 +55,8 @@ class LongRequest:
     def is_stored(self, rows: WriteBatch) -> bool:
         """Store some more, and say whether all are."""
         exchange = self._exchange
-        if exchange_store.was_deleted(rows, exchange):
-            return True  # which the work will find, too
+        if exchange_store.was_deleted(rows, exchange) or exchange_store.has_row(rows, exchange):
+            return True  # which the work will find, too: its spilled line may have been stored meanwhile
         if not self._is_hashed(rows):
             return False
         session = exchange_store.find_session(rows, exchange)
@@ -81,12 +82,21 @@ class LongRequest:
 
     def _resumed(self, rows: WriteBatch, session: Session) -> message_tree.InsertPosition:
         connection = rows.about(session.session_id)
-        if self._last_no is not None and 0 < self._count <= len(self._hashes):
-            node = queries.messages.get_node(connection, self._last_no)
-            if node is not None and node.chain_hash == self._hashes[self._count - 1]:
-                return message_tree.below(connection, session, self._last_no)
+        if self._last_no is not None and self._is_still_last(connection, session, self._last_no):
+            return message_tree.below(connection, session, self._last_no)
         place, self._count = placement.find_place(connection, session, self._exchange)
         return place
+
+    def _is_still_last(self, connection: Connection, session: Session, message_no: int) -> bool:
+        """Whether a message is the last one stored here, and nothing follows it: the spilled line of this request, or
+        the same request sent again, may have gone on behind it."""
+        node = queries.messages.get_node(connection, message_no)
+        return (
+            node is not None
+            and 0 < self._count <= len(self._hashes)
+            and node.chain_hash == self._hashes[self._count - 1]
+            and not queries.tree.has_children(connection, message_no, session_no=session.session_no)
+        )
 
     def _store_some(self, rows: WriteBatch, place: message_tree.InsertPosition) -> bool:
         chained, delta = self._exchange.chained, SessionDelta(timestamp())
