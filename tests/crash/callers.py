@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.crash.ledger import Chat, Verdict, judge, wait_until_settled
-from tests.crash.traffic import Script, request_bytes, talk
+from tests.crash.traffic import Script, connected, request_bytes, talk
 from tests.fake_upstream import DONE, FakeUpstream, chat_chunk, event, fake_upstream, gigantic, sse
 from tests.serving import server_process
 
@@ -88,11 +88,10 @@ async def read_own_writes(port: int, script: Script, *, count: int) -> int:
 
 async def get(port: int, path: str) -> bytes:
     """The body of a GET."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\n\r\n".encode())
-    _, _, body = (await reader.read()).partition(b"\r\n\r\n")
-    writer.close()
-    return body
+    async with connected(port) as (reader, writer):
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\n\r\n".encode())
+        _, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        return body
 
 
 async def read_slowly(port: int, *, is_streamed: bool, seconds: float) -> None:

@@ -115,6 +115,7 @@ class Trial:
             await asyncio.sleep(self.dice.uniform(0.5, seconds) if kills else seconds)
             cut_at = time.monotonic()
             probe.cancel()
+            await asyncio.wait([probe])
             if kills:
                 self.server.kill()
                 self.kills += 1

@@ -4,7 +4,8 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from tests.crash.ledger import Chat
@@ -83,36 +84,45 @@ async def talk(port: int, chat: Chat, *, cut_after: int | None = None) -> None:
     """Send the chat and read its reply to the end, to where the connection breaks, or to a byte of the body."""
     received = bytearray()
     chat.was_cut = cut_after is not None
+    with suppress(OSError):
+        async with connected(port) as (reader, writer):
+            writer.write(request_bytes(chat))
+            await writer.drain()
+            chat.sent_at = time.monotonic()
+            try:
+                await _receive(reader, received, cut_after=cut_after)
+            finally:
+                chat.ended_at = time.monotonic()
+                take_reply(chat, bytes(received))
+
+
+async def _receive(reader: asyncio.StreamReader, received: bytearray, *, cut_after: int | None) -> None:
+    while data := await reader.read(65536 if cut_after is None else cut_after - len(received)):
+        received += data
+        if cut_after is not None and len(received) >= cut_after:
+            return
+        if _is_over(received):
+            return
+
+
+@asynccontextmanager
+async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection that is reset at the end of the block, whose socket is closed when that is over."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return
-    try:
-        writer.write(request_bytes(chat))
-        await writer.drain()
-        chat.sent_at = time.monotonic()
-        while data := await reader.read(65536 if cut_after is None else cut_after - len(received)):
-            received += data
-            if cut_after is not None and len(received) >= cut_after:
-                break
-            if _is_over(received):
-                break
-    except OSError:
-        pass
+        yield reader, writer
     finally:
-        chat.ended_at = time.monotonic()
-        take_reply(chat, bytes(received))
         writer.transport.abort()
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 async def status_of(port: int, path: str) -> int:
     """The status of a GET."""
     try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\n\r\n".encode())
-        line = await reader.readline()
-        writer.close()
-        return int(line.split()[1])
+        async with connected(port) as (reader, writer):
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\n\r\n".encode())
+            return int((await reader.readline()).split()[1])
     except (OSError, IndexError):
         return 0
 

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import shutil
+import socket
 import sqlite3
 import subprocess
 import threading
@@ -161,10 +162,12 @@ def giant_neighbour(port: Callable[[], int], *, messages: int) -> Trouble:
     @contextmanager
     def held() -> Iterator[None]:
         stopping = threading.Event()
+        current: list[http.client.HTTPConnection] = []
 
         def send() -> None:
             while not stopping.is_set():
                 connection = http.client.HTTPConnection("127.0.0.1", port(), timeout=60)
+                current[:] = [connection]
                 with suppress(OSError, http.client.HTTPException), closing(connection):
                     connection.request("POST", "/v1/chat/completions", body)
                     connection.getresponse().read()
@@ -176,6 +179,11 @@ def giant_neighbour(port: Callable[[], int], *, messages: int) -> Trouble:
             yield
         finally:
             stopping.set()
+            # It leaves: upstream answers in the event loop of this thread, which must not wait for it.
+            for connection in current:
+                if (sock := connection.sock) is not None:
+                    with suppress(OSError):
+                        sock.shutdown(socket.SHUT_RDWR)
             sender.join(60)
 
     return held
