@@ -7,11 +7,9 @@ _PACKAGE = Path(__file__).parent.parent
 SQL = _PACKAGE / "sql" if (_PACKAGE / "sql").is_dir() else _PACKAGE.parent / "sql"
 
 
-def load_queries() -> dict[str, str]:
-    """The statements of `sql/queries/*.sql`."""
-    return named_statements(
-        "\n".join(file.read_text(encoding="utf-8") for file in sorted((SQL / "queries").glob("*.sql")))
-    )
+def load_queries(folder: Path) -> dict[str, str]:
+    """The statements of a folder's `*.sql` files."""
+    return named_statements("\n".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.sql"))))
 
 
 def named_statements(text: str) -> dict[str, str]:
@@ -30,4 +28,4 @@ def _filled_in(statement: str, columns: dict[str, str]) -> str:
     return statement
 
 
-QUERIES = load_queries()
+QUERIES = load_queries(SQL / "queries")

@@ -107,7 +107,7 @@ FROM path;
 -- name: newest_leaf_below
 -- The end of the newest branch through a message.
 WITH RECURSIVE descent (message_no) AS (
-    SELECT CAST(:message_no AS INTEGER)
+    SELECT CAST(:message_no AS BIGINT)
     UNION ALL
     SELECT (
         SELECT MAX(m.message_no) FROM messages AS m

@@ -31,7 +31,7 @@ WHERE session_id = :session_id
 SELECT {session}
 FROM sessions
 WHERE user_id = :user_id
-  AND (:active_only = 0 OR is_active)
+  AND (NOT CAST(:active_only AS BOOLEAN) OR is_active)
   AND (CAST(:after_updated_at AS TEXT) IS NULL OR (updated_at, session_id) < (:after_updated_at, :after_session_id))
   AND (CAST(:since AS TEXT) IS NULL OR updated_at >= :since)
   AND (CAST(:until AS TEXT) IS NULL OR updated_at < :until)

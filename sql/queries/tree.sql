@@ -63,7 +63,7 @@ LIMIT :limit;
 -- name: list_subtree
 -- A message and those below it, in no order.
 WITH RECURSIVE below (message_no) AS (
-    SELECT CAST(:message_no AS INTEGER)
+    SELECT CAST(:message_no AS BIGINT)
     UNION ALL
     SELECT m.message_no
     FROM below
@@ -88,7 +88,7 @@ WHERE messages.message_no = column1;
 -- name: raise_subtree
 -- A message and those below it, which are to take the place of the one above.
 WITH RECURSIVE below (message_no) AS (
-    SELECT CAST(:message_no AS INTEGER)
+    SELECT CAST(:message_no AS BIGINT)
     UNION ALL
     SELECT m.message_no
     FROM below
@@ -195,12 +195,12 @@ WHERE session_no = :session_no
 
 -- name: get_beginning
 -- The message that a conversation begins with, and its first question: most have one system message at most.
-WITH RECURSIVE descent (message_no, role, content) AS (
-    SELECT message_no, role, content
+WITH RECURSIVE descent (message_no, role, steps) AS (
+    SELECT message_no, role, 1
     FROM messages
     WHERE message_no = :message_no
     UNION ALL
-    SELECT m.message_no, m.role, m.content
+    SELECT m.message_no, m.role, descent.steps + 1
     FROM descent
     JOIN messages AS m ON m.message_no = (
         SELECT MIN(c.message_no)
@@ -209,7 +209,7 @@ WITH RECURSIVE descent (message_no, role, content) AS (
           AND c.parent_no = descent.message_no
     )
     WHERE descent.role <> 'user'
-    LIMIT 8
+      AND descent.steps < 8
 )
 SELECT r.message_id, r.parent_no, (SELECT MIN(d.message_no) FROM descent AS d WHERE d.role = 'user') AS question_no
 FROM messages AS r

@@ -138,7 +138,7 @@ LIMIT :limit;
 
 -- name: get_page_message
 -- A message as the history page shows it: of what is very long the beginning, or nothing where a part would not do.
-SELECT m.message_no, m.message_id, e.exchange_id, m.role, substr(m.content, 1, :characters) AS content,
+SELECT m.message_no, m.message_id, e.exchange_id, m.role, substr(m.content, 1, CAST(:characters AS INTEGER)) AS content,
        length(m.content) AS length, COALESCE(m.content_form, 'text') AS content_form,
        CASE WHEN length(m.extra) <= :extra_characters THEN m.extra END AS extra,
        m.extra IS NOT NULL AND length(m.extra) > :extra_characters AS is_extra_left_out,

@@ -37,9 +37,9 @@ def insert_session(
     metadata: str | None,
     now: str,
 ) -> bool:
-    """Make the session; false where its id, or its external id, is there already."""
+    """Make the session, inside a write transaction; false where its id, or its external id, is there already."""
     parameters = {
-        "session_no": None,
+        "session_no": connection.numbers().session_no + 1,
         "session_id": session_id,
         "user_id": user_id,
         "external_id": external_id,
