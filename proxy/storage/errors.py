@@ -1,4 +1,5 @@
-"""What can go wrong in a database, in words that know no engine. `sqlite_connection.py` translates."""
+"""What can go wrong in a database, in words that know no engine, which `sqlite_connection.py` and
+`postgresql_errors.py` translate."""
 
 from typing import Literal
 
@@ -27,6 +28,12 @@ class StorageLockedError(StorageError):
     """Another program holds the lock for longer than we wait."""
 
     trouble = "lock"
+
+
+class StorageUnknownError(StorageError):
+    """The answer to a COMMIT was lost: what was written may be stored or not."""
+
+    trouble = "unknown"
 
 
 class StorageInterruptedError(StorageError):

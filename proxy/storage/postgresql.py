@@ -1,0 +1,134 @@
+"""Opens a PostgreSQL database: connects, makes and migrates the tables, refuses what is not ours."""
+
+import re
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from proxy.settings import ConfigurationError
+from proxy.storage.connection import Connection
+from proxy.storage.named import SQL
+from proxy.storage.postgresql_connection import PostgresqlConnection
+from proxy.storage.postgresql_errors import translated_errors
+
+OLDEST_POSTGRESQL = 150000
+_MIGRATIONS_LOCK = 1400136553
+
+# A path that is silent is noticed within some 15 seconds: by default only after hours.
+# https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-KEEPALIVES
+_DEFAULTS: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "target_session_attrs": "read-write",
+    "application_name": "stellarchat",
+}
+_SETTINGS = "SET client_encoding = 'UTF8'; SET standard_conforming_strings = on"
+
+
+@translated_errors()
+def connect(url: str, *, statement_seconds: float | None = None) -> PostgresqlConnection:
+    """A connection; the caller begins and ends every transaction. A longer statement is ended by the server."""
+    parameters = _DEFAULTS | conninfo_to_dict(url)
+    raw = psycopg.connect(**parameters, autocommit=True)
+    try:
+        _refuse_old(raw.info.server_version)
+        raw.execute(_SETTINGS)
+        if statement_seconds is not None:
+            raw.execute(f"SET statement_timeout = {round(statement_seconds * 1000)}")
+        return PostgresqlConnection(raw)
+    except BaseException:
+        raw.close()
+        raise
+
+
+@translated_errors()
+def prepare(connection: Connection) -> None:
+    """Apply the migrations the database does not have yet, in one transaction. Refuses that of a newer program."""
+    raw = _raw(connection)
+    with raw.transaction():
+        # Others may start at the same time; what is made here, they wait for.
+        raw.execute(f"SELECT pg_advisory_xact_lock({_MIGRATIONS_LOCK})")
+        version = _schema_of(raw)
+        refuse_unknown_schema(version)
+        for number, script in sorted(_migrations().items()):
+            if version is None and number == min(_migrations()):
+                _refuse_foreign(raw)
+            if version is None or version < number:
+                for part in _statements(script):
+                    raw.execute(part)
+                connection.changes("note_schema", {"schema": number})
+
+
+def refuse_unknown_schema(version: int | None) -> None:
+    """Raise ConfigurationError where the database is of a newer program."""
+    if version is not None and version > newest_schema():
+        raise ConfigurationError(
+            f"the database has schema {version}, this program knows up to {newest_schema()}: "
+            "run the newer StellarChat that made it"
+        )
+
+
+@translated_errors()
+def schema_of(connection: Connection) -> int | None:
+    """The schema of the database; None where it has no tables of ours."""
+    return _schema_of(_raw(connection))
+
+
+def newest_schema() -> int:
+    """The schema this program brings a database to."""
+    return max(_migrations())
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    return re.sub(r"(//[^/@:]*):[^@/]*@", r"\1:***@", re.sub(r"([?&]password=)[^&]*", r"\1***", url))
+
+
+def _refuse_old(version: int) -> None:
+    if version < OLDEST_POSTGRESQL:
+        raise ConfigurationError(f"this is PostgreSQL {version // 10000}; StellarChat needs 15 or newer")
+
+
+def _raw(connection: Connection) -> psycopg.Connection[Any]:
+    assert isinstance(connection, PostgresqlConnection)
+    return connection.raw
+
+
+def _schema_of(raw: psycopg.Connection[Any]) -> int | None:
+    row = raw.execute("SELECT to_regclass('stellarchat') IS NOT NULL").fetchone()
+    if not row or not row[0]:
+        return None
+    found = raw.execute("SELECT MAX(schema) FROM stellarchat").fetchone()
+    assert found is not None
+    version: int = found[0]
+    return version
+
+
+def _refuse_foreign(raw: psycopg.Connection[Any]) -> None:
+    row = raw.execute("SELECT EXISTS (SELECT 1 FROM pg_tables WHERE schemaname = current_schema())").fetchone()
+    if row and row[0]:
+        raise ConfigurationError("the database has tables of another program; set DATABASE_URL to one of its own")
+
+
+def _migrations() -> dict[int, str]:
+    files = (SQL / "postgresql" / "migrations").glob("*.sql")
+    return {int(file.name[:4]): file.read_text(encoding="utf-8") for file in files}
+
+
+def _statements(script: str) -> list[str]:
+    """The statements of a script: a function's body holds some of its own."""
+    text = re.sub(r"--[^\n]*", "", script)
+    parts = re.split(r"(\$\$.*?\$\$)", text, flags=re.DOTALL)
+    statements = [""]
+    for part in parts:
+        if part.startswith("$$"):
+            statements[-1] += part
+        else:
+            first, *others = part.split(";")
+            statements[-1] += first
+            statements += others
+    return [each for each in map(str.strip, statements) if each]

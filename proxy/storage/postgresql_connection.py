@@ -1,0 +1,254 @@
+"""A connection to PostgreSQL that runs named queries.
+
+One transaction writes at a time, in all processes of all hosts, as with SQLite: each takes the same advisory lock. What
+a place in a session's tree is chosen by, and the numbers that are given out, are therefore the newest, and numbers are
+committed in their order. The lock is held for a group commit, so that many chats share it.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import RawCursor
+from psycopg.pq import TransactionStatus
+
+from proxy.storage import postgresql_types
+from proxy.storage.connection import Numbers, Parameters, Row
+from proxy.storage.errors import (
+    StorageError,
+    StorageInterruptedError,
+    StorageUnavailableError,
+    StorageUnknownError,
+)
+from proxy.storage.postgresql_errors import storage_error, translated_errors
+from proxy.storage.postgresql_sql import for_many_rows, statement
+
+_NOTHING: Mapping[str, Any] = {}
+_BEGIN = "BEGIN; SELECT pg_advisory_xact_lock(1400136552)"  # any number of our own
+# Statements that are stored in one message, in rows: memory is needed for a few copies of them.
+_ROWS_MAX = 256
+# Rows that are asked for at once of a long list.
+_FETCHED = 500
+
+# Numbers that are given out by us have to be known to the sequences.
+_SEQUENCES = {
+    "insert_session": ("session_no", "SELECT setval('sessions_session_no_seq', $1)"),
+    "insert_message": ("message_no", "SELECT setval('messages_message_no_seq', $1)"),
+    "insert_exchange": ("exchange_no", "SELECT setval('exchanges_exchange_no_seq', $1)"),
+}
+
+
+class PostgresqlConnection:
+    """See `connection.Connection`. What is stored waits for the next statement, and goes with it in one round trip."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.raw = connection
+        self.raw.cursor_factory = RawCursor
+        self.raw.prepare_threshold = 0
+        self.raw.prepared_max = 500
+        self.raw.add_notice_handler(self._take_notice)
+        postgresql_types.register(connection)
+        self._pending: list[tuple[str, list[Any]]] = []
+        self._deadline: float | None = None
+        self._warning: str | None = None
+
+    # Queries
+
+    def one(self, name: str, parameters: Parameters = _NOTHING, /) -> Row | None:
+        """The first row."""
+        with translated_errors():
+            cursor = self._named(name, parameters)
+            row = cursor.fetchone()
+        return None if row is None else _row(_column_names(name, cursor), row)
+
+    def all(self, name: str, parameters: Parameters = _NOTHING, /) -> list[Row]:
+        """Every row."""
+        with translated_errors():
+            cursor = self._named(name, parameters)
+            names = _column_names(name, cursor)
+            return [_row(names, row) for row in cursor]
+
+    def each(self, name: str, parameters: Parameters = _NOTHING, /) -> Iterator[Row]:
+        """Every row. The whole result is read first: a cursor of the server's would cost a round trip a page."""
+        yield from self.all(name, parameters)
+
+    def value(self, name: str, parameters: Parameters = _NOTHING, /) -> Any:
+        """The only column of the first row; None where there is no row."""
+        with translated_errors():
+            row = self._named(name, parameters).fetchone()
+        return None if row is None else postgresql_types.decoded(row[0])
+
+    def values(self, name: str, parameters: Parameters = _NOTHING, /) -> list[Any]:
+        """The only column of every row."""
+        with translated_errors():
+            return [postgresql_types.decoded(value) for (value,) in self._named(name, parameters)]
+
+    def changes(self, name: str, parameters: Parameters = _NOTHING, /) -> int:
+        """Run a change; how many rows it changed."""
+        with translated_errors():
+            changed = self._named(name, parameters).rowcount
+        if name in _SEQUENCES:
+            self._move_sequence(name, [parameters])
+        return changed
+
+    def store(self, name: str, rows: Sequence[Parameters], /) -> None:
+        """Run a statement that has one row of VALUES for many rows, with the next statement."""
+        text, names = for_many_rows(name)
+        for start in range(0, len(rows), _ROWS_MAX):
+            some = [{each: row[each] for each in names} for row in rows[start : start + _ROWS_MAX]]
+            self._pending.append((text, [postgresql_types.rows_as_json(some)]))
+        if rows and name in _SEQUENCES:
+            self._move_sequence(name, rows)
+
+    def numbers(self) -> Numbers:
+        """The last numbers; to be read in the transaction that gives out the next ones."""
+        row = self.one("last_numbers")
+        assert row is not None
+        return Numbers(**row)
+
+    # Transactions
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """A write transaction around a block: committed at its end, rolled back when it raises."""
+        self._pending.clear()
+        try:
+            self._run(_BEGIN)
+            yield
+            self._commit()
+        except BaseException:
+            self.roll_back()
+            raise
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """A part of a transaction that is undone alone when it raises."""
+        self._run("SAVEPOINT part")
+        try:
+            yield
+            self._run("RELEASE part")
+        except BaseException:
+            self._pending.clear()
+            if self.in_transaction:
+                self._run("ROLLBACK TO part; RELEASE part")
+            raise
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """A read transaction around a block."""
+        self._run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            yield
+        finally:
+            self.roll_back()
+
+    @contextmanager
+    def limited_to(self, seconds: float) -> Iterator[None]:
+        """End the statements of a block by StorageInterruptedError once it has taken so long. One statement is ended by
+        the server, by the connection's `statement_timeout`."""
+        self._deadline = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._deadline = None
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        return self.raw.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it can be used no more."""
+        return self.raw.closed
+
+    def roll_back(self) -> None:
+        """End the transaction. One whose connection is lost the server ends by itself."""
+        self._pending.clear()
+        if self.in_transaction:
+            try:
+                self.raw.execute("ROLLBACK", prepare=False)
+            except psycopg.Error:
+                self.raw.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.raw.close()
+
+    def _commit(self) -> None:
+        """An answer that is lost, or a standby's confirmation that somebody cancelled, says nothing of what is stored.
+        https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION"""
+        self._warning = None
+        try:
+            result = self._execute("COMMIT", []).statusmessage
+        except psycopg.Error as exc:
+            if self.raw.closed or exc.sqlstate is None:
+                raise StorageUnknownError(str(storage_error(exc))) from exc
+            raise storage_error(exc) from exc
+        if self._warning is not None:
+            raise StorageUnknownError(self._warning)
+        if result != "COMMIT":
+            raise StorageError("the transaction had failed before, and was rolled back")
+
+    # Statements
+
+    def _named(self, name: str, parameters: Parameters) -> RawCursor[Any]:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise StorageInterruptedError("interrupted")
+        text, names = statement(name)
+        return self._execute(text, [parameters[each] for each in names])
+
+    def _execute(self, text: str, values: Sequence[Any]) -> RawCursor[Any]:
+        """Run a statement, after those that wait, in one round trip."""
+        if not self._pending:
+            return self._sent(text, values)
+        pending, self._pending = self._pending, []
+        with self.raw.pipeline():
+            for waiting in pending:
+                self._sent(*waiting)
+            return self._sent(text, values)  # its result is there when the block has ended
+
+    def _sent(self, text: str, values: Sequence[Any]) -> RawCursor[Any]:
+        if self.raw.closed:
+            raise StorageUnavailableError("the connection to the database is closed")
+        cursor = RawCursor(self.raw)
+        cursor.execute(text, values, binary=True)
+        return cursor
+
+    def _run(self, statements: str) -> None:
+        """Run statements without parameters."""
+        with translated_errors():
+            self._store_pending()
+            if self.raw.closed:
+                raise StorageUnavailableError("the connection to the database is closed")
+            self.raw.execute(statements, prepare=False)
+
+    def _store_pending(self) -> None:
+        if self._pending:
+            (text, values), self._pending = self._pending[-1], self._pending[:-1]
+            self._execute(text, values)
+
+    def _move_sequence(self, name: str, rows: Sequence[Parameters]) -> None:
+        column, text = _SEQUENCES[name]
+        self._pending.append((text, [max(row[column] for row in rows)]))
+
+    def _take_notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self._warning = notice.message_primary or "the server warned of the commit"
+
+
+_columns: dict[str, tuple[str, ...]] = {}
+
+
+def _column_names(name: str, cursor: RawCursor[Any]) -> tuple[str, ...]:
+    """The columns of a query's rows: always the same, and dear to ask for at each run."""
+    names = _columns.get(name)
+    if names is None:
+        names = _columns[name] = tuple(column.name for column in cursor.description or ())
+    return names
+
+
+def _row(names: tuple[str, ...], values: Sequence[Any]) -> Row:
+    return dict(zip(names, map(postgresql_types.decoded, values), strict=True))

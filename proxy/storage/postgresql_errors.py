@@ -1,0 +1,35 @@
+"""PostgreSQL's errors as our own, by SQLSTATE. https://www.postgresql.org/docs/current/errcodes-appendix.html"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from proxy.storage.errors import StorageError, StorageInterruptedError, StorageLockedError, StorageUnavailableError
+
+# By the first characters of the code: the connection, the server's resources, its state, its disk.
+_LATER = ("08", "53", "57P", "58", "25006", "XX")
+_LOCK = ("40001", "40P01", "55P03")
+_CANCELED = "57014"
+
+
+def storage_error(exc: psycopg.Error) -> StorageError:
+    """The error as ours, with its words."""
+    state, words = exc.sqlstate, str(exc).strip().partition("\n")[0]
+    if state is None:  # the client's own: a lost connection, or a value that PostgreSQL has no type for
+        is_lost = isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError)
+        return StorageUnavailableError(words) if is_lost else StorageError(words)
+    if state.startswith(_LOCK):
+        return StorageLockedError(words)
+    if state == _CANCELED:
+        return StorageInterruptedError(words)
+    return StorageUnavailableError(words) if state.startswith(_LATER) else StorageError(words)
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Raise PostgreSQL's errors of a block as ours."""
+    try:
+        yield
+    except psycopg.Error as exc:
+        raise storage_error(exc) from exc

@@ -1,0 +1,56 @@
+"""The named queries as PostgreSQL takes them: `:name` becomes `$1`, a row of VALUES the rows of one JSON text.
+
+A query that PostgreSQL needs other words for is in `sql/postgresql/queries`, under the same name.
+"""
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from proxy.storage.named import QUERIES, SQL, load_queries
+from proxy.storage.usage import FIRST_TOKEN_COLUMNS
+
+# Columns that are no text, for the rows of a JSON text: what a statement's parameters are called says what they are.
+_NUMBERS = frozenset(
+    {
+        *("session_no", "message_no", "exchange_no", "user_no", "parameters_no", "leaf_no", "parent_no", "root_no"),
+        *("depth", "levels", "messages", "message_count", "linked_count", "tokens", "sequence", "http_status"),
+        *("prompt_tokens", "completion_tokens", "total_tokens", "reasoning_tokens", "cached_tokens"),
+        *("time_to_first_token_ms", "duration_ms", "completion_created", "requests", "incomplete", "failed"),
+        *FIRST_TOKEN_COLUMNS,
+    }
+)
+_BYTES = frozenset({"chain_hash", "data"})
+
+POSTGRESQL_QUERIES = QUERIES | load_queries(SQL / "postgresql" / "queries")
+
+
+class Statement(NamedTuple):
+    """A statement with `$1` and so on, and the names of its parameters in that order."""
+
+    text: str
+    names: tuple[str, ...]
+
+
+@lru_cache(maxsize=1024)
+def statement(name: str) -> Statement:
+    """A named query."""
+    text = re.sub(r"--[^\n]*", "", POSTGRESQL_QUERIES[name]).strip().rstrip(";")
+    names = tuple(dict.fromkeys(re.findall(r"(?<!:):([a-z]\w*)", text)))
+    return Statement(re.sub(r"(?<!:):([a-z]\w*)", lambda found: f"${names.index(found[1]) + 1}", text), names)
+
+
+@lru_cache(maxsize=64)
+def for_many_rows(name: str) -> Statement:
+    """A named query that has one row of VALUES, for the rows of one JSON text (`$1`); `names` are a row's."""
+    text = re.sub(r"--[^\n]*", "", POSTGRESQL_QUERIES[name]).strip().rstrip(";")
+    before, row, after = re.split(r"VALUES (\(.*?\))", text, maxsplit=1, flags=re.DOTALL)
+    names = tuple(re.findall(r":(\w+)", row))
+    listed = ", ".join(f"{_value(each)} AS column{position}" for position, each in enumerate(names, start=1))
+    typed = ", ".join(f"{each} {'BIGINT' if each in _NUMBERS else 'TEXT'}" for each in names)
+    rows = f"SELECT {listed} FROM json_to_recordset($1::json) AS given ({typed})"  # noqa: S608 - names of our own
+    return Statement(before + rows + after, names)
+
+
+def _value(name: str) -> str:
+    return f"decode(given.{name}, 'hex')" if name in _BYTES else f"given.{name}"

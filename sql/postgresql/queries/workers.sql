@@ -1,0 +1,30 @@
+-- name: list_workers_in_progress
+-- The processes that have exchanges in progress and have not been seen for a while, by the server's clock.
+SELECT DISTINCT e.worker_id
+FROM exchanges AS e
+WHERE e.status = 'in_progress'
+  AND NOT EXISTS (
+      SELECT 1
+      FROM workers AS w
+      WHERE w.worker_id = e.worker_id
+        AND w.seen_at > clock_timestamp() - INTERVAL '15 seconds'
+  );
+
+-- name: beat
+-- This process lives. Those that have been gone for a day are forgotten.
+WITH forgotten AS (
+    DELETE FROM workers
+    WHERE seen_at < clock_timestamp() - INTERVAL '1 day'
+)
+INSERT INTO workers (worker_id, host, seen_at)
+VALUES (:worker_id, :host, clock_timestamp())
+ON CONFLICT (worker_id) DO UPDATE SET seen_at = excluded.seen_at;
+
+-- name: forget_worker
+DELETE FROM workers
+WHERE worker_id = :worker_id;
+
+-- name: list_living_workers
+SELECT worker_id
+FROM workers
+WHERE seen_at > clock_timestamp() - INTERVAL '15 seconds';
