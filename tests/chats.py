@@ -50,12 +50,28 @@ def exchange_of(messages: Sequence[Message], session: SessionRef, *, user_id: st
     )
 
 
+def _on_postgresql(url: str) -> Any:
+    from tests.postgresql import connect_for_tests
+
+    return connect_for_tests(url)
+
+
 class Chats:
     """An open database that chats are stored in."""
 
-    def __init__(self, path: Path) -> None:
-        self.connection: SqliteConnection = sqlite.connect(path)
-        sqlite.prepare(self.connection)
+    def __init__(self, place: Path | str) -> None:
+        """`place`: a file, or the URL of a PostgreSQL database."""
+        # Typed as SQLite's: what tests ask by SQL text, both take.
+        self.connection: SqliteConnection = sqlite.connect(place) if isinstance(place, Path) else _on_postgresql(place)
+        if isinstance(place, Path):
+            sqlite.prepare(self.connection)
+
+    @classmethod
+    def on(cls, connection: Any) -> "Chats":
+        """Chats on a connection that is open."""
+        chats = cls.__new__(cls)
+        chats.connection = connection
+        return chats
 
     def store(
         self, messages: Sequence[Message], *replies: Message, session: str | None = None, user_id: str = "u"

@@ -23,6 +23,9 @@ _LISTS = {
     "list_stray_blobs": "images and files that no message has",
 }
 
+# Steps about what SQLite keeps in a file; a server looks after its own.
+OF_FILES = frozenset({"schema", "file", "links"})
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:

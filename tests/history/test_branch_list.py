@@ -10,15 +10,17 @@ from proxy.errors import NotFoundError
 from proxy.history.branch_list import list_branches
 from proxy.storage.page import Page
 from tests.chats import ALL, Chats, said, system, user
+from tests.engines import ENGINES, on_sqlite, place_of
 
 MAIN, SUB = system("You are the main agent"), system("You look for files")
 
 
-@pytest.fixture
-def chats(tmp_path: Path) -> Iterator[Chats]:
-    opened = Chats(tmp_path / "test.db")
-    yield opened
-    opened.connection.close()
+@pytest.fixture(params=ENGINES)
+def chats(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chats]:
+    with place_of(request.param, tmp_path / "test.db") as place:
+        opened = Chats(place)
+        yield opened
+        opened.connection.close()
 
 
 def listed(chats: Chats, session_id: str, page: Page = ALL) -> list[dict[str, Any]]:
@@ -81,6 +83,7 @@ def test_branches_of_another_user_are_not_there(chats: Chats) -> None:
         list_branches(chats.connection, session_id, user_id="other", page=ALL)
 
 
+@on_sqlite
 def test_long_session_of_one_branch_is_listed_by_its_end_alone(chats: Chats) -> None:
     session_id = chats.make(*(str(number) for number in range(3000)))
     steps = 0

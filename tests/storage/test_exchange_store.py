@@ -12,15 +12,17 @@ from proxy.storage.exchange import Outcome
 from proxy.storage.page import Page
 from proxy.storage.write_batch import write_batch
 from tests.chats import Chats, said, system, user
+from tests.engines import ENGINES, on_sqlite, place_of
 
 IMAGE = "data:image/png;base64," + "A" * 5000
 
 
-@pytest.fixture
-def chats(tmp_path: Path) -> Iterator[Chats]:
-    opened = Chats(tmp_path / "test.db")
-    yield opened
-    opened.connection.close()
+@pytest.fixture(params=ENGINES)
+def chats(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chats]:
+    with place_of(request.param, tmp_path / "test.db") as place:
+        opened = Chats(place)
+        yield opened
+        opened.connection.close()
 
 
 def picture(url: str = IMAGE) -> list[dict[str, object]]:
@@ -227,6 +229,7 @@ def test_another_users_history_is_never_continued(chats: Chats) -> None:
     assert chats.stitched([user("a"), said("b"), user("c")], user_id="bob") is None
 
 
+@on_sqlite
 @pytest.mark.parametrize("name", ("list_prefix", "find_prefix_in_session"))
 def test_history_is_found_by_the_index_of_hashes(chats: Chats, name: str) -> None:
     parameters = {"hashes": b"\0" * 32, "session_no": 1, "limit": 9}

@@ -14,6 +14,7 @@ from proxy.maintenance import export, imports
 from proxy.storage import parameters, queries
 from proxy.storage.page import Page
 from tests.chats import Chats, Message, said, user
+from tests.engines import ENGINES, on_sqlite, place_of
 
 TOOLS = [
     {"type": "function", "function": {"name": f"tool {number}", "description": "what it does " * 300}}
@@ -21,11 +22,12 @@ TOOLS = [
 ]
 
 
-@pytest.fixture
-def chats(tmp_path: Path) -> Iterator[Chats]:
-    opened = Chats(tmp_path / "test.db")
-    yield opened
-    opened.connection.close()
+@pytest.fixture(params=ENGINES)
+def chats(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chats]:
+    with place_of(request.param, tmp_path / "test.db") as place:
+        opened = Chats(place)
+        yield opened
+        opened.connection.close()
 
 
 def talk(chats: Chats, turns: int, *, session: str = "s", **fields: Any) -> list[dict[str, Any]]:
@@ -82,6 +84,7 @@ def test_one_user_s_tools_are_the_same_in_every_session_and_go_with_the_last(cha
         assert chats.count("tools") == left
 
 
+@on_sqlite
 def test_fifty_turns_cost_one_copy_of_the_tools(chats: Chats, tmp_path: Path) -> None:
     """The bound is of the contract; sizes of files are exact, so nothing of the machine is in it."""
     plain = Chats(tmp_path / "plain.db")

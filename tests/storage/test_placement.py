@@ -5,21 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from proxy.maintenance.check import steps
+from proxy.maintenance.check import OF_FILES, steps
 from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import Outcome
 from proxy.storage.write_batch import write_batch
 from tests.chats import Chats, Message, said, system, user
+from tests.engines import ENGINES, place_of
 
 MAIN, SUB, TITLES = (system(f"You are {what}") for what in ("the main agent", "a sub-agent", "a maker of titles"))
 
 
-@pytest.fixture
-def chats(tmp_path: Path) -> Iterator[Chats]:
-    opened = Chats(tmp_path / "test.db")
-    yield opened
-    problems = [problem for _, step in steps(tmp_path / "test.db") for problem in step(opened.connection)]
-    opened.connection.close()
+@pytest.fixture(params=ENGINES)
+def chats(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chats]:
+    with place_of(request.param, tmp_path / "test.db") as place:
+        opened = Chats(place)
+        yield opened
+        is_file = request.param == "sqlite"
+        looked_for = [step for kind, step in steps(tmp_path / "test.db") if is_file or kind not in OF_FILES]
+        problems = [problem for step in looked_for for problem in step(opened.connection)]
+        opened.connection.close()
     assert problems == []
 
 

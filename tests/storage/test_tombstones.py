@@ -19,6 +19,7 @@ from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import write_batch
 from tests.access.test_keys import bearer, make_key
 from tests.chats import Chats, exchange_of, said, user
+from tests.engines import ENGINES, on_sqlite, place_of
 from tests.fake_upstream import FakeUpstream, chat_completion, dumps, fake_upstream, until, whole
 from tests.recording.test_recorder import (
     HELLO,
@@ -39,11 +40,12 @@ BEFORE, MOMENT, AFTER = (f"2026-01-01T00:00:00.00{number}Z" for number in (1, 2,
 TABLES = ("sessions", "messages", "exchanges", "exchange_fragments", "blobs")
 
 
-@pytest.fixture
-def chats(tmp_path: Path) -> Iterator[Chats]:
-    opened = Chats(tmp_path / "x.db")
-    yield opened
-    opened.connection.close()
+@pytest.fixture(params=ENGINES)
+def chats(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chats]:
+    with place_of(request.param, tmp_path / "x.db") as place:
+        opened = Chats(place)
+        yield opened
+        opened.connection.close()
 
 
 @pytest.fixture
@@ -137,6 +139,7 @@ def test_the_last_deletion_counts(chats: Chats) -> None:
     assert chats.count("tombstones") == 1
 
 
+@on_sqlite
 def test_who_was_deleted_cannot_be_read(chats: Chats) -> None:
     delete_user(chats.connection, "ann@example.org")
     chats.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

