@@ -326,6 +326,12 @@ class Settings:
     body_limit_bytes: int = _setting(
         "STELLARCHAT_BODY_LIMIT_BYTES", 64 * 2**20, _integer(1024, 2**32), "largest request body; above: 413"
     )
+    values_limit: int = _setting(
+        "STELLARCHAT_VALUES_LIMIT",
+        250_000,
+        _integer(1000, 2**32),
+        "JSON values in a body that is read here, far above any model's context; above: 413",
+    )
     head_limit_bytes: int = _setting(
         "STELLARCHAT_HEAD_LIMIT_BYTES",
         64 * 2**10,

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from proxy.downstream.request_body import DepartedError, read_body
 from proxy.errors import APIError, InvalidRequestError, NotFoundError
 from proxy.history.branches import Order
 from proxy.history.sessions import NewMessage, SessionPatch
+from proxy.routes.large_bodies import off_the_loop, refuse_too_many_values
 from proxy.services import Services, State
 from proxy.storage.idempotency import IdempotencyKey
 from proxy.storage.idempotency import idempotency_key as make_idempotency_key
@@ -165,7 +167,8 @@ def integer(query: Mapping[str, str], name: str, *, default: int, least: int, mo
 
 async def read_object(request: Request[State]) -> Values:
     """The JSON object of the request's body."""
-    return _object(await _read_body(request))
+    raw = await _read_body(request)
+    return await off_the_loop(partial(_object, raw), size=len(raw))
 
 
 def idempotency_key(request: Request[State], given: Values, user_id: str | None) -> IdempotencyKey | None:
@@ -180,14 +183,17 @@ def idempotency_key(request: Request[State], given: Values, user_id: str | None)
 async def read_optional_object(request: Request[State]) -> Values:
     """The same, where the body may be left out."""
     raw = await _read_body(request)
-    return _object(raw) if raw.strip() else {}
+    return await off_the_loop(partial(_object, raw), size=len(raw)) if raw.strip() else {}
 
 
 async def _read_body(request: Request[State]) -> bytes:
+    settings = services_of(request).settings
     try:
-        return await read_body(request.receive, limit_bytes=services_of(request).settings.body_limit_bytes)
+        body = await read_body(request.receive, limit_bytes=settings.body_limit_bytes)
     except DepartedError as exc:
         raise APIError("The body did not come whole.", status=400, type_="invalid_request_error") from exc
+    await refuse_too_many_values(body, limit=settings.values_limit)
+    return body
 
 
 def _object(raw: bytes) -> Values:

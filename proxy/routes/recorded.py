@@ -1,7 +1,7 @@
 """A `POST` to a recorded endpoint, whatever its dialect: relayed and recorded."""
 
 import asyncio
-import logging
+import sys
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from proxy.downstream.request_body import DepartedError, read_body
 from proxy.errors import APIError, UnavailableError, error_response
 from proxy.history.responses import Resolved, resolve
 from proxy.ids import moment, timestamp, uuid7
+from proxy.routes.large_bodies import off_the_loop, refuse_too_many_values
 from proxy.routes.passthrough import open_unrecorded, reserve_tokens, target_of, upstream_headers
 from proxy.routes.recorded_chat import Chat, RecordedChat, model_of
 from proxy.services import Services
@@ -26,13 +27,8 @@ from proxy.wire.endpoint import Endpoint, Request
 from proxy.wire.headers import Headers
 from proxy.wire.routing_key import routing_key
 
-logger = logging.getLogger(__name__)
-
 _SESSION = b"x-session-id"
 _RETRY_COUNT = b"x-stainless-retry-count"
-
-_COUNTED_BYTES = 2**20
-_VALUES_MAX = 5_000_000
 
 
 class RecordedEndpoint:
@@ -58,7 +54,7 @@ class RecordedEndpoint:
         chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"")
         coding = headers.value_of(scope["headers"], b"content-encoding")
         text = raw if not coding else await _decoded(raw, coding, services)
-        request = None if await _has_too_many_values(text) else self._endpoint.parse(text)
+        request = await self._parse(services.settings, text)
         body = None if request is None else request.body
         chat.charge = reserve_tokens(scope, request_bytes=len(raw), request=body)
         resolved = Resolved()
@@ -67,13 +63,26 @@ class RecordedEndpoint:
         exchange = (
             None
             if request is None
-            else self._exchange(services, scope, chat, request, asked_at, resolved, is_encoded=bool(coding))
+            else await off_the_loop(
+                partial(self._exchange, services, scope, chat, request, asked_at, resolved, is_encoded=bool(coding)),
+                size=len(text),
+            )
         )
         if exchange is None:
             await open_unrecorded(services, scope, receive, send, body=chat.body, key=chat.routing_key)
         else:
             scope["state"]["is_recorded"] = True  # the recorder tells of it
             await RecordedChat(services, chat, exchange, self._orphans, outlet_of(scope)).run(receive, send)
+
+    async def _parse(self, settings: Settings, text: bytes) -> Request | None:
+        """The request, or None where it cannot be recorded. Raises APIError 413 for one that is too much to record."""
+        try:
+            await refuse_too_many_values(text, limit=settings.values_limit)
+        except APIError:
+            if self._endpoint.name in settings.record:
+                raise
+            return None  # nothing of it is to be recorded: upstream judges it
+        return await off_the_loop(partial(self._endpoint.parse, text), size=len(text))
 
     def _exchange(
         self,
@@ -129,7 +138,9 @@ class RecordedEndpoint:
     ) -> tuple[Request, Resolved]:
         """Put the history of what a request names in front of its input; `chat` gets the body with it."""
         body = request.body
-        if services.settings.responses_state != "proxy" or not responses_state.names_something(body):
+        if services.settings.responses_state != "proxy":
+            return request, Resolved()
+        if not await off_the_loop(partial(responses_state.names_something, body), size=len(chat.body)):
             return request, Resolved()
         user_id = user_for(scope["state"].get("caller", ANYONE), scope["headers"], body)
         try:
@@ -139,29 +150,16 @@ class RecordedEndpoint:
             raise UnavailableError("The history of the response cannot be read just now; try again.") from exc
         if not (resolved.is_known or resolved.items):
             return request, resolved
-        chat.body, changed = responses_state.spliced(
-            chat.body, body, history=resolved.history, items=resolved.items, is_known=resolved.is_known
-        )
+        splice = partial(responses_state.spliced, chat.body, body, history=resolved.history, items=resolved.items)
+        chat.body, changed = await off_the_loop(partial(splice, is_known=resolved.is_known), size=len(chat.body))
         return self._endpoint.request(changed), resolved
-
-
-async def _has_too_many_values(body: bytes) -> bool:
-    """Whether parsing a body would take many times its size in memory; no model's context holds so many values."""
-    count = 0
-    for start in range(0, len(body), _COUNTED_BYTES) if len(body) > _COUNTED_BYTES else ():
-        part = body[start : start + _COUNTED_BYTES]
-        count += part.count(b",") + part.count(b"{") + part.count(b"[")
-        await asyncio.sleep(0)
-    if count > _VALUES_MAX:
-        logger.warning("a request of %d bytes has more than %d values: it is not recorded", len(body), _VALUES_MAX)
-    return count > _VALUES_MAX
 
 
 async def _decoded(body: bytes, coding: bytes, services: Services) -> bytes:
     """What a compressed request holds, for the record; nothing where it cannot be read: upstream judges it."""
     limit_bytes = services.settings.body_limit_bytes
     try:
-        return await asyncio.to_thread(partial(decoded, body, coding, limit_bytes=limit_bytes))
+        return await off_the_loop(partial(decoded, body, coding, limit_bytes=limit_bytes), size=sys.maxsize)
     except ValueError:
         return b""
 
