@@ -22,11 +22,14 @@ _INDEX_MAX = 10_000
 class MessageReply(DialectReply):
     """One message."""
 
+    BATCHABLE = frozenset({b"content_block_delta"})
+
     def __init__(self) -> None:
         super().__init__()
         self._message: JSON = {}
         self._blocks: dict[int, JSON] = {}
         self._pieces: dict[tuple[int, str], list[str]] = {}
+        self._growing: list[str] | None = None  # what the last event added to
         self._has_stopped = False
 
     # What came
@@ -34,6 +37,7 @@ class MessageReply(DialectReply):
     def take(self, event: JSON) -> None:
         """Fold one event."""
         kind = event.get("type")
+        self._growing = None
         if kind == "message_start" and isinstance(event.get("message"), dict):
             self._take_message(event["message"])
         elif kind == "content_block_start" and isinstance(event.get("content_block"), dict):
@@ -48,6 +52,21 @@ class MessageReply(DialectReply):
             self._has_stopped = True
         elif "error" in event:
             self.error = event["error"]
+
+    def take_pieces(self, events: list[JSON]) -> None:
+        """Fold deltas; one that grows what the last one grew is only appended."""
+        last: object = None
+        for event in events:
+            delta = event.get("delta")
+            piece = delta if isinstance(delta, dict) and len(delta) == 2 else {}
+            kind = piece.get("type")
+            place = (event.get("type"), event.get("index"), kind)
+            text = piece.get(_DELTAS.get(kind, "")) if isinstance(kind, str) else None
+            if place == last and self._growing is not None and isinstance(text, str):
+                self._growing.append(text)
+            else:
+                self.take(event)
+                last = place
 
     def take_body(self, body: JSON) -> None:
         """A whole message, or an error."""
@@ -82,7 +101,8 @@ class MessageReply(DialectReply):
             return
         for key, value in delta.items():
             if key != "type" and isinstance(value, str):
-                self._pieces.setdefault((index, key), []).append(value)
+                self._growing = self._pieces.setdefault((index, key), [])
+                self._growing.append(value)
                 self.has_token = self.has_token or bool(value and kind != "signature_delta")
 
     def _take_usage(self, usage: Any) -> None:
@@ -135,10 +155,12 @@ class MessageReply(DialectReply):
     @property
     def content(self) -> list[JSON]:
         """The content blocks so far."""
+        self.fold_batched()
         return [self._grown(index) for index in sorted(self._blocks)]
 
     @property
     def choices(self) -> list[Choice]:
+        self.fold_batched()
         if not self._blocks and not self.finish_reason:
             return []
         return [Choice(0, reply_of(self.content), self.finish_reason, {})]

@@ -34,6 +34,8 @@ _INDEX_MAX = 10_000
 class ResponseReply(DialectReply):
     """One response."""
 
+    BATCHABLE = frozenset(kind.encode() for kind in (*_PART_DELTAS, *_ITEM_DELTAS))
+
     def __init__(self, request: JSON | None = None) -> None:
         """`request` is what the reply may repeat, and need not be kept of it."""
         super().__init__()
@@ -41,17 +43,15 @@ class ResponseReply(DialectReply):
         self._response: JSON = {}
         self._items: dict[int, JSON] = {}
         self._pieces: dict[tuple[int, str, int], list[str]] = {}
+        self._growing: list[str] | None = None  # what the last event added to
         self._has_ended = False
-        self.last_sequence = -1  # the number of the newest event
 
     # What came
 
     def take(self, event: JSON) -> None:
         """Fold one event."""
         kind = event.get("type")
-        number = event.get("sequence_number")
-        if type(number) is int:
-            self.last_sequence = number
+        self._growing = None
         if kind == "error":
             self.error = event.get("error") or {key: value for key, value in event.items() if key != "sequence_number"}
         elif isinstance(event.get("response"), dict):
@@ -60,6 +60,19 @@ class ResponseReply(DialectReply):
             self._take_item(index, str(kind), event)
         elif "error" in event and "type" not in event:  # a proxy's or vLLM's word in the shape of chats
             self.error = event["error"]
+
+    def take_pieces(self, events: list[JSON]) -> None:
+        """Fold deltas; one that grows what the last one grew is only appended."""
+        last = None
+        for event in events:
+            get = event.get
+            place = (get("type"), get("output_index"), get("content_index"), get("summary_index"), len(event))
+            delta = get("delta")
+            if place == last and self._growing is not None and type(delta) is str:
+                self._growing.append(delta)
+            else:
+                self.take(event)
+                last = place
 
     def take_body(self, body: JSON) -> None:
         """A whole response, or an error."""
@@ -110,7 +123,8 @@ class ResponseReply(DialectReply):
                 parts.extend({"type": part_type} for _ in range(len(parts), number + 1))
         else:
             return  # an event that nobody knows: its item's end says it again
-        self._pieces.setdefault(key, []).append(delta)
+        self._growing = self._pieces.setdefault(key, [])
+        self._growing.append(delta)
         self.has_token = self.has_token or delta != ""
 
     # What it means
@@ -158,6 +172,7 @@ class ResponseReply(DialectReply):
     @property
     def output(self) -> list[JSON]:
         """The output items so far."""
+        self.fold_batched()
         said = self._response.get("output")
         if self._has_ended and isinstance(said, list) and (said or not self._items):
             return [item for item in said if isinstance(item, dict)]

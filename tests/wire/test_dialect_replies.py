@@ -295,3 +295,116 @@ def test_nothing_that_an_upstream_sends_raises(reply: DialectReply, data: bytes)
     assert reply.choices is not None
     assert isinstance(reply.to_json_dict(), dict)
     assert reply.is_whole is False or reply.is_whole is True
+
+
+# Batches
+
+
+def batched(reply: DialectReply, stream: bytes, dice: random.Random) -> DialectReply:
+    """As the tee feeds it: events that may wait are only appended, until somebody looks."""
+    for event in Decoder().feed(stream):
+        if reply.is_ordinary and reply.is_batchable(event.raw):
+            reply.batched.append(event.raw)
+        else:
+            reply.feed(event)
+        if dice.random() < 0.1:
+            reply.take_batched()
+    return reply
+
+
+def response_delta(text: Any, *, kind: str = "output_text", number: int = 0, **place: Any) -> bytes:
+    name = f"response.{kind}.delta"
+    event = {"content_index": 0, "delta": text, "output_index": 0, **place, "sequence_number": number, "type": name}
+    return f"event: {name}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n".encode()
+
+
+def message_delta(kind: str, key: str, text: Any, *, index: Any = 0, **more: Any) -> bytes:
+    event = {"type": "content_block_delta", "index": index, "delta": {"type": kind, key: text, **more}}
+    return f"event: content_block_delta\ndata: {json.dumps(event, separators=(',', ':'))}\n\n".encode()
+
+
+RESPONSE_DELTAS = (
+    response_delta("a"),
+    response_delta('"type":"response.completed"\n'),
+    response_delta("", number=5),
+    response_delta(None),
+    response_delta({"x": 1}),
+    response_delta("b", content_index=1),
+    response_delta("c", content_index="x"),
+    response_delta("d", output_index=1),
+    response_delta("e", output_index=-1),
+    response_delta("f", kind="refusal", content_index=2),
+    response_delta("g", kind="reasoning_text", output_index=2),
+    response_delta("h", kind="reasoning_summary_text", summary_index=1, output_index=2),
+    response_delta('{"a', kind="function_call_arguments", output_index=3),
+    response_delta("i", kind="a_kind_of_tomorrow"),
+    response_delta("j", item={"type": "message", "content": []}),
+    response_delta("k").replace(b'"delta"', b'"delta'),
+    response_delta("l").replace(b"{", b"{}{"),
+    response_delta("l").replace(b"l", b"\xff"),
+    response_delta("m").replace(b'"type":"response.output', b'"type":"response.refusal'),
+)
+MESSAGE_DELTAS = (
+    message_delta("text_delta", "text", "a"),
+    message_delta("text_delta", "text", '"message_stop"'),
+    message_delta("text_delta", "text", ""),
+    message_delta("text_delta", "text", None),
+    message_delta("text_delta", "text", "b", index=1),
+    message_delta("text_delta", "text", "c", index="x"),
+    message_delta("text_delta", "text", "d", more="e"),
+    message_delta("thinking_delta", "thinking", "f", index=2),
+    message_delta("signature_delta", "signature", "g", index=2),
+    message_delta("input_json_delta", "partial_json", '{"h', index=3),
+    message_delta("citations_delta", "citation", {"x": 1}),
+    message_delta("a_kind_of_tomorrow", "text", "i"),
+    message_delta("text_delta", "text", "k").replace(b'"delta"', b'"delta'),
+    message_delta("text_delta", "text", "l").replace(b'"l"', b'["l"]'),
+    message_delta("text_delta", "text", "m").replace(b'"m"', b'"\xff"'),
+)
+
+
+@pytest.mark.parametrize("path", STREAMS, ids=lambda path: path.stem)
+def test_a_recorded_stream_folds_the_same_in_batches(path: Path) -> None:
+    expected = folded(reply_for(path.stem), path.read_bytes())
+    reply = batched(reply_for(path.stem), path.read_bytes(), random.Random(5))
+    assert (reply.to_json_dict(), reply.is_whole) == (expected.to_json_dict(), expected.is_whole)
+
+
+@pytest.mark.parametrize(("name", "deltas"), (("responses", RESPONSE_DELTAS), ("messages", MESSAGE_DELTAS)))
+@pytest.mark.parametrize("seed", range(40))
+def test_any_deltas_fold_the_same_in_batches(name: str, deltas: tuple[bytes, ...], seed: int) -> None:
+    dice = random.Random(seed)
+    stream = b"".join(each for one in dice.choices(deltas, k=20) for each in [one] * dice.randint(1, 3))
+    expected, reply = folded(reply_for(name), stream), batched(reply_for(name), stream, dice)
+    assert reply.to_json_dict() == expected.to_json_dict()
+    assert [each.message for each in reply.choices] == [each.message for each in expected.choices]
+
+
+@pytest.mark.parametrize(("name", "deltas"), (("responses", RESPONSE_DELTAS), ("messages", MESSAGE_DELTAS)))
+def test_what_has_waited_is_given_out_as_it_came(name: str, deltas: tuple[bytes, ...]) -> None:
+    reply, waited = reply_for(name), deltas[:3] * 2
+    reply.feed(Decoder().feed(deltas[0])[0])
+    assert reply.is_ordinary
+    assert all(map(reply.is_batchable, waited))
+    reply.batched += waited
+    assert reply.choices
+    assert reply.take_batched() == b"".join(waited)
+    assert reply.take_batched() == b""
+
+
+@pytest.mark.parametrize(
+    "data",
+    (
+        b"",
+        b"event: ",
+        b'event: response.completed\ndata: {"type":"response.completed"}\n\n',
+        response_delta("a").replace(b"\n", b"\r\n"),
+        response_delta("a") + response_delta("b"),
+        response_delta("a")[:-1],
+        b": comment\n" + response_delta("a"),
+        response_delta("a").replace(b"data: ", b"data: {}\ndata: "),
+        b'event: response.output_text.delta\ndata: {"type":"response.completed","response":{}}\n\n',
+    ),
+)
+def test_what_must_be_looked_into_at_once_does_not_wait(data: bytes) -> None:
+    assert not ResponseReply().is_batchable(data)
