@@ -5,6 +5,7 @@ every round, alone, in an order that rotates, and gets the same loads:
 
 hold   1,000 streams of 20 tokens/s at once: resident memory over the idle process, and how late the last token comes
 chunk  200 streams of 50 tokens/s: processor time of the relay's processes for each event, the requests' cost included
+responses, messages    as `chunk`, on these endpoints: the same number of writes, with each dialect's events
 first  1, 50, 200, 1,000 streams open at any time: time from the request to the first token, less the direct way's
 json   whole replies over 32 connections, as many as will go: processor time of each, and how many a second
 
@@ -63,7 +64,7 @@ def _measure(
         start_s=options.start_seconds,
     )
     try:
-        return phases.measure(plan, start, upstream)
+        return phases.measure(plan, start, upstream, options.phases.split(",") if options.phases else ())
     except (relays.NotInstalledError, relays.StartError) as exc:
         return figures.Measured(errors={"start": str(exc)})
 
@@ -77,6 +78,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only", default="", help="rows, with commas: " + ",".join(relay.key for relay in relays.RELAYS)
     )
+    parser.add_argument("--phases", default="", help="loads, with commas: " + ",".join(phases.names(phases.Plan())))
     parser.add_argument("--relay-bin", action="append", default=[], help="look for the relays' commands here first")
     parser.add_argument("--dir", type=Path, help="where the databases go while it runs (default: the system's place)")
     parser.add_argument("--cores", type=int, default=2, help="how many cores all share (default 2)")

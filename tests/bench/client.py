@@ -12,7 +12,7 @@ from typing import cast
 
 import uvloop
 
-from tests.bench import wire
+from tests.bench import dialects, wire
 
 _MAX_FAILURES = 100  # a relay that is broken is not asked for ever
 _CONNECT_AT_ONCE = 100
@@ -31,6 +31,7 @@ class Load:
     seconds: float
     deadline_s: float
     requests: int = 1 << 40
+    endpoint: str = "chat"
     tokens: int = 200
     rate: int = 50
     ramp_s: float = 0.0
@@ -143,7 +144,7 @@ class Run:
         self.outcome = Outcome()
         self.errors: Counter[str] = Counter()
         self.replies: deque[list[bytes]] = deque()
-        self.before, self.after = wire.chat_request(host=f"127.0.0.1:{load.port}", stream=load.stream)
+        self.before, self.after = _request(load)
         self.numbers = itertools.count()
         self.sent = 0
         self.active = load.connections
@@ -227,7 +228,7 @@ class Run:
             raw = b"".join(pieces)
             try:
                 if self.load.stream:
-                    wire.check_stream(raw, tokens=self.load.tokens)
+                    _check_stream(self.load, raw)
                     self.outcome.events += self.load.tokens + 3
                 else:
                     wire.check_whole(raw)
@@ -235,6 +236,20 @@ class Run:
                 self.errors[str(exc)[:300]] += 1
                 self.outcome.finished -= 1
         self.outcome.errors = dict(self.errors.most_common(3))
+
+
+def _request(load: Load) -> tuple[bytes, bytes]:
+    host = f"127.0.0.1:{load.port}"
+    if load.endpoint == "chat":
+        return wire.chat_request(host=host, stream=load.stream)
+    return dialects.request(load.endpoint, host=host)
+
+
+def _check_stream(load: Load, raw: bytes) -> None:
+    if load.endpoint == "chat":
+        wire.check_stream(raw, tokens=load.tokens)
+    else:
+        dialects.check_stream(load.endpoint, raw, tokens=load.tokens)
 
 
 def _count_events(pieces: list[bytes]) -> int:

@@ -48,6 +48,8 @@ class Cell:
 TABLES: Mapping[str, Sequence[Column]] = {
     "Processor time and throughput": (
         Column("chunk_cpu_us", "CPU µs per chunk, 200 streams × 50/s", "chunk"),
+        Column("responses_cpu_us", "the same, /v1/responses", "responses"),
+        Column("messages_cpu_us", "the same, /v1/messages", "messages"),
         Column("json_cpu_us", "CPU µs per JSON request", "json"),
         Column("json_rps", "JSON requests/s, 32 connections", "json"),
     ),

@@ -5,10 +5,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from tests.bench import accounting, relays
+from tests.bench import accounting, dialects, relays
 from tests.bench.client import Load, Outcome
 from tests.bench.figures import Measured, quantile
 
@@ -46,10 +46,15 @@ class Plan:
 QUICK = Plan(hold_tokens=80, chunk_tokens=100, first_token_s=2.0, json_s=1.5, grace_s=25.0)
 
 
-def measure(plan: Plan, start: "Start", upstream: relays.Running) -> Measured:
+def names(plan: Plan) -> list[str]:
+    """The phases, in order."""
+    return ["hold", "chunk", *dialects.PATHS, *(f"first_{streams}" for streams in plan.levels), "json"]
+
+
+def measure(plan: Plan, start: "Start", upstream: relays.Running, only: Collection[str] = ()) -> Measured:
     """One round of one relay. Where a phase fails, the next ones get the relay afresh: none pays for another's load."""
     measured = Measured()
-    phases = ["hold", "chunk", *(f"first_{streams}" for streams in plan.levels), "json"]
+    phases = [name for name in names(plan) if not only or name in only]
     while phases:
         with start() as running:
             phases = Round(plan, running, upstream, measured).run(phases)
@@ -92,6 +97,8 @@ class Round:
         kind, _, streams = name.partition("_")
         if kind == "first":
             return self._first_token(int(streams))
+        if kind in dialects.PATHS:
+            return self._chunk(kind)
         return {"hold": self._hold, "chunk": self._chunk, "json": self._json}[kind]()
 
     def _warm_up(self) -> None:
@@ -121,7 +128,7 @@ class Round:
         yield "lag_p50_ms", quantile(outcome.lag_ms, 0.5)
         yield "lag_p99_ms", quantile(outcome.lag_ms, 0.99)
 
-    def _chunk(self) -> Iterator[tuple[str, float]]:
+    def _chunk(self, endpoint: str = "chat") -> Iterator[tuple[str, float]]:
         plan = self.plan
         cpu = self._cpu()
         nominal = plan.chunk_tokens / plan.chunk_rate
@@ -132,9 +139,10 @@ class Round:
             ramp_s=0.5,
             deadline_s=nominal + 2 * plan.grace_s,
             requests=plan.chunk_streams,
+            endpoint=endpoint,
         )
         _require_no_errors(outcome)
-        yield from self._cost("chunk", each=outcome.events, since=cpu)
+        yield from self._cost("chunk" if endpoint == "chat" else endpoint, each=outcome.events, since=cpu)
         _require_all_finished(outcome)
 
     def _first_token(self, streams: int) -> Iterator[tuple[str, float]]:
@@ -187,11 +195,14 @@ class Round:
             waited = f"the relay was still at work after {self.plan.settle_s:.0f} s without a load"
             self.measured.notes[phase] = f"{waited}: a part is charged to the wrong phase, or to none"
 
-    def _streams(self, *, streams: int, tokens: int, rate: int, deadline_s: float, **more: float) -> Outcome:
+    def _streams(
+        self, *, streams: int, tokens: int, rate: int, deadline_s: float, endpoint: str = "chat", **more: float
+    ) -> Outcome:
         relays.set_pace(self.upstream.port, tokens=tokens, rate=rate)
         load = Load(
             port=self.relay.port,
             stream=True,
+            endpoint=endpoint,
             connections=streams,
             tokens=tokens,
             rate=rate,

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import uvloop
 
-from tests.bench import wire
+from tests.bench import dialects, wire
 
 _STREAM = re.compile(rb'"stream": ?true')
 _MODELS = {"object": "list", "data": [{"id": wire.MODEL, "object": "model", "created": 0, "owned_by": "vllm"}]}
@@ -28,6 +28,9 @@ class Pace:
 
     def set(self, *, tokens: int, rate: int) -> None:
         self.events = wire.stream_events(tokens)
+        self.dialects = {
+            path.encode(): dialects.stream_events(endpoint, tokens) for endpoint, path in dialects.PATHS.items()
+        }
         self.wheel = Wheel(slots=max(1, round(1000 / rate)))
 
 
@@ -75,7 +78,7 @@ class Connection(asyncio.Protocol):
         self.id = b""
         self.events: list[wire.Split] = []
         self.position = 0
-        self.wants_usage = False
+        self.ending = self.usage = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
@@ -104,11 +107,17 @@ class Connection(asyncio.Protocol):
         if request.startswith(b"POST /v1/chat/completions"):
             self.id = b"%016x" % next(self.pace.ids)
             if _STREAM.search(request):
-                self.start_stream(wants_usage=b"include_usage" in request)
+                usage = self.id.join(self.pace.usage) if b"include_usage" in request else b""
+                self.start_stream(self.pace.events, ending=_DONE, usage=usage)
             else:
                 self.transport.write(self.id.join(_WHOLE))
             return
-        target = request.split(b" ", 2)[1].decode("latin-1")
+        path = request.split(b" ", 2)[1]
+        if path in self.pace.dialects:
+            self.id = b"%016x" % next(self.pace.ids)
+            self.start_stream(self.pace.dialects[path], ending=dialects.done())
+            return
+        target = path.decode("latin-1")
         url = urlsplit(target)
         if url.path == "/bench/pace":
             query = parse_qs(url.query)
@@ -116,10 +125,9 @@ class Connection(asyncio.Protocol):
         replies = {"/health": _HEALTHY, "/bench/pace": _HEALTHY, "/v1/models": wire.plain_reply("200 OK", _MODELS)}
         self.transport.write(replies.get(url.path, _NOT_FOUND))
 
-    def start_stream(self, *, wants_usage: bool) -> None:
+    def start_stream(self, events: list[wire.Split], *, ending: bytes, usage: bytes = b"") -> None:
         """The head, the role and the first token go out at once; the wheel brings the others."""
-        self.events = self.pace.events
-        self.wants_usage = wants_usage
+        self.events, self.ending, self.usage = events, ending, usage
         self.position = 0
         self.transport.write(_STREAM_HEAD)
         self.send_next()
@@ -135,9 +143,9 @@ class Connection(asyncio.Protocol):
         if self.position < len(self.events) - 1:
             return True
         self.transport.write(self.id.join(self.events[-1]))
-        if self.wants_usage:
-            self.transport.write(self.id.join(self.pace.usage))
-        self.transport.write(_DONE)
+        if self.usage:
+            self.transport.write(self.usage)
+        self.transport.write(self.ending)
         return False
 
 

@@ -34,7 +34,7 @@ _USAGE = {
     "completion_tokens_details": None,
 }
 
-Split = tuple[bytes, bytes]  # what comes before the reply's id, and after it
+Split = tuple[bytes, ...]  # what comes before the reply's id, and after it
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -86,7 +86,7 @@ def plain_reply(status: str, value: object) -> bytes:
     return _head("application/json", f"content-length: {len(body)}", status=status) + body
 
 
-def chat_request(*, host: str, stream: bool) -> Split:
+def chat_request(*, host: str, stream: bool) -> tuple[bytes, bytes]:
     """A chat completion as the OpenAI client sends it, split where a number of eight digits tells requests apart."""
     system = "You are a helpful assistant. Answer briefly, and say so when you do not know."
     asked = "Question ######## of today: what is the capital of France, and how many people live there?"
@@ -151,6 +151,11 @@ def _event(choices: list[dict[str, object]], **more: object) -> Split:
 
 def _choice(delta: dict[str, object], finish_reason: str | None) -> dict[str, object]:
     return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason, "token_ids": None}
+
+
+def split_at_id(data: bytes) -> tuple[bytes, ...]:
+    """The data between the places where a reply's id stands; joined by an id, it is that reply's."""
+    return tuple(data.split(_ID.encode()))
 
 
 def _split(data: bytes) -> Split:
