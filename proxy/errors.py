@@ -90,6 +90,7 @@ class UpstreamError(APIError):
     def __init__(self, message: str, *, status: int, code: str, is_unsent: bool = False) -> None:
         super().__init__(message, status=status, type_="upstream_error", code=code)
         self.is_unsent = is_unsent
+        self.upstream: str | None = None  # the address of the one that was asked; not for callers
 
 
 def json_response(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

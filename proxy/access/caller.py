@@ -20,6 +20,11 @@ class Caller:
 ANYONE = Caller(None)
 
 
+def sees_upstreams(caller: Caller) -> bool:
+    """Whether the upstreams' addresses are for this caller: an admin, or anybody where no keys are asked for."""
+    return caller.is_admin or caller.user_id is None
+
+
 def acting_user(caller: Caller, headers: Headers) -> str | None:
     """Whose data a request by id may touch: the key's user's; any user's for an admin, or without keys, unless the
     request names one."""

@@ -55,7 +55,9 @@ def _after_session(connection: Connection, page: Page, *, user_id: str) -> Page:
     return Page(limit=page.limit, offset=page.offset, after=session_id)
 
 
-def list_exchanges(connection: Connection, id_: str, *, user_id: str | None, page: Page) -> JSON:
+def list_exchanges(
+    connection: Connection, id_: str, *, user_id: str | None, page: Page, names_upstreams: bool = False
+) -> JSON:
     """One page of a session's exchanges in the order they were stored."""
     session = find_session(connection, id_, user_id=user_id)
     if page.after is not None:
@@ -64,7 +66,7 @@ def list_exchanges(connection: Connection, id_: str, *, user_id: str | None, pag
             raise InvalidRequestError("There is no such exchange in this session.", param="after")
     rows = queries.exchanges.list_exchanges(connection, session_id=session.session_id, page=page)
     total = queries.exchanges.count_exchanges(connection, session.session_id)
-    return {"exchanges": [exchange_json(row) for row in rows], "total": total}
+    return {"exchanges": [exchange_json(row, names_upstream=names_upstreams) for row in rows], "total": total}
 
 
 def list_messages(

@@ -24,6 +24,7 @@ _INTERNAL_COLUMNS = frozenset(
         "completion_created",
         "worker_id",
         "wire",
+        "upstream",
     }
 )
 
@@ -83,9 +84,11 @@ def message_json(row: Message, blobs: Mapping[str, str]) -> JSON:
     return own | {key: value for key, value in others.items() if value is not None and key not in own}
 
 
-def exchange_json(row: ExchangeRow) -> JSON:
+def exchange_json(row: ExchangeRow, *, names_upstream: bool) -> JSON:
     """An exchange as `/v1/sessions` shows it."""
     columns = {name: getattr(row, name) for name in ExchangeRow.__slots__ if name not in _INTERNAL_COLUMNS}
+    if names_upstream:
+        columns["upstream"] = row.upstream
     shown = columns | {name: json_text.stored(columns[name]) for name in _JSON_COLUMNS}
     return shown | {"wire": json_text.stored(row.wire)} if row.wire else shown
 

@@ -32,11 +32,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """What is exported: all, one user's, or one session. `completed_only` is for the openai format."""
+    """What is exported: all, one user's, or one session. `completed_only` is for the openai format.
+
+    `names_upstreams`: with the addresses of the upstreams, which only an admin may know.
+    """
 
     user_id: str | None = None
     session_id: str | None = None
     completed_only: bool = False
+    names_upstreams: bool = True
 
 
 def export(connection: Connection, scope: Scope, *, format_: Format) -> Iterator[str]:
@@ -62,16 +66,18 @@ def _jsonl(connection: Connection, scope: Scope) -> Iterator[str]:
         yield _line("blob", row)
     for row in queries.export.iterate_sessions(connection, **within):
         yield _line("session", row)
-        yield from _jsonl_session(connection, row["session_id"])
+        yield from _jsonl_session(connection, row["session_id"], names_upstreams=scope.names_upstreams)
 
 
-def _jsonl_session(connection: Connection, session_id: str) -> Iterator[str]:
+def _jsonl_session(connection: Connection, session_id: str, *, names_upstreams: bool) -> Iterator[str]:
     for row in queries.export.iterate_messages(connection, session_id):
         message_no = row.pop("message_no")
         if row["content_form"] == "json":
             row["blobs"] = queries.export.list_digests(connection, message_no)
         yield _line("message", row)
     for row in queries.export.iterate_exchanges(connection, session_id):
+        if not names_upstreams:
+            row["upstream"] = None
         row["context"] = _context_by_id(connection, row["context"])
         if row["status"] == "in_progress":
             fragments = queries.fragments.iterate_fragments(connection, row["exchange_id"])

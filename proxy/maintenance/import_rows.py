@@ -171,4 +171,5 @@ _OPTIONAL: Mapping[str, Check] = {
     "blobs": _digests,
     "fragments": _pieces,
     "wire": _json,
+    "upstream": _id,
 }

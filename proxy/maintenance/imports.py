@@ -250,6 +250,8 @@ class _Reader:
         row["session_no"] = self._session_no
         row["user_no"] = self._user_no
         row["exchange_no"] = None
+        upstream = row["upstream"]
+        row["upstream_no"] = None if upstream is None else queries.exchanges.keep_upstream(self._connection, upstream)
         parameters = json_text.loads(row["parameters"])
         parts = split(parameters)
         row["asked_model"], row["own_parameters"] = asked_model(parameters), parts.own

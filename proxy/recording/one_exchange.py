@@ -35,6 +35,7 @@ class Recording:
         self._media_type: str | None = None
         self._beginning = b""
         self.trouble: dict[str, Any] | None = None  # why not all of the reply is recorded
+        self.upstream: str | None = None
         self._answered: float | None = None
         self._head: float | None = None
         self.saved: asyncio.Future[Any] | None = None
@@ -44,8 +45,9 @@ class Recording:
         """Whether the caller learns of the end only when it is on disk."""
         return self._recorder.is_strict
 
-    def answered(self, http_status: int, media_type: bytes | None = None) -> None:
-        """Upstream's status has come."""
+    def answered(self, http_status: int, media_type: bytes | None = None, *, upstream: str | None = None) -> None:
+        """The status of this upstream has come."""
+        self.upstream = upstream
         self.http_status = http_status
         self._media_type = None if media_type is None else media_type.decode("latin-1")[:_MEDIA_TYPE_LENGTH]
         self._answered = time.monotonic()
@@ -107,6 +109,7 @@ class Recording:
             error=error,
             time_to_first_token_ms=self._since_start(self._first_token),
             duration_ms=self._since_start(time.monotonic()),
+            upstream=self.upstream,
             upstream_latency_seconds=None if self._answered is None else self._answered - self._started,
             overhead_seconds=None if self._head is None or self._answered is None else self._head - self._answered,
         )

@@ -142,6 +142,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "error": outcome.error,
         "time_to_first_token_ms": outcome.time_to_first_token_ms,
         "duration_ms": outcome.duration_ms,
+        "upstream": outcome.upstream,
         "completed_at": outcome.completed_at,
     }
 
@@ -159,6 +160,7 @@ def _to_outcome(entry: dict[str, Any], exchange: Exchange) -> Outcome:
         error=entry.get("error"),
         time_to_first_token_ms=entry.get("time_to_first_token_ms"),
         duration_ms=entry.get("duration_ms"),
+        upstream=entry.get("upstream"),
     )
     outcome.completed_at = entry.get("completed_at", outcome.completed_at)
     return outcome

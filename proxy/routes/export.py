@@ -7,12 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from proxy.access.caller import sees_upstreams
 from proxy.errors import InvalidRequestError
 from proxy.history import branches
 from proxy.maintenance import export_file
 from proxy.maintenance.export import FORMATS, MEDIA_TYPES, Format, Scope
 from proxy.routes import parameters
-from proxy.routes.parameters import services_of, session_id_of, visible_user
+from proxy.routes.parameters import caller_of, services_of, session_id_of, visible_user
 from proxy.routes.resource import Resource
 from proxy.services import State
 
@@ -23,7 +24,11 @@ async def export_session(request: Request[State]) -> Response:
     format_ = _format(request)
     find = partial(branches.find_session, id_=session_id_of(request), user_id=visible_user(request))
     session = await services.read(find)
-    scope = Scope(session_id=session.session_id, completed_only=parameters.flag(request, "completed_only"))
+    scope = Scope(
+        session_id=session.session_id,
+        completed_only=parameters.flag(request, "completed_only"),
+        names_upstreams=sees_upstreams(caller_of(request)),
+    )
     file = await services.exports.written(
         session.user_id, services.database.path, scope, format_, folder=services.settings.state_path
     )

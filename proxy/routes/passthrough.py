@@ -24,6 +24,9 @@ from proxy.upstream.request import Body
 from proxy.wire import chat_request, headers
 from proxy.wire.headers import Headers
 
+UPSTREAM_HEADER = b"x-stellarchat-upstream"
+"""Which upstream answered; for admins alone."""
+
 # A larger body is searched for its model at both ends.
 _PARSED_BYTES = 256 * 2**10
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"')
@@ -91,6 +94,8 @@ async def open_unrecorded(
             out = headers.to_caller(response.headers, drops_length=response.status == 304)
             if headers.value_of(out, b"x-request-id") is None:
                 out.append((b"x-request-id", headers.value_of(sent, b"x-request-id") or b""))
+            if scope["state"].get("caller", ANYONE).is_admin:
+                out.append((UPSTREAM_HEADER, opened.upstream.name.encode()))
             await send_unrecorded(response, send, headers=out, outlet=outlet)
         finally:
             opened.close()

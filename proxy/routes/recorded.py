@@ -51,7 +51,8 @@ class RecordedEndpoint:
         services: Services = scope["state"]["services"]
         asked_at = timestamp(), moment()
         raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
-        chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"")
+        caller: Caller = scope["state"].get("caller", ANYONE)
+        chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"", names_upstream=caller.is_admin)
         coding = headers.value_of(scope["headers"], b"content-encoding")
         text = raw if not coding else await _decoded(raw, coding, services)
         request = await self._parse(services.settings, text)

@@ -9,9 +9,10 @@ from starlette.types import Receive, Send
 from proxy.access.charges import Charge
 from proxy.downstream.direct_writer import Outlet
 from proxy.downstream.disconnect import Orphans, Watch
-from proxy.errors import APIError
+from proxy.errors import APIError, UpstreamError
 from proxy.recording.one_exchange import CALLER_LEFT, CANCELLED, STOPPED, Recording, committed
 from proxy.recording.sending import send_streamed, send_whole
+from proxy.routes.passthrough import UPSTREAM_HEADER
 from proxy.routes.session_search import SessionSearch
 from proxy.services import Services
 from proxy.storage.exchange import Exchange, Status
@@ -41,6 +42,7 @@ class Chat:
     model: str | None = None
     routing_key: bytes | None = None
     charge: Charge | None = None
+    names_upstream: bool = False  # to the caller, an admin
 
 
 class RecordedChat:
@@ -75,6 +77,8 @@ class RecordedChat:
             self._search.begin(is_retry=self._chat.is_retry)
             await self._relay(send, watch)
         except APIError as exc:
+            if isinstance(exc, UpstreamError):
+                self._recording.upstream = exc.upstream
             watch.stop()  # there is no work left that a caller who leaves could end
             await self._end("failed", exc.as_json()["error"])
             exc.headers = {**(exc.headers or {}), **self._own_headers()}
@@ -95,11 +99,13 @@ class RecordedChat:
 
     def _own_headers(self) -> dict[str, str]:
         """The headers that every reply to a recorded request has, also an error of ours."""
-        session = self._exchange.session
+        session, upstream = self._exchange.session, self._recording.upstream
+        named = {UPSTREAM_HEADER.decode(): upstream} if upstream and self._chat.names_upstream else {}
         return {
             "X-Request-Id": headers.text_of(self._chat.request_id),
             "X-Session-Id": session.session_id,
             "X-Session-Source": session.source,
+            **named,
         }
 
     async def _relay(self, send: Send, watch: Watch) -> None:
@@ -111,7 +117,8 @@ class RecordedChat:
             opened = await self._open_as_sent(opened)
         response = opened.response if chat.charge is None else chat.charge.metered(opened.response)
         try:
-            self._recording.answered(response.status, headers.value_of(response.headers, b"content-type"))
+            media_type = headers.value_of(response.headers, b"content-type")
+            self._recording.answered(response.status, media_type, upstream=opened.upstream.name)
             await self._search.found()
             self._recording.heads_out()
             await self._answer(response, send, watch)
@@ -141,6 +148,8 @@ class RecordedChat:
             out.append((b"x-request-id", chat.request_id))
         out.append((b"x-session-id", session.session_id.encode()))
         out.append((b"x-session-source", session.source.encode()))
+        if chat.names_upstream and self._recording.upstream:
+            out.append((UPSTREAM_HEADER, self._recording.upstream.encode()))
         if is_stream:
             await send_streamed(
                 response,

@@ -7,11 +7,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from proxy.access.caller import sees_upstreams
 from proxy.errors import json_response
 from proxy.history import branch_list, branches, dialects, sessions
 from proxy.history.serializers import JSON
 from proxy.routes import parameters, streaming_json
-from proxy.routes.parameters import named_user, services_of, session_id_of, visible_user
+from proxy.routes.parameters import caller_of, named_user, services_of, session_id_of, visible_user
 from proxy.routes.resource import Resource
 from proxy.services import State
 from proxy.storage.page import Page
@@ -114,6 +115,7 @@ async def list_exchanges(request: Request[State]) -> Response:
         id_=session_id_of(request),
         user_id=visible_user(request),
         page=parameters.page_of(request),
+        names_upstreams=sees_upstreams(caller_of(request)),
     )
     return json_response(await services_of(request).read(work))
 

@@ -78,6 +78,7 @@ class Outcome:
     duration_ms: int | None = None
     upstream_latency_seconds: float | None = None  # from the request to upstream's status; for metrics alone
     overhead_seconds: float | None = None  # from there to the reply's head; for metrics alone
+    upstream: str | None = None  # the address of the one that was asked last, without credentials
     completed_at: str = field(default_factory=timestamp)
 
     @property

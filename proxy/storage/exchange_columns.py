@@ -29,6 +29,7 @@ IN_PROGRESS: Columns = {
     "completion_created": None,
     "error": None,
     "completed_at": None,
+    "upstream": None,
 }
 
 
@@ -81,6 +82,7 @@ def outcome_columns(outcome: Outcome, *, asked_model: str | None, created_at: st
         "error": None if outcome.error is None else json_text.dumps(outcome.error),
         "completion_created": reply and reply.created,
         "completed_at": _end_if_it_does_not_follow(outcome, created_at),
+        "upstream": outcome.upstream,
     }
     return columns | {"completion": reply and _envelope(reply, columns)}
 

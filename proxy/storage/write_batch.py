@@ -64,6 +64,7 @@ class WriteBatch:
         self._connection = connection
         self._numbers: Numbers | None = None
         self._parameters: dict[tuple[str, str, str | None], int] = {}
+        self._upstreams: dict[str, int] = {}
         self._active: dict[str, int] = {}
         self._newest_deletion: str | None = None
         self._waiting = _Waiting()
@@ -77,6 +78,7 @@ class WriteBatch:
         self.flush()
         self._numbers = None
         self._parameters.clear()
+        self._upstreams.clear()
         self._active.clear()
         self._newest_deletion = None
         return self._connection
@@ -146,7 +148,8 @@ class WriteBatch:
 
     def add_exchange(self, columns: Columns) -> None:
         """An exchange, given by its columns; its parameters as JSON text."""
-        self._waiting.exchanges.append(columns | {"parameters_no": self._parameters_no(columns)})
+        numbers = {"parameters_no": self._parameters_no(columns), "upstream_no": self._upstream_no(columns)}
+        self._waiting.exchanges.append(columns | numbers)
         self._waiting.ids.update((columns["session_id"], columns["exchange_id"]))
 
     def add_message(self, columns: Columns, *, blobs: dict[str, str]) -> int:
@@ -174,7 +177,7 @@ class WriteBatch:
 
     def finish_exchange(self, columns: Columns) -> None:
         """The outcome of an exchange in progress, given by its columns."""
-        self._waiting.outcomes.append(columns)
+        self._waiting.outcomes.append(columns | {"upstream_no": self._upstream_no(columns)})
         self._waiting.ids.update((columns["session_id"], columns["exchange_id"]))
 
     def count_usage(self, columns: Columns, *, was_incomplete: bool = False) -> None:
@@ -225,6 +228,15 @@ class WriteBatch:
             number = self._parameters[key] = queries.exchanges.keep_parameters(
                 self._connection, data, tools=tools, endpoint=endpoint, asked_model=columns["asked_model"]
             )
+        return number
+
+    def _upstream_no(self, columns: Columns) -> int | None:
+        name = columns["upstream"]
+        if name is None:
+            return None
+        number = self._upstreams.get(name)
+        if number is None:
+            number = self._upstreams[name] = queries.exchanges.keep_upstream(self._connection, name)
         return number
 
 

@@ -234,6 +234,7 @@ async def _open(upstream: Upstream, method: bytes, target: bytes, headers: Heade
     except BaseException as exc:
         upstream.open_count -= 1
         if isinstance(exc, UpstreamError):
+            exc.upstream = upstream.name
             upstream.health.failed(str(exc))
         raise
     return OpenedResponse(response, upstream)

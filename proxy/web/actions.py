@@ -80,7 +80,7 @@ async def export(visit: Visit) -> Response:
     if format_ is None:
         raise APIError(f"The format is one of {', '.join(FORMATS)}.", status=400)
     session = await _session(visit)
-    scope = Scope(session_id=session.session_id)
+    scope = Scope(session_id=session.session_id, names_upstreams=visit.visitor.sees_all)
     services = visit.services
     file = await services.exports.written(
         session.user_id, services.database.path, scope, format_, folder=services.settings.state_path

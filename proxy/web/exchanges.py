@@ -26,11 +26,12 @@ _TOOLS_MAX = 200
 async def show_exchange(visit: Visit) -> Response:
     """The page of an exchange."""
     id_ = visit.request.path_params["exchange_id"]
-    shown = await visit.services.read(partial(_read, id_=id_, user_id=visit.reach))
+    read = partial(_read, id_=id_, user_id=visit.reach, names_upstream=visit.visitor.sees_all)
+    shown = await visit.services.read(read)
     return await visit.page("exchange.html", **shown)
 
 
-def _read(connection: Connection, *, id_: str, user_id: str | None) -> JSON:
+def _read(connection: Connection, *, id_: str, user_id: str | None, names_upstream: bool) -> JSON:
     row = queries.exchanges.get_exchange(connection, id_)
     if row is None or user_id not in (None, row.user_id):
         raise NotFoundError("There is no such exchange.")
@@ -40,7 +41,7 @@ def _read(connection: Connection, *, id_: str, user_id: str | None) -> JSON:
         "x": row,
         "words": _words(row, error),
         "bars": _bars(row),
-        "facts": [fact for fact in _facts(row) if fact[1]],
+        "facts": [fact for fact in _facts(row, names_upstream=names_upstream) if fact[1]],
         "tools": _tools(parameters),
         "error": pretty(error, most=_SHOWN_CHARACTERS) if row.error else "",
         "parameters": pretty(parameters, most=_SHOWN_CHARACTERS),
@@ -119,12 +120,13 @@ def _tools(parameters: Any) -> list[str]:
     return names
 
 
-def _facts(row: ExchangeRow) -> list[tuple[str, str]]:
+def _facts(row: ExchangeRow, *, names_upstream: bool) -> list[tuple[str, str]]:
     cached = f" ({number(row.cached_tokens)} cached)" if row.cached_tokens else ""
     reasoning = f" ({number(row.reasoning_tokens)} reasoning)" if row.reasoning_tokens else ""
     return [
         ("Model", row.model or ""),
         ("Endpoint", row.endpoint),
+        ("Upstream", (row.upstream or "") if names_upstream else ""),
         ("HTTP status", str(row.http_status or "")),
         ("Finish reason", row.finish_reason or ""),
         ("Tokens in", number(row.prompt_tokens) + cached if row.prompt_tokens is not None else ""),

@@ -5,17 +5,20 @@ e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, e.leaf_no, 
        e.duration_ms, p.data AS parameters, t.data AS tools, e.own_parameters, e.metadata,
        COALESCE(e.request_id, e.exchange_id) AS request_id,
        CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END AS completion_id,
-       e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at, e.wire
+       e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at, e.wire,
+       (SELECT v.name FROM upstreams AS v WHERE v.upstream_no = e.upstream_no) AS upstream
 
 -- name: insert_exchange
 INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_no, leaf_no, context, linked_count, model, status,
                        http_status, finish_reason, prompt_tokens, completion_tokens, total_tokens, reasoning_tokens,
                        cached_tokens, time_to_first_token_ms, duration_ms, parameters_no, own_parameters, metadata, request_id,
-                       completion_id, completion, completion_created, error, worker_id, created_at, completed_at, wire)
+                       completion_id, completion, completion_created, error, worker_id, created_at, completed_at, wire,
+                       upstream_no)
 VALUES (:exchange_no, :exchange_id, :session_no, :user_no, :leaf_no, :context, :linked_count, :model, :status,
         :http_status, :finish_reason, :prompt_tokens, :completion_tokens, :total_tokens, :reasoning_tokens,
         :cached_tokens, :time_to_first_token_ms, :duration_ms, :parameters_no, :own_parameters, :metadata, :request_id,
-        :completion_id, :completion, :completion_created, :error, :worker_id, :created_at, :completed_at, :wire);
+        :completion_id, :completion, :completion_created, :error, :worker_id, :created_at, :completed_at, :wire,
+        :upstream_no);
 
 -- name: last_numbers
 -- The numbers that sessions, messages and exchanges have reached. https://sqlite.org/autoinc.html
@@ -37,6 +40,16 @@ WHERE digest = :digest;
 INSERT INTO tools (digest, data)
 VALUES (:digest, :data)
 RETURNING tools_no;
+
+-- name: find_upstream
+SELECT upstream_no
+FROM upstreams
+WHERE name = :name;
+
+-- name: insert_upstream
+INSERT INTO upstreams (name)
+VALUES (:name)
+RETURNING upstream_no;
 
 -- name: insert_parameters
 INSERT INTO parameters (digest, endpoint, model, data, tools_no)
@@ -62,11 +75,12 @@ SET status = column2,
     completion_created = column15,
     error = column16,
     completed_at = column17,
+    upstream_no = column18,
     worker_id = NULL
 FROM (
     VALUES (:exchange_no, :status, :model, :http_status, :finish_reason, :prompt_tokens, :completion_tokens,
             :total_tokens, :reasoning_tokens, :cached_tokens, :time_to_first_token_ms, :duration_ms, :completion_id,
-            :completion, :completion_created, :error, :completed_at)
+            :completion, :completion_created, :error, :completed_at, :upstream_no)
 ) AS outcome
 WHERE exchanges.exchange_no = column1;
 

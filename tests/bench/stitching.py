@@ -163,9 +163,15 @@ def _outcome(answer: str, *, completion_id: str) -> Outcome:
         **dict.fromkeys(("service_tier", "system_fingerprint", "prompt_logprobs", "kv_transfer_params")),
     }
     reply = Completion.from_body(json.dumps(envelope).encode())
-    ended = {"time_to_first_token_ms": 10, "duration_ms": 500}
     completed_at = ids.timestamp(time.time() + 0.5)  # as long after the beginning as the duration says
-    return Outcome(status="completed", http_status=200, reply=reply, completed_at=completed_at, **ended)
+    return Outcome(
+        status="completed",
+        http_status=200,
+        reply=reply,
+        completed_at=completed_at,
+        time_to_first_token_ms=10,
+        duration_ms=500,
+    )
 
 
 _PLAIN_SESSION = """

@@ -49,6 +49,7 @@ class ExchangeRow:
     created_at: str
     completed_at: str | None
     wire: str | None = None
+    upstream: str | None = None
 
 
 class Unfinished(NamedTuple):
@@ -92,6 +93,15 @@ def _keep_tools(connection: Connection, tools: str | None, *, digest: bytes) -> 
     if found is not None:
         return found
     made: int = connection.value("insert_tools", {"digest": digest, "data": tools})
+    return made
+
+
+def keep_upstream(connection: Connection, name: str) -> int:
+    """The number of an upstream, given by its address without credentials."""
+    found: int | None = connection.value("find_upstream", {"name": name})
+    if found is not None:
+        return found
+    made: int = connection.value("insert_upstream", {"name": name})
     return made
 
 

@@ -1,0 +1,156 @@
+"""Conversations on real vLLM servers behind one proxy, measured by vLLM's own prefix-cache metrics.
+
+Run by hand: `python -m tests.real_vllm http://127.0.0.1:8110 http://127.0.0.1:8111`. The first part runs the same
+conversations once with the proxy's choice and once with one at random. With `--kill PID --restart 'COMMAND'` the second
+part ends the first engine under load (PID's whole process group), starts it again, and waits until it is used.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import httpx
+
+from proxy.upstream import upstreams
+from tests.serving import running_proxy, settings_for
+
+CHAT = "/v1/chat/completions"
+MODEL = "smollm2"
+ADMIN = "real-vllm-0123456789abcdef0123456789"
+_QUESTION = "In one short sentence, tell me something new about number {}, and why it matters to people who count. "
+
+
+async def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("upstreams", nargs="+")
+    parser.add_argument("--conversations", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--kill", type=int, help="the process group of the first upstream")
+    parser.add_argument("--restart", help="the command that starts it again")
+    options = parser.parse_args()
+    for name, choose in (("affinity", upstreams.choose), ("random", _at_random)):
+        with mock.patch.object(upstreams, "choose", choose):  # not a test: the two ways to choose are compared
+            await _measure_hits(name, options)
+    if options.kill:
+        await _measure_failover(options)
+
+
+def _at_random(candidates: Sequence[Any], _key: bytes) -> Any:
+    return random.choice(candidates)  # noqa: S311 - a load, no secret
+
+
+async def _measure_hits(name: str, options: argparse.Namespace) -> None:
+    before = [await _prefix_cache(url) for url in options.upstreams]
+    answered: list[list[str]] = []
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = settings_for(Path(folder), upstream_url=",".join(options.upstreams), admin_key=ADMIN)
+        async with running_proxy(settings) as url, _client(url) as http:
+            work = (_converse(http, f"{name}-{number}", turns=options.turns) for number in range(options.conversations))
+            answered = await asyncio.gather(*work)
+    after = [await _prefix_cache(url) for url in options.upstreams]
+    asked = sum(new[0] - old[0] for new, old in zip(after, before, strict=True))
+    hit = sum(new[1] - old[1] for new, old in zip(after, before, strict=True))
+    stayed = sum(len(set(each)) == 1 for each in answered)
+    print(
+        f"{name}: {stayed} of {len(answered)} conversations on one engine; prefix cache: "
+        f"{hit:.0f} of {asked:.0f} tokens hit ({hit / asked:.1%}); {time.monotonic() - started:.1f} s"
+    )
+
+
+async def _converse(http: httpx.AsyncClient, seed: str, *, turns: int) -> list[str]:
+    """Which upstream answered each turn of one conversation."""
+    rng = random.Random(seed)  # noqa: S311 - a load, no secret
+    messages: list[dict[str, str]] = []
+    answered = []
+    for turn in range(turns):
+        text = f"{seed}, {turn}: " + "".join(_QUESTION.format(rng.randrange(10**6)) for _ in range(4))
+        messages.append({"role": "user", "content": text})
+        body = {"model": MODEL, "messages": messages, "max_tokens": 16}
+        reply = await http.post(CHAT, json=body)
+        reply.raise_for_status()
+        messages.append({"role": "assistant", "content": reply.json()["choices"][0]["message"]["content"] or "-"})
+        answered.append(reply.headers["x-stellarchat-upstream"])
+    return answered
+
+
+async def _prefix_cache(url: str) -> tuple[float, float]:
+    """Tokens that were looked for in an engine's prefix cache, and tokens that were found."""
+    async with httpx.AsyncClient() as http:
+        text = (await http.get(f"{url}/metrics")).text
+    found = [re.search(rf"^vllm:prefix_cache_{name}_total\S* (\S+)$", text, re.MULTILINE) for name in ("queries", "hits")]
+    queries, hits = (0.0 if each is None else float(each[1]) for each in found)
+    return queries, hits
+
+
+async def _measure_failover(options: argparse.Namespace) -> None:
+    ended: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = settings_for(Path(folder), upstream_url=",".join(options.upstreams), admin_key=ADMIN)
+        async with running_proxy(settings) as url, _client(url) as http:
+            stop = asyncio.Event()
+            load = [asyncio.create_task(_load(http, number, ended, stop)) for number in range(8)]
+            await asyncio.sleep(6)
+            os.killpg(options.kill, signal.SIGKILL)
+            print("killed; until then:", dict(ended))
+            ended.clear()
+            await asyncio.sleep(15)
+            print("15 s later:", dict(ended))
+            ended.clear()
+            started = time.monotonic()
+            subprocess.Popen(shlex.split(options.restart), start_new_session=True)  # noqa: ASYNC220, S603
+            while not ended[f"whole {options.upstreams[0]}"] and time.monotonic() - started < 180:
+                await asyncio.sleep(0.5)
+            print(f"used again {time.monotonic() - started:.0f} s after its start:", dict(ended))
+            stop.set()
+            await asyncio.gather(*load)
+
+
+async def _load(http: httpx.AsyncClient, number: int, ended: Counter[str], stop: asyncio.Event) -> None:
+    turn = 0
+    while not stop.is_set():
+        turn += 1
+        ended[await _stream(http, f"load {number}, conversation {turn}")] += 1
+
+
+async def _stream(http: httpx.AsyncClient, text: str) -> str:
+    """How one stream ended: whole, cut after it had begun, or answered with an error."""
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": f"{text}: tell me a long story."}],
+        "max_tokens": 48,
+        "stream": True,
+    }
+    try:
+        async with http.stream("POST", CHAT, json=body) as reply:
+            where = reply.headers.get("x-stellarchat-upstream", "-")
+            lines = [line async for line in reply.aiter_lines() if line.startswith("data: ")]
+    except httpx.HTTPError as exc:
+        return f"cut {type(exc).__name__}"
+    if reply.status_code != httpx.codes.OK:
+        return f"error {reply.status_code}"
+    if lines and lines[-1] == "data: [DONE]":
+        return f"whole {where}"
+    begun = any(json.loads(line[6:]).get("choices") for line in lines)
+    return f"cut after it had begun {where}" if begun else f"cut before its first event {where}"
+
+
+def _client(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, timeout=120, headers={"authorization": f"Bearer {ADMIN}"})
+
+
+asyncio.run(main())
