@@ -64,6 +64,7 @@ class Upstreams:
         self._leaving: list[Upstream] = []  # taken off the list; their streams go on to the end
         self._watching: asyncio.Task[None] | None = None
         self._models_at = 0.0
+        self._has_asked = False  # all of them for their models
         self._refreshing: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[str] | None = None
         self._checked_at = 0.0
@@ -100,12 +101,15 @@ class Upstreams:
         ]
         self._leaving += known.values()
         self._models_at = 0.0
+        self._has_asked = False
         logger.info("upstreams: %s", ", ".join(upstream.name for upstream in self._all))
 
     async def pick(self, model: str | None, key: bytes) -> Upstream:
         """The upstream for a model and a conversation. Raises UnknownModelError, UpstreamError."""
         if len(self._all) == 1 and self._all[0].address.model is None:
             return self._all[0]
+        if not self._has_asked and model is not None:
+            await self._refresh_models()  # else the first requests would go to any of them
         candidates = self._serving(model)
         if not candidates and model is not None:
             await self._look_for(model)
@@ -204,7 +208,9 @@ class Upstreams:
         await asyncio.shield(self._refreshing)
 
     async def _read_models(self) -> None:
-        await asyncio.gather(*(upstream.read_models() for upstream in self._all))
+        asked = self._all
+        await asyncio.gather(*(upstream.read_models() for upstream in asked))
+        self._has_asked = asked is self._all
 
     async def _watch(self) -> None:
         while True:
