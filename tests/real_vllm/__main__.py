@@ -24,7 +24,7 @@ from unittest import mock
 
 import httpx
 
-from proxy.upstream import upstreams
+from proxy.upstream.choice import choose
 from tests.serving import running_proxy, settings_for
 
 CHAT = "/v1/chat/completions"
@@ -42,15 +42,17 @@ async def main() -> None:
     parser.add_argument("--kill", type=int, help="the process group of the first upstream")
     parser.add_argument("--restart", help="the command that starts it again")
     options = parser.parse_args()
-    for name, choose in (("affinity", upstreams.choose), ("random", _at_random)):
-        with mock.patch.object(upstreams, "choose", choose):  # not a test: the two ways to choose are compared
+    for name, chosen_by in (("affinity", choose), ("random", _at_random)):
+        with mock.patch(
+            "proxy.upstream.upstreams.choose", chosen_by
+        ):  # not a test: the two ways to choose are compared
             await _measure_hits(name, options)
     if options.kill:
         await _measure_failover(options)
 
 
 def _at_random(candidates: Sequence[Any], _key: bytes) -> Any:
-    return random.choice(candidates)  # noqa: S311 - a load, no secret
+    return random.choice(candidates)
 
 
 async def _measure_hits(name: str, options: argparse.Namespace) -> None:
@@ -74,13 +76,13 @@ async def _measure_hits(name: str, options: argparse.Namespace) -> None:
 
 async def _converse(http: httpx.AsyncClient, seed: str, *, turns: int) -> list[str]:
     """Which upstream answered each turn of one conversation."""
-    rng = random.Random(seed)  # noqa: S311 - a load, no secret
+    rng = random.Random(seed)
     messages: list[dict[str, str]] = []
     answered = []
     for turn in range(turns):
-        text = f"{seed}, {turn}: " + "".join(_QUESTION.format(rng.randrange(10**6)) for _ in range(4))
+        text = f"{seed}, {turn}: " + "".join(_QUESTION.format(rng.randrange(10**6)) for _ in range(3))
         messages.append({"role": "user", "content": text})
-        body = {"model": MODEL, "messages": messages, "max_tokens": 16}
+        body = {"model": MODEL, "messages": messages, "max_tokens": 4}
         reply = await http.post(CHAT, json=body)
         reply.raise_for_status()
         messages.append({"role": "assistant", "content": reply.json()["choices"][0]["message"]["content"] or "-"})
@@ -90,9 +92,11 @@ async def _converse(http: httpx.AsyncClient, seed: str, *, turns: int) -> list[s
 
 async def _prefix_cache(url: str) -> tuple[float, float]:
     """Tokens that were looked for in an engine's prefix cache, and tokens that were found."""
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         text = (await http.get(f"{url}/metrics")).text
-    found = [re.search(rf"^vllm:prefix_cache_{name}_total\S* (\S+)$", text, re.MULTILINE) for name in ("queries", "hits")]
+    found = [
+        re.search(rf"^vllm:prefix_cache_{name}_total\S* (\S+)$", text, re.MULTILINE) for name in ("queries", "hits")
+    ]
     queries, hits = (0.0 if each is None else float(each[1]) for each in found)
     return queries, hits
 
@@ -112,7 +116,7 @@ async def _measure_failover(options: argparse.Namespace) -> None:
             print("15 s later:", dict(ended))
             ended.clear()
             started = time.monotonic()
-            subprocess.Popen(shlex.split(options.restart), start_new_session=True)  # noqa: ASYNC220, S603
+            subprocess.Popen(shlex.split(options.restart), start_new_session=True)  # noqa: ASYNC220
             while not ended[f"whole {options.upstreams[0]}"] and time.monotonic() - started < 180:
                 await asyncio.sleep(0.5)
             print(f"used again {time.monotonic() - started:.0f} s after its start:", dict(ended))
@@ -150,7 +154,7 @@ async def _stream(http: httpx.AsyncClient, text: str) -> str:
 
 
 def _client(url: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=url, timeout=120, headers={"authorization": f"Bearer {ADMIN}"})
+    return httpx.AsyncClient(base_url=url, timeout=600, headers={"authorization": f"Bearer {ADMIN}"})
 
 
 asyncio.run(main())
