@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("the benchmark reads /proc", allow_module_level=True)
 
-from tests.bench import accounting, figures, floor, phases, relays, stitching, wire
+from tests.bench import accounting, figures, floor, instructions, phases, relays, stitching, wire
 from tests.bench.client import Connection, Load, Outcome, Run
 from tests.bench.figures import Cell, Column, Measured
 
@@ -213,3 +214,9 @@ def test_a_plain_file_takes_less_than_ours(tmp_path: Path) -> None:
     stitching._long_chat(tmp_path / "ours.db", said)
     stitching._plain_chat(tmp_path / "plain.db", said)
     assert (tmp_path / "ours.db").stat().st_size > (tmp_path / "plain.db").stat().st_size > 20 * 660
+
+
+@pytest.mark.skipif(not shutil.which("valgrind"), reason="valgrind is not installed")
+def test_instructions_are_counted_for_a_reply_and_a_chunk() -> None:
+    counts = instructions.measure("off", replies=2, streams=1)
+    assert counts.reply > counts.chunk > 0
