@@ -67,14 +67,16 @@ async def open_unrecorded(
     send: Send,
     *,
     body: Body | None = None,
+    sent: Headers | None = None,
     key: bytes | None = None,
 ) -> None:
-    """Relay a request and its answer; the body is read on the way where it is not given.
+    """Relay a request and its answer; the body is read on the way where it is not given, `sent` are its headers.
 
     Of several upstreams one serves the model that the body names; `key` keeps a conversation on its upstream.
     """
     charge = _charge_unparsed(scope, body)
-    sent = upstream_headers(services, scope)
+    if sent is None:
+        sent = upstream_headers(services, scope)
     if body is None and services.upstreams.are_several and _names_model(scope["headers"]):
         body = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
     model = model_of(body) if isinstance(body, bytes) and services.upstreams.are_several else None
@@ -141,7 +143,7 @@ def upstream_headers(services: Services, scope: Scope) -> Headers:
     api_key = services.settings.upstream_api_key
     keys: KeyCache = scope["state"]["gate"].keys
     return headers.to_upstream(
-        [header for header in given if not keys.is_within(header[1])],
+        keys.without_ours(given),
         request_id=headers.value_of(given, b"x-request-id") or uuid7().encode(),
         passes_credentials=not caller.has_key,
         api_key=api_key.encode() if api_key else None,

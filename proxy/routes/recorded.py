@@ -70,7 +70,9 @@ class RecordedEndpoint:
             )
         )
         if exchange is None:
-            await open_unrecorded(services, scope, receive, send, body=chat.body, key=chat.routing_key)
+            await open_unrecorded(
+                services, scope, receive, send, body=chat.body, sent=chat.headers, key=chat.routing_key
+            )
         else:
             scope["state"]["is_recorded"] = True  # the recorder tells of it
             await RecordedChat(services, chat, exchange, self._orphans, outlet_of(scope)).run(receive, send)

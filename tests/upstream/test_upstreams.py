@@ -149,13 +149,14 @@ async def test_upstream_is_told_the_conversation_unless_its_caller_tells(
             (chat("b"), {}),
             (chat("a"), {"X-Session-Id": "mine"}),
             (chat("a", session_id="mine"), {}),
+            (chat("a", store=False), {}),
         )
         for body, headers in asked:
             assert (await http.post(CHAT, json=body, headers=headers)).status_code == 200
     told = [call.headers.get("x-session-id") for call in one.calls_to(CHAT)]
     assert told[0] == told[1]
     assert len({told[0], told[2], told[3]}) == 3
-    assert told[4:] == ["mine", None]
+    assert told[4:] == ["mine", None, told[0]]
 
 
 async def test_forwarding_can_be_switched_off(pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path) -> None:
