@@ -13,7 +13,7 @@ from proxy.maintenance import check
 from proxy.maintenance.check import Problem
 from proxy.settings import ConfigurationError
 from proxy.storage.errors import StorageDamagedError, StorageError
-from proxy.storage.sqlite import connect
+from proxy.storage.sqlite import connect_existing
 
 
 @click.command("check")
@@ -40,7 +40,7 @@ def _find_problems(path: Path) -> list[Problem]:
     steps = check.steps(path, state_path=settings.load().state_path)
     try:
         # One snapshot for all, however much is saved meanwhile.
-        with closing(connect(path)) as connection, connection.snapshot(), shown_progress("check") as show:
+        with closing(connect_existing(path)) as connection, connection.snapshot(), shown_progress("check") as show:
             for done, (name, find) in enumerate(steps):
                 show(done, len(steps))
                 problems += find(connection)

@@ -23,7 +23,7 @@ from proxy.maintenance.export import FORMATS, Format, Scope
 from proxy.maintenance.imports import Imported
 from proxy.settings import ConfigurationError
 from proxy.storage import queries, sqlite_file
-from proxy.storage.sqlite import connect, prepare, refuse_unknown_schema
+from proxy.storage.sqlite import connect, connect_existing, prepare, refuse_unknown_schema
 
 
 @click.command("export")
@@ -37,7 +37,7 @@ def export_command(
     *, file: BinaryIO, user_id: str | None, session_id: str | None, format_: Format, completed_only: bool
 ) -> None:
     """Write the history to FILE, or to the standard output, also while it is served. Only its owner reads the file."""
-    with private_files(), closing(connect(database_path())) as connection, connection.snapshot():
+    with private_files(), closing(connect_existing(database_path())) as connection, connection.snapshot():
         refuse_unknown_schema(connection)
         if session_id is not None:
             found = queries.sessions.find_session_id(connection, id_=session_id, user_id=user_id)

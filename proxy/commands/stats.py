@@ -10,7 +10,7 @@ import click
 from proxy.commands.console import as_json_option, database_path, print_json, says_errors
 from proxy.ids import timestamp
 from proxy.storage import queries
-from proxy.storage.sqlite import connect, refuse_unknown_schema
+from proxy.storage.sqlite import connect_existing, refuse_unknown_schema
 
 _DAY_SECONDS = 86_400
 _FILES = {"database": "", "log": "-wal", "search": "-search"}
@@ -38,7 +38,7 @@ def stats_command(*, days: int, as_json: bool) -> None:
 
 
 def _stats(path: Path, *, days: int) -> dict[str, Any]:
-    with closing(connect(path)) as connection, connection.snapshot():
+    with closing(connect_existing(path)) as connection, connection.snapshot():
         refuse_unknown_schema(connection)
         since = timestamp(max(0.0, time.time() - days * _DAY_SECONDS))
         counts = queries.stats.count_everything(connection)

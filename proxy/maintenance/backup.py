@@ -11,7 +11,7 @@ from proxy.maintenance.job import is_leased, jobs_lock_path
 from proxy.settings import ConfigurationError
 from proxy.storage import sqlite_file
 from proxy.storage.errors import StorageError
-from proxy.storage.sqlite import connect, prepare
+from proxy.storage.sqlite import connect, connect_existing, prepare
 
 Progress = Callable[[int, int], None]
 """Is told the bytes done and the bytes in all after each step. What it raises ends the copy, which leaves nothing."""
@@ -27,7 +27,7 @@ def backup(source: Path, target: Path, *, progress: Progress, overwrites: bool =
     if target.exists() and not overwrites:
         raise ConfigurationError(f"{target} is there already; choose another name or give --force")
     with _replacing(target) as partial:
-        with closing(connect(source)) as connection:
+        with closing(connect_existing(source)) as connection:
             sqlite_file.copy_snapshot(connection, partial, progress=progress)
         _refuse_unusable(partial, name=str(target))
 

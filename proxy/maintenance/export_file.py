@@ -19,7 +19,7 @@ from proxy.maintenance import export
 from proxy.maintenance.export import Format, Scope
 from proxy.search.deadline import Deadline
 from proxy.search.turns import Turns
-from proxy.storage.sqlite import connect
+from proxy.storage.sqlite import connect_existing
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _written(path: Path, scope: Scope, format_: Format, folder: Path, deadline: 
 
 def _write(file: IO[bytes], path: Path, scope: Scope, format_: Format, folder: Path, deadline: Deadline) -> None:
     unlooked = _BYTES_BETWEEN
-    with closing(connect(path)) as connection, connection.snapshot():
+    with closing(connect_existing(path)) as connection, connection.snapshot():
         for text in export.export(connection, scope, format_=format_):
             if deadline.is_over:
                 raise ExportError("The export took too long.")

@@ -20,7 +20,7 @@ from typing import Any
 from proxy.search.query import folded_text, quoted
 from proxy.storage import free_pages, search_file
 from proxy.storage.search_file import STATEMENTS, WHOLE_BYTES, Segment, statement
-from proxy.storage.sqlite import connect
+from proxy.storage.sqlite import connect_existing
 
 # Messages of a segment that are looked at to see how many are left: each may be a read from the disk.
 _SAMPLE = 256
@@ -40,7 +40,7 @@ class Index:
         self._lock = os.open(f"{self._path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._messages = connect(database)
+            self._messages = connect_existing(database)
         except BaseException:
             os.close(self._lock)
             raise

@@ -35,8 +35,8 @@ class _Thread(aiosqlite.Connection):
 
     stopped: asyncio.Future[Any] | None = None
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(lambda: sqlite.connect(path), 64)
+    def __init__(self, path: Path, connect: Callable[[Path], SqliteConnection]) -> None:
+        super().__init__(lambda: connect(path), 64)
         self._thread.daemon = True  # a disk that stalls inside `fsync` must not keep the process from ending
 
     def stop(self) -> asyncio.Future[Any] | None:
@@ -66,7 +66,7 @@ class Database:
         """Open the file, made and migrated where needed. Raises ConfigurationError with one line that says why not."""
         self._reader_count = readers
         try:
-            await self._open()
+            await self._open(sqlite.connect)
         except StorageError as exc:
             await self.close()
             raise ConfigurationError(_opening_failed(self.path, exc)) from exc
@@ -74,12 +74,12 @@ class Database:
             await self.close()
             raise
 
-    async def _open(self) -> None:
-        self._writer = await self._connect()
+    async def _open(self, connect: Callable[[Path], SqliteConnection]) -> None:
+        self._writer = await self._connect(connect)
         await self._writer.run(sqlite.prepare)
         for readers, count in ((self._readers, self._reader_count), (self._look_up_readers, _LOOK_UP_READERS)):
             for _ in range(count):
-                reader = await self._connect()
+                reader = await self._connect(sqlite.connect_existing)
                 await reader.run(sqlite_file.refuse_writes)
                 readers.put_nowait(reader)
         self.files.remember()
@@ -98,7 +98,7 @@ class Database:
         self.files.remove_log()
         _left_open.extend(self._opened)
         self._opened, self._readers, self._look_up_readers = [], asyncio.Queue(), asyncio.Queue()
-        await self._open()
+        await self._open(sqlite.connect_existing)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run `work`, which owns its transaction, on the writer connection. Only the writer task calls this."""
@@ -134,8 +134,8 @@ class Database:
         self._opened.clear()
         self._writer = None
 
-    async def _connect(self) -> _Thread:
-        connection = _Thread(self.path)
+    async def _connect(self, connect: Callable[[Path], SqliteConnection]) -> _Thread:
+        connection = _Thread(self.path, connect)
         try:
             await connection
         except BaseException:

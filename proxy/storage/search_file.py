@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from proxy.storage import tombstones
 from proxy.storage.named import SQL, named_statements
-from proxy.storage.sqlite import connect
+from proxy.storage.sqlite import connect_existing
 from proxy.storage.sqlite_connection import SqliteConnection
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def owner_of(user_digest: bytes) -> str:
 @contextmanager
 def opened(database: Path) -> Iterator[Connection]:
     """The database, to read, with its index where it has one. Texts that are no UTF-8 are read as far as they are."""
-    with closing(connect(database)) as connection:
+    with closing(connect_existing(database)) as connection:
         path = index_path(database)
         if path.is_file() and not _damage_mark(path).exists():
             with suppress(sqlite3.Error):

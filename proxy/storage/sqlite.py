@@ -17,10 +17,28 @@ OLDEST_SQLITE = (3, 39, 0)  # IS NOT DISTINCT FROM
 
 @translated_errors()
 def connect(path: Path) -> SqliteConnection:
-    """A connection set up as `sql/sqlite/connect.sql` says; the caller begins and ends every transaction."""
+    """A connection set up as `sql/sqlite/connect.sql` says, to a file that is made where there is none; the caller
+    begins and ends every transaction."""
     _refuse_old_sqlite(sqlite3.sqlite_version_info)
     _make_private(path)
     connection = sqlite3.connect(path, isolation_level=None, cached_statements=256, factory=SqliteConnection)
+    return _set_up(connection, path)
+
+
+@translated_errors()
+def connect_existing(path: Path) -> SqliteConnection:
+    """The same, to a file that is there. Raises StorageUnavailableError where it is not.
+
+    While a served database is moved away, an empty one made in its place would leave a log there, which SQLite would
+    read into the file that comes back.
+    """
+    _refuse_old_sqlite(sqlite3.sqlite_version_info)
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=256, factory=SqliteConnection)
+    return _set_up(connection, path)
+
+
+def _set_up(connection: SqliteConnection, path: Path) -> SqliteConnection:
     try:
         _refuse_foreign(connection, path)
         if not connection.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0]:

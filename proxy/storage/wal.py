@@ -16,8 +16,9 @@ _REST_SECONDS = 0.2
 
 def empty_log(path: Path) -> bool:
     """Bring the log into the file and empty it, from a thread of the caller's. False where readers kept it in use."""
+    uri = f"{path.absolute().as_uri()}?mode=rw"  # none is made where it is moved away just now
     try:
-        with closing(sqlite3.connect(path, timeout=_TRY_SECONDS)) as connection:
+        with closing(sqlite3.connect(uri, uri=True, timeout=_TRY_SECONDS)) as connection:
             for _ in range(_TRIES):
                 if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0:
                     return True

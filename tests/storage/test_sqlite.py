@@ -2,13 +2,14 @@
 
 import sqlite3
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
+from proxy.search.index import Index
 from proxy.settings import ConfigurationError
-from proxy.storage import queries, sqlite
+from proxy.storage import queries, search_file, sqlite, wal
 from proxy.storage.database import Database
 from proxy.storage.errors import StorageError
 from proxy.storage.sqlite import APPLICATION_ID, connect, newest_schema, prepare
@@ -157,3 +158,20 @@ def test_processes_that_open_a_new_file_at_once_migrate_it_once(tmp_path: Path) 
         thread.join()
     assert failures == []
     assert version_of(path) == newest_schema()
+
+
+@pytest.mark.parametrize("reader", ("index", "search", "log", "reader"))
+def test_nothing_that_reads_makes_an_empty_database_while_the_served_one_is_moved(tmp_path: Path, reader: str) -> None:
+    """Its log would lie beside the file that comes back, and empty it."""
+    path = tmp_path / "a.db"
+    with suppress(StorageError):
+        if reader == "index":
+            Index(path)
+        elif reader == "search":
+            with search_file.opened(path):
+                pass
+        elif reader == "log":
+            wal.empty_log(path)
+        else:
+            sqlite.connect_existing(path)
+    assert not list(tmp_path.glob("a.db")) + list(tmp_path.glob("a.db-wal"))
