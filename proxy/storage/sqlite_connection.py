@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from proxy.storage.connection import Numbers, Parameters, Row
+from proxy.storage.damaged_values import decoded
 from proxy.storage.errors import (
     StorageDamagedError,
     StorageError,
@@ -23,6 +25,8 @@ _ROWS_MAX = 64
 
 # How often a long statement is asked whether its time is up: about every millisecond.
 _INSTRUCTIONS = 100_000
+
+_UNDECODABLE = "Could not decode to UTF-8"
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -67,7 +71,7 @@ class SqliteConnection(sqlite3.Connection):
         """The first row."""
         try:
             cursor = self._named(name, parameters)
-            row = cursor.fetchone()
+            row = self._first(cursor, name, parameters)
             return None if row is None else dict(zip(_column_names(name, cursor), row, strict=True))
         except sqlite3.Error as exc:
             raise storage_error(exc) from exc
@@ -81,7 +85,7 @@ class SqliteConnection(sqlite3.Connection):
         try:
             cursor = self._named(name, parameters)
             names = _column_names(name, cursor)
-            for row in cursor:
+            for row in self._rows(cursor, name, parameters):
                 yield dict(zip(names, row, strict=True))
         except sqlite3.Error as exc:
             raise storage_error(exc) from exc
@@ -89,7 +93,7 @@ class SqliteConnection(sqlite3.Connection):
     def value(self, name: str, parameters: Parameters = _NOTHING, /) -> Any:
         """The only column of the first row; None where there is no row."""
         try:
-            row = self._named(name, parameters).fetchone()
+            row = self._first(self._named(name, parameters), name, parameters)
         except sqlite3.Error as exc:
             raise storage_error(exc) from exc
         return None if row is None else row[0]
@@ -97,7 +101,7 @@ class SqliteConnection(sqlite3.Connection):
     def values(self, name: str, parameters: Parameters = _NOTHING, /) -> list[Any]:
         """The only column of every row."""
         try:
-            return [value for (value,) in self._named(name, parameters)]
+            return [value for (value,) in self._rows(self._named(name, parameters), name, parameters)]
         except sqlite3.Error as exc:
             raise storage_error(exc) from exc
 
@@ -176,6 +180,23 @@ class SqliteConnection(sqlite3.Connection):
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise StorageInterruptedError("interrupted")
         return self.execute(QUERIES[name], parameters)
+
+    def _first(self, cursor: sqlite3.Cursor, name: str, parameters: Parameters) -> tuple[Any, ...] | None:
+        return next(self._rows(cursor, name, parameters), None)
+
+    def _rows(self, cursor: sqlite3.Cursor, name: str, parameters: Parameters) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query. Where one holds text that is not UTF-8, this connection reads texts in Python from then
+        on: slower, and never in vain."""
+        count = 0
+        try:
+            for row in cursor:
+                yield row
+                count += 1
+        except sqlite3.OperationalError as exc:
+            if self.text_factory is decoded or not str(exc).startswith(_UNDECODABLE):
+                raise
+            self.text_factory = decoded
+            yield from islice(self._named(name, parameters), count, None)
 
     def roll_back(self) -> None:
         """End the transaction, where SQLite has not done so itself. https://sqlite.org/lang_transaction.html#immediate"""

@@ -64,9 +64,16 @@ def dumps(value: Any) -> str:
     What stands beyond 800 levels is a string there: its JSON text.
     """
     try:
-        return orjson.dumps(value).decode()
+        return orjson.dumps(value, default=_as_text).decode()
     except TypeError:  # big integers, lone surrogates, deep nesting
-        return json.dumps(value if _is_shallow(value) else _cut(value), separators=(",", ":"))
+        return json.dumps(value if _is_shallow(value) else _cut(value), separators=(",", ":"), default=_as_text)
+
+
+def _as_text(value: Any) -> str:
+    """Bytes, which a damaged row may have in the place of a text."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    raise TypeError(f"no JSON: {type(value).__name__}")
 
 
 def stored(text: Any) -> Any:

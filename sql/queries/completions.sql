@@ -29,7 +29,7 @@ LIMIT 1;
 -- The next exchanges of a user after one, oldest first, by what a list of completions is filtered by.
 SELECT {candidate}
 FROM exchanges AS e
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
+LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
 WHERE e.user_no = (SELECT u.user_no FROM users AS u WHERE u.user_id = :user_id)
   AND e.exchange_id > :after
 ORDER BY e.exchange_id
@@ -38,7 +38,7 @@ LIMIT :limit;
 -- name: scan_exchanges_of_user_newest_first
 SELECT {candidate}
 FROM exchanges AS e
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
+LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
 WHERE e.user_no = (SELECT u.user_no FROM users AS u WHERE u.user_id = :user_id)
   AND e.exchange_id < :after
 ORDER BY e.exchange_id DESC
@@ -49,7 +49,7 @@ LIMIT :limit;
 -- would cost every exchange some 40 bytes, and a session of 60,000 takes 14 ms a step without.
 SELECT {candidate}
 FROM exchanges AS e
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
+LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
 WHERE e.session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
   AND e.exchange_id > :after
 ORDER BY e.exchange_id
@@ -58,7 +58,7 @@ LIMIT :limit;
 -- name: scan_exchanges_of_session_newest_first
 SELECT {candidate}
 FROM exchanges AS e
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
+LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
 WHERE e.session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
   AND e.exchange_id < :after
 ORDER BY e.exchange_id DESC

@@ -1,8 +1,8 @@
 -- columns: exchange
 e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, e.leaf_no, e.context, e.linked_count,
-       p.endpoint, COALESCE(e.model, p.model) AS model, e.status, e.http_status, e.finish_reason, e.prompt_tokens,
+       COALESCE(p.endpoint, '/v1/chat/completions') AS endpoint, COALESCE(e.model, p.model) AS model, e.status, e.http_status, e.finish_reason, e.prompt_tokens,
        e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens, e.time_to_first_token_ms,
-       e.duration_ms, p.data AS parameters, t.data AS tools, e.own_parameters, e.metadata,
+       e.duration_ms, COALESCE(p.data, '{}') AS parameters, t.data AS tools, e.own_parameters, e.metadata,
        COALESCE(e.request_id, e.exchange_id) AS request_id,
        CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END AS completion_id,
        e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at, e.wire,
@@ -103,9 +103,9 @@ WHERE exchange_id = :exchange_id
 SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, p.model AS asked_model,
        e.created_at, e.leaf_no,
        EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = e.session_no AND c.parent_no = e.leaf_no) AS goes_on,
-       e.user_no, p.endpoint
+       e.user_no, COALESCE(p.endpoint, '/v1/chat/completions') AS endpoint
 FROM exchanges AS e
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
+LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
 JOIN sessions AS s ON s.session_no = e.session_no
 WHERE e.exchange_id = :exchange_id
   AND e.status = 'in_progress';
@@ -123,7 +123,7 @@ WHERE exchange_id = :exchange_id;
 -- name: get_exchange
 SELECT {exchange}
 FROM exchanges AS e
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
+LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
 LEFT JOIN tools AS t ON t.tools_no = p.tools_no
 JOIN sessions AS s ON s.session_no = e.session_no
 WHERE e.exchange_id = :exchange_id;
@@ -132,7 +132,7 @@ WHERE e.exchange_id = :exchange_id;
 -- One page of a session's exchanges in the order they were stored.
 SELECT {exchange}
 FROM exchanges AS e
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
+LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
 LEFT JOIN tools AS t ON t.tools_no = p.tools_no
 JOIN sessions AS s ON s.session_no = e.session_no
 WHERE e.session_no = (SELECT o.session_no FROM sessions AS o WHERE o.session_id = :session_id)
@@ -153,9 +153,9 @@ WHERE status = 'in_progress';
 
 -- name: list_exchanges_in_progress
 -- What a process left behind.
-SELECT e.exchange_id, p.endpoint
+SELECT e.exchange_id, COALESCE(p.endpoint, '/v1/chat/completions') AS endpoint
 FROM exchanges AS e
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
+LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
 WHERE e.status = 'in_progress'
   AND e.worker_id = :worker_id;
 

@@ -50,7 +50,7 @@ ORDER BY digest;
 SELECT {exchange}, m.message_id AS leaf_id
 FROM exchanges AS e
 LEFT JOIN messages AS m ON m.message_no = e.leaf_no
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
+LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
 LEFT JOIN tools AS t ON t.tools_no = p.tools_no
 JOIN sessions AS s ON s.session_no = e.session_no
 WHERE s.session_id = :session_id

@@ -41,7 +41,7 @@ WHERE exchange_no IN (
     SELECT f.exchange_no
     FROM exchange_fragments AS f
     JOIN exchanges AS e ON e.exchange_no = f.exchange_no
-    JOIN parameters AS p ON p.parameters_no = e.parameters_no
+    LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
     WHERE e.status <> 'in_progress'
-      AND (p.endpoint <> '/v1/responses' OR e.created_at < :before)
+      AND (COALESCE(p.endpoint, '') <> '/v1/responses' OR e.created_at < :before)
 );

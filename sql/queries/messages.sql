@@ -84,7 +84,7 @@ WITH RECURSIVE path (message_no, parent_no, depth, role, chain_hash, root_no) AS
     UNION ALL
     SELECT m.message_no, m.parent_no, m.depth, m.role, m.chain_hash, m.root_no
     FROM path
-    JOIN messages AS m ON m.message_no = path.parent_no
+    JOIN messages AS m ON m.message_no = path.parent_no AND m.message_no < path.message_no
 )
 SELECT message_no, :session_id AS session_id, parent_no, depth, role, chain_hash, root_no
 FROM path
@@ -99,7 +99,7 @@ WITH RECURSIVE path (message_no, parent_no, role, exchange_no) AS (
     UNION ALL
     SELECT m.message_no, m.parent_no, m.role, m.exchange_no
     FROM path
-    JOIN messages AS m ON m.message_no = path.parent_no
+    JOIN messages AS m ON m.message_no = path.parent_no AND m.message_no < path.message_no
 )
 SELECT message_no, role, exchange_no
 FROM path;
@@ -111,7 +111,7 @@ WITH RECURSIVE descent (message_no) AS (
     UNION ALL
     SELECT (
         SELECT MAX(m.message_no) FROM messages AS m
-        WHERE m.session_no = :session_no AND m.parent_no = descent.message_no
+        WHERE m.session_no = :session_no AND m.parent_no = descent.message_no AND m.message_no > descent.message_no
     )
     FROM descent
     WHERE descent.message_no IS NOT NULL
@@ -132,9 +132,9 @@ SELECT {message},
        (
            WITH RECURSIVE
            above (message_no) AS (
-               SELECT COALESCE(m.parent_no, 0)
+               SELECT CASE WHEN m.parent_no < m.message_no THEN m.parent_no ELSE 0 END
                UNION ALL
-               SELECT COALESCE(a.parent_no, 0)
+               SELECT CASE WHEN a.parent_no < a.message_no THEN a.parent_no ELSE 0 END
                FROM above
                JOIN messages AS a ON a.message_no = above.message_no
                WHERE a.role IN ('system', 'developer')
@@ -148,7 +148,7 @@ SELECT {message},
                UNION ALL
                SELECT s.message_no, s.role NOT IN ('system', 'developer')
                FROM beside
-               JOIN messages AS s ON s.session_no = m.session_no AND s.parent_no = beside.message_no
+               JOIN messages AS s ON s.session_no = m.session_no AND s.parent_no = beside.message_no AND s.message_no > beside.message_no
                WHERE NOT beside.is_linked
                  AND m.role NOT IN ('system', 'developer')
            )

@@ -11,7 +11,7 @@ SELECT substr(e.created_at, 1, 10) AS day, COALESCE(e.model, p.model) AS model, 
        COALESCE(SUM(e.prompt_tokens), 0) AS prompt_tokens,
        COALESCE(SUM(e.completion_tokens), 0) AS completion_tokens
 FROM exchanges AS e
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
+LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
 WHERE e.created_at >= :since
 GROUP BY substr(e.created_at, 1, 10), COALESCE(e.model, p.model)
 ORDER BY day DESC, exchanges DESC, model;

@@ -67,7 +67,7 @@ WITH RECURSIVE below (message_no) AS (
     UNION ALL
     SELECT m.message_no
     FROM below
-    JOIN messages AS m ON m.session_no = :session_no AND m.parent_no = below.message_no
+    JOIN messages AS m ON m.session_no = :session_no AND m.parent_no = below.message_no AND m.message_no > below.message_no
 )
 SELECT message_no
 FROM below
@@ -93,7 +93,7 @@ WITH RECURSIVE below (message_no) AS (
     SELECT m.message_no
     FROM below
     JOIN messages AS m ON m.session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
-                      AND m.parent_no = below.message_no
+                      AND m.parent_no = below.message_no AND m.message_no > below.message_no
 )
 UPDATE messages
 SET depth = depth - 1
@@ -207,6 +207,7 @@ WITH RECURSIVE descent (message_no, role, steps) AS (
         FROM messages AS c
         WHERE c.session_no = :session_no
           AND c.parent_no = descent.message_no
+          AND c.message_no > descent.message_no
     )
     WHERE descent.role <> 'user'
       AND descent.steps < 8

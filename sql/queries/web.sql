@@ -131,7 +131,7 @@ SELECT EXISTS (SELECT 1 FROM sessions WHERE CAST(:user_id AS TEXT) IS NULL OR us
 -- What a session's newest exchanges were of and became.
 SELECT e.exchange_id, COALESCE(e.model, p.model) AS model, e.status, e.leaf_no, e.created_at
 FROM exchanges AS e
-JOIN parameters AS p ON p.parameters_no = e.parameters_no
+LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
 WHERE e.session_no = :session_no
 ORDER BY e.exchange_no DESC
 LIMIT :limit;
@@ -153,11 +153,11 @@ WHERE m.message_no = :message_no;
 -- As in get_message, system messages between a reply and what it answers do not count.
 WITH RECURSIVE
 above (message_no) AS (
-    SELECT COALESCE(m.parent_no, 0)
+    SELECT CASE WHEN m.parent_no < m.message_no THEN m.parent_no ELSE 0 END
     FROM messages AS m
     WHERE m.message_no = :message_no
     UNION ALL
-    SELECT COALESCE(a.parent_no, 0)
+    SELECT CASE WHEN a.parent_no < a.message_no THEN a.parent_no ELSE 0 END
     FROM above
     JOIN messages AS a ON a.message_no = above.message_no
     WHERE a.role IN ('system', 'developer')
@@ -170,7 +170,7 @@ beside (message_no, is_linked) AS (
     UNION ALL
     SELECT s.message_no, s.role NOT IN ('system', 'developer')
     FROM beside
-    JOIN messages AS s ON s.session_no = :session_no AND s.parent_no = beside.message_no
+    JOIN messages AS s ON s.session_no = :session_no AND s.parent_no = beside.message_no AND s.message_no > beside.message_no
     WHERE NOT beside.is_linked
 )
 SELECT f.count, f.position,

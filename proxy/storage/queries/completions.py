@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from proxy.storage.connection import Connection
+from proxy.storage.damaged_values import built
 
 
 class Candidate(NamedTuple):
@@ -28,7 +29,7 @@ def scan_exchanges_of_user(
     """The next exchanges of a user after one."""
     parameters = {"user_id": user_id, "after": after, "limit": limit}
     name = "scan_exchanges_of_user_newest_first" if newest_first else "scan_exchanges_of_user"
-    return [Candidate(**row) for row in connection.all(name, parameters)]
+    return [built(Candidate, row) for row in connection.all(name, parameters)]
 
 
 def scan_exchanges_of_session(
@@ -37,4 +38,4 @@ def scan_exchanges_of_session(
     """The next exchanges of a session after one."""
     parameters = {"session_id": session_id, "after": after, "limit": limit}
     name = "scan_exchanges_of_session_newest_first" if newest_first else "scan_exchanges_of_session"
-    return [Candidate(**row) for row in connection.all(name, parameters)]
+    return [built(Candidate, row) for row in connection.all(name, parameters)]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from proxy.ids import timestamp_after
 from proxy.storage.connection import Connection, Row
+from proxy.storage.damaged_values import built
 from proxy.storage.page import Page
 from proxy.storage.parameters import join
 
@@ -118,7 +119,7 @@ def finish_exchanges(connection: Connection, rows: Sequence[dict[str, Any]]) -> 
 def get_exchange_in_progress(connection: Connection, exchange_id: str) -> Unfinished | None:
     """The exchange, if it is there and has not ended."""
     row = connection.one("get_exchange_in_progress", {"exchange_id": exchange_id})
-    return None if row is None else Unfinished(**row)
+    return None if row is None else built(Unfinished, row)
 
 
 def mark_recovered(connection: Connection, exchange_id: str, *, worker_id: str) -> None:
@@ -166,7 +167,7 @@ def list_exchanges(connection: Connection, *, session_id: str, page: Page) -> li
 
 
 def _exchange(row: Row) -> ExchangeRow:
-    exchange = ExchangeRow(**with_parameters(row))
+    exchange = built(ExchangeRow, with_parameters(row))
     return replace(exchange, completed_at=end_of(exchange.created_at, exchange.duration_ms, exchange.completed_at))
 
 

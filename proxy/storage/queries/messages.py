@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from proxy.storage.connection import Connection
+from proxy.storage.damaged_values import built
 from proxy.storage.queries.exchanges import ExchangeRow, Unfinished
 from proxy.wire.message import Columns
 
@@ -91,24 +92,24 @@ def list_prefix(connection: Connection, hashes: Iterable[bytes], *, limit: int) 
 def get_node(connection: Connection, message_no: int) -> MessageNode | None:
     """Where a message stands, if it is there."""
     row = connection.one("get_node", {"message_no": message_no})
-    return None if row is None else MessageNode(**row)
+    return None if row is None else built(MessageNode, row)
 
 
 def find_node_by_hash(connection: Connection, chain_hash: bytes, *, session_no: int) -> MessageNode | None:
     """A message of the session by its hash."""
     row = connection.one("find_node_by_hash", {"chain_hash": chain_hash, "session_no": session_no})
-    return None if row is None else MessageNode(**row)
+    return None if row is None else built(MessageNode, row)
 
 
 def list_ancestors(connection: Connection, node_no: int, *, session_id: str, limit: int = _ALL) -> list[MessageNode]:
     """A message and those above it, nearest first."""
     parameters = {"message_no": node_no, "session_id": session_id, "limit": limit}
-    return [MessageNode(**row) for row in connection.all("list_ancestors", parameters)]
+    return [built(MessageNode, row) for row in connection.all("list_ancestors", parameters)]
 
 
 def list_path(connection: Connection, leaf_no: int) -> list[BranchNode]:
     """A message and those above it, nearest first."""
-    return [BranchNode(**row) for row in connection.all("list_path", {"message_no": leaf_no})]
+    return [built(BranchNode, row) for row in connection.all("list_path", {"message_no": leaf_no})]
 
 
 def newest_leaf_below(connection: Connection, message_no: int, *, session_no: int) -> int:
@@ -126,7 +127,7 @@ def newest_message_no(connection: Connection, session_id: str) -> int | None:
 def get_message(connection: Connection, message_no: int) -> Message | None:
     """The message, if it is there."""
     row = connection.one("get_message", {"message_no": message_no})
-    return None if row is None else Message(**row)
+    return None if row is None else built(Message, row)
 
 
 def find_message_no(connection: Connection, message_id: str, *, session_id: str) -> int | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.storage.connection import Connection
+from proxy.storage.damaged_values import built
 from proxy.storage.page import Page
 from proxy.storage.queries.users import DEFAULT_USER_ID, count_sessions
 
@@ -85,7 +86,7 @@ def find_session_id(connection: Connection, *, id_: str, user_id: str | None) ->
 def get_session(connection: Connection, session_id: str, *, user_id: str | None = None) -> Session | None:
     """The session by its own id, if it is there and the user's."""
     row = connection.one("get_session", {"session_id": session_id, "user_id": user_id})
-    return None if row is None else Session(**row)
+    return None if row is None else built(Session, row)
 
 
 def list_sessions(
@@ -109,7 +110,7 @@ def list_sessions(
         "limit": page.limit,
         "offset": page.offset,
     }
-    return [Session(**row) for row in connection.all("list_sessions", parameters)]
+    return [built(Session, row) for row in connection.all("list_sessions", parameters)]
 
 
 def list_session_ids(

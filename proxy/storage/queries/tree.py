@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from proxy.storage.connection import Connection
+from proxy.storage.damaged_values import built
 
 
 class Prefix(NamedTuple):
@@ -124,7 +125,7 @@ def count_leaves(connection: Connection, *, session_no: int) -> int:
 def page_leaves(connection: Connection, session_id: str, *, limit: int, offset: int) -> list[Leaf]:
     """One page of the ends of a session's branches, newest first."""
     parameters = {"session_id": session_id, "limit": limit, "offset": offset}
-    return [Leaf(**row) for row in connection.all("page_leaves", parameters)]
+    return [built(Leaf, row) for row in connection.all("page_leaves", parameters)]
 
 
 def find_first_root(connection: Connection, *, session_no: int) -> int | None:
@@ -136,4 +137,4 @@ def find_first_root(connection: Connection, *, session_no: int) -> int | None:
 def get_beginning(connection: Connection, message_no: int, *, session_no: int) -> Beginning | None:
     """How the conversation of a first message begins; None where that message is gone."""
     row = connection.one("get_beginning", {"message_no": message_no, "session_no": session_no})
-    return None if row is None else Beginning(**row)
+    return None if row is None else built(Beginning, row)

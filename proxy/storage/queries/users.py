@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from proxy.storage.connection import Connection
+from proxy.storage.damaged_values import built
 
 DEFAULT_USER_ID = "default_user"
 
@@ -35,7 +36,7 @@ def find_user_no(connection: Connection, user_id: str) -> int | None:
 def get_user(connection: Connection, user_id: str) -> User | None:
     """The user, if there is one."""
     row = connection.one("get_user", {"user_id": user_id})
-    return None if row is None else User(**row)
+    return None if row is None else built(User, row)
 
 
 def delete_user(connection: Connection, user_id: str) -> bool:

@@ -1,0 +1,75 @@
+"""Values that the program never stores, but damage or another program may have: a row is read all the same.
+
+SQLite keeps any type in any column. What is of a wrong type is shown as what comes nearest to it, so that one such row
+ends no list and no export; `stellarchat check` names it.
+"""
+
+import logging
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from proxy.storage.connection import Row
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Combinations of types that a class takes as they are; remembered, since looking at each value costs more.
+_KNOWN_MAX = 4096
+_fields: dict[type, dict[str, tuple[type, ...]]] = {}
+_sound: set[tuple[type, tuple[str, ...], tuple[type, ...]]] = set()
+
+
+class Undecodable(str):
+    """A stored text that is not UTF-8, with U+FFFD for what cannot be read."""
+
+    __slots__ = ()
+
+
+def decoded(text: bytes) -> str:
+    """The text of stored bytes, whatever they are."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return Undecodable(text.decode("utf-8", "replace"))
+
+
+def built(cls: type[T], row: Row) -> T:
+    """The row as a class whose fields are annotated with what the columns should hold."""
+    key = cls, tuple(row), tuple(map(type, row.values()))
+    if key not in _sound:
+        fields = _fields_of(cls)
+        if all(isinstance(value, fields[name]) for name, value in row.items()) and Undecodable not in key[2]:
+            if len(_sound) < _KNOWN_MAX:
+                _sound.add(key)
+        else:
+            row = {name: nearest(value, fields[name]) for name, value in row.items()}
+    return cls(**row)
+
+
+def nearest(value: Any, kinds: tuple[type, ...]) -> Any:
+    """What comes nearest to a value among values of these types."""
+    if isinstance(value, kinds) and not isinstance(value, Undecodable):
+        return value
+    if str in kinds:
+        return _text(value) if value is not None else ""
+    if NoneType in kinds:
+        return None
+    if bytes in kinds:
+        return value.encode() if isinstance(value, str) else b""
+    return int(value) if isinstance(value, float) else 0
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _fields_of(cls: type) -> dict[str, tuple[type, ...]]:
+    if cls not in _fields:
+        _fields[cls] = {name: _kinds(hint) for name, hint in get_type_hints(cls).items()}
+    return _fields[cls]
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    kinds = get_args(hint) or (hint,)
+    return (*kinds, int) if bool in kinds else kinds  # SQLite has no booleans
