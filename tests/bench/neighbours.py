@@ -1,17 +1,21 @@
 """`python -m tests.bench.neighbours`: 50 streams and 20 chats a second, while one caller sends what could stop them.
 
 For each thing it sends: how late the others' tokens were (99.9 % of them, against the moments upstream sent them), the
-slowest head of a chat, the longest time an end was held, the server's memory, and what was not saved.
+slowest head of a chat, the longest time an end was held, the server's memory, and what was not saved. The callers, the
+one caller, upstream and the server are a process each: the row "nothing" says what this machine does to all of them.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import httpx
@@ -37,6 +41,7 @@ STREAMS = 50
 CHATS_A_SECOND = 20
 _TOKEN_SECONDS = 0.05
 _TIMEOUT_SECONDS = 120.0
+_WARM_UP_SECONDS = 4.0  # the callers' process starts and connects
 
 
 @dataclass(slots=True)
@@ -136,6 +141,55 @@ async def good_callers(url: str, figures: Figures) -> AsyncIterator[None]:
             await asyncio.gather(*tasks)
 
 
+async def _until_told(pipe: Connection) -> object:
+    return await asyncio.to_thread(pipe.recv)
+
+
+def upstream_process(pipe: Connection) -> None:
+    """Upstream, until it is told to end; says its address."""
+
+    async def serve() -> None:
+        async with fake_upstream() as upstream:
+            upstream.on(CHAT, answer)
+            pipe.send(upstream.url)
+            await _until_told(pipe)
+
+    asyncio.run(serve())
+
+
+def callers_process(pipe: Connection, url: str) -> None:
+    """The well-behaved callers, until they are told to end; says what they saw since they were told to begin."""
+
+    async def call() -> Figures:
+        figures = Figures()
+        async with good_callers(url, figures):
+            await _until_told(pipe)
+            figures.lateness.clear()
+            figures.heads.clear()
+            figures.holds.clear()
+            figures.failed = 0
+            await _until_told(pipe)
+        return figures
+
+    pipe.send(asyncio.run(call()))
+
+
+@contextmanager
+def process(main: Callable[..., None], *arguments: object) -> Iterator[Connection]:
+    """A process of its own, which is told to end at the end of the block."""
+    ours, its = get_context("spawn").Pipe()
+    running = get_context("spawn").Process(target=main, args=(its, *arguments), daemon=True)
+    running.start()
+    its.close()
+    try:
+        yield ours
+        with suppress(BrokenPipeError):  # it has ended
+            ours.send("end")
+    finally:
+        running.join(_TIMEOUT_SECONDS)
+        running.kill()
+
+
 Attack = Callable[[httpx.AsyncClient], Awaitable[object]]
 
 
@@ -173,7 +227,9 @@ ATTACKS: dict[str, Attack] = {
     "nothing": lambda _client: asyncio.sleep(5),
     "62 MB of [0,0,…], session_id": posts(b'{"session_id":"x","x":[' + b"0," * 31_000_000 + b"0]}"),
     "62 MB of [{},{},…]": posts(b'{"model":"m","messages":[' + b"{}," * 20_000_000 + b"{}]}"),
-    "100,000 messages": posts(messages(100_000)),
+    "1,000,000 keys": posts(b'{"model":"m"' + b"".join(b',"k%d":1' % number for number in range(1_000_000)) + b"}"),
+    "40 MB in one string": posts(b'{"model":"m","messages":[{"role":"user","content":"' + b"x" * 40_000_000 + b'"}]}'),
+    "80,000 messages": posts(messages(80_000)),
     "1,000,000 messages": posts(messages(1_000_000)),
     "JSON 100,000 deep": posts(b'{"model":"m","messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
     "1,000,000 events at once": posts(
@@ -186,6 +242,8 @@ ATTACKS: dict[str, Attack] = {
     "50 slow bodies": _slow,
     "60 × /ready": lambda client: _many(client, "/ready", 60),
 }
+
+ON_A_BRANCH = ("40 reads of 1,000 messages", "20 exports", "20 searches")  # of a conversation of 20,000 messages
 
 
 def resident_mb(pid: int) -> float:
@@ -203,45 +261,50 @@ async def unsaved(client: httpx.AsyncClient) -> int:
 
 async def run(names: list[str], *, seconds: float) -> None:
     """The table, a line for each thing that is sent."""
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     titles = ("late p99.9", "worst head", "worst hold", "memory", "unsaved")
     print(f"{'one caller sends':<30}" + "".join(f"{title:>12}" for title in titles))
     for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            async with fake_upstream() as upstream:
-                upstream.on(CHAT, answer)
-                server = ServerProcess(Path(folder), upstream.url)
-                await asyncio.to_thread(server.start)
-                try:
-                    await _line(server, name, seconds=seconds)
-                finally:
-                    server.kill()
+        with tempfile.TemporaryDirectory() as folder, process(upstream_process) as upstream:
+            server = ServerProcess(Path(folder), await asyncio.to_thread(upstream.recv))
+            await asyncio.to_thread(server.start)
+            try:
+                await _line(server, name, seconds=seconds)
+            finally:
+                server.kill()
 
 
 async def _line(server: ServerProcess, name: str, *, seconds: float) -> None:
-    figures, url = Figures(), server.url.removesuffix("/v1")
+    url = server.url.removesuffix("/v1")
     async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_SECONDS) as bad:
-        if "big" in name or name.startswith(("40", "20")):
+        if name in ON_A_BRANCH:
             await bad.post(CHAT, content=messages(20_000), headers={"X-Session-Id": "big"})
-        async with good_callers(url, figures):
-            await asyncio.sleep(1)
-            figures.lateness.clear()
-            figures.heads.clear()
-            try:
-                async with asyncio.timeout(seconds):
-                    await ATTACKS[name](bad)
-            except (TimeoutError, httpx.HTTPError) as exc:
-                print(f"  {name}: {type(exc).__name__}")
+        with process(callers_process, url) as callers:
+            await asyncio.sleep(_WARM_UP_SECONDS)
+            callers.send("begin")
+            note = await _attack(bad, name, seconds=seconds)
             await asyncio.sleep(3)
-        heads, holds = max(figures.heads, default=0.0), max(figures.holds, default=0.0)
+            callers.send("end")
+            figures: Figures = await asyncio.to_thread(callers.recv)
         shown = (
             f"{figures.late_ms:.0f} ms",
-            f"{1000 * heads:.0f} ms",
-            f"{1000 * holds:.0f} ms",
+            f"{1000 * max(figures.heads, default=0.0):.0f} ms",
+            f"{1000 * max(figures.holds, default=0.0):.0f} ms",
             f"{resident_mb(server.pid):.0f} MB",
             str(await unsaved(bad)),
         )
         failed = f"  {figures.failed} failed" if figures.failed else ""
-        print(f"{name:<30}" + "".join(f"{each:>12}" for each in shown) + failed, flush=True)
+        print(f"{name:<30}" + "".join(f"{each:>12}" for each in shown) + failed + note, flush=True)
+
+
+async def _attack(bad: httpx.AsyncClient, name: str, *, seconds: float) -> str:
+    """What became of it, where it did not end in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await ATTACKS[name](bad)
+    except (TimeoutError, httpx.HTTPError) as exc:
+        return f"  {type(exc).__name__}"
+    return ""
 
 
 def main() -> None:
