@@ -1,5 +1,6 @@
 """UUIDv7 identifiers (RFC 9562 §5.7) and the ISO 8601 timestamps every row carries."""
 
+import re
 import time
 from datetime import datetime, timedelta
 from random import Random, SystemRandom
@@ -7,6 +8,7 @@ from random import Random, SystemRandom
 # Identifiers must not collide, they need not be unguessable: who may read what does not hang on them. Asking the system
 # for every one would cost as much as all the rest.
 _random = Random(SystemRandom().getrandbits(256)).getrandbits  # noqa: S311
+_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _MILLISECOND = timedelta(milliseconds=1)
 _last = 0  # 48 bits of milliseconds and 12 bits of counter of the newest identifier
 _started_at = time.time() - time.monotonic()
@@ -21,6 +23,16 @@ def uuid7() -> str:
     head = f"{_last:015x}"
     tail = f"{_random(62) | 0x8000_0000_0000_0000:x}"
     return f"{head[:8]}-{head[8:12]}-7{head[12:]}-{tail[:4]}-{tail[4:]}"
+
+
+def made_at(id_: str) -> str | None:
+    """When an identifier was made, as a timestamp; None where it is no UUIDv7."""
+    if _UUID7.fullmatch(id_) is None:
+        return None
+    try:
+        return timestamp(int(id_[:8] + id_[9:13], 16) / 1000)
+    except (ValueError, OverflowError):  # far beyond what a calendar holds
+        return None
 
 
 def timestamp(seconds: float | None = None) -> str:

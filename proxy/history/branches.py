@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from proxy.errors import InvalidRequestError, NotFoundError
+from proxy.history import deleted_cursors
 from proxy.history.serializers import JSON, exchange_json, message_json, openai_message, session_json, user_json
+from proxy.ids import made_at
 from proxy.storage import queries
 from proxy.storage.connection import Connection
 from proxy.storage.page import Page
@@ -40,19 +42,25 @@ def get_session(connection: Connection, id_: str, *, user_id: str | None) -> JSO
 
 def list_sessions(connection: Connection, *, user_id: str, page: Page, active_only: bool) -> JSON:
     """One page of a user's sessions, newest activity first."""
-    if page.after is not None:
-        page = _after_session(connection, page, user_id=user_id)
-    rows = queries.sessions.list_sessions(connection, user_id=user_id, page=page, active_only=active_only)
+    cursor = None if page.after is None else _cursor_of(connection, page.after, user_id=user_id)
+    rows = queries.sessions.list_sessions(
+        connection, user_id=user_id, page=page, active_only=active_only, cursor=cursor
+    )
     user = queries.users.get_user(connection, user_id)
     total = 0 if user is None else user.active_session_count if active_only else user.session_count
     return {"sessions": [session_json(row) for row in rows], "total": total}
 
 
-def _after_session(connection: Connection, page: Page, *, user_id: str) -> Page:
-    session_id = queries.sessions.find_session_id(connection, id_=page.after or "", user_id=user_id)
-    if session_id is None:
+def _cursor_of(connection: Connection, id_: str, *, user_id: str) -> tuple[str, str]:
+    """Where a session stands in the list, or stood before it was deleted. Raises InvalidRequestError."""
+    session_id = queries.sessions.find_session_id(connection, id_=id_, user_id=user_id)
+    session = None if session_id is None else queries.sessions.get_session(connection, session_id, user_id=user_id)
+    if session is not None:
+        return session.updated_at, session.session_id
+    place = deleted_cursors.place_of(user_id, id_)
+    if place is None:
         raise InvalidRequestError("There is no such session to list after.", param="after")
-    return Page(limit=page.limit, offset=page.offset, after=session_id)
+    return place
 
 
 def list_exchanges(
@@ -62,7 +70,8 @@ def list_exchanges(
     session = find_session(connection, id_, user_id=user_id)
     if page.after is not None:
         before = queries.exchanges.get_exchange(connection, page.after)
-        if before is None or before.session_id != session.session_id:
+        is_deleted = before is None and made_at(page.after) is not None
+        if not is_deleted and (before is None or before.session_id != session.session_id):
             raise InvalidRequestError("There is no such exchange in this session.", param="after")
     rows = queries.exchanges.list_exchanges(connection, session_id=session.session_id, page=page)
     total = queries.exchanges.count_exchanges(connection, session.session_id)
@@ -184,9 +193,19 @@ def page_of(
 
 def _position_after(connection: Connection, session: Session, ordered: list[int], message_id: str) -> int:
     message_no = queries.messages.find_message_no(connection, message_id, session_id=session.session_id)
+    if message_no is None and made_at(message_id) is not None:
+        return _position_after_deleted(connection, session, ordered, message_id)
     if message_no is None or message_no not in ordered:
         raise InvalidRequestError("There is no such message on this branch.", param="after")
     return ordered.index(message_no) + 1
+
+
+def _position_after_deleted(connection: Connection, session: Session, ordered: list[int], message_id: str) -> int:
+    """Ids are in the order in which messages are stored, so that of one that is gone still says where it stood."""
+    before = queries.messages.find_message_no_before(connection, message_id, session_no=session.session_no) or 0
+    above = sum(number <= before for number in ordered)
+    is_ascending = len(ordered) < 2 or ordered[0] < ordered[-1]
+    return above if is_ascending else len(ordered) - above
 
 
 def get_message(connection: Connection, message_no: int, *, show: Show = message_json) -> JSON:

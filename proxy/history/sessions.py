@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.errors import APIError, NotFoundError
+from proxy.history import deleted_cursors
 from proxy.history.branches import find_session, get_message
 from proxy.history.serializers import JSON, session_json
 from proxy.ids import moment, timestamp, uuid7
@@ -102,7 +103,11 @@ def delete_session(connection: Connection, id_: str, *, user_id: str | None) -> 
 
     Raises NotFoundError.
     """
-    session_id = find_session(connection, id_, user_id=user_id).session_id
+    session = find_session(connection, id_, user_id=user_id)
+    session_id = session.session_id
+    deleted_cursors.remember(
+        session.user_id, session_id, session.external_id, updated_at=session.updated_at, session_id=session_id
+    )
     tombstones.add_tombstone(connection, "session", session_id, now=moment())
     queries.sessions.delete_session(connection, session_id)
     return session_id

@@ -129,14 +129,24 @@ JOIN sessions AS s ON s.session_no = e.session_no
 WHERE e.exchange_id = :exchange_id;
 
 -- name: list_exchanges
--- One page of a session's exchanges in the order they were stored.
+-- One page of a session's exchanges in the order they were stored. After one that is gone: its id says where it stood.
 SELECT {exchange}
 FROM exchanges AS e
 LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
 LEFT JOIN tools AS t ON t.tools_no = p.tools_no
 JOIN sessions AS s ON s.session_no = e.session_no
 WHERE e.session_no = (SELECT o.session_no FROM sessions AS o WHERE o.session_id = :session_id)
-  AND e.exchange_no > COALESCE((SELECT a.exchange_no FROM exchanges AS a WHERE a.exchange_id = :after), 0)
+  AND e.exchange_no > COALESCE(
+    (SELECT a.exchange_no FROM exchanges AS a WHERE a.exchange_id = :after),
+    (
+      SELECT MAX(d.exchange_no)
+      FROM exchanges AS d
+      WHERE CAST(:after AS TEXT) IS NOT NULL
+        AND d.session_no = (SELECT o.session_no FROM sessions AS o WHERE o.session_id = :session_id)
+        AND d.exchange_id < :after
+    ),
+    0
+  )
 ORDER BY e.exchange_no
 LIMIT :limit OFFSET :offset;
 

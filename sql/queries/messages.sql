@@ -167,6 +167,13 @@ FROM messages
 WHERE message_id = :message_id
   AND session_id = :session_id;
 
+-- name: find_message_no_before
+-- Where a message stood that is gone.
+SELECT MAX(message_no)
+FROM messages
+WHERE session_no = :session_no
+  AND message_id < :message_id;
+
 -- name: list_message_blobs
 -- The large parts of a message.
 SELECT b.digest, b.data

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from proxy.errors import InvalidRequestError, NotFoundError
-from proxy.history import branches
+from proxy.history import branches, deleted_cursors, sessions
+from proxy.ids import uuid7
 from proxy.storage import queries
 from proxy.storage.page import Page
 from proxy.wire import json_text
@@ -51,6 +52,49 @@ def test_user_with_a_session_of_thousands_of_turns_can_be_deleted(chats: Chats) 
     with chats.connection.transaction():
         assert queries.users.delete_user(chats.connection, "u")
     assert (chats.count("messages"), chats.count("sessions")) == (0, 0)
+
+
+def test_the_page_after_a_deleted_session_goes_on_where_it_stood(chats: Chats) -> None:
+    made = [chats.make(str(number)) for number in range(6)]
+    listed = branches.list_sessions(chats.connection, user_id="u", page=Page(limit=3), active_only=False)["sessions"]
+    gone = listed[-1]["session_id"]
+    with chats.connection.transaction():
+        sessions.delete_session(chats.connection, gone, user_id="u")
+    for forget in (False, True):  # as in another process, or after a restart
+        if forget:
+            deleted_cursors._places.clear()
+        page = Page(limit=10, after=gone)
+        rest = branches.list_sessions(chats.connection, user_id="u", page=page, active_only=False)["sessions"]
+        assert [each["session_id"] for each in rest] == made[2::-1]
+
+
+def test_what_was_never_an_id_cannot_be_listed_after(chats: Chats) -> None:
+    session_id = chats.make("a")
+    page = Page(limit=5, after="x")
+    with pytest.raises(InvalidRequestError):
+        branches.list_sessions(chats.connection, user_id="u", page=page, active_only=False)
+    with pytest.raises(InvalidRequestError):
+        branches.list_exchanges(chats.connection, session_id, user_id="u", page=page)
+
+
+def test_the_page_after_a_deleted_message_or_exchange_goes_on_where_it_stood(chats: Chats) -> None:
+    session_id = chats.make("a", "b")
+    gone = uuid7()
+    chats.post(session_id, user("c"))
+    page = Page(limit=5, after=gone)
+    orders: tuple[tuple[branches.Order, list[str]], ...] = (("asc", ["c"]), ("desc", ["b", "a"]))
+    for order, texts in orders:
+        shown = branches.list_messages(chats.connection, session_id, user_id="u", page=page, order=order)
+        assert [message["content"] for message in shown["messages"]] == texts
+
+
+def test_the_page_after_a_deleted_exchange_goes_on_where_it_stood(chats: Chats) -> None:
+    session_id = chats.store([user("a")], said("b"))
+    gone = uuid7()
+    chats.store([user("a"), said("b"), user("c")], said("d"), session=session_id)
+    listed = branches.list_exchanges(chats.connection, session_id, user_id="u", page=Page(limit=5))["exchanges"]
+    page = Page(limit=5, after=gone)
+    assert branches.list_exchanges(chats.connection, session_id, user_id="u", page=page)["exchanges"] == listed[1:]
 
 
 def test_branch_of_an_empty_session_is_empty(chats: Chats) -> None:

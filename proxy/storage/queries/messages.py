@@ -136,6 +136,13 @@ def find_message_no(connection: Connection, message_id: str, *, session_id: str)
     return found
 
 
+def find_message_no_before(connection: Connection, message_id: str, *, session_no: int) -> int | None:
+    """The number of the last of a session's messages with a smaller id."""
+    parameters = {"message_id": message_id, "session_no": session_no}
+    found: int | None = connection.value("find_message_no_before", parameters)
+    return found
+
+
 def list_replies(connection: Connection, row: ExchangeRow | Unfinished) -> list[int]:
     """The numbers of an exchange's replies, in the order of their choices."""
     parameters = {"session_no": row.session_no, "leaf_no": row.leaf_no, "exchange_no": row.exchange_no}

@@ -97,14 +97,14 @@ def list_sessions(
     active_only: bool = False,
     since: str | None = None,
     until: str | None = None,
+    cursor: tuple[str, str] | None = None,
 ) -> list[Session]:
-    """One page of a user's sessions, newest activity first."""
-    before = None if page.after is None else get_session(connection, page.after, user_id=user_id)
+    """One page of a user's sessions, newest activity first, after a last change and an id."""
     parameters = {
         "user_id": user_id,
         "active_only": active_only,
-        "after_updated_at": before and before.updated_at,
-        "after_session_id": before and before.session_id,
+        "after_updated_at": cursor and cursor[0],
+        "after_session_id": cursor and cursor[1],
         "since": since,
         "until": until,
         "limit": page.limit,
