@@ -103,7 +103,7 @@ def error_response(exc: APIError, *, path: str) -> Response:
     """The response of an error, in the shape of the dialect that is spoken at a path."""
     content = exc.as_json()
     if path == _MESSAGES or path.startswith(_MESSAGES + "/"):
-        content["type"] = "error"
+        content = {"type": "error", **content, "request_id": (exc.headers or {}).get("X-Request-Id")}
     return json_response(content, status=exc.status, headers=exc.headers)
 
 

@@ -137,8 +137,11 @@ def test_the_sync_clients_work_the_same(tmp_path: Path) -> None:
 async def test_errors_of_upstream_and_of_our_own_are_the_sdks_own(tmp_path: Path) -> None:
     async with running_proxy(settings_for(tmp_path)) as url:
         async with anthropic.AsyncAnthropic(base_url=url, api_key="any", max_retries=0) as claude:
-            with pytest.raises(anthropic.InternalServerError, match="Upstream"):
+            with pytest.raises(anthropic.InternalServerError, match="Upstream") as raised:
                 await claude.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "hi"}])
+            request_id = raised.value.response.headers["x-request-id"]
+            assert isinstance(raised.value.body, dict)
+            assert (raised.value.body["type"], raised.value.body["request_id"]) == ("error", request_id)
         async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="any", max_retries=0) as sdk:
             with pytest.raises(openai.InternalServerError, match="Upstream"):
                 await sdk.responses.create(model="m", input="hi")
