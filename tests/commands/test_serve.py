@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -117,3 +118,14 @@ def test_help_says_how_to_start() -> None:
 
 def test_the_version_names_what_it_runs_on() -> None:
     assert re.fullmatch(r"stellarchat \S+ \(Python \S+, SQLite \S+\)\n", CliRunner().invoke(cli, ["--version"]).output)
+
+
+def test_the_limit_of_descriptors_is_raised_at_start(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with server_process(tmp_path, "http://127.0.0.1:9", "--demo") as server:
+            limits = Path(f"/proc/{server.pid}/limits").read_text(encoding="ascii")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert int(limits.split("Max open files")[1].split()[0]) > 256
