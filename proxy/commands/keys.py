@@ -56,9 +56,7 @@ def keys() -> None:
 @click.option("--name", help="What it is for, to tell keys apart.")
 @click.option("--expires", "expires_at", callback=_expiry, help="90d, 12h, or a date. Default: never.")
 @click.option("--requests-per-minute", type=_COUNT, help="Quota, in each worker process. Default: none.")
-@click.option(
-    "--tokens-per-day", type=_COUNT, help="Quota of this key on every endpoint, in each worker process. Default: none."
-)
+@click.option("--tokens-per-day", type=_COUNT, help="Quota of this key, on every endpoint. Default: none.")
 @as_json_option
 def create(*, as_json: bool, **given: Any) -> None:
     """Make a key and print it, this once."""
