@@ -1,11 +1,16 @@
 """Alive, and able to serve."""
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from proxy.errors import json_response
+from proxy.routes.parameters import caller_of
 from proxy.services import Services, State
+
+_MODELS_SHOWN = 100
 
 
 async def get_health(_request: Request[State]) -> Response:
@@ -22,8 +27,32 @@ async def get_ready(request: Request[State]) -> Response:
         "upstream": await services.upstreams.check(),
     }
     is_ready = all(check == "ok" for check in checks.values())
-    content = {"status": "ready" if is_ready else "not ready", **checks, "writes_waiting": writer.waiting}
+    content = {
+        "status": "ready" if is_ready else "not ready",
+        **checks,
+        "upstreams": _upstreams(services, names=caller_of(request).is_admin),
+        "writes_waiting": writer.waiting,
+    }
     return json_response(content, status=200 if is_ready else 503)
+
+
+def _upstreams(services: Services, *, names: bool) -> dict[str, Any]:
+    """How many are in use and how many are not; for an admin also each one's address, and why it is not in use."""
+    known = services.upstreams.all
+    up = sum(upstream.health.is_in for upstream in known)
+    counts: dict[str, Any] = {"up": up, "down": len(known) - up}
+    if names:
+        counts["list"] = [
+            {
+                "url": upstream.name,
+                "is_up": upstream.health.is_in,
+                "reason": upstream.health.reason,
+                "open_requests": upstream.open_count,
+                "models": None if upstream.models is None else sorted(upstream.models)[:_MODELS_SHOWN],
+            }
+            for upstream in known
+        ]
+    return counts
 
 
 routes = [Route("/health", get_health), Route("/ready", get_ready)]

@@ -57,37 +57,41 @@ def _at_random(candidates: Sequence[Any], _key: bytes) -> Any:
 
 async def _measure_hits(name: str, options: argparse.Namespace) -> None:
     before = [await _prefix_cache(url) for url in options.upstreams]
-    answered: list[list[str]] = []
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_for(Path(folder), upstream_url=",".join(options.upstreams), admin_key=ADMIN)
         async with running_proxy(settings) as url, _client(url) as http:
-            work = (_converse(http, f"{name}-{number}", turns=options.turns) for number in range(options.conversations))
-            answered = await asyncio.gather(*work)
+            talks = [_Conversation(f"{name}-{number}") for number in range(options.conversations)]
+            for _ in range(options.turns):
+                for talk in talks:  # one request at a time: no engine is passed over for its load
+                    await talk.take_turn(http)
     after = [await _prefix_cache(url) for url in options.upstreams]
     asked = sum(new[0] - old[0] for new, old in zip(after, before, strict=True))
     hit = sum(new[1] - old[1] for new, old in zip(after, before, strict=True))
-    stayed = sum(len(set(each)) == 1 for each in answered)
+    stayed = sum(len(set(talk.answered_by)) == 1 for talk in talks)
     print(
-        f"{name}: {stayed} of {len(answered)} conversations on one engine; prefix cache: "
+        f"{name}: {stayed} of {len(talks)} conversations on one engine; prefix cache: "
         f"{hit:.0f} of {asked:.0f} tokens hit ({hit / asked:.1%}); {time.monotonic() - started:.1f} s"
     )
 
 
-async def _converse(http: httpx.AsyncClient, seed: str, *, turns: int) -> list[str]:
-    """Which upstream answered each turn of one conversation."""
-    rng = random.Random(seed)
-    messages: list[dict[str, str]] = []
-    answered = []
-    for turn in range(turns):
-        text = f"{seed}, {turn}: " + "".join(_QUESTION.format(rng.randrange(10**6)) for _ in range(3))
-        messages.append({"role": "user", "content": text})
-        body = {"model": MODEL, "messages": messages, "max_tokens": 4}
-        reply = await http.post(CHAT, json=body)
+class _Conversation:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._rng = random.Random(name)
+        self._messages: list[dict[str, str]] = []
+        self.answered_by: list[str] = []
+
+    async def take_turn(self, http: httpx.AsyncClient) -> None:
+        """Ask something, with all that was said before."""
+        numbers = [self._rng.randrange(10**6) for _ in range(3)]
+        text = f"{self._name}, {len(self._messages)}: " + "".join(map(_QUESTION.format, numbers))
+        self._messages.append({"role": "user", "content": text})
+        reply = await http.post(CHAT, json={"model": MODEL, "messages": self._messages, "max_tokens": 4})
         reply.raise_for_status()
-        messages.append({"role": "assistant", "content": reply.json()["choices"][0]["message"]["content"] or "-"})
-        answered.append(reply.headers["x-stellarchat-upstream"])
-    return answered
+        answer = reply.json()["choices"][0]["message"]["content"] or "-"
+        self._messages.append({"role": "assistant", "content": answer})
+        self.answered_by.append(reply.headers["x-stellarchat-upstream"])
 
 
 async def _prefix_cache(url: str) -> tuple[float, float]:
