@@ -57,7 +57,7 @@ def create_app(
             gate = Gate(running, services.database, write=services.write)
             stack.push_async_callback(gate.close)
             await gate.open()
-            observer = Observer(running, services.recorder)
+            observer = Observer(running, services.recorder, services.upstreams)
             stack.push_async_callback(observer.close)
             observer.start()
             if not settings.demo:

@@ -25,10 +25,12 @@ from proxy.telemetry.worker_files import Place
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 MODELS_MAX = 64
+UPSTREAMS_MAX = 32
 OTHER_MODELS = "other"
 
 _MODEL_LENGTH = 120
 _MODELS_FILE = "models"
+_UPSTREAM_LENGTH = 200
 
 STATUSES = ("completed", "incomplete", "failed")
 CAUSES = ("caller_left", "stopped", "upstream", "ended_early")
@@ -78,6 +80,14 @@ HISTOGRAMS = (
     _Family("stellarchat_upstream_latency_seconds", "From the request to upstream's status."),
     _Family("stellarchat_proxy_overhead_seconds", "From upstream's status to the head of the reply to the caller."),
 )
+_UPSTREAM_COUNTERS = (
+    ("stellarchat_upstream_requests", "Requests sent to an upstream."),
+    ("stellarchat_upstream_errors", "Of these, those without an answer or with 502, 503, 504."),
+)
+_UPSTREAM_GAUGES = (
+    ("stellarchat_upstream_open_requests", "Requests an upstream works on now."),
+    ("stellarchat_upstream_up", "Workers in which an upstream takes new requests."),
+)
 _TOKENS = ("stellarchat_tokens", "Tokens of recorded chats by model; of models beyond the limit as `other`.")
 _LABELS = ("model", "kind")
 
@@ -114,6 +124,21 @@ class Metrics:
         cells[0].add(prompt)
         cells[1].add(completion)
 
+    def add_upstream(self, name: str, *, requests: int, errors: int, open_: int, is_up: bool) -> None:
+        """Count an upstream's requests and errors, and set what it works on now."""
+        if name not in self._upstreams and len(self._upstreams) >= UPSTREAMS_MAX:
+            return
+        cells = self._upstreams.get(name)
+        if cells is None:
+            label = {"upstream": name[:_UPSTREAM_LENGTH]}
+            counters = [_Cell(self._counters, name_, "_total", label, help_) for name_, help_ in _UPSTREAM_COUNTERS]
+            gauges = [_Cell(self._gauges, name_, "", label, help_) for name_, help_ in _UPSTREAM_GAUGES]
+            cells = self._upstreams[name] = [*counters, *gauges]
+        cells[0].add(requests)
+        cells[1].add(errors)
+        cells[2].set(open_)
+        cells[3].set(is_up)
+
     def text(self, *, gauges: Iterable[GaugeMetricFamily] = ()) -> bytes:
         """All workers' numbers in Prometheus' text format, and some more gauges."""
         registry = CollectorRegistry(auto_describe=False)
@@ -141,7 +166,8 @@ class Metrics:
             for value in family.values
         }
         self._histograms = {family.name: _histogram(histograms, family) for family in HISTOGRAMS}
-        self._counters = counters
+        self._counters, self._gauges = counters, gauges
+        self._upstreams: dict[str, list[_Cell]] = {}
         # What somebody else counts begins at zero with each worker; the place may have had one before.
         levels = {family.name for family in (*GAUGES, *GREATEST)}
         self._base = {key: 0.0 if key[0] in levels else cell.value for key, cell in self._cells.items()}

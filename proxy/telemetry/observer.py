@@ -27,7 +27,9 @@ from proxy.telemetry.logs import file_of_requests
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.request_lines import RequestLines
 from proxy.telemetry.traces import open_traces
+from proxy.telemetry.upstream_counts import UpstreamCounts
 from proxy.telemetry.worker_files import folder_of
+from proxy.upstream.upstreams import Upstreams
 from proxy.wire import headers
 from proxy.wire.endpoint import Tokens
 
@@ -43,10 +45,11 @@ _COMPLAINT_SECONDS = 60.0
 class Observer:
     """Told by the recorder of every chat that has ended, and by the middleware of every other request."""
 
-    def __init__(self, settings: Settings, recorder: Recorder) -> None:
+    def __init__(self, settings: Settings, recorder: Recorder, upstreams: Upstreams | None = None) -> None:
         self._database = settings.database_path
         self._state_folder = settings.state_path
         self._recorder = recorder
+        self._upstreams = None if upstreams is None else UpstreamCounts(upstreams)
         self._sample = settings.access_log_sample
         self._log = file_of_requests()
         self._lines: list[dict[str, Any]] = []
@@ -241,6 +244,8 @@ class Observer:
         metrics.set("stellarchat_spilled_writes", writer.spilled)
         metrics.set("stellarchat_database_trouble", writer.last_error is not None)
         metrics.set("stellarchat_workers", 1)
+        if self._upstreams is not None:
+            self._upstreams.publish(metrics)
 
 
 class ObserverMiddleware:

@@ -73,6 +73,7 @@ class Upstream:
         self.name = f"{parts.scheme}://{self.host.decode()}{parts.path.rstrip('/')}"
         self.multiplier = multiplier_of(self.name)
         self.open_count = 0
+        self.request_count = self.error_count = 0  # since they were taken last; for metrics alone
         self.health = Health()
         self.models: frozenset[str] | None = None if address.model is None else frozenset({address.model})
         self.described: dict[str, dict[str, Any]] = {}  # the models as upstream describes them, by id

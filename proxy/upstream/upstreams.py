@@ -235,12 +235,15 @@ class Upstreams:
 
 async def _open(upstream: Upstream, method: bytes, target: bytes, headers: Headers, body: Body) -> OpenedResponse:
     upstream.open_count += 1
+    upstream.request_count += 1
     try:
         response = await upstream.open(method, target, headers, body)
     except BaseException as exc:
         upstream.open_count -= 1
         if isinstance(exc, UpstreamError):
             exc.upstream = upstream.name
+            upstream.error_count += 1
             upstream.health.failed(str(exc))
         raise
+    upstream.error_count += response.status in _NOT_WORKED_ON
     return OpenedResponse(response, upstream)

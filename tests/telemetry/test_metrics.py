@@ -1,10 +1,13 @@
 """Metrics: right for one worker and for several, also when one of them dies; and never in the way of a chat."""
 
+import asyncio
 import json
 import logging
 import os
 import re
+import shutil
 import signal
+import subprocess
 import tempfile
 from collections import Counter
 from contextlib import closing
@@ -407,3 +410,22 @@ async def test_the_dashboard_shows_what_there_is(tmp_path: Path) -> None:
         assert grouped <= {"instance"}.union(*(labels[name] for name in names)), expression
     shown = set(re.findall(r"stellarchat_\w+", " ".join(asked)))
     assert {re.sub(r"_(sum|count)$", "_bucket", name) for name in ours} == shown
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+async def test_prometheus_understands_the_dashboard_s_queries_and_the_metrics(tmp_path: Path) -> None:
+    dashboard = json.loads((REPOSITORY / "docs" / "grafana-dashboard.json").read_text(encoding="utf-8"))
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    rules = [
+        {"record": f"query:{number}", "expr": expression.replace("$job", ".*").replace("$__rate_interval", "5m")}
+        for number, expression in enumerate(asked)
+    ]
+    file = tmp_path / "rules.json"  # JSON is YAML
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    async with running_proxy(settings_for(tmp_path, demo=True)) as url, httpx.AsyncClient(base_url=url) as client:
+        await client.post(CHAT, **_body())
+        text = (await client.get("/metrics")).content
+    for arguments, text_in in ((("rules", str(file)), b""), (("metrics",), text)):
+        command = ["promtool", "check", *arguments]
+        done = await asyncio.to_thread(subprocess.run, command, input=text_in, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()

@@ -79,3 +79,21 @@ async def test_without_a_key_nobody_is_told_it_in_a_header(upstream: FakeUpstrea
         for path in (CHAT, "/v1/embeddings", "/v1/models"):
             reply = await http.post(path, json=chat()) if path != "/v1/models" else await http.get(path)
             assert HEADER not in reply.headers
+
+
+async def test_metrics_tell_the_upstreams_apart(upstream: FakeUpstream, tmp_path: Path) -> None:
+    gone = free_url()
+    async with client(tmp_path, f"m@{upstream.url}", f"other@{gone}") as http:
+        assert (await http.post(CHAT, json=chat())).status_code == 200
+        assert (await http.post(CHAT, json=chat(model="other"))).status_code == 502
+        text = (await http.get("/metrics")).text
+    for name, url, value in (
+        ("requests_total", upstream.url, 1),
+        ("errors_total", upstream.url, 0),
+        ("requests_total", gone, 1),
+        ("errors_total", gone, 1),
+        ("open_requests", upstream.url, 0),
+        ("up", upstream.url, 1),
+        ("up", gone, 0),
+    ):
+        assert f'stellarchat_upstream_{name}{{upstream="{url}"}} {value}.0' in text
