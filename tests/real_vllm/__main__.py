@@ -123,7 +123,12 @@ async def _measure_failover(options: argparse.Namespace) -> None:
             subprocess.Popen(shlex.split(options.restart), start_new_session=True)  # noqa: ASYNC220
             while not ended[f"whole {options.upstreams[0]}"] and time.monotonic() - started < 180:
                 await asyncio.sleep(0.5)
-            print(f"used again {time.monotonic() - started:.0f} s after its start:", dict(ended))
+            is_used = bool(ended[f"whole {options.upstreams[0]}"])
+            print(
+                "used again" if is_used else "NOT used",
+                f"{time.monotonic() - started:.0f} s after its start:",
+                dict(ended),
+            )
             stop.set()
             await asyncio.gather(*load)
 
