@@ -60,7 +60,7 @@ def timestamp_after(earlier: str, duration_ms: int) -> str | None:
     """The point in time that comes so long after another; none where it cannot be told: an import may hold anything."""
     try:
         moment = datetime.fromisoformat(earlier) + timedelta(milliseconds=duration_ms)
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, TypeError):
         return None
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 

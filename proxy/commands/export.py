@@ -18,7 +18,7 @@ from proxy.commands.console import (
     says_errors,
     shown_progress,
 )
-from proxy.maintenance import export, imports
+from proxy.maintenance import broken_rows, export, imports
 from proxy.maintenance.export import FORMATS, Format, Scope
 from proxy.maintenance.imports import Imported
 from proxy.settings import ConfigurationError
@@ -36,7 +36,8 @@ from proxy.storage.sqlite import connect, connect_existing, prepare, refuse_unkn
 def export_command(
     *, file: BinaryIO, user_id: str | None, session_id: str | None, format_: Format, completed_only: bool
 ) -> None:
-    """Write the history to FILE, or to the standard output, also while it is served. Only its owner reads the file."""
+    """Write the history to FILE, or to the standard output, also while it is served. Only its owner reads the file.
+    Of a whole export, rows of which something is wrong are named on stderr; then the exit code is 1."""
     with private_files(), closing(connect_existing(database_path())) as connection, connection.snapshot():
         refuse_unknown_schema(connection)
         if session_id is not None:
@@ -53,8 +54,19 @@ def export_command(
                 if text.startswith(_SESSION_STARTS):
                     done += 1
                     show(done, max(done, total))
+        if user_id is None and session_id is None:
+            _say_broken(broken_rows.find_broken_rows(connection, limit=_NAMED_MAX))
 
 
+def _say_broken(rows: list[str]) -> None:
+    """Name the rows that could only be written as what comes nearest, and end with exit code 1."""
+    for row in rows:
+        click.echo(f"stellarchat: {row}", err=True)
+    if rows:
+        sys.exit(1)
+
+
+_NAMED_MAX = 1000  # rows of which something is wrong
 _SESSION_STARTS = ('{"kind":"session"', "# ", '{"messages"')
 
 

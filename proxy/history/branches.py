@@ -173,7 +173,10 @@ def _messages_page(
     connection: Connection, session: Session, numbers: list[int], *, page: Page, order: Order, show: Show
 ) -> JSON:
     start, stop = page_of(connection, session, numbers, page=page, order=order)
-    shown = [get_message(connection, number, show=show) for number in numbers[start:stop]]
+    rows = [queries.messages.get_message(connection, number) for number in numbers[start:stop]]
+    shown = [
+        show(row, _blobs(connection, row)) for row in rows if row is not None
+    ]  # a context may name one that is gone
     if order == "desc":
         shown.reverse()
     return {"messages": shown, "total": len(numbers), "session_info": session_json(session)}

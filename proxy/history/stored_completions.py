@@ -129,6 +129,8 @@ def list_messages(connection: Connection, id_: str, *, user_id: str | None, page
     shown = [
         branches.get_message(connection, numbers[position], show=_store_message) | {"id": f"{prefix}{position}"}
         for position in positions[: page.limit]
+        if queries.export.find_message_id(connection, numbers[position])
+        is not None  # a context may name one that is gone
     ]
     return page_json(shown, has_more=len(positions) > page.limit)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from proxy.maintenance.broken_rows import find_broken_rows
 from proxy.recording.dead_letters import count_lines, dead_letter_path
 from proxy.recording.spill import OrphanedSpill, spill_files
 from proxy.settings import ConfigurationError
@@ -14,6 +15,7 @@ from proxy.storage.sqlite import refuse_unknown_schema
 
 # How many of a kind are named one by one.
 _NAMED = 5
+_ROWS_MAX = 1000  # of which more are not counted
 
 _LISTS = {
     "list_miscounted_users": "users with a wrong count of sessions",
@@ -47,6 +49,7 @@ def steps(path: Path, *, state_path: Path | None = None) -> list[tuple[str, Bran
         ("schema", find_foreign_schema),
         ("file", find_damage),
         ("links", find_broken_links),
+        ("values", _find_broken_values),
         *((name, _lister(name, message)) for name, message in _LISTS.items()),
         ("stray_fragments", lambda connection: _find_strays(connection, living())),
         ("unfinished", lambda connection: _find_orphans(connection, living())),
@@ -78,6 +81,11 @@ def find_broken_links(connection: Connection) -> Iterator[Problem]:
     """Rows that refer to rows that are not there."""
     if rows := sqlite_file.find_broken_links(connection):
         yield _problem("links", "rows that refer to what is not there", rows)
+
+
+def _find_broken_values(connection: Connection) -> Iterator[Problem]:
+    if rows := find_broken_rows(connection, limit=_ROWS_MAX):
+        yield _problem("values", "rows that hold what is never stored", rows)
 
 
 def living_workers(path: Path, *, state_path: Path | None = None) -> set[str]:

@@ -14,6 +14,7 @@ from proxy.history import branches
 from proxy.history.serializers import openai_message
 from proxy.storage import queries
 from proxy.storage.connection import Connection
+from proxy.storage.damaged_values import nearest
 from proxy.wire import json_text
 from proxy.wire.message import readable
 
@@ -152,13 +153,14 @@ def _markdown(connection: Connection, scope: Scope) -> Iterator[str]:
 
 
 def _heading(session: Row) -> str:
-    title = " ".join(session["title"].split())
+    title = " ".join(nearest(session["title"], (str,)).split())
     return f"# {title}\n\nSession `{session['session_id']}` of `{session['user_id']}`, {session['created_at']}\n\n"
 
 
 def _markdown_message(connection: Connection, number: int) -> str:
     row = queries.messages.get_message(connection, number)
-    assert row is not None
+    if row is None:
+        return ""  # a request's context may name one that is gone
     message = branches.get_message(connection, number, show=openai_message)
     notes = [row.created_at, row.model, "" if row.status == "completed" else row.status]
     head = f"## {row.role} ({', '.join(note for note in notes if note)})\n\n"

@@ -1,13 +1,17 @@
 """A row whose JSON is broken is shown as the text it is, and all the rest comes out of readers and exports."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from proxy.cli import cli
 from proxy.maintenance import export
+from proxy.maintenance.broken_rows import find_broken_rows
 from proxy.maintenance.export import Format, Scope
 from proxy.wire import json_text
 from tests.serving import running_proxy, settings_for
@@ -76,3 +80,51 @@ async def test_all_the_rest_is_read(tmp_path: Path, table: str, column: str, bro
             for of in ("messages", "exchanges"):
                 answer = await client.get(f"/v1/sessions/{session['session_id']}/{of}")
                 assert answer.status_code == 200, answer.text
+
+
+# What breaks a row, and how `check` names it.
+_KINDS = {
+    "UPDATE messages SET content = CAST(x'22ff22' AS TEXT)": r"messages \S+ content: it is not UTF-8",
+    "UPDATE sessions SET title = CAST(x'ff' AS TEXT)": r"sessions \S+ title: it is not UTF-8",
+    "UPDATE users SET username = CAST(x'ff' AS TEXT)": r"users \S+ username: it is not UTF-8",
+    "UPDATE exchanges SET error = CAST(x'ff' AS TEXT)": r"exchanges \S+ error: it is not UTF-8",
+    "UPDATE messages SET role = x'00ff'": r"messages \S+ role: it is no text",
+    "UPDATE sessions SET title = x'00ff'": r"sessions \S+ title: it is no text",
+    "UPDATE messages SET tokens = -5": r"messages \S+ tokens: it is negative",
+    "UPDATE messages SET depth = 'x'": r"messages \S+ depth: it is no number",
+    "UPDATE exchanges SET duration_ms = 'x'": r"exchanges \S+ duration_ms: it is no number",
+    "UPDATE exchanges SET context = '[1,'": r"exchanges \S+ context: it is no JSON",
+    "UPDATE messages SET wire = '[1,' ": r"messages \S+ wire: it is no JSON",
+    "UPDATE messages SET parent_no = 999999": r"messages \S+ parent_no: it refers to a row that",
+    "UPDATE messages SET parent_no = message_no": r"messages \S+ parent_no: the message above it is newer",
+    "UPDATE messages SET root_no = 999999": r"messages \S+ root_no: it refers to a row that is not there",
+    "UPDATE messages SET exchange_no = 999999": r"messages \S+ exchange_no: it refers to a row that is not there",
+    "DELETE FROM parameters": r"exchanges \S+ parameters_no: it refers to a row that is not there",
+    "DELETE FROM messages WHERE message_no IN (SELECT parent_no FROM messages)": r"messages \S+ parent_no: it refers",
+}
+
+
+@pytest.mark.parametrize(("statement", "named"), _KINDS.items())
+async def test_every_kind_of_broken_row_is_named_and_ends_nothing(tmp_path: Path, statement: str, named: str) -> None:
+    settings = settings_for(tmp_path)
+    with opened(settings.database_path) as connection:
+        fill(connection)
+        for switch in ("foreign_keys = OFF", "ignore_check_constraints = ON"):
+            execute(connection, f"PRAGMA {switch}")
+        execute(connection, statement)
+        say(connection, "the rest")
+        for format_ in get_args(Format):
+            assert "the rest" in "".join(export.export(connection, Scope(), format_=format_))
+        assert re.search(named, "\n".join(find_broken_rows(connection, limit=100)))
+    export_all = CliRunner().invoke(cli, ["export"], env={"DATABASE_URL": f"sqlite:///{settings.database_path}"})
+    assert export_all.exit_code == 1
+    assert "the rest" in export_all.output
+    assert re.search(named, export_all.stderr)
+    async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url, headers={"x-user-id": "ann"}) as client:
+        listed = (await client.get("/v1/sessions")).json()["sessions"]
+        assert listed
+        paths = ["/api/sessions", "/v1/users/ann/history", "/v1/chat/completions", "/v1/search?q=Hello"]
+        of = ("", "/messages", "/messages?format=openai", "/exchanges", "/branches", "/export?format=openai")
+        paths += [f"/v1/sessions/{session['session_id']}{each}" for session in listed for each in of]
+        for path in paths:
+            assert (await client.get(path)).status_code < 500, path

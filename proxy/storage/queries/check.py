@@ -1,6 +1,8 @@
 """What `stellarchat check` looks for: counts, places and references that do not fit together."""
 
-from proxy.storage.connection import Connection
+from collections.abc import Iterator
+
+from proxy.storage.connection import Connection, Row
 
 
 def list_inconsistent(connection: Connection, name: str) -> list[str]:
@@ -11,3 +13,8 @@ def list_inconsistent(connection: Connection, name: str) -> list[str]:
 def list_exchanges_of_workers(connection: Connection) -> list[tuple[str, str]]:
     """Every exchange in progress with the process that streams it."""
     return [(row["exchange_id"], row["worker_id"]) for row in connection.all("list_exchanges_of_workers")]
+
+
+def iterate_values(connection: Connection, table: str) -> Iterator[Row]:
+    """Every row of a table: `id`, and the columns that are looked at."""
+    return connection.each(f"{table}_values")

@@ -1,0 +1,85 @@
+"""Finds the rows that hold what the program never stores: by table, row and column."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from proxy.storage import queries
+from proxy.storage.connection import Connection, Row
+from proxy.storage.damaged_values import Undecodable
+from proxy.wire import json_text
+
+TABLES = ("users", "sessions", "messages", "exchanges", "parameters", "tools", "blobs")
+# What a column holds that is no text. JSON is text that has to parse, and to be an object where no list is meant.
+_NUMBERS = frozenset(
+    (
+        *("session_count", "active_session_count", "is_active", "leaf_no", "message_count", "tokens", "parent_no"),
+        *("depth", "exchange_no", "root_no", "linked_count", "http_status", "prompt_tokens", "completion_tokens"),
+        *("total_tokens", "reasoning_tokens", "cached_tokens", "time_to_first_token_ms", "duration_ms"),
+        "completion_created",
+    )
+)
+_JSON = {
+    "sessions": frozenset(("metadata",)),
+    "messages": frozenset(("extra", "choice", "metadata", "wire")),
+    "exchanges": frozenset(("context", "own_parameters", "metadata", "completion", "error", "wire")),
+    "parameters": frozenset(("data",)),
+    "tools": frozenset(("data",)),
+}
+_NEVER_NULL = frozenset(
+    ("title", "role", "content", "created_at", "updated_at", "last_active", "data", "endpoint", "depth", "tokens")
+)
+_FORMS = {"messages": {"content_form": (None, "json", "none"), "status": (None, "incomplete", "failed")}}
+_STATUS = ("in_progress", "completed", "incomplete", "failed")
+
+
+def find_broken_rows(connection: Connection, *, limit: int) -> list[str]:
+    """`table row column: what is wrong`, for the first rows of which something is."""
+    return list(islice(_broken(connection), limit))
+
+
+def _broken(connection: Connection) -> Iterator[str]:
+    for table in TABLES:
+        for row in queries.check.iterate_values(connection, table):
+            id_ = row.pop("id")
+            for column, reason in _wrong(table, row):
+                yield f"{table} {id_} {column}: {reason}"
+
+
+def _wrong(table: str, row: Row) -> Iterator[tuple[str, str]]:
+    number = row.pop("message_no", None)
+    if number is not None and isinstance(parent := row.get("parent_no"), int) and parent >= number:
+        yield "parent_no", "the message above it is newer"
+    for column, value in row.items():
+        if column.startswith("no_"):
+            if value:
+                yield column.removeprefix("no_"), "it refers to a row that is not there"
+        elif reason := _reason(table, column, value):
+            yield column, reason
+
+
+def _reason(table: str, column: str, value: object) -> str | None:
+    if value is None:
+        return "it is empty" if column in _NEVER_NULL or (table, column) == ("exchanges", "status") else None
+    if column == "chain_hash":
+        return None if isinstance(value, bytes) else "it is no hash"
+    if column in _NUMBERS:
+        if not isinstance(value, int):
+            return "it is no number"
+        return "it is negative" if value < 0 else None
+    if isinstance(value, Undecodable):
+        return "it is not UTF-8"
+    if not isinstance(value, str):
+        return "it is no text"
+    return _wrong_text(table, column, value)
+
+
+def _wrong_text(table: str, column: str, value: str) -> str | None:
+    if column in _JSON.get(table, ()) and value:
+        try:
+            json_text.loads(value)
+        except ValueError:
+            return "it is no JSON"
+    if table == "exchanges" and column == "status" and value not in _STATUS:
+        return "there is no such status"
+    allowed = _FORMS.get(table, {}).get(column)
+    return "there is no such value" if allowed is not None and value not in allowed else None
