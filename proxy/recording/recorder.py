@@ -1,4 +1,4 @@
-"""OpenExchange exchanges: what is streaming now, written down as it goes, and stored when it ends, however it ends."""
+"""The open exchanges: what streams now is written down as it goes, and stored when it ends, however it ends."""
 
 import asyncio
 import itertools
