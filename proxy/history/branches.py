@@ -12,6 +12,7 @@ from proxy.history.serializers import JSON, exchange_json, message_json, openai_
 from proxy.ids import made_at
 from proxy.storage import queries
 from proxy.storage.connection import Connection
+from proxy.storage.context import placed_messages
 from proxy.storage.page import Page
 from proxy.storage.queries.exchanges import ExchangeRow
 from proxy.storage.queries.messages import BranchNode, Message
@@ -149,13 +150,6 @@ def as_requested(path: Sequence[BranchNode], exchange: ExchangeRow) -> list[int]
         index = placed if to_come is None else max(len(numbers) - to_come, placed)
         numbers.insert(index, message_no)
     return numbers
-
-
-def placed_messages(context: str | None) -> list[tuple[int | None, int]]:
-    """Where a request had its system messages, and their numbers. A stored text that does not say it places none."""
-    value = json_text.stored(context)
-    pairs = [tuple(each) for each in value if isinstance(each, list)] if isinstance(value, list) else []
-    return [pair for pair in pairs if len(pair) == 2 and isinstance(pair[0], int | None) and isinstance(pair[1], int)]
 
 
 def _last_exchange(connection: Connection, branch: Sequence[BranchNode]) -> tuple[int, ExchangeRow | None]:

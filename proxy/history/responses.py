@@ -11,6 +11,7 @@ from proxy.history.serializers import JSON
 from proxy.history.stored_completions import page_json, unix_seconds
 from proxy.storage import queries
 from proxy.storage.connection import Connection
+from proxy.storage.context import placed_messages
 from proxy.storage.page import Page
 from proxy.storage.queries.exchanges import ExchangeRow
 from proxy.storage.removal import remove_exchange
@@ -183,8 +184,8 @@ def _echoed(connection: Connection, row: ExchangeRow) -> JSON:
         shown["metadata"] = json_text.stored(row.metadata)
     if "previous_response_id" in wire:
         shown["previous_response_id"] = wire["previous_response_id"]
-    if wire.get("instructions") is True and row.context:
-        shown["instructions"] = row_of(connection, json_text.loads(row.context)[0][1])[0].get("content")
+    if wire.get("instructions") is True and (placed := placed_messages(row.context)):
+        shown["instructions"] = row_of(connection, placed[0][1])[0].get("content")
     return shown
 
 

@@ -14,6 +14,7 @@ from proxy.history import branches
 from proxy.history.serializers import openai_message
 from proxy.storage import queries
 from proxy.storage.connection import Connection
+from proxy.storage.context import placed_messages
 from proxy.storage.damaged_values import nearest
 from proxy.wire import json_text
 from proxy.wire.message import readable
@@ -90,7 +91,7 @@ def _context_by_id(connection: Connection, context: str | None) -> list[Any] | N
     if context is None:
         return None
     placed = []
-    for position, message_no in branches.placed_messages(context):
+    for position, message_no in placed_messages(context):
         message_id = queries.export.find_message_id(connection, message_no)
         if message_id is not None:
             placed.append([position, message_id])

@@ -15,11 +15,12 @@ from typing import Any
 
 from proxy.storage import message_tree, queries
 from proxy.storage.connection import Connection
+from proxy.storage.context import placed_messages
 from proxy.storage.exchange import Exchange
 from proxy.storage.message_tree import InsertPosition
 from proxy.storage.queries.messages import MessageNode
 from proxy.storage.queries.sessions import Session
-from proxy.wire import hash_chain, json_text, system_messages
+from proxy.wire import hash_chain, system_messages
 from proxy.wire.hash_chain import UNCHAINED_ROLES, has_reply
 from proxy.wire.message import readable
 
@@ -251,7 +252,7 @@ def _branch_without_system_message(connection: Connection, ends: Sequence[int]) 
 def _sent_with(connection: Connection, session: Session, message_no: int) -> list[str]:
     """The system message of the request that a branch was sent with last."""
     context = queries.tree.find_context(connection, message_no)
-    numbers = [number for to_come, number in json_text.loads((context and context.text) or "[]") if to_come is None]
+    numbers = [number for to_come, number in placed_messages(context and context.text) if to_come is None]
     return ["\n".join(queries.tree.get_text(connection, number) for number in numbers)] if numbers else []
 
 

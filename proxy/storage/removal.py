@@ -2,6 +2,7 @@
 
 from proxy.storage import queries
 from proxy.storage.connection import Connection
+from proxy.storage.context import placed_messages
 from proxy.storage.queries.exchanges import ExchangeRow, Unfinished
 from proxy.wire import json_text
 
@@ -47,7 +48,7 @@ def remove_message(connection: Connection, message_no: int, *, session_id: str) 
 def _forget_context(connection: Connection, message_no: int, *, session_id: str) -> None:
     """Requests that had it as a system message do not any more."""
     for exchange_id, context in queries.exchanges.list_contexts(connection, session_id):
-        placed = json_text.loads(context)
+        placed = placed_messages(context)
         left = [place for place in placed if place[1] != message_no]
         if len(left) < len(placed):
             queries.exchanges.update_context(connection, exchange_id, json_text.dumps(left) if left else None)
