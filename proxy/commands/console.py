@@ -12,7 +12,7 @@ import click
 import orjson
 
 from proxy import settings
-from proxy.settings import ConfigurationError
+from proxy.settings import ConfigurationError, Settings
 
 P = ParamSpec("P")
 
@@ -58,9 +58,23 @@ def confirmed(question: str, *, yes: bool) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-def database_path() -> Path:
-    """The database of the environment's settings, which is there. Raises ConfigurationError."""
-    path = settings.load().database_path
+def existing_database() -> Settings:
+    """The environment's settings, whose database is there. Raises ConfigurationError."""
+    loaded = settings.load()
+    if not loaded.is_postgresql:
+        _existing(loaded.database_path)
+    return loaded
+
+
+def database_file() -> Path:
+    """The file that the history is in. Raises ConfigurationError."""
+    loaded = settings.load()
+    if loaded.is_postgresql:
+        raise ConfigurationError("the history is on PostgreSQL: use pg_dump, pg_basebackup or what your host has")
+    return _existing(loaded.database_path)
+
+
+def _existing(path: Path) -> Path:
     if not path.is_file():
         raise ConfigurationError(f"there is no database {path}; DATABASE_URL names another")
     return path

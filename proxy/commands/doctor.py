@@ -20,6 +20,7 @@ from proxy.commands.console import as_json_option, print_json
 from proxy.settings import ConfigurationError, Settings
 from proxy.storage import queries
 from proxy.storage.database import Database
+from proxy.storage.engine import database_of
 from proxy.upstream.client import Upstream
 
 _DISK_BYTES = 2**30
@@ -100,6 +101,8 @@ async def _upstream(upstream: Upstream) -> Finding:
 
 
 async def _database(loaded: Settings) -> Finding:
+    if loaded.is_postgresql:
+        return await _server(loaded)
     path = loaded.database_path
     if not path.exists():
         folder = next(each for each in path.absolute().parents if each.exists())
@@ -118,14 +121,24 @@ async def _database(loaded: Settings) -> Finding:
     return _well("database", f"{path}, {path.stat().st_size / 2**20:,.1f} MiB")
 
 
+async def _server(loaded: Settings) -> Finding:
+    try:
+        database = database_of(loaded)
+        await database.open(readers=1)
+    except ConfigurationError as exc:
+        return _wrong("database", str(exc), "start the server, or set DATABASE_URL")
+    await database.close()
+    return _well("database", f"{loaded.database_name} (PostgreSQL: experimental, for one proxy)")
+
+
 async def _keys(loaded: Settings) -> Finding:
     if loaded.auth == "off":
         advice = "set STELLARCHAT_AUTH=auto and make a key, or be sure that only trusted callers reach this address"
         message = f"nobody needs one on {loaded.host} (STELLARCHAT_AUTH=off)"
         return _well("keys", message) if loaded.is_loopback else _wrong("keys", message, advice)
     has_key = loaded.admin_key is not None
-    if not has_key and loaded.database_path.exists():
-        database = Database(loaded.database_path)
+    if not has_key and (loaded.is_postgresql or loaded.database_path.exists()):
+        database = database_of(loaded)
         await database.open(readers=1)
         try:
             has_key = await database.read(queries.keys.key_exists)

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict
 from typing import BinaryIO
 
@@ -12,7 +11,7 @@ from proxy import settings
 from proxy.commands.console import (
     as_json_option,
     confirmed,
-    database_path,
+    existing_database,
     print_json,
     private_files,
     says_errors,
@@ -22,8 +21,8 @@ from proxy.maintenance import broken_rows, export, imports
 from proxy.maintenance.export import FORMATS, Format, Scope
 from proxy.maintenance.imports import Imported
 from proxy.settings import ConfigurationError
-from proxy.storage import queries, sqlite_file
-from proxy.storage.sqlite import connect, connect_existing, prepare, refuse_unknown_schema
+from proxy.storage import queries
+from proxy.storage.engine import opened
 
 
 @click.command("export")
@@ -38,8 +37,7 @@ def export_command(
 ) -> None:
     """Write the history to FILE, or to the standard output, also while it is served. Only its owner reads the file.
     Of a whole export, rows of which something is wrong are named on stderr; then the exit code is 1."""
-    with private_files(), closing(connect_existing(database_path())) as connection, connection.snapshot():
-        refuse_unknown_schema(connection)
+    with private_files(), opened(existing_database(), migrates=False, makes=False) as connection, connection.snapshot():
         if session_id is not None:
             found = queries.sessions.find_session_id(connection, id_=session_id, user_id=user_id)
             if found is None:
@@ -78,9 +76,7 @@ _SESSION_STARTS = ('{"kind":"session"', "# ", '{"messages"')
 def import_command(*, file: BinaryIO, yes: bool, as_json: bool) -> None:
     """Add what a jsonl export in FILE, or on the standard input, holds and the database does not. A line that is wrong
     is named and left out; then the exit code is 1."""
-    with closing(connect(settings.load().database_path)) as connection, shown_progress("import") as show:
-        prepare(connection)
-        sqlite_file.wait_for_locks(connection, milliseconds=30_000)
+    with opened(settings.load()) as connection, shown_progress("import") as show:
         if export.count_sessions(connection, Scope()):
             confirmed("The database has chats in it, and an import cannot be undone. Add to them?", yes=yes)
         size = _size(file)

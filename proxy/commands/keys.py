@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,8 +14,9 @@ from proxy.access.keys import NewKey, create_key
 from proxy.commands.console import as_json_option, print_json
 from proxy.ids import timestamp
 from proxy.settings import ConfigurationError
-from proxy.storage import queries, sqlite
+from proxy.storage import queries
 from proxy.storage.connection import Connection
+from proxy.storage.engine import opened
 from proxy.storage.errors import StorageError
 from proxy.storage.queries.keys import ApiKey
 
@@ -133,10 +134,9 @@ def _printable(text: str) -> str:
 
 @contextmanager
 def _database() -> Iterator[Connection]:
-    path = settings.load().database_path
+    loaded = settings.load()
     try:
-        with closing(sqlite.connect(path)) as connection:
-            sqlite.prepare(connection)
+        with opened(loaded) as connection:
             yield connection
     except StorageError as exc:
-        raise ConfigurationError(f"cannot use the database {path}: {exc}") from exc
+        raise ConfigurationError(f"cannot use the database {loaded.database_name}: {exc}") from exc

@@ -2,17 +2,15 @@
 
 import re
 import time
-from contextlib import closing
 from datetime import timedelta
 
 import click
 
-from proxy.commands.console import as_json_option, confirmed, database_path, print_json, says_errors, shown_progress
+from proxy.commands.console import as_json_option, confirmed, existing_database, print_json, says_errors, shown_progress
 from proxy.maintenance import prune
 from proxy.maintenance.prune import Pruned
-from proxy.storage import sqlite_file
 from proxy.storage.connection import Connection
-from proxy.storage.sqlite import connect_existing, prepare
+from proxy.storage.engine import opened
 
 # Chats wait for the lock of a transaction; between two it is theirs.
 _REST = 4.0
@@ -36,9 +34,7 @@ def _age(_ctx: click.Context, _param: click.Parameter, value: str) -> timedelta:
 def prune_command(*, age: timedelta, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete old sessions and give their space back, also while chats go on."""
     before = prune.moment_before(age, now_seconds=time.time())
-    with closing(connect_existing(database_path())) as connection:
-        prepare(connection)
-        sqlite_file.wait_for_locks(connection, milliseconds=30_000)
+    with opened(existing_database(), makes=False) as connection:
         pruned = prune.count_old(connection, before=before)
         if pruned and not dry_run:
             confirmed(

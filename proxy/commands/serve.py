@@ -13,7 +13,7 @@ from proxy.commands.console import says_errors
 from proxy.demo import MODEL
 from proxy.settings import ConfigurationError, Settings
 from proxy.storage import queries
-from proxy.storage.database import Database
+from proxy.storage.engine import database_of
 from proxy.telemetry import logs, worker_files
 
 # The settings in the order of `serve --help`; what is in no group comes last, under "Limits and time-outs".
@@ -137,7 +137,7 @@ def _serve(options: Mapping[str, str]) -> None:
 
 async def _migrate(loaded: Settings) -> None:
     """Find out before the first worker starts whether the database can be used, and who may come in."""
-    database = Database(loaded.database_path)
+    database = database_of(loaded)
     await database.open(readers=1)
     try:
         has_key = loaded.admin_key is not None or await database.read(queries.keys.key_exists)
@@ -161,7 +161,9 @@ def _announce(loaded: Settings, address: tuple[str, int]) -> None:
     base = base_url(address)
     upstream = "the built-in demo model, not vLLM" if loaded.demo else settings.without_password(loaded.upstream_url)
     page = f" · page: {base}/ui" if getattr(loaded, "web", False) else ""
-    click.echo(f"StellarChat is ready: {base}/v1{page} · upstream: {upstream} · history: {loaded.database_path}")
+    click.echo(f"StellarChat is ready: {base}/v1{page} · upstream: {upstream} · history: {loaded.database_name}")
+    if loaded.is_postgresql:
+        click.echo("PostgreSQL is experimental, for one proxy; no search. See docs/scale.md.")
     if loaded.demo:
         click.echo(upstream_watch.sample_line(base, MODEL))
     elif not loaded.quiet:

@@ -1,16 +1,16 @@
 """`stellarchat stats`."""
 
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
 
-from proxy.commands.console import as_json_option, database_path, print_json, says_errors
+from proxy.commands.console import as_json_option, existing_database, print_json, says_errors
 from proxy.ids import timestamp
+from proxy.settings import Settings
 from proxy.storage import queries
-from proxy.storage.sqlite import connect_existing, refuse_unknown_schema
+from proxy.storage.engine import opened
 
 _DAY_SECONDS = 86_400
 _FILES = {"database": "", "log": "-wal", "search": "-search"}
@@ -22,7 +22,7 @@ _FILES = {"database": "", "log": "-wal", "search": "-search"}
 @says_errors
 def stats_command(*, days: int, as_json: bool) -> None:
     """Count what is kept: users, sessions, messages, tokens by day and model, size on disk."""
-    stats = _stats(database_path(), days=days)
+    stats = _stats(existing_database(), days=days)
     if as_json:
         print_json(stats)
         return
@@ -37,13 +37,14 @@ def stats_command(*, days: int, as_json: bool) -> None:
         click.echo(f"{row['day']:<12}{numbers}  {row['model'] or '-'}")
 
 
-def _stats(path: Path, *, days: int) -> dict[str, Any]:
-    with closing(connect_existing(path)) as connection, connection.snapshot():
-        refuse_unknown_schema(connection)
+def _stats(loaded: Settings, *, days: int) -> dict[str, Any]:
+    with opened(loaded, migrates=False, makes=False) as connection, connection.snapshot():
         since = timestamp(max(0.0, time.time() - days * _DAY_SECONDS))
         counts = queries.stats.count_everything(connection)
         tokens = queries.stats.list_tokens_by_day(connection, since=since)
-    return {"counts": counts, "bytes": {name: _size(path, suffix) for name, suffix in _FILES.items()}, "tokens": tokens}
+    files = {} if loaded.is_postgresql else _FILES
+    sizes = {name: _size(loaded.database_path, suffix) for name, suffix in files.items()}
+    return {"counts": counts, "bytes": sizes, "tokens": tokens}
 
 
 def _size(path: Path, suffix: str) -> int:

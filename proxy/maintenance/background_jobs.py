@@ -75,9 +75,9 @@ class Upkeep:
         """The jobs that the settings ask for, how often each is done, and what its thread does at its end."""
         settings = self._settings
         yield "forget-deletions", self._forget, _HOUR, None
-        if settings.search_index:
+        if settings.search_index and not settings.is_postgresql:
             yield "search-index", self._indexing.work, _PASS_SECONDS, self._indexing.close
-        if settings.backup_every_seconds:
+        if settings.backup_every_seconds and not settings.is_postgresql:
             yield "backup", self._back_up, _PASS_SECONDS, None
         if settings.retention_days:
             yield "retention", self._prune, _HOUR, None

@@ -42,17 +42,21 @@ class Problem:
 BranchNode = Callable[[Connection], Iterator[Problem]]
 
 
-def steps(path: Path, *, state_path: Path | None = None) -> list[tuple[str, BranchNode]]:
-    """What is checked, each with its name, in order. Each step yields the problems it finds."""
-    living = partial(living_workers, path, state_path=state_path)
+def steps(
+    path: Path, *, state_path: Path | None = None, living: Callable[[Connection], set[str]] | None = None
+) -> list[tuple[str, BranchNode]]:
+    """What is checked, each with its name, in order. Each step yields the problems it finds. `living` says which
+    processes serve the database; by default those whose spill files are locked."""
+    if living is None:
+        living = partial(_living_here, path, state_path)
     return [
         ("schema", find_foreign_schema),
         ("file", find_damage),
         ("links", find_broken_links),
         ("values", _find_broken_values),
         *((name, _lister(name, message)) for name, message in _LISTS.items()),
-        ("stray_fragments", lambda connection: _find_strays(connection, living())),
-        ("unfinished", lambda connection: _find_orphans(connection, living())),
+        ("stray_fragments", lambda connection: _find_strays(connection, living(connection))),
+        ("unfinished", lambda connection: _find_orphans(connection, living(connection))),
         ("refused", lambda _connection: _find_refused(path, state_path)),
     ]
 
@@ -97,6 +101,15 @@ def living_workers(path: Path, *, state_path: Path | None = None) -> set[str]:
         except BlockingIOError:
             living.add(worker_id)
     return living
+
+
+def living_anywhere(connection: Connection) -> set[str]:
+    """The same on all hosts, of a database that they share: those that were seen some moments ago."""
+    return set(connection.values("list_living_workers"))
+
+
+def _living_here(path: Path, state_path: Path | None, _connection: Connection) -> set[str]:
+    return living_workers(path, state_path=state_path)
 
 
 def _lister(name: str, message: str) -> BranchNode:

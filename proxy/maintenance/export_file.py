@@ -6,7 +6,7 @@ Exports are few at a time, in threads of their own, and lie in the state folder,
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
@@ -19,9 +19,11 @@ from proxy.maintenance import export
 from proxy.maintenance.export import Format, Scope
 from proxy.search.deadline import Deadline
 from proxy.search.turns import Turns
-from proxy.storage.sqlite import connect_existing
+from proxy.storage.connection import Connection
 
 logger = logging.getLogger(__name__)
+
+Connect = Callable[[], Connection]
 
 _PIECE_BYTES = 2**18
 _SECONDS = 600.0
@@ -44,9 +46,11 @@ class Exports:
         self._turns = Turns("export", seconds=_SECONDS)
         self._reading = ThreadPoolExecutor(2, thread_name_prefix="export-read")
 
-    async def written(self, user_id: str, path: Path, scope: Scope, format_: Format, *, folder: Path) -> IO[bytes]:
+    async def written(
+        self, user_id: str, connect: Connect, scope: Scope, format_: Format, *, folder: Path
+    ) -> IO[bytes]:
         """The export of a database as a file without a name. Raises BusyError and ExportError."""
-        return await self._turns.run(user_id, partial(_written, path, scope, format_, folder))
+        return await self._turns.run(user_id, partial(_written, connect, scope, format_, folder))
 
     async def pieces(self, file: IO[bytes]) -> AsyncIterator[bytes]:
         """The file piece by piece; it is gone at the end."""
@@ -66,11 +70,11 @@ def suffix(format_: Format) -> str:
     return "md" if format_ == "markdown" else "jsonl"
 
 
-def _written(path: Path, scope: Scope, format_: Format, folder: Path, deadline: Deadline) -> IO[bytes]:
+def _written(connect: Connect, scope: Scope, format_: Format, folder: Path, deadline: Deadline) -> IO[bytes]:
     try:
         with ExitStack() as stack:
             file = stack.enter_context(TemporaryFile(dir=folder))
-            _write(file, path, scope, format_, folder, deadline)
+            _write(file, connect, scope, format_, folder, deadline)
             stack.pop_all()  # whoever asked for it closes it
     except OSError as exc:
         raise ExportError(f"The export could not be written: {exc.strerror}.") from exc
@@ -78,9 +82,9 @@ def _written(path: Path, scope: Scope, format_: Format, folder: Path, deadline: 
     return file
 
 
-def _write(file: IO[bytes], path: Path, scope: Scope, format_: Format, folder: Path, deadline: Deadline) -> None:
+def _write(file: IO[bytes], connect: Connect, scope: Scope, format_: Format, folder: Path, deadline: Deadline) -> None:
     unlooked = _BYTES_BETWEEN
-    with closing(connect_existing(path)) as connection, connection.snapshot():
+    with closing(connect()) as connection, connection.snapshot():
         for text in export.export(connection, scope, format_=format_):
             if deadline.is_over:
                 raise ExportError("The export took too long.")

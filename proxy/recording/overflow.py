@@ -17,9 +17,9 @@ from typing import Any
 
 from proxy.errors import UnavailableError
 from proxy.recording import dead_letters
-from proxy.recording.own_thread import OwnThread
 from proxy.recording.spill import Spill
 from proxy.recording.write_queue import Write, WriteQueue
+from proxy.storage.own_thread import OwnThread
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Overflow:
         if self._refuses_callers() or everything:
             for write in list(self._queue):
                 if write.line is None:
-                    self._withdraw(write)
+                    self.withdraw(write)
         copies = sum(write.is_spilled for write in self._queue)
         if copies > _COPIES or (copies and self._queue.is_half_full):
             self.forget_copies()
@@ -290,14 +290,15 @@ class Overflow:
         if write.done.done():
             return
         if write.line is None:
-            self._withdraw(write)
+            self.withdraw(write)
             return
         reason = "spill_failed" if self.error is not None else "spill_stalled"
         self.unsaved[reason] += 1
         logger.error("the end of a reply is sent though it is not on disk yet (%s)", reason)
         write.done.set_result(False)
 
-    def _withdraw(self, write: Write[Any]) -> None:
+    def withdraw(self, write: Write[Any]) -> None:
+        """Tell its caller that it failed, and do not try it any more."""
         if not write.done.done():
             write.is_withdrawn = True
             is_tried = write in self._queue.in_flight

@@ -166,6 +166,7 @@ class Recorder:
     async def start(self) -> None:
         """Store what processes that are gone have left behind, then take exchanges."""
         try:
+            await self._database.keep_alive(self.worker_id)
             await self._database.write(boot_clock.adopt)
             await self._recover()
         except (StorageError, MovedError) as exc:

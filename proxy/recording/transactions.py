@@ -78,6 +78,11 @@ def is_trouble(exc: BaseException) -> bool:
     return trouble(exc) != "none"
 
 
+def is_unknown(exc: BaseException) -> bool:
+    """Whether the answer to a COMMIT was lost."""
+    return trouble(exc) == "unknown"
+
+
 def is_lock(exc: BaseException) -> bool:
     """Whether another program holds the write lock."""
     return trouble(exc) == "lock"

@@ -15,10 +15,9 @@ from typing import Any, TypeVar
 
 from proxy.recording.overflow import Overflow
 from proxy.recording.spill import Spill
-from proxy.recording.transactions import Work, commit, is_lock, is_trouble, replay_lines
+from proxy.recording.transactions import Work, commit, is_lock, is_trouble, is_unknown, replay_lines
 from proxy.recording.write_queue import QueueFullError, Write, WriteQueue
 from proxy.settings import ConfigurationError
-from proxy.storage import sqlite_file
 from proxy.storage.connection import Connection
 from proxy.storage.database import Database
 from proxy.storage.errors import StorageError
@@ -130,7 +129,7 @@ class Writer:
 
     async def _set_patience(self) -> None:
         patience_ms = min(_PATIENCE_MS, round(self._commit_timeout_seconds * 500))
-        await self._database.write(partial(sqlite_file.wait_for_locks, milliseconds=patience_ms))
+        await self._database.wait_for_locks(milliseconds=patience_ms)
 
     def submit(
         self,
@@ -210,7 +209,7 @@ class Writer:
             await self._database.reopen()
             await self._set_patience()
             logger.warning("another database was put in the place of the one that was served; it is served now")
-        await self._in_database(sqlite_file.probe)
+        await self._in_database(self._database.probe)
 
     async def _wait(self, seconds: float) -> None:
         if self._is_closing:
@@ -318,9 +317,31 @@ class Writer:
         if isinstance(exc, MovedError):
             for write in self._queue.in_flight:
                 write.is_doubtful = True  # it is in a file that may come back
+        if is_unknown(exc):
+            self._look_first()
         self._queue.put_back()
         if not is_lock(exc) or now - self._refused_since >= _TROUBLE_SECONDS:
             if self._error is None:
                 logger.error("the database cannot be written (%s); chats go on, what they say is spilled", exc)
             self._error = str(exc)
         self.overflow.wake()
+
+    def _look_first(self) -> None:
+        """What was in flight may be stored: only its line, which is looked up first, may be tried again."""
+        for write in self._queue.in_flight:
+            if write.line is not None:
+                write.work = _made_of_line(write.line, self._replay)
+            else:
+                self.overflow.withdraw(write)
+
+
+def _made_of_line(line: Callable[[], bytes], replay: Callable[[bytes], Work]) -> Work:
+    """What a line stands for. It is spelled out in the writer's thread."""
+    work: Work | None = None
+
+    def replayed(rows: WriteBatch) -> Any:
+        nonlocal work
+        work = work or replay(line())
+        return work(rows)
+
+    return replayed

@@ -30,7 +30,7 @@ async def export_session(request: Request[State]) -> Response:
         names_upstreams=sees_upstreams(caller_of(request)),
     )
     file = await services.exports.written(
-        session.user_id, services.database.path, scope, format_, folder=services.settings.state_path
+        session.user_id, services.database.connect, scope, format_, folder=services.settings.state_path
     )
     headers = {
         "date": formatdate(usegmt=True),

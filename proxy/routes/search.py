@@ -13,7 +13,7 @@ from proxy.routes import parameters
 from proxy.routes.parameters import caller_of, named_user, services_of, visible_user
 from proxy.routes.resource import Resource
 from proxy.search.deadline import Deadline
-from proxy.search.query import ORDERS, QUERY_LENGTH_MAX, Found, Order, Query, search
+from proxy.search.query import ORDERS, QUERY_LENGTH_MAX, Found, Order, Query, SearchUnavailableError, search
 from proxy.services import Services, State
 from proxy.storage.page import Page
 
@@ -21,6 +21,8 @@ from proxy.storage.page import Page
 async def search_messages(request: Request[State]) -> Response:
     """The messages that hold `q`, by relevance (among the newest of them) or, with `order=newest`, by time."""
     services = services_of(request)
+    if services.settings.is_postgresql:
+        raise SearchUnavailableError
     query, page, order = await _query(services, request), parameters.page_of(request), _order_of(request)
     await services.recorder.writer.flushed()
     user_id = caller_of(request).user_id or query.user_id or ""

@@ -23,7 +23,7 @@ _CLOSE_SECONDS = 3.0
 # A read that takes longer is ended: others wait for the same connection.
 READ_SECONDS = 10.0
 # Connections that only keys and the sessions of chats are looked up on.
-_LOOK_UP_READERS = 2
+LOOK_UP_READERS = 2
 _left_open: list[aiosqlite.Connection] = []  # to the end of the process
 
 
@@ -77,7 +77,7 @@ class Database:
     async def _open(self, connect: Callable[[Path], SqliteConnection]) -> None:
         self._writer = await self._connect(connect)
         await self._writer.run(sqlite.prepare)
-        for readers, count in ((self._readers, self._reader_count), (self._look_up_readers, _LOOK_UP_READERS)):
+        for readers, count in ((self._readers, self._reader_count), (self._look_up_readers, LOOK_UP_READERS)):
             for _ in range(count):
                 reader = await self._connect(sqlite.connect_existing)
                 await reader.run(sqlite_file.refuse_writes)
@@ -115,6 +115,21 @@ class Database:
         """The same for what every request needs at its start and is found by an index: it never waits for a `read`."""
         async with _one_of(self._look_up_readers) as connection:
             return await connection.run(partial(_in_snapshot, work))
+
+    async def wait_for_locks(self, *, milliseconds: int) -> None:
+        """How long a write waits for another process's."""
+        await self.write(partial(sqlite_file.wait_for_locks, milliseconds=milliseconds))
+
+    def probe(self, connection: Connection) -> None:
+        """Find out whether the database can be written."""
+        sqlite_file.probe(connection)
+
+    def connect(self) -> Connection:
+        """Another connection, for a thread of the caller's."""
+        return sqlite.connect_existing(self.path)
+
+    async def keep_alive(self, worker_id: str) -> None:
+        """Tell other hosts that this process lives; those of one host see the lock of its spill file."""
 
     async def checkpoint(self) -> None:
         """Bring the write-ahead log into the file and empty it. https://sqlite.org/wal.html#ckpt"""

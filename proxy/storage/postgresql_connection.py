@@ -182,7 +182,7 @@ class PostgresqlConnection:
         https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION"""
         self._warning = None
         try:
-            result = self._execute("COMMIT", []).statusmessage
+            result = self._execute("COMMIT", [], prepare=False).statusmessage
         except psycopg.Error as exc:
             if self.raw.closed or exc.sqlstate is None:
                 raise StorageUnknownError(str(storage_error(exc))) from exc
@@ -200,21 +200,21 @@ class PostgresqlConnection:
         text, names = statement(name)
         return self._execute(text, [parameters[each] for each in names])
 
-    def _execute(self, text: str, values: Sequence[Any]) -> RawCursor[Any]:
+    def _execute(self, text: str, values: Sequence[Any], *, prepare: bool | None = None) -> RawCursor[Any]:
         """Run a statement, after those that wait, in one round trip."""
         if not self._pending:
-            return self._sent(text, values)
+            return self._sent(text, values, prepare=prepare)
         pending, self._pending = self._pending, []
         with self.raw.pipeline():
             for waiting in pending:
                 self._sent(*waiting)
-            return self._sent(text, values)  # its result is there when the block has ended
+            return self._sent(text, values, prepare=prepare)  # its result is there when the block has ended
 
-    def _sent(self, text: str, values: Sequence[Any]) -> RawCursor[Any]:
+    def _sent(self, text: str, values: Sequence[Any], *, prepare: bool | None = None) -> RawCursor[Any]:
         if self.raw.closed:
             raise StorageUnavailableError("the connection to the database is closed")
         cursor = RawCursor(self.raw)
-        cursor.execute(text, values, binary=True)
+        cursor.execute(text, values, binary=True, prepare=prepare)
         return cursor
 
     def _run(self, statements: str) -> None:

@@ -13,7 +13,17 @@ from proxy.storage.usage import FIRST_TOKEN_COLUMNS
 # Columns that are no text, for the rows of a JSON text: what a statement's parameters are called says what they are.
 _NUMBERS = frozenset(
     {
-        *("session_no", "message_no", "exchange_no", "user_no", "parameters_no", "leaf_no", "parent_no", "root_no"),
+        *(
+            "session_no",
+            "message_no",
+            "exchange_no",
+            "user_no",
+            "parameters_no",
+            "upstream_no",
+            "leaf_no",
+            "parent_no",
+            "root_no",
+        ),
         *("depth", "levels", "messages", "message_count", "linked_count", "tokens", "sequence", "http_status"),
         *("prompt_tokens", "completion_tokens", "total_tokens", "reasoning_tokens", "cached_tokens"),
         *("time_to_first_token_ms", "duration_ms", "completion_created", "requests", "incomplete", "failed"),

@@ -16,6 +16,8 @@ _REST_SECONDS = 0.2
 
 def empty_log(path: Path) -> bool:
     """Bring the log into the file and empty it, from a thread of the caller's. False where readers kept it in use."""
+    if not path.exists():
+        return False  # the history is on a server, or the file is moved away just now
     uri = f"{path.absolute().as_uri()}?mode=rw"  # none is made where it is moved away just now
     try:
         with closing(sqlite3.connect(uri, uri=True, timeout=_TRY_SECONDS)) as connection:

@@ -83,7 +83,7 @@ async def export(visit: Visit) -> Response:
     scope = Scope(session_id=session.session_id, names_upstreams=visit.visitor.sees_all)
     services = visit.services
     file = await services.exports.written(
-        session.user_id, services.database.path, scope, format_, folder=services.settings.state_path
+        session.user_id, services.database.connect, scope, format_, folder=services.settings.state_path
     )
     name = f"{session.session_id}.{export_file.suffix(format_)}"
     headers = raw_headers() | {"content-disposition": f'attachment; filename="{name}"'}

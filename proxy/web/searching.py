@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from proxy.errors import APIError
 from proxy.search.deadline import Deadline
-from proxy.search.query import ORDERS, QUERY_LENGTH_MAX, Found, Query, search
+from proxy.search.query import ORDERS, QUERY_LENGTH_MAX, Found, Query, SearchUnavailableError, search
 from proxy.web.messages import Pieces
 from proxy.web.visits import Visit
 
@@ -55,8 +55,10 @@ def _offset(text: str) -> int:
 
 
 def _search(
-    _visit: Visit, query: Query, deadline: Deadline, *, offset: int, order: Any, path: Any
+    visit: Visit, query: Query, deadline: Deadline, *, offset: int, order: Any, path: Any
 ) -> tuple[list[JSON], bool]:
+    if visit.services.settings.is_postgresql:
+        raise SearchUnavailableError
     found, has_more = search(path, query, limit=_PAGE, offset=offset, order=order, deadline=deadline)
     return [_hit(each, query.text) for each in found], has_more
 

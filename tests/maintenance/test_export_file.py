@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import tempfile
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,7 @@ from proxy.demo import MODEL
 from proxy.maintenance import export_file
 from proxy.maintenance.export import Scope
 from proxy.maintenance.export_file import ExportError, Exports
+from proxy.storage.sqlite import connect
 from tests.serving import running_proxy, settings_for
 from tests.stored import opened, say
 
@@ -68,13 +70,13 @@ async def test_a_full_disk_refuses_exports_in_words(tmp_path: Path, monkeypatch:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(ExportError, match="too little room"):
-        await exports.written("ann", path, Scope(), "jsonl", folder=tmp_path)
+        await exports.written("ann", partial(connect, path), Scope(), "jsonl", folder=tmp_path)
     monkeypatch.undo()
     with pytest.raises(ExportError, match="could not be written"):
-        await exports.written("ann", path, Scope(), "jsonl", folder=tmp_path / "nowhere")
+        await exports.written("ann", partial(connect, path), Scope(), "jsonl", folder=tmp_path / "nowhere")
     monkeypatch.setattr(export_file, "_write", lambda *_: (_ for _ in ()).throw(ValueError("a bug")))
     with pytest.raises(ValueError, match="a bug"):
-        await exports.written("ann", path, Scope(), "jsonl", folder=tmp_path)
+        await exports.written("ann", partial(connect, path), Scope(), "jsonl", folder=tmp_path)
     exports.close()
 
 
@@ -85,7 +87,7 @@ async def test_what_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.
         say(connection, "hello")
     exports = Exports()
     with pytest.raises(ExportError, match="too long"):
-        await exports.written("ann", path, Scope(), "jsonl", folder=tmp_path)
+        await exports.written("ann", partial(connect, path), Scope(), "jsonl", folder=tmp_path)
     exports.close()
 
 

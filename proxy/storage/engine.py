@@ -1,0 +1,64 @@
+"""Which engine the settings ask for. psycopg is loaded only where it is PostgreSQL."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
+
+from proxy.settings import ConfigurationError, Settings
+from proxy.storage import sqlite, sqlite_file
+from proxy.storage.connection import Connection
+from proxy.storage.database import Database
+from proxy.storage.errors import StorageError
+
+# How long a command waits for the writes of a server.
+_LOCKS_MS = 30_000
+
+
+def database_of(settings: Settings) -> Database:
+    """The database of the settings, not opened yet. Raises ConfigurationError."""
+    if not settings.is_postgresql:
+        return Database(settings.database_path)
+    _want_psycopg()
+    from proxy.storage.postgresql_database import PostgresqlDatabase
+
+    return PostgresqlDatabase(settings.database_url, settings.database_path)
+
+
+@contextmanager
+def opened(settings: Settings, *, migrates: bool = True, makes: bool = True) -> Iterator[Connection]:
+    """A connection for a command. Raises ConfigurationError; without `migrates` also where the schema is newer, without
+    `makes` where there is no file."""
+    if settings.is_postgresql:
+        _want_psycopg()
+        with _opened_postgresql(settings.database_url, migrates=migrates) as connection:
+            yield connection
+        return
+    connect = sqlite.connect if makes else sqlite.connect_existing
+    with closing(connect(settings.database_path)) as connection:
+        if migrates:
+            sqlite.prepare(connection)
+            sqlite_file.wait_for_locks(connection, milliseconds=_LOCKS_MS)
+        else:
+            sqlite.refuse_unknown_schema(connection)
+        yield connection
+
+
+@contextmanager
+def _opened_postgresql(url: str, *, migrates: bool) -> Iterator[Connection]:
+    from proxy.storage import postgresql
+
+    try:
+        connection = postgresql.connect(url)
+    except StorageError as exc:
+        raise ConfigurationError(f"cannot use the database {postgresql.without_password(url)}: {exc}") from exc
+    with closing(connection):
+        if migrates:
+            postgresql.prepare(connection)
+        else:
+            postgresql.refuse_unknown_schema(postgresql.schema_of(connection))
+        yield connection
+
+
+def _want_psycopg() -> None:
+    if find_spec("psycopg") is None:
+        raise ConfigurationError("PostgreSQL needs psycopg: pip install 'stellarchat[postgresql]'")

@@ -1,0 +1,172 @@
+"""The open PostgreSQL database of one process: one connection that writes, a few that read, one that says it lives."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from proxy.settings import ConfigurationError
+from proxy.storage import postgresql
+from proxy.storage.connection import Connection
+from proxy.storage.database import LOOK_UP_READERS, READ_SECONDS, Database
+from proxy.storage.errors import StorageError
+from proxy.storage.own_thread import OwnThread
+from proxy.storage.postgresql_connection import PostgresqlConnection
+from proxy.storage.postgresql_errors import translated_errors
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CLOSE_SECONDS = 3.0
+# Others take this process for gone when they have not seen it for 15 seconds (`workers.sql`).
+_BEAT_SECONDS = 4.0
+
+
+class _Thread:
+    """A connection in a thread of its own, made again when it was lost."""
+
+    def __init__(self, connect: Callable[[], PostgresqlConnection], name: str) -> None:
+        self._connect = connect
+        self._thread = OwnThread(name)
+        self._connection: PostgresqlConnection | None = None
+
+    async def run(self, work: Callable[[PostgresqlConnection], T]) -> T:
+        """What `work` returns or raises, run after what was asked before."""
+        return await self._thread.run(partial(self._work, work))
+
+    async def close(self) -> None:
+        """Close the connection, unless its server does not answer."""
+        with suppress(TimeoutError, StorageError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._thread.run(self._close)
+        self._thread.stop()
+
+    def _work(self, work: Callable[[PostgresqlConnection], T]) -> T:
+        if self._connection is None or self._connection.is_lost:
+            self._connection = self._connect()
+        with translated_errors():
+            return work(self._connection)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+class PostgresqlDatabase(Database):
+    """The same as with SQLite. `path` is what the files of this host's processes are named by; none is there itself."""
+
+    def __init__(self, url: str, path: Path) -> None:
+        super().__init__(path)
+        self.url = url
+        self._lock_ms = 0
+        self._writing = _Thread(self._connect_writer, "writer")
+        self._reading: asyncio.Queue[_Thread] = asyncio.Queue()
+        self._looking_up: asyncio.Queue[_Thread] = asyncio.Queue()
+        self._all = [self._writing]
+        self._beating: asyncio.Task[None] | None = None
+        self._worker_id: str | None = None
+
+    async def open(self, *, readers: int = 2) -> None:
+        """Connect; the tables are made and migrated where needed. Raises ConfigurationError."""
+        for queue, count in ((self._reading, readers), (self._looking_up, LOOK_UP_READERS)):
+            for _ in range(count):
+                thread = _Thread(partial(postgresql.connect, self.url, statement_seconds=READ_SECONDS), "reader")
+                queue.put_nowait(thread)
+                self._all.append(thread)
+        try:
+            await self._writing.run(postgresql.prepare)
+        except (StorageError, ConfigurationError) as exc:
+            await self.close()
+            raise ConfigurationError(f"cannot use the database {self}: {exc}") from exc
+
+    def __str__(self) -> str:
+        return postgresql.without_password(self.url)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Run `work`, which owns its transaction. Only the writer task calls this."""
+        return await self._writing.run(work)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in one read transaction. Raises StorageInterruptedError after READ_SECONDS."""
+        return await _read_with_one_of(self._reading, work)
+
+    async def look_up(self, work: Callable[[Connection], T]) -> T:
+        """The same for what every request needs at its start: it never waits for a `read`."""
+        return await _read_with_one_of(self._looking_up, work)
+
+    async def wait_for_locks(self, *, milliseconds: int) -> None:
+        """How long a write waits for that of another process."""
+        self._lock_ms = milliseconds
+        await self._writing.run(self._set_lock_timeout)
+
+    def probe(self, connection: Connection) -> None:
+        """Whether a transaction can be written."""
+        with connection.transaction():
+            connection.value("last_numbers")
+
+    def connect(self) -> Connection:
+        """Another connection, for a thread of the caller's."""
+        return postgresql.connect(self.url)
+
+    async def keep_alive(self, worker_id: str) -> None:
+        """Tell the other processes from now on that this one lives."""
+        thread = _Thread(partial(postgresql.connect, self.url), "beat")
+        self._all.append(thread)
+        self._worker_id = worker_id
+        with suppress(StorageError):  # what is unreachable now is told of later
+            await thread.run(partial(_beat, worker_id=worker_id))
+        self._beating = asyncio.create_task(self._beat_always(thread, worker_id), name="beat")
+
+    async def checkpoint(self) -> None:
+        """The server does that."""
+
+    async def close(self) -> None:
+        """Close every connection, but for those whose server does not answer."""
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.wait([self._beating])
+        for thread in self._all:
+            await thread.close()
+
+    async def _beat_always(self, thread: _Thread, worker_id: str) -> None:
+        while True:
+            await asyncio.sleep(_BEAT_SECONDS)
+            try:
+                await thread.run(partial(_beat, worker_id=worker_id))
+            except StorageError as exc:
+                logger.warning("the other processes cannot be told that this one lives: %s", exc)
+
+    def _connect_writer(self) -> PostgresqlConnection:
+        connection = postgresql.connect(self.url)
+        if self._lock_ms:
+            self._set_lock_timeout(connection)
+        return connection
+
+    def _set_lock_timeout(self, connection: PostgresqlConnection) -> None:
+        connection.raw.execute(f"SET lock_timeout = {int(self._lock_ms)}")
+
+
+async def _read_with_one_of(readers: asyncio.Queue[_Thread], work: Callable[[Connection], T]) -> T:
+    thread = await readers.get()
+    try:
+        return await thread.run(partial(_in_snapshot, work))
+    except StorageError as exc:
+        if exc.trouble != "later":
+            raise
+        return await thread.run(partial(_in_snapshot, work))  # on a new connection, if the old one was lost
+    finally:
+        readers.put_nowait(thread)
+
+
+def _in_snapshot(work: Callable[[Connection], T], connection: PostgresqlConnection) -> T:
+    with connection.limited_to(READ_SECONDS), connection.snapshot():
+        return work(connection)
+
+
+def _beat(connection: PostgresqlConnection, *, worker_id: str) -> None:
+    connection.changes("beat", {"worker_id": worker_id, "host": socket.gethostname()})
