@@ -71,6 +71,10 @@ def create(*, as_json: bool, **given: Any) -> None:
         return
     click.echo(secret)
     click.echo(f"Key {row.key_id} of user {row.user_id}. It is not shown again: keep it now.", err=True)
+    click.echo(
+        "From now on every caller needs a key (a running server notices within 2 s), unless STELLARCHAT_AUTH=off.",
+        err=True,
+    )
 
 
 @keys.command("list")
@@ -99,7 +103,7 @@ def revoke(*, key: str) -> None:
             raise click.ClickException(f"{len(revoked)} keys begin like this; name one by its id.")
     if not revoked:
         raise click.ClickException("There is no such key, or it is revoked already.")
-    click.echo(f"Revoked {revoked[0]}.")
+    click.echo(f"Revoked {revoked[0]}; a running server refuses it within 2 s.")
 
 
 def _state(key: ApiKey) -> str:
