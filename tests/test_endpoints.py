@@ -258,7 +258,7 @@ async def test_errors_of_our_own_have_the_shape_of_the_dialect(tmp_path: Path) -
         said = {"model": "m", "messages": [{"role": "user", "content": "x"}], "input": "x"}
         reply = await http.post(MESSAGES, json=said)
         assert reply.status_code == 502
-        assert set(reply.json()) == {"type", "error"}
+        assert set(reply.json()) == {"type", "error", "request_id"}
         assert set(reply.json()["error"]) == {"type", "message", "param", "code"}
         assert set((await http.post(RESPONSES, json=said)).json()) == {"error"}
 

@@ -9,16 +9,14 @@ SELECT session_id AS id, user_id, external_id, title, is_active, metadata, leaf_
 FROM sessions;
 
 -- name: messages_values
--- Links to rows that are not there are given as the column's name, with 1.
+-- Links to rows that are not there are given as the column's name, with 1. An exchange may be gone: retention deletes it first.
 SELECT m.message_id AS id, m.parent_no, m.depth, m.chain_hash, m.exchange_no, m.role, m.content, m.content_form, m.extra,
        m.choice, m.model, m.tokens, m.status, m.metadata, m.created_at, m.root_no, m.wire, m.message_no,
        CASE WHEN m.parent_no IS NOT NULL AND p.message_no IS NULL THEN 1 END AS no_parent_no,
-       CASE WHEN m.root_no IS NOT NULL AND r.message_no IS NULL THEN 1 END AS no_root_no,
-       CASE WHEN m.exchange_no IS NOT NULL AND e.exchange_no IS NULL THEN 1 END AS no_exchange_no
+       CASE WHEN m.root_no IS NOT NULL AND r.message_no IS NULL THEN 1 END AS no_root_no
 FROM messages AS m
 LEFT JOIN messages AS p ON p.message_no = m.parent_no
-LEFT JOIN messages AS r ON r.message_no = m.root_no
-LEFT JOIN exchanges AS e ON e.exchange_no = m.exchange_no;
+LEFT JOIN messages AS r ON r.message_no = m.root_no;
 
 -- name: exchanges_values
 SELECT e.exchange_id AS id, e.leaf_no, e.context, e.linked_count, e.model, e.status, e.http_status, e.finish_reason,

@@ -98,7 +98,6 @@ _KINDS = {
     "UPDATE messages SET parent_no = 999999": r"messages \S+ parent_no: it refers to a row that",
     "UPDATE messages SET parent_no = message_no": r"messages \S+ parent_no: the message above it is newer",
     "UPDATE messages SET root_no = 999999": r"messages \S+ root_no: it refers to a row that is not there",
-    "UPDATE messages SET exchange_no = 999999": r"messages \S+ exchange_no: it refers to a row that is not there",
     "DELETE FROM parameters": r"exchanges \S+ parameters_no: it refers to a row that is not there",
     "DELETE FROM messages WHERE message_no IN (SELECT parent_no FROM messages)": r"messages \S+ parent_no: it refers",
 }

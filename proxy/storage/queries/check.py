@@ -4,6 +4,17 @@ from collections.abc import Iterator
 
 from proxy.storage.connection import Connection, Row
 
+# The query for the rows of each table whose values are looked at.
+_VALUES = {
+    "users": "users_values",
+    "sessions": "sessions_values",
+    "messages": "messages_values",
+    "exchanges": "exchanges_values",
+    "parameters": "parameters_values",
+    "tools": "tools_values",
+    "blobs": "blobs_values",
+}
+
 
 def list_inconsistent(connection: Connection, name: str) -> list[str]:
     """The ids that one of the queries of `check.sql` finds."""
@@ -17,4 +28,4 @@ def list_exchanges_of_workers(connection: Connection) -> list[tuple[str, str]]:
 
 def iterate_values(connection: Connection, table: str) -> Iterator[Row]:
     """Every row of a table: `id`, and the columns that are looked at."""
-    return connection.each(f"{table}_values")
+    return connection.each(_VALUES[table])
