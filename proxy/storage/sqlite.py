@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+import time
 from pathlib import Path
 
 from proxy.settings import ConfigurationError
@@ -13,6 +14,8 @@ from proxy.storage.sqlite_connection import SqliteConnection, translated_errors
 APPLICATION_ID = 0x53744368
 SQLITE_VERSION = sqlite3.sqlite_version
 OLDEST_SQLITE = (3, 39, 0)  # IS NOT DISTINCT FROM
+# How long a connection waits for others that make the same new file.
+_SET_UP_SECONDS = 5.0
 
 
 @translated_errors()
@@ -49,11 +52,29 @@ def _set_up(connection: SqliteConnection, path: Path) -> SqliteConnection:
             # https://sqlite.org/pragma.html#pragma_auto_vacuum
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         for statement in _statements((SQL / "sqlite" / "connect.sql").read_text(encoding="utf-8")):
-            connection.execute(statement).fetchall()
+            _run_patiently(connection, statement)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _run_patiently(connection: SqliteConnection, statement: str) -> None:
+    """Run a statement, again while the file is locked.
+
+    SQLite's own wait does not cover the change of a new file to WAL: two that have read the file and want to change it
+    would wait for each other. https://sqlite.org/c3ref/busy_handler.html
+    """
+    deadline = time.monotonic() + _SET_UP_SECONDS
+    while True:
+        try:
+            connection.execute(statement).fetchall()
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 @translated_errors()
