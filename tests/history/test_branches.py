@@ -1,5 +1,6 @@
 """Branches and pages as they are read, without the routes."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,7 +56,10 @@ def test_user_with_a_session_of_thousands_of_turns_can_be_deleted(chats: Chats) 
 
 
 def test_the_page_after_a_deleted_session_goes_on_where_it_stood(chats: Chats) -> None:
-    made = [chats.make(str(number)) for number in range(6)]
+    made = []
+    for number in range(6):
+        made.append(chats.make(str(number)))
+        time.sleep(0.005)  # without a memory the id tells the place, to the millisecond
     listed = branches.list_sessions(chats.connection, user_id="u", page=Page(limit=3), active_only=False)["sessions"]
     gone = listed[-1]["session_id"]
     with chats.connection.transaction():
