@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from proxy.errors import APIError
 from proxy.settings import Settings
-from proxy.wire.headers import Headers
+from proxy.wire.headers import Headers, value_of
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _OWN_SITE = frozenset({b"same-origin", b"same-site", b"none"})
@@ -33,7 +33,7 @@ class Origins:
 
     def check_host(self, headers: Headers) -> None:
         """Raises APIError 403 where the caller used a name that is not this server's."""
-        host = _value_of(headers, b"host")
+        host = value_of(headers, b"host")
         if name_of(host or b"") not in self.names:
             raise APIError(
                 f"This server does not answer to the name in Host ({(host or b'')[:100].decode('latin-1')!r}). "
@@ -71,7 +71,7 @@ class Origins:
         if parts.scheme not in ("http", "https") or parts.path or parts.query or parts.fragment or "@" in parts.netloc:
             return False
         name = name_of(parts.netloc.encode())
-        return bool(name) and (name in self.names or name == name_of(_value_of(headers, b"host") or b""))
+        return bool(name) and (name in self.names or name == name_of(value_of(headers, b"host") or b""))
 
 
 def foreign_origin() -> APIError:
@@ -88,7 +88,3 @@ def name_of(host: bytes) -> str:
     """The name in `name:port`, in lower case."""
     text = host.decode("latin-1").lower()
     return text.partition("]")[0] + "]" if text.startswith("[") else text.partition(":")[0]
-
-
-def _value_of(headers: Headers, name: bytes) -> bytes | None:
-    return next((value for each, value in headers if each == name), None)
