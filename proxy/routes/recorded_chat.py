@@ -110,9 +110,7 @@ class RecordedChat:
 
     async def _relay(self, send: Send, watch: Watch) -> None:
         chat = self._chat
-        opened = await self._services.upstreams.open(
-            b"POST", chat.target, chat.headers, chat.body, model=chat.model, key=chat.routing_key
-        )
+        opened = await self._open()
         if opened.response.status in _REFUSALS and chat.body_as_sent is not None:
             opened = await self._open_as_sent(opened)
         response = opened.response if chat.charge is None else chat.charge.metered(opened.response)
@@ -125,15 +123,19 @@ class RecordedChat:
         finally:
             opened.close()
 
+    async def _open(self) -> OpenedResponse:
+        chat = self._chat
+        return await self._services.upstreams.open(
+            b"POST", chat.target, chat.headers, chat.body, model=chat.model, key=chat.routing_key
+        )
+
     async def _open_as_sent(self, refused: OpenedResponse) -> OpenedResponse:
         """Ask again with the body as it came: upstream may not know the option that asks for the usage."""
         chat, services = self._chat, self._services
         refused.close()
         assert chat.body_as_sent is not None
         chat.body, chat.hides_usage = chat.body_as_sent, False
-        opened = await services.upstreams.open(
-            b"POST", chat.target, chat.headers, chat.body, model=chat.model, key=chat.routing_key
-        )
+        opened = await self._open()
         if opened.response.status < 400 and len(services.without_usage) < _REMEMBERED:
             services.without_usage.add(model_of(self._exchange.request))
         return opened
