@@ -237,10 +237,7 @@ def _items(value: Any) -> list[Any]:
 
 
 def _object(text: str | None) -> JSON:
-    try:
-        value = json_text.loads(text) if text else None
-    except ValueError:
-        return {}
+    value = json_text.stored(text)
     return value if isinstance(value, dict) else {}
 
 
