@@ -1,7 +1,5 @@
 """Every branch of a session, without walking one."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,17 +8,9 @@ from proxy.errors import NotFoundError
 from proxy.history.branch_list import list_branches
 from proxy.storage.page import Page
 from tests.chats import ALL, Chats, said, system, user
-from tests.engines import ENGINES, on_sqlite, place_of
+from tests.engines import on_sqlite
 
 MAIN, SUB = system("You are the main agent"), system("You look for files")
-
-
-@pytest.fixture(params=ENGINES)
-def chats(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chats]:
-    with place_of(request.param, tmp_path / "test.db") as place:
-        opened = Chats(place)
-        yield opened
-        opened.connection.close()
 
 
 def listed(chats: Chats, session_id: str, page: Page = ALL) -> list[dict[str, Any]]:

@@ -1,8 +1,6 @@
 """Branches and pages as they are read, without the routes."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,15 +11,6 @@ from proxy.storage import queries
 from proxy.storage.page import Page
 from proxy.wire import json_text
 from tests.chats import ALL, Chats, said, system, user
-from tests.engines import ENGINES, place_of
-
-
-@pytest.fixture(params=ENGINES)
-def chats(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chats]:
-    with place_of(request.param, tmp_path / "test.db") as place:
-        opened = Chats(place)
-        yield opened
-        opened.connection.close()
 
 
 def test_page_of_a_long_branch_loads_only_its_own_messages(chats: Chats, monkeypatch: pytest.MonkeyPatch) -> None:

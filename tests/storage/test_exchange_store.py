@@ -1,8 +1,6 @@
 """Exchanges as they are stored: each message once, in the tree it belongs to."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,17 +10,9 @@ from proxy.storage.exchange import Outcome
 from proxy.storage.page import Page
 from proxy.storage.write_batch import write_batch
 from tests.chats import Chats, said, system, user
-from tests.engines import ENGINES, on_sqlite, place_of
+from tests.engines import on_sqlite
 
 IMAGE = "data:image/png;base64," + "A" * 5000
-
-
-@pytest.fixture(params=ENGINES)
-def chats(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chats]:
-    with place_of(request.param, tmp_path / "test.db") as place:
-        opened = Chats(place)
-        yield opened
-        opened.connection.close()
 
 
 def picture(url: str = IMAGE) -> list[dict[str, object]]:

@@ -1,7 +1,6 @@
 """Parameters of requests: what is the same is stored once, and all of it comes back."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,20 +13,12 @@ from proxy.maintenance import export, imports
 from proxy.storage import parameters, queries
 from proxy.storage.page import Page
 from tests.chats import Chats, Message, said, user
-from tests.engines import ENGINES, on_sqlite, place_of
+from tests.engines import on_sqlite
 
 TOOLS = [
     {"type": "function", "function": {"name": f"tool {number}", "description": "what it does " * 300}}
     for number in range(16)
 ]
-
-
-@pytest.fixture(params=ENGINES)
-def chats(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chats]:
-    with place_of(request.param, tmp_path / "test.db") as place:
-        opened = Chats(place)
-        yield opened
-        opened.connection.close()
 
 
 def talk(chats: Chats, turns: int, *, session: str = "s", **fields: Any) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """A deleted user or session stays deleted, wherever a chat of it still is."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import write_batch
 from tests.access.test_keys import bearer, make_key
 from tests.chats import Chats, exchange_of, said, user
-from tests.engines import ENGINES, on_sqlite, place_of
+from tests.engines import on_sqlite
 from tests.fake_upstream import FakeUpstream, chat_completion, dumps, fake_upstream, until, whole
 from tests.recording.test_recorder import (
     HELLO,
@@ -38,14 +38,6 @@ from tests.serving import running_proxy, settings_for
 CHAT = "/v1/chat/completions"
 BEFORE, MOMENT, AFTER = (f"2026-01-01T00:00:00.00{number}Z" for number in (1, 2, 3))
 TABLES = ("sessions", "messages", "exchanges", "exchange_fragments", "blobs")
-
-
-@pytest.fixture(params=ENGINES)
-def chats(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chats]:
-    with place_of(request.param, tmp_path / "x.db") as place:
-        opened = Chats(place)
-        yield opened
-        opened.connection.close()
 
 
 @pytest.fixture
