@@ -70,8 +70,11 @@ async def recorded(client: httpx.AsyncClient, session_id: str) -> Recorded:
 
 async def asked(folder: Path, answer: bytes | Callable[[bytes], bytes], **changes: Any) -> Recorded:
     async with proxied(folder, closing(answer)) as client:
-        response = await client.post(CHAT, json={**ASKED, **changes}, headers={"X-Session-Id": "s"})
-        assert response.headers["x-session-id"]
+        async with client.stream("POST", CHAT, json={**ASKED, **changes}, headers={"X-Session-Id": "s"}) as response:
+            assert response.headers["x-session-id"]
+            with contextlib.suppress(httpx.RemoteProtocolError):  # of a stream that is cut
+                async for _ in response.aiter_raw():
+                    pass  # as it is: some are labelled with a coding that they are not in
         return await recorded(client, "s")
 
 
@@ -92,6 +95,17 @@ def bin_of(name: str) -> bytes:
     return path.read_bytes()
 
 
+def encoded(coding: str, data: bytes) -> bytes:
+    return head(coding=coding) + data
+
+
+def in_pieces(coder: Any) -> bytes:
+    """AB compressed as a server does it that sends each event at once."""
+    return b"".join(coder.compress(piece) + coder.flush(zlib.Z_SYNC_FLUSH) for piece in NINES) + coder.flush()
+
+
+AB = stream({"role": "assistant", "content": "a"}, {"content": "b"}).partition(b"\r\n\r\n")[2]
+NINES = [AB[start : start + 9] for start in range(0, len(AB), 9)]
 WEATHER = ("c1", "get_weather", '{"city":"A"}'), ("c2", "get_weather", '{"city":"B"}'), ("c3", "get_time", '{"tz":"U"}')
 DETAIL = {"type": "reasoning.text", "text": "Let me", "signature": "SIG", "format": "x", "index": 0}
 THOUGHT = {"type": "thinking", "thinking": [text("Okay, so")]}
@@ -207,10 +221,26 @@ MESSAGES: dict[str, tuple[bytes, dict[str, Any]]] = {
         ),
         {"content": "a"},
     ),
-    "13": (bin_of("13"), {}),
-    "13 deflate": (
-        head(coding="deflate") + zlib.compress(stream({"content": "a"}).partition(b"\r\n\r\n")[2]),
-        {"content": "a"},
+    "13": (bin_of("13"), {"role": "assistant", "content": "Hello"}),
+    "13 deflate": (encoded("deflate", zlib.compress(AB)), {"content": "ab"}),
+    "13 bare deflate": (encoded("deflate", in_pieces(zlib.compressobj(wbits=-15))), {"content": "ab"}),
+    "13 in pieces": (encoded("gzip", in_pieces(zlib.compressobj(wbits=31))), {"content": "ab"}),
+    "13 in members": (encoded("GZip", b"".join(map(gzip.compress, NINES))), {"content": "ab"}),
+    "13 without its trailer": (encoded("gzip", gzip.compress(AB)[:-8]), {"content": "ab"}),
+    "13 twice": (encoded("deflate, gzip", gzip.compress(zlib.compress(AB))), {"content": "ab"}),
+    "13 twice in two fields": (
+        encoded("deflate\r\ncontent-encoding: gzip", gzip.compress(zlib.compress(AB))),
+        {"content": "ab"},
+    ),
+    "13 identity beside": (encoded("identity, x-gzip", gzip.compress(AB)), {"content": "ab"}),
+    "13 identity": (encoded("identity", AB), {"content": "ab"}),
+    "13 no coding": (encoded("utf-8", AB), {"content": "ab"}),
+    "13 not encoded at all": (encoded("gzip", AB), {"content": "ab"}),
+    "13 not encoded, and no decoder": (encoded("br", AB), {"content": "ab"}),
+    "13 gzip called deflate": (encoded("deflate", gzip.compress(AB)), {"content": "ab"}),
+    "13 under another media type": (
+        encoded("gzip", gzip.compress(AB)).replace(b"text/event-stream", b"application/json"),
+        {"content": "ab"},
     ),
     "13 whole": (
         head("application/json", coding="gzip")
@@ -372,7 +402,19 @@ async def test_timings_beside_our_usage_reach_the_caller(tmp_path: Path) -> None
     assert exchange["prompt_tokens"] == 1
 
 
-@pytest.mark.parametrize("coding", ("gzip", "deflate", "x-gzip"))
+ASKED_BYTES = json.dumps(ASKED).encode()
+ENCODED_REQUESTS = {
+    "gzip": gzip.compress(ASKED_BYTES),
+    "deflate": zlib.compress(ASKED_BYTES),
+    "x-gzip": gzip.compress(ASKED_BYTES[:9]) + gzip.compress(ASKED_BYTES[9:]),
+    "deflate, gzip": gzip.compress(zlib.compress(ASKED_BYTES)),
+    "identity, GZIP": gzip.compress(ASKED_BYTES),
+    "identity": ASKED_BYTES,
+    "br": ASKED_BYTES,  # not encoded at all
+}
+
+
+@pytest.mark.parametrize("coding", ENCODED_REQUESTS)
 async def test_compressed_request_is_recorded_and_passes_as_it_is(tmp_path: Path, coding: str) -> None:
     bodies: list[bytes] = []
 
@@ -381,12 +423,46 @@ async def test_compressed_request_is_recorded_and_passes_as_it_is(tmp_path: Path
             bodies.append(body)
         return stream({"content": "a"})
 
-    sent = (zlib.compress if coding == "deflate" else gzip.compress)(json.dumps(ASKED).encode())
+    sent = ENCODED_REQUESTS[coding]
     headers = {"Content-Type": "application/json", "Content-Encoding": coding, "X-Session-Id": "s"}
     async with proxied(tmp_path, closing(answer)) as client:
         response = await client.post(CHAT, content=sent, headers=headers)
         message, _ = await recorded(client, "s")
     assert (response.headers["x-session-source"], message["content"], bodies) == ("header", "a", [sent])
+
+
+UNREADABLE = {
+    "br": b"\x0b\x02\x80abc\x03",
+    "compress": b"\x1f\x9d\x90abc",
+    "gzip": gzip.compress(ASKED_BYTES)[:40],
+    "gzip, gzip, gzip, gzip, gzip": ASKED_BYTES,
+}
+
+
+@pytest.mark.parametrize("coding", UNREADABLE)
+async def test_what_cannot_be_decoded_passes_and_is_said(tmp_path: Path, coding: str) -> None:
+    data = UNREADABLE[coding]
+    async with proxied(tmp_path, closing(encoded(coding, data))) as client:
+        request = {"content": data, "headers": {"Content-Type": "application/json", "Content-Encoding": coding}}
+        async with client.stream("POST", CHAT, **request) as response:
+            assert b"".join([piece async for piece in response.aiter_raw()]) == data
+        async with client.stream("POST", CHAT, json=ASKED, headers={"X-Session-Id": "s"}) as response:
+            assert b"".join([piece async for piece in response.aiter_raw()]) == data
+        message, exchange = await recorded(client, "s")
+    assert (message, exchange["status"]) == ({}, "failed")
+    assert exchange["error"]["type"] in ("reply_not_decoded", "upstream_reply")
+
+
+async def test_zstandard_is_read_where_a_decoder_is_installed(tmp_path: Path) -> None:
+    coder = pytest.importorskip("zstandard").ZstdCompressor()
+    frames = b"".join(map(coder.compress, NINES))
+    message, exchange = await asked(tmp_path, encoded("zstd", frames))
+    assert (message["content"], exchange["status"]) == ("ab", "completed")
+
+
+async def test_compressed_stream_that_is_cut_is_kept_as_far_as_it_came(tmp_path: Path) -> None:
+    message, exchange = await asked(tmp_path, encoded("gzip", in_pieces(zlib.compressobj(wbits=31))[:-90]))
+    assert (message["content"], exchange["status"]) == ("ab", "incomplete")
 
 
 async def test_our_own_502_names_its_session(tmp_path: Path) -> None:

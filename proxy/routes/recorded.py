@@ -53,7 +53,7 @@ class RecordedEndpoint:
         raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
         caller: Caller = scope["state"].get("caller", ANYONE)
         chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"", names_upstream=caller.is_admin)
-        coding = headers.value_of(scope["headers"], b"content-encoding")
+        coding = headers.list_of(scope["headers"], b"content-encoding")
         text = raw if not coding else await _decoded(raw, coding, services)
         request = await self._parse(services.settings, text)
         body = None if request is None else request.body

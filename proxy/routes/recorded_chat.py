@@ -171,7 +171,7 @@ class RecordedChat:
 
     def _decoding(self, response: Response) -> Decoding | None:
         """How a compressed reply is read for the record. One that cannot be read says so in its exchange."""
-        coding = headers.value_of(response.headers, b"content-encoding")
+        coding = headers.list_of(response.headers, b"content-encoding")
         limit_bytes = self._services.settings.body_limit_bytes
         try:
             return decoding_of(coding, limit_bytes=limit_bytes)

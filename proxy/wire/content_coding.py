@@ -1,8 +1,14 @@
 """Content codings undone for the record: what is compressed passes as it is, and is read on the side. Pure."""
 
 import zlib
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Protocol
+
+# What stands for none: as the standard has it, and as servers have been seen to write it.
+_NO_CODINGS = frozenset({b"", b"identity", b"none", b"utf-8"})
+_CODINGS_MAX = 4
+_TEXTS = (b'{"', b"{\n", b"{\r", b"{ ", b"data:", b"event:", b"id: ", b"retry:", b": ", b"<html", b"<!DOC", b"<!doc")
 
 
 class TooLargeError(ValueError):
@@ -17,18 +23,27 @@ class Decoding(Protocol):
 
 
 def decoding_of(coding: bytes | None, *, limit_bytes: int) -> Decoding | None:
-    """The decoding of a Content-Encoding; None where it is none, and ValueError where no decoder is there."""
-    name = (coding or b"").strip().lower().removeprefix(b"x-")
-    if name in (b"", b"identity"):
-        return None
+    """The decoding of a Content-Encoding; None where it is none, and ValueError where no decoder is there.
+
+    Several codings are undone in reverse, since each was applied to what the one before had made (RFC 9110 §8.4).
+    """
+    names = [name.strip().lower().removeprefix(b"x-") for name in (coding or b"").split(b",")]
+    names = [name for name in names if name not in _NO_CODINGS]
+    if len(names) > _CODINGS_MAX:
+        raise ValueError("too many content codings")
+    decodings = [_Labelled(name, limit_bytes) for name in reversed(names)]
+    return _InTurn(decodings) if len(decodings) > 1 else next(iter(decodings), None)
+
+
+def _decoder_of(name: bytes, limit_bytes: int) -> Decoding:
     if name in (b"gzip", b"deflate"):
         return _Zlib(limit_bytes)
     if name == b"br":
-        return _Other(_module("brotli", "brotlicffi").Decompressor(), limit_bytes)
+        return _Other(_module("brotli", "brotlicffi").Decompressor, limit_bytes)
     if name == b"zstd":
         zstd = _module("compression.zstd", "zstandard")
-        made = zstd.ZstdDecompressor()
-        return _Other(made if zstd.__name__ == "compression.zstd" else made.decompressobj(), limit_bytes)
+        is_of_python = zstd.__name__ == "compression.zstd"
+        return _Other(zstd.ZstdDecompressor if is_of_python else zstd.ZstdDecompressor().decompressobj, limit_bytes)
     raise ValueError(f"no decoder for {name!r}")
 
 
@@ -36,6 +51,49 @@ def decoded(body: bytes, coding: bytes | None, *, limit_bytes: int) -> bytes:
     """A whole body. Raises ValueError."""
     decoding = decoding_of(coding, limit_bytes=limit_bytes)
     return body if decoding is None else decoding.decode(body)
+
+
+class _InTurn:
+    """Several codings, the last applied first."""
+
+    def __init__(self, decodings: list[Decoding]) -> None:
+        self._decodings = decodings
+
+    def decode(self, data: bytes) -> bytes:
+        for decoding in self._decodings:
+            data = decoding.decode(data)
+        return data
+
+
+class _Labelled:
+    """One coding as its label says it. Some servers label what is not encoded: such a body is read as it is."""
+
+    def __init__(self, name: bytes, limit_bytes: int) -> None:
+        self._name = name
+        self._limit_bytes = limit_bytes
+        self._begun: bytes | None = b""
+        self._decoder: Decoding | None = None
+
+    def decode(self, data: bytes) -> bytes:
+        if self._begun is not None:
+            self._begun += data
+            if (is_text := _is_text(self._begun)) is None:
+                return b""  # the next piece tells
+            data, self._begun = self._begun, None
+            self._decoder = None if is_text else _decoder_of(self._name, self._limit_bytes)
+        return data if self._decoder is None else self._decoder.decode(data)
+
+
+def _is_text(begun: bytes) -> bool | None:
+    """Whether a body begins as JSON, HTML or an event stream does, which nothing encoded is likely to; None: too short.
+
+    The first byte alone does not tell: bare deflate may begin with any.
+    """
+    text = begun.removeprefix(b"\xef\xbb\xbf").lstrip()
+    known = [start for start in _TEXTS if start.startswith(text[: len(start)])]
+    if any(len(text) >= len(start) for start in known):
+        return True
+    return None if known else False
 
 
 class Undecodable:
@@ -91,11 +149,24 @@ class _Zlib:
 
 
 class _Other:
-    def __init__(self, decoder: Any, limit_bytes: int) -> None:
-        self._decoder = decoder
+    """A coding of another library; a body may hold several frames, one after the other."""
+
+    def __init__(self, make: Callable[[], Any], limit_bytes: int) -> None:
+        self._make = make
+        self._decoder: Any = None
         self._left = limit_bytes
 
     def decode(self, data: bytes) -> bytes:
+        out = []
+        while data:
+            self._decoder = self._decoder or self._make()
+            out.append(self._piece(data))
+            if not getattr(self._decoder, "eof", False):
+                break
+            data, self._decoder = self._decoder.unused_data, None
+        return b"".join(out)
+
+    def _piece(self, data: bytes) -> bytes:
         call = getattr(self._decoder, "decompress", None) or self._decoder.process
         try:
             piece: bytes = call(data)

@@ -48,6 +48,12 @@ def value_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | Non
     return None
 
 
+def list_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """The value of a header that is a list, which may come in several fields (RFC 9110 §5.3)."""
+    values = [value for each, value in headers if each == name]
+    return b", ".join(values) if values else None
+
+
 def trace_context_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str] | None:
     """The caller's place in its trace, if it says one (https://www.w3.org/TR/trace-context/)."""
     found: dict[str, str] = {}
