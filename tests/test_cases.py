@@ -101,7 +101,8 @@ def encoded(coding: str, data: bytes) -> bytes:
 
 def in_pieces(coder: Any) -> bytes:
     """AB compressed as a server does it that sends each event at once."""
-    return b"".join(coder.compress(piece) + coder.flush(zlib.Z_SYNC_FLUSH) for piece in NINES) + coder.flush()
+    pieces = [coder.compress(piece) + coder.flush(zlib.Z_SYNC_FLUSH) for piece in NINES]
+    return b"".join([*pieces, coder.flush()])
 
 
 AB = stream({"role": "assistant", "content": "a"}, {"content": "b"}).partition(b"\r\n\r\n")[2]
@@ -443,8 +444,8 @@ UNREADABLE = {
 async def test_what_cannot_be_decoded_passes_and_is_said(tmp_path: Path, coding: str) -> None:
     data = UNREADABLE[coding]
     async with proxied(tmp_path, closing(encoded(coding, data))) as client:
-        request = {"content": data, "headers": {"Content-Type": "application/json", "Content-Encoding": coding}}
-        async with client.stream("POST", CHAT, **request) as response:
+        headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+        async with client.stream("POST", CHAT, content=data, headers=headers) as response:
             assert b"".join([piece async for piece in response.aiter_raw()]) == data
         async with client.stream("POST", CHAT, json=ASKED, headers={"X-Session-Id": "s"}) as response:
             assert b"".join([piece async for piece in response.aiter_raw()]) == data

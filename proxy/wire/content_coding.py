@@ -31,7 +31,7 @@ def decoding_of(coding: bytes | None, *, limit_bytes: int) -> Decoding | None:
     names = [name for name in names if name not in _NO_CODINGS]
     if len(names) > _CODINGS_MAX:
         raise ValueError("too many content codings")
-    decodings = [_Labelled(name, limit_bytes) for name in reversed(names)]
+    decodings: list[Decoding] = [_Labelled(name, limit_bytes) for name in reversed(names)]
     return _InTurn(decodings) if len(decodings) > 1 else next(iter(decodings), None)
 
 
