@@ -1,51 +1,43 @@
-"""What can be done with a session: rename, delete, export, copy; and a message's text and images by themselves."""
+"""What can be done with a session: rename, delete, export; and a message's text and images by themselves."""
 
-import json
 import re
 from base64 import b64decode
 from functools import partial
-from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
 from proxy.errors import APIError, NotFoundError
 from proxy.history import branches, sessions
-from proxy.history.serializers import openai_message
 from proxy.history.sessions import SessionPatch
 from proxy.maintenance import export_file
 from proxy.maintenance.export import FORMATS, MEDIA_TYPES, Scope
 from proxy.storage import queries
-from proxy.storage.connection import Connection
 from proxy.storage.queries.sessions import Session
 from proxy.web.rendering import clip, number, raw_headers
-from proxy.web.sessions import curl
 from proxy.web.visits import Visit, raw, see_other
 
-JSON = dict[str, Any]
-
 _TITLE_MAX = 500
-_COPIED_CHARACTERS = 1_000_000
 _IMAGE = re.compile(r"data:(image/(?:png|jpeg|gif|webp|avif));base64,")
-_NEXT = {"role": "user", "content": "(your next message)"}
 
 
 def _id(visit: Visit) -> str:
     return str(visit.request.path_params["session_id"])
 
 
-async def _session(visit: Visit) -> Session:
+async def session_of(visit: Visit) -> Session:
+    """The session of the address. Raises NotFoundError; another user's is not there either."""
     return await visit.services.read(partial(branches.find_session, id_=_id(visit), user_id=visit.reach))
 
 
 async def ask_for_title(visit: Visit) -> Response:
     """The form for another title."""
-    return await visit.page("rename.html", session=await _session(visit), problem=None)
+    return await visit.page("rename.html", session=await session_of(visit), problem=None)
 
 
 async def rename(visit: Visit) -> Response:
     """Give the session another title."""
     title = " ".join((await visit.form()).get("title", "").replace("\0", "").split())
-    session = await _session(visit)
+    session = await session_of(visit)
     if not title or len(title) > _TITLE_MAX:
         problem = f"A title has 1 to {_TITLE_MAX} characters."
         return await visit.page("rename.html", status=400, session=session, problem=problem)
@@ -58,7 +50,7 @@ async def rename(visit: Visit) -> Response:
 
 async def ask_to_delete(visit: Visit) -> Response:
     """Ask whether the session is meant, and say what goes with it."""
-    session = await _session(visit)
+    session = await session_of(visit)
     lines = [
         f"“{clip(session.title)}”",
         f"{number(session.message_count)} messages of all its branches and every request and reply recorded of them "
@@ -79,7 +71,7 @@ async def export(visit: Visit) -> Response:
     format_ = next((each for each in FORMATS if each == visit.query.get("format", "jsonl")), None)
     if format_ is None:
         raise APIError(f"The format is one of {', '.join(FORMATS)}.", status=400)
-    session = await _session(visit)
+    session = await session_of(visit)
     scope = Scope(session_id=session.session_id, names_upstreams=visit.visitor.sees_all)
     services = visit.services
     file = await services.exports.written(
@@ -90,51 +82,9 @@ async def export(visit: Visit) -> Response:
     return StreamingResponse(services.exports.pieces(file), media_type=MEDIA_TYPES[format_], headers=headers)
 
 
-async def copy(visit: Visit) -> Response:
-    """The conversation up to a message, to be sent again: as OpenAI's JSON or as a curl command."""
-    is_curl = visit.query.get("as") == "curl"
-    message_id = visit.query.get("m", "")
-    session = await _session(visit)
-    read = partial(_conversation, session=session, message_id=message_id)
-    messages, model = await visit.services.read(read)
-    if messages is not None and is_curl and messages[-1:] and messages[-1]["role"] == "assistant":
-        messages.append(_NEXT)
-    body = {"model": model or "MODEL", "messages": messages}
-    text = "" if messages is None else curl(visit, body) if is_curl else json.dumps(body, indent=2, ensure_ascii=False)
-    return await visit.page(
-        "copy.html",
-        session=session,
-        message_id=message_id,
-        heading="The conversation as a curl command" if is_curl else "The conversation as OpenAI JSON",
-        text=text,
-        problem="It is too long to be copied." if messages is None else None,
-    )
-
-
-def _conversation(connection: Connection, *, session: Session, message_id: str) -> tuple[list[JSON] | None, str | None]:
-    """The messages up to one, as the model was sent them, and the model; no messages where they are too long."""
-    message_no = queries.messages.find_message_no(connection, message_id, session_id=session.session_id)
-    if message_no is None:
-        raise NotFoundError("There is no such message in this session.")
-    path = queries.messages.list_path(connection, message_no)[::-1]
-    messages: list[JSON] = []
-    model, size = None, 0
-    for number_ in branches.as_sent(connection, path):
-        row = queries.messages.get_message(connection, number_)
-        if row is None:
-            continue
-        blobs = queries.messages.list_message_blobs(connection, number_) if row.content_form == "json" else {}
-        size += len(row.content) + len(row.extra or "") + sum(map(len, blobs.values()))
-        if size > _COPIED_CHARACTERS:
-            return None, None
-        messages.append(openai_message(row, blobs))
-        model = row.model or model
-    return messages, model
-
-
 async def message_text(visit: Visit) -> Response:
     """All that a message says, and nothing around it."""
-    session = await _session(visit)
+    session = await session_of(visit)
     read = partial(queries.web.get_message_text, message_id=_message_id(visit), session_id=session.session_id)
     text = await visit.services.read(read)
     if text is None:
@@ -144,7 +94,7 @@ async def message_text(visit: Visit) -> Response:
 
 async def message_image(visit: Visit) -> Response:
     """An image of a message, if it is one that browsers draw and no more than draw."""
-    session = await _session(visit)
+    session = await session_of(visit)
     find = partial(
         queries.web.get_message_blob,
         message_id=_message_id(visit),

@@ -15,13 +15,8 @@ from proxy.storage.connection import Connection
 from proxy.storage.queries.messages import BranchNode
 from proxy.storage.queries.sessions import Session
 from proxy.web.live import LiveReplies
-from proxy.web.messages import (
-    CHARACTERS,
-    EXTRA_CHARACTERS,
-    growing_message,
-    shown_message,
-    why,
-)
+from proxy.web.messages import EXTRA_CHARACTERS, growing_message, shown_message, why
+from proxy.web.parts import CHARACTERS
 from proxy.web.visits import Visit
 from proxy.wire import json_text
 
@@ -183,14 +178,17 @@ def _messages(
     connection: Connection, session: Session, nodes: Sequence[BranchNode], view: View, *, is_first: bool
 ) -> list[JSON]:
     shown = []
+    tools: dict[Any, str] = {}  # names by the id of the call
     for position, node in enumerate(nodes):
         message = _message(connection, session, node, view)
         if message is None:
             continue
         if message["kind"] == "system" and not (is_first and position == 0):
             message["heading"] += ", changed here"
+        message["tool"] = tools.get(message["call_id"]) or message["tool"]
+        tools |= {call["id"]: call["name"] for call in message["calls"] if call["id"]}
         if view.only:
-            message |= {"reasoning": None, "calls": [], "others": ""}
+            message |= {"reasoning": None, "calls": [], "kept": [], "others": "", "form": None}
         shown.append(message)
     return shown
 

@@ -8,14 +8,18 @@ from starlette.responses import Response
 
 from proxy.errors import NotFoundError
 from proxy.history import branches
-from proxy.history.serializers import openai_message
+from proxy.history.dialects import wire_of
 from proxy.storage import queries
 from proxy.storage.connection import Connection
 from proxy.storage.queries.exchanges import ExchangeRow
-from proxy.web.messages import pretty, why
+from proxy.web import as_sent
+from proxy.web.as_sent import Row
+from proxy.web.messages import why
+from proxy.web.parts import pretty, text_of
 from proxy.web.rendering import duration, exact, number
 from proxy.web.visits import Visit
 from proxy.wire import json_text
+from proxy.wire.message import to_openai
 
 JSON = dict[str, Any]
 
@@ -36,12 +40,15 @@ def _read(connection: Connection, *, id_: str, user_id: str | None, names_upstre
     if row is None or user_id not in (None, row.user_id):
         raise NotFoundError("There is no such exchange.")
     parameters, error = _parsed(row.parameters), _parsed(row.error)
-    request, left_out = _newest(connection, _numbers(connection, row))
+    rows, left_out = _newest(connection, _numbers(connection, row))
+    wire = wire_of(row)
+    # Without its beginning a request has no instructions and no system blocks of its own.
+    request = as_sent.request_of(row.endpoint, rows, {"system": 0} if left_out else wire)
     return {
         "x": row,
         "words": _words(row, error),
         "bars": _bars(row),
-        "facts": [fact for fact in _facts(row, names_upstream=names_upstream) if fact[1]],
+        "facts": [fact for fact in _facts(row, wire, names_upstream=names_upstream) if fact[1]],
         "tools": _tools(parameters),
         "error": pretty(error, most=_SHOWN_CHARACTERS) if row.error else "",
         "parameters": pretty(parameters, most=_SHOWN_CHARACTERS),
@@ -65,48 +72,54 @@ def _numbers(connection: Connection, row: ExchangeRow) -> list[int]:
     return branches.as_requested(branches.as_far_as_sent(path, row), row)
 
 
-def _newest(connection: Connection, numbers: Sequence[int]) -> tuple[list[JSON], int]:
+def _newest(connection: Connection, numbers: Sequence[int]) -> tuple[list[Row], int]:
     """The last messages of a request, as many as can be shown, and how many are left out."""
-    messages: list[JSON] = []
+    rows: list[Row] = []
     left = _SHOWN_CHARACTERS
     for message_no in reversed(numbers):
         if left <= 0:
             break
         message, size = _bounded(connection, message_no)
-        messages.append(message)
+        rows.append(message)
         left -= size
-    return messages[::-1], len(numbers) - len(messages)
+    return rows[::-1], len(numbers) - len(rows)
 
 
-def _bounded(connection: Connection, message_no: int) -> tuple[JSON, int]:
-    """A message as it was sent, and its size; of one that is too large only the beginning of its text."""
+def _bounded(connection: Connection, message_no: int) -> tuple[Row, int]:
+    """A message as it was sent, without its images, and its size; only the beginning of one that is too large."""
     row = queries.web.get_message(
         connection, message_no, characters=_SHOWN_CHARACTERS, extra_characters=_SHOWN_CHARACTERS
     )
     if row is None:
-        return {}, 0
+        return ({}, None), 0
     if row["length"] > _SHOWN_CHARACTERS or row["is_extra_left_out"]:
         note = "cut: too large to be shown"
-        return {"role": row["role"], "content": row["content"], "(stellarchat)": note}, _SHOWN_CHARACTERS
-    message: JSON = branches.get_message(connection, message_no, show=lambda stored, _: openai_message(stored, {}))
-    return message, row["length"] + len(row["extra"] or "") + 50
+        return ({"role": row["role"], "content": row["content"], "(stellarchat)": note}, None), _SHOWN_CHARACTERS
+    message = to_openai(**{name: row[name] for name in ("role", "content", "content_form", "extra")}, blobs={})
+    size = row["length"] + len(row["extra"] or "") + len(row["wire"] or "") + 50
+    return (message, json_text.stored_object(row["wire"], "wire") or None), size
 
 
 def _reply(connection: Connection, row: ExchangeRow) -> JSON | None:
     if row.status == "in_progress":
         return None
-    choices = [_choice(connection, message_no) for message_no in queries.messages.list_replies(connection, row)[:64]]
+    numbers = queries.messages.list_replies(connection, row)[:64]
+    said = as_sent.reply_of(
+        row.endpoint,
+        [_bounded(connection, number)[0] for number in numbers],
+        [_choice(connection, number) for number in numbers],
+    )
     envelope = _parsed(row.completion)
     usage = {name: getattr(row, name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
-    own = {"id": row.completion_id, "model": row.model, "choices": choices, "usage": usage}
+    own = {"id": row.completion_id, "model": row.model, **said, "usage": usage}
     return own | (envelope if isinstance(envelope, dict) else {})
 
 
 def _choice(connection: Connection, message_no: int) -> JSON:
-    message, _ = _bounded(connection, message_no)
+    """The keys of a choice beside its message."""
     stored = queries.messages.get_message(connection, message_no)
     choice = _parsed(stored.choice) if stored and len(stored.choice or "") <= _SHOWN_CHARACTERS else None
-    return {"message": message} | (choice if isinstance(choice, dict) else {})
+    return choice if isinstance(choice, dict) else {}
 
 
 def _tools(parameters: Any) -> list[str]:
@@ -120,7 +133,7 @@ def _tools(parameters: Any) -> list[str]:
     return names
 
 
-def _facts(row: ExchangeRow, *, names_upstream: bool) -> list[tuple[str, str]]:
+def _facts(row: ExchangeRow, wire: JSON, *, names_upstream: bool) -> list[tuple[str, str]]:
     cached = f" ({number(row.cached_tokens)} cached)" if row.cached_tokens else ""
     reasoning = f" ({number(row.reasoning_tokens)} reasoning)" if row.reasoning_tokens else ""
     return [
@@ -137,6 +150,7 @@ def _facts(row: ExchangeRow, *, names_upstream: bool) -> list[tuple[str, str]]:
         ("User", row.user_id),
         ("Request id", row.request_id),
         ("Reply id", row.completion_id or ""),
+        ("Goes on from", text_of(wire.get("previous_response_id"))),
         ("Exchange id", row.exchange_id),
     ]
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from proxy.errors import APIError
 from proxy.search.deadline import Deadline
 from proxy.search.query import ORDERS, QUERY_LENGTH_MAX, Found, Query, SearchUnavailableError, search
-from proxy.web.messages import Pieces
+from proxy.web.parts import Pieces
 from proxy.web.visits import Visit
 
 JSON = dict[str, Any]

@@ -17,6 +17,8 @@ from proxy.storage import queries
 from proxy.storage.connection import Connection
 from proxy.web.rendering import ago
 from proxy.web.visits import Visit
+from proxy.wire import anthropic
+from proxy.wire.chat import CHAT
 
 JSON = dict[str, Any]
 
@@ -148,9 +150,11 @@ def _first_chat(visit: Visit) -> str:
     return curl(visit, body)
 
 
-def curl(visit: Visit, body: JSON) -> str:
-    """The command that sends a chat here, fit for a shell whatever is in it."""
-    words = [f"curl {visit.base_url}/chat/completions", "-H 'Content-Type: application/json'"]
+def curl(visit: Visit, body: JSON, *, path: str = CHAT.path) -> str:
+    """The command that sends a request here, fit for a shell whatever is in it. `path` is that of an endpoint."""
+    words = [f"curl {visit.base_url}{path.removeprefix('/v1')}", "-H 'Content-Type: application/json'"]
+    if path == anthropic.PATH:
+        words.append("-H 'anthropic-version: 2023-06-01'")
     if visit.visitor.has_key:
         words.append('-H "Authorization: Bearer $STELLARCHAT_KEY"')
     # ASCII alone: what a terminal would obey is escaped.

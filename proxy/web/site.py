@@ -2,7 +2,7 @@
 
 from starlette.routing import Route
 
-from proxy.web import actions, exchanges, keys, searching, sessions, usage
+from proxy.web import actions, copying, exchanges, keys, searching, sessions, usage
 from proxy.web.assets import get_static
 from proxy.web.conversation import Conversation
 from proxy.web.login import Login, leave
@@ -35,7 +35,7 @@ def site_routes(markdown: MarkdownProcess) -> list[Route]:
         page(f"{session}/rename", get=actions.ask_for_title, post=actions.rename),
         page(f"{session}/delete", get=actions.ask_to_delete, post=actions.delete),
         page(f"{session}/export", get=actions.export),
-        page(f"{session}/copy", get=actions.copy),
+        page(f"{session}/copy", get=copying.copy),
         page(f"{message}/rich", get=Rich(markdown).show),
         page(f"{message}/text", get=actions.message_text),
         page(f"{message}/blob/{{digest}}", get=actions.message_image),

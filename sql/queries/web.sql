@@ -142,6 +142,7 @@ SELECT m.message_no, m.message_id, e.exchange_id, m.role, substr(m.content, 1, C
        length(m.content) AS length, COALESCE(m.content_form, 'text') AS content_form,
        CASE WHEN length(m.extra) <= :extra_characters THEN m.extra END AS extra,
        m.extra IS NOT NULL AND length(m.extra) > :extra_characters AS is_extra_left_out,
+       CASE WHEN length(m.wire) <= :extra_characters THEN m.wire END AS wire,
        m.choice IS NOT NULL AS is_reply, m.model, m.tokens, COALESCE(m.status, 'completed') AS status, m.created_at,
        CASE WHEN m.status IS NOT NULL THEN substr(e.error, 1, 10000) END AS error
 FROM messages AS m

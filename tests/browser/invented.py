@@ -14,6 +14,7 @@ from proxy.storage.usage import add_usage, usage_of
 from proxy.storage.write_batch import write_batch
 from proxy.wire import json_text
 from proxy.wire.chat_reply import Completion
+from proxy.wire.endpoints import endpoint_of
 from tests.stored import assistant, choice, user
 
 Message = dict[str, Any]
@@ -49,6 +50,7 @@ def longest_line(path: str) -> str:
 
 It takes `O(n)` time, and memory for the longest line alone.
 """
+UPSTREAM = "http://gpu-2.example:8000"
 REASONING = """The user wants a one-day plan. A city with a harbour, a tower and canals.
 They walk, so distances matter. Opening hours: the tower closes early.
 I should keep it to four stops, and name an alternative for rain."""
@@ -83,6 +85,7 @@ class Teller:
             reply=whole,
             time_to_first_token_ms=times[0],
             duration_ms=times[1],
+            upstream=UPSTREAM,
         )
         with write_batch(self._connection) as rows:
             exchange_store.finish(rows, asked, done)
@@ -92,13 +95,26 @@ class Teller:
         self, messages: list[Message], *, session_id: str = "", user_id: str = "mara", model: str, **body: Any
     ) -> Exchange:
         """A request."""
-        return Exchange(
-            user_id=user_id,
-            session=SessionRef(session_id, "header") if session_id else SessionRef(uuid7(), "new"),
-            endpoint="/v1/chat/completions",
-            request_id=uuid7(),
-            request={"model": model, "messages": messages, **body},
+        return _asked("/v1/chat/completions", {"model": model, "messages": messages, **body}, session_id, user_id)
+
+    def other(
+        self, endpoint: str, request: Message, reply: Message, *, session_id: str = "", user_id: str = "lena"
+    ) -> str:
+        """Store a request of any endpoint with its reply, both as they were sent; its session."""
+        asked = _asked(endpoint, request, session_id, user_id)
+        whole = endpoint_of(endpoint).reply(asked.asked)
+        whole.take_whole(json_text.dumps(reply).encode())
+        done = Outcome(
+            status="completed",
+            http_status=200,
+            reply=whole,
+            time_to_first_token_ms=310,
+            duration_ms=1900,
+            upstream=UPSTREAM,
         )
+        with write_batch(self._connection) as rows:
+            exchange_store.finish(rows, asked, done)
+        return asked.session.session_id
 
     def begin(self, exchange: Exchange, worker_id: str, *texts: str) -> None:
         """A reply that has streamed so far."""
@@ -108,6 +124,16 @@ class Teller:
                 chunk = {"model": "qwen3-8b", "choices": [{"index": 0, "delta": {"content": text}}]}
                 data = f"data: {json_text.dumps(chunk)}\n\n".encode()
                 exchange_store.append_fragment(rows, exchange_id=exchange.exchange_id, sequence=sequence, data=data)
+
+
+def _asked(endpoint: str, request: Message, session_id: str, user_id: str) -> Exchange:
+    return Exchange(
+        user_id=user_id,
+        session=SessionRef(session_id, "header") if session_id else SessionRef(uuid7(), "new"),
+        endpoint=endpoint,
+        request_id=uuid7(),
+        request=request,
+    )
 
 
 def tell_of_days(connection: SqliteConnection, *, days: int = 30) -> None:
@@ -128,7 +154,10 @@ def tell_of_days(connection: SqliteConnection, *, days: int = 30) -> None:
         listed = connection.execute("SELECT session_no FROM sessions ORDER BY session_no DESC").fetchall()
         for age, (session_no,) in enumerate(listed):
             moment = timestamp(now - 60 * age**5)
-            connection.execute("UPDATE sessions SET updated_at = ? WHERE session_no = ?", (moment, session_no))
+            connection.execute(
+                "UPDATE sessions SET created_at = ?, updated_at = ? WHERE session_no = ?", (moment, moment, session_no)
+            )
+            connection.execute("UPDATE messages SET created_at = ? WHERE session_no = ?", (moment, session_no))
 
 
 def picture() -> str:
@@ -156,6 +185,7 @@ def tell(connection: SqliteConnection) -> dict[str, str]:
     teller = Teller(connection)
     sessions = {"failed": _failed(teller), "cut": _cut(teller), "code": _code(teller)}
     sessions |= {"picture": _picture(teller), "tools": _tools(teller), "long": _long(teller)}
+    sessions |= {"responses": _responses(teller), "anthropic": _anthropic(teller), "completion": _completion(teller)}
     sessions["trip"] = _trip(teller)
     return sessions
 
@@ -206,6 +236,97 @@ def _tools(teller: Teller) -> str:
     turns = [asked, assistant(None, tool_calls=[call]), told]
     reply = choice("Yes: about 4 mm of rain, and it will be windy. A jacket with a hood is better than an umbrella.")
     return teller.chat(turns, reply, session_id=session, tools=tools)
+
+
+def _responses(teller: Teller) -> str:
+    """A Responses chat: thought, a shell call, its output, and an answer with a citation."""
+    thought = {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "Count the files."}]}
+    thought |= {"encrypted_content": "gAAAAAB0" * 24}
+    call = {"type": "function_call", "id": "fc_1", "call_id": "call_ls", "name": "shell"}
+    call |= {"arguments": '{"command":["ls","-1","docs"]}', "status": "completed"}
+    patch = {"type": "custom_tool_call", "id": "ctc_1", "call_id": "call_patch", "name": "apply_patch"}
+    patch |= {"input": "*** Begin Patch\n*** Update File: docs/index.md\n-old\n+new\n*** End Patch"}
+    told = [
+        {"type": "function_call_output", "call_id": "call_ls", "output": "index.md\nkeys.md\nusage.md"},
+        {"type": "custom_tool_call_output", "call_id": "call_patch", "output": "Done."},
+    ]
+    asked: list[Message] = [
+        {"role": "user", "content": [{"type": "input_text", "text": "How many pages has the manual?"}]}
+    ]
+    tools = [{"type": "function", "name": "shell", "parameters": {"type": "object"}}]
+    request = {"model": "coder-14b", "instructions": "You work in a folder of documents.", "tools": tools}
+    searched = {
+        "type": "web_search_call",
+        "id": "ws_1",
+        "status": "completed",
+        "action": {"type": "search", "query": "manual"},
+    }
+    first = {"id": "resp_1", "object": "response", "status": "completed", "model": "coder-14b", "created_at": 1}
+    first |= {"output": [thought, call, patch, searched], "usage": {"input_tokens": 90, "output_tokens": 40}}
+    session = teller.other("/v1/responses", {**request, "input": asked}, first)
+    note = {"type": "url_citation", "url": "https://manual.example/", "title": "The manual", "start_index": 0}
+    text = {"type": "output_text", "text": "The manual has **three** pages.", "annotations": [note]}
+    said = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [text]}
+    second = {**first, "id": "resp_2", "output": [said]}
+    turns = [*asked, thought, call, patch, searched, *told]
+    return teller.other("/v1/responses", {**request, "input": turns}, second, session_id=session)
+
+
+def _anthropic(teller: Teller) -> str:
+    """A Messages chat: an image, signed thinking, two calls at once, a failed tool, and an answer."""
+    source = {"type": "base64", "media_type": "image/png", "data": picture().partition(",")[2]}
+    asked: Message = {"role": "user", "content": [{"type": "image", "source": source}]}
+    asked["content"].append({"type": "text", "text": "Where could this hill be, and how warm is it there?"})
+    said: Message = {
+        "role": "assistant",
+        "content": [
+            {
+                "type": "thinking",
+                "thinking": "A green hill. I can look for places like it.",
+                "signature": "c2lnbmVk" * 8,
+            },
+            {"type": "redacted_thinking", "data": "cmVkYWN0ZWQ="},
+            {"type": "text", "text": "Let me look."},
+            {"type": "tool_use", "id": "toolu_1", "name": "find_place", "input": {"looks_like": "green hill"}},
+            {"type": "tool_use", "id": "toolu_2", "name": "weather", "input": {"of": ["today", "tomorrow"]}},
+        ],
+    }
+    results: Message = {
+        "role": "user",
+        "content": [
+            {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "Many places."}]},
+            {"type": "tool_result", "tool_use_id": "toolu_2", "content": "no such town", "is_error": True},
+        ],
+    }
+    request: Message = {"model": "claude-like", "max_tokens": 800, "system": [{"type": "text", "text": "Be brief."}]}
+    request["tools"] = [{"name": "find_place", "input_schema": {"type": "object"}}]
+    usage = {"input_tokens": 300, "cache_read_input_tokens": 120, "output_tokens": 60}
+    reply = {
+        "id": "msg_1",
+        "type": "message",
+        **said,
+        "model": "claude-like",
+        "stop_reason": "tool_use",
+        "usage": usage,
+    }
+    session = teller.other("/v1/messages", {**request, "messages": [asked]}, reply)
+    end = {
+        "content": [{"type": "text", "text": "I cannot tell: there are many such hills."}],
+        "stop_reason": "end_turn",
+    }
+    turns = [asked, said, results]
+    return teller.other("/v1/messages", {**request, "messages": turns}, {**reply, **end}, session_id=session)
+
+
+def _completion(teller: Teller) -> str:
+    choices = [{"index": 0, "text": " upon a time.", "finish_reason": "length"}]
+    reply = {
+        "id": "cmpl-1",
+        "model": "qwen3-8b",
+        "choices": choices,
+        "usage": {"prompt_tokens": 1, "completion_tokens": 4},
+    }
+    return teller.other("/v1/completions", {"model": "qwen3-8b", "prompt": "Once", "max_tokens": 4}, reply)
 
 
 def _long(teller: Teller) -> str:

@@ -14,7 +14,7 @@ from tests.browser.invented import tell, tell_growing, tell_of_days
 from tests.serving import REPOSITORY, running_proxy, settings_for
 from tests.stored import opened, worker
 
-WIDE, NARROW = {"width": 1100, "height": 760}, {"width": 360, "height": 720}
+WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 360, "height": 720}
 
 
 async def take_all(folder: Path, *, everything: bool) -> None:
@@ -60,6 +60,9 @@ def _pages(sessions: dict[str, str]) -> dict[str, str]:
         "tools": f"/ui/s/{sessions['tools']}",
         "picture": f"/ui/s/{sessions['picture']}",
         "code": f"/ui/s/{sessions['code']}",
+        "responses": f"/ui/s/{sessions['responses']}",
+        "anthropic": f"/ui/s/{sessions['anthropic']}",
+        "completion": f"/ui/s/{sessions['completion']}",
         "failed": f"/ui/s/{sessions['failed']}",
         "cut": f"/ui/s/{sessions['cut']}",
         "long": f"/ui/s/{sessions['long']}",
