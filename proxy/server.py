@@ -20,6 +20,8 @@ from uvicorn.supervisors import Multiprocess
 
 from proxy import settings
 from proxy.app import create_app
+from proxy.downstream import draining
+from proxy.downstream.draining import Worker
 from proxy.downstream.httptools_protocol import LimitedProtocol
 from proxy.settings import ConfigurationError, Settings
 from proxy.telemetry import logs
@@ -121,7 +123,9 @@ def serve(loaded: Settings, listener: socket.socket, *, announce: Callable[[], N
         timeout_worker_healthcheck=30,
     )
     if loaded.workers == 1:
+        replies = draining.CutReplies()
         _Server(config, announce).run(sockets=[listener])
+        draining.say_cut(replies.count)
     else:
         _Workers(config, listener, announce).run()
 
@@ -132,14 +136,6 @@ def _leave_with_supervisor() -> None:
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _say_draining(count: int | None, grace_seconds: int | None) -> None:
-    """Written past the buffers: a signal may come while one of them is being written to."""
-    waiting = "open replies get" if count is None else f"{count} open {'reply gets' if count == 1 else 'replies get'}"
-    text = f"Draining: {waiting} up to {grace_seconds} s to end; a second signal leaves at once.\n"
-    with suppress(OSError):
-        os.write(sys.stderr.fileno(), text.encode())
 
 
 class _Server(uvicorn.Server):
@@ -156,7 +152,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             os._exit(1)  # what is unsaved is saved by the next start, as after a crash
-        _say_draining(len(self.server_state.tasks), self.config.timeout_graceful_shutdown)
+        draining.say_draining(len(self.server_state.tasks), self.config.timeout_graceful_shutdown)
         self.should_exit = True
 
     @contextmanager
@@ -171,6 +167,7 @@ class _Workers(Multiprocess):
     """uvicorn's supervisor, with the same manners."""
 
     def __init__(self, config: uvicorn.Config, listener: socket.socket, announce: Callable[[], None]) -> None:
+        draining.use_workers()
         super().__init__(config, [listener])
         self._announce = announce
         for sig in (signal.SIGINT, signal.SIGTERM):
@@ -187,12 +184,23 @@ class _Workers(Multiprocess):
             if process.pid is not None:
                 os.kill(process.pid, signal.SIGHUP)
 
+    def terminate_all(self) -> None:
+        # Here, not in the signal's handler: the supervisor may be talking to a worker when a signal comes.
+        draining.say_draining(
+            sum(each.open_replies() for each in self.processes if isinstance(each, Worker)),
+            self.config.timeout_graceful_shutdown,
+        )
+        super().terminate_all()
+
+    def join_all(self) -> None:
+        super().join_all()
+        draining.say_cut(sum(each.cut for each in self.processes if isinstance(each, Worker)))
+
     def _leave(self, sig: int, _frame: FrameType | None) -> None:
         if self.should_exit.is_set():
             for process in self.processes:
                 process.process.kill()
             os._exit(1)
-        _say_draining(None, self.config.timeout_graceful_shutdown)
         self.should_exit.set()
         for listener in self.sockets:
             listener.close()  # while it is open here, callers wait in its backlog

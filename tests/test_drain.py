@@ -72,6 +72,11 @@ async def test_what_does_not_end_in_time_is_closed_and_saved(
             await other.read_until(b"Hel")
             assert await asyncio.to_thread(server.stop) == 0
             assert b"[DONE]" not in caller.received
+    output = "\n".join(server.output)
+    assert "Draining: 2 open replies get up to 1 s to end" in output
+    assert output.count("the drain is over: 2 open replies were cut") == 1
+    assert "Traceback" not in output
+    assert "uvicorn" not in output
     assert replies(tmp_path) == [("Hel", "incomplete")] * 2
     assert left_files(tmp_path) == []
 
