@@ -9,8 +9,7 @@ from starlette.routing import Route
 from proxy.errors import json_response
 from proxy.routes.parameters import caller_of
 from proxy.services import Services, State
-
-_MODELS_SHOWN = 100
+from proxy.upstream.overview import counts, overview
 
 
 async def get_health(_request: Request[State]) -> Response:
@@ -38,21 +37,8 @@ async def get_ready(request: Request[State]) -> Response:
 
 def _upstreams(services: Services, *, names: bool) -> dict[str, Any]:
     """How many are in use and how many are not; for an admin also each one's address, and why it is not in use."""
-    known = services.upstreams.all
-    up = sum(upstream.health.is_in for upstream in known)
-    counts: dict[str, Any] = {"up": up, "down": len(known) - up}
-    if names:
-        counts["list"] = [
-            {
-                "url": upstream.name,
-                "is_up": upstream.health.is_in,
-                "reason": upstream.health.reason,
-                "open_requests": upstream.open_count,
-                "models": None if upstream.models is None else sorted(upstream.models)[:_MODELS_SHOWN],
-            }
-            for upstream in known
-        ]
-    return counts
+    known = services.upstreams
+    return {**counts(known), "list": overview(known)} if names else {**counts(known)}
 
 
 routes = [Route("/health", get_health), Route("/ready", get_ready)]

@@ -15,7 +15,9 @@ from proxy.demo.call import MODEL
 from proxy.errors import APIError
 from proxy.storage import queries
 from proxy.storage.connection import Connection
+from proxy.upstream.overview import ask_for_models
 from proxy.web.rendering import ago
+from proxy.web.visitors import LIVE_HEADER
 from proxy.web.visits import Visit
 from proxy.wire import anthropic
 from proxy.wire.chat import CHAT
@@ -26,6 +28,7 @@ _PAGE = 50
 _LOOKED_AT_MAX = 2000  # sessions, where a filter leaves most of them out; the next page goes on from there
 _EXCHANGES = 20  # of each session, for its models and its state
 _MODELS_SHOWN = 3
+_ASKED_SECONDS = 1.0  # upstream, for a model's name
 _LAST = ("9999-12-31", "")  # a number alone would be compared as one: the columns are DATETIME
 
 
@@ -61,6 +64,8 @@ async def list_sessions(visit: Visit) -> Response:
     filters, after = _filters(visit), _cursor(visit.query.get("after", ""))
     found = await visit.services.read(partial(_find, user_id=visit.user_id, filters=filters, after=after))
     settings = visit.services.settings
+    is_first_visit = found.is_first_visit and "user" not in visit.query
+    model = await _any_model(visit) if is_first_visit else None
     return await visit.page(
         "sessions.html",
         sessions=found.sessions,
@@ -68,8 +73,9 @@ async def list_sessions(visit: Visit) -> Response:
         more=found.after and _address(visit, after="~".join(found.after)),
         newest=after and _address(visit),
         live=None if after else _address(visit),
-        is_first_visit=found.is_first_visit,
-        first_chat=_first_chat(visit) if found.is_first_visit else "",
+        is_first_visit=is_first_visit,
+        first_chat=_first_chat(visit, model or "MODEL") if is_first_visit else "",
+        model=model,
         base_url=visit.base_url,
         demo=settings.demo,
         needs_key=visit.visitor.has_key,
@@ -143,9 +149,18 @@ def _session(connection: Connection, row: JSON) -> JSON:
     return session | {"version": blake2b(shown.encode(), digest_size=8).hexdigest()}
 
 
-def _first_chat(visit: Visit) -> str:
-    """A command that sends a chat here. Of a real engine only its own list knows the models."""
-    model = MODEL if visit.services.settings.demo else "MODEL"
+async def _any_model(visit: Visit) -> str | None:
+    """A model that can be asked; None where no upstream says one."""
+    if visit.services.settings.demo:
+        return MODEL
+    upstreams = visit.services.upstreams
+    if LIVE_HEADER not in visit.request.headers:
+        await ask_for_models(upstreams, seconds=_ASKED_SECONDS)
+    return next((sorted(each.models)[0] for each in upstreams.all if each.models), None)
+
+
+def _first_chat(visit: Visit, model: str) -> str:
+    """A command that sends a chat here."""
     body = {"model": model, "messages": [{"role": "user", "content": "Hello! What can you do?"}]}
     return curl(visit, body)
 

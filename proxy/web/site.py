@@ -2,7 +2,7 @@
 
 from starlette.routing import Route
 
-from proxy.web import actions, copying, exchanges, keys, searching, sessions, usage
+from proxy.web import actions, copying, exchanges, keys, searching, sessions, upstreams, usage
 from proxy.web.assets import get_static
 from proxy.web.conversation import Conversation
 from proxy.web.login import Login, leave
@@ -27,6 +27,7 @@ def site_routes(markdown: MarkdownProcess) -> list[Route]:
         page("/ui", get=sessions.list_sessions),
         page("/ui/search", get=searching.search_messages),
         page("/ui/usage", get=usage.show_usage),
+        page("/ui/upstreams", get=upstreams.show_upstreams),
         page("/ui/keys", get=keys.list_keys, post=keys.make_key),
         page("/ui/keys/{key_id}/revoke", get=keys.ask_to_revoke, post=keys.revoke),
         page("/ui/x/{exchange_id}", get=exchanges.show_exchange),

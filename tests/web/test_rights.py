@@ -260,7 +260,7 @@ async def test_link_from_another_site_finds_the_login(house: Site) -> None:
 
 async def test_every_page_has_a_row(house: Site) -> None:
     asked = [path.split("?")[0] for path, *_ in (*PAGES, *ACTIONS)]
-    known = {"/", "/ui/login", "/ui/logout", "/ui/static/{name}", "/ui/{path:path}"}
+    known = {"/", "/ui/login", "/ui/logout", "/ui/upstreams", "/ui/static/{name}", "/ui/{path:path}"}
     paths = {route.path for route in route_table(Settings(), MarkdownProcess()) if route.path.startswith("/ui")} - known
     names = {"{session_id}": "{s}", "{exchange_id}": "{x}", "{key_id}": "{key}"}
     for path in paths:
