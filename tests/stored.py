@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from proxy.ids import timestamp, uuid7
+from proxy.maintenance import check
+from proxy.maintenance.check import OF_FILES, Problem
 from proxy.recording.spill import spill_path
 from proxy.storage import exchange_store
 from proxy.storage.connection import Connection
 from proxy.storage.exchange import Exchange, Outcome, SessionRef, Status
-from proxy.storage.sqlite import connect, prepare
 from proxy.storage.sqlite_connection import SqliteConnection, translated_errors
 from proxy.storage.write_batch import write_batch
 from proxy.wire import json_text
 from proxy.wire.chat_reply import Completion
+from tests.engines import connected
 
 IMAGE = "data:image/png;base64," + "iVBORw0KGgo" * 400
 
@@ -23,9 +25,19 @@ IMAGE = "data:image/png;base64," + "iVBORw0KGgo" * 400
 @contextmanager
 def opened(path: Path) -> Iterator[SqliteConnection]:
     """The database, made and migrated where needed."""
-    with closing(connect(path)) as connection:
-        prepare(connection)
+    with closing(connected(path)) as connection:
         yield connection
+
+
+def problems_of(path: Path, *, state_path: Path | None = None) -> list[Problem]:
+    """What `check` finds in the database of a path."""
+    with closing(connected(path)) as connection:
+        if isinstance(connection, SqliteConnection):
+            steps = check.steps(path, state_path=state_path)
+        else:
+            every = check.steps(path, state_path=state_path, living=check.living_anywhere)
+            steps = [step for step in every if step[0] not in OF_FILES]
+        return [problem for _, find in steps for problem in find(connection)]
 
 
 @translated_errors()

@@ -185,9 +185,9 @@ class _Reader:
     def _take_session(self, row: Row) -> bool:
         if row["user_id"] not in self._users:
             raise RowError("its user is not in the file")
-        is_new = queries.imports.import_session(self._connection, _without(row, "leaf_id"))
+        active = int(row["is_active"])
+        is_new = queries.imports.import_session(self._connection, _without(row, "leaf_id") | {"is_active": active})
         if is_new:
-            active = int(row["is_active"])
             queries.users.count_sessions(self._connection, row["user_id"], sessions=1, active=active)
         session = queries.sessions.get_session(self._connection, row["session_id"])
         assert session is not None

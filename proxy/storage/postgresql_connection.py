@@ -23,7 +23,7 @@ from proxy.storage.errors import (
     StorageUnknownError,
 )
 from proxy.storage.postgresql_errors import storage_error, translated_errors
-from proxy.storage.postgresql_sql import for_many_rows, statement
+from proxy.storage.postgresql_sql import SEQUENCES, for_many_rows, statement
 
 _NOTHING: Mapping[str, Any] = {}
 _BEGIN = "BEGIN; SELECT pg_advisory_xact_lock(1400136552)"  # any number of our own
@@ -31,13 +31,6 @@ _BEGIN = "BEGIN; SELECT pg_advisory_xact_lock(1400136552)"  # any number of our 
 _ROWS_MAX = 256
 # Rows that are asked for at once of a long list.
 _FETCHED = 500
-
-# Numbers that are given out by us have to be known to the sequences.
-_SEQUENCES = {
-    "insert_session": ("session_no", "SELECT setval('sessions_session_no_seq', $1)"),
-    "insert_message": ("message_no", "SELECT setval('messages_message_no_seq', $1)"),
-    "insert_exchange": ("exchange_no", "SELECT setval('exchanges_exchange_no_seq', $1)"),
-}
 
 
 class PostgresqlConnection:
@@ -89,7 +82,7 @@ class PostgresqlConnection:
         """Run a change; how many rows it changed."""
         with translated_errors():
             changed = self._named(name, parameters).rowcount
-        if name in _SEQUENCES:
+        if name in SEQUENCES:
             self._move_sequence(name, [parameters])
         return changed
 
@@ -99,7 +92,7 @@ class PostgresqlConnection:
         for start in range(0, len(rows), _ROWS_MAX):
             some = [{each: row[each] for each in names} for row in rows[start : start + _ROWS_MAX]]
             self._pending.append((text, [postgresql_types.rows_as_json(some)]))
-        if rows and name in _SEQUENCES:
+        if rows and name in SEQUENCES:
             self._move_sequence(name, rows)
 
     def numbers(self) -> Numbers:
@@ -231,8 +224,11 @@ class PostgresqlConnection:
             self._execute(text, values)
 
     def _move_sequence(self, name: str, rows: Sequence[Parameters]) -> None:
-        column, text = _SEQUENCES[name]
-        self._pending.append((text, [max(row[column] for row in rows)]))
+        """Numbers that are given out by us have to be known to the sequences."""
+        column, sequence = SEQUENCES[name]
+        given = [row[column] for row in rows if row[column] is not None]
+        if given:
+            self._pending.append((f"SELECT setval('{sequence}', $1)", [max(given)]))
 
     def _take_notice(self, notice: psycopg.errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":

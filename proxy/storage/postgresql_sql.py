@@ -31,6 +31,12 @@ _NUMBERS = frozenset(
     }
 )
 _BYTES = frozenset({"chain_hash", "data"})
+# What gives a row its number, where it is not given out by us.
+SEQUENCES = {
+    "insert_session": ("session_no", "sessions_session_no_seq"),
+    "insert_message": ("message_no", "messages_message_no_seq"),
+    "insert_exchange": ("exchange_no", "exchanges_exchange_no_seq"),
+}
 
 POSTGRESQL_QUERIES = QUERIES | load_queries(SQL / "postgresql" / "queries")
 
@@ -56,11 +62,15 @@ def for_many_rows(name: str) -> Statement:
     text = re.sub(r"--[^\n]*", "", POSTGRESQL_QUERIES[name]).strip().rstrip(";")
     before, row, after = re.split(r"VALUES (\(.*?\))", text, maxsplit=1, flags=re.DOTALL)
     names = tuple(re.findall(r":(\w+)", row))
-    listed = ", ".join(f"{_value(each)} AS column{position}" for position, each in enumerate(names, start=1))
+    numbers = dict([SEQUENCES[name]]) if name in SEQUENCES else {}
+    values = (_value(each, numbers.get(each)) for each in names)
+    listed = ", ".join(f"{value} AS column{position}" for position, value in enumerate(values, start=1))
     typed = ", ".join(f"{each} {'BIGINT' if each in _NUMBERS else 'TEXT'}" for each in names)
     rows = f"SELECT {listed} FROM json_to_recordset($1::json) AS given ({typed})"  # noqa: S608 - names of our own
     return Statement(before + rows + after, names)
 
 
-def _value(name: str) -> str:
+def _value(name: str, sequence: str | None) -> str:
+    if sequence is not None:
+        return f"COALESCE(given.{name}, nextval('{sequence}'))"
     return f"decode(given.{name}, 'hex')" if name in _BYTES else f"given.{name}"

@@ -14,7 +14,7 @@ INSERT INTO sessions (session_id, user_id, external_id, title, is_active, metada
 SELECT :session_id, :user_id,
        CASE WHEN EXISTS (SELECT 1 FROM sessions WHERE user_id = :user_id AND external_id = :external_id) THEN NULL
             ELSE :external_id END,
-       :title, :is_active, :metadata, :created_at, :updated_at
+       :title, :is_active <> 0, :metadata, :created_at, :updated_at
 WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = :session_id);
 
 -- name: import_blob

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import json
 import re
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -17,24 +16,23 @@ from click.testing import CliRunner, Result
 
 from proxy.access.keys import PREFIX, NewKey, create_key
 from proxy.cli import cli
-from proxy.storage import sqlite
+from tests.engines import connected, environment_of, on_both_engines, rows_of
 from tests.fake_upstream import fake_upstream
 from tests.serving import REPOSITORY, running_proxy, server_process, settings_for
+
+pytestmark = on_both_engines
 
 MODELS = "/v1/models"
 
 
 def make_key(folder: Path, **grant: object) -> str:
     """A new key in the database of `settings_for(folder)`."""
-    with closing(sqlite.connect(folder / "stellarchat.db")) as connection:
-        sqlite.prepare(connection)
-        with connection.transaction():
-            return create_key(connection, NewKey(**{"user_id": "ann", **grant}))[0]  # type: ignore[arg-type]
+    with closing(connected(folder / "stellarchat.db")) as connection, connection.transaction():
+        return create_key(connection, NewKey(**{"user_id": "ann", **grant}))[0]  # type: ignore[arg-type]
 
 
 def rows(folder: Path, query: str, *parameters: object) -> list[tuple[object, ...]]:
-    with closing(sqlite3.connect(folder / "stellarchat.db")) as connection, connection:
-        return connection.execute(query, parameters).fetchall()
+    return rows_of(folder / "stellarchat.db", query, parameters)
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -50,7 +48,8 @@ async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float = 15
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'stellarchat.db'}")
+    for name, value in environment_of(tmp_path / "stellarchat.db").items():
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: CliRunner().invoke(cli, ["keys", *arguments])
 

@@ -1,7 +1,6 @@
 """Sessions as conversations, with the OpenAI SDK."""
 
 import json
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,12 @@ from openai import AsyncOpenAI
 from openai.types.conversations import Conversation, ConversationDeletedResource, ConversationItem, ConversationItemList
 from pydantic import TypeAdapter
 
+from tests.engines import on_both_engines, rows_of
 from tests.fake_upstream import FakeUpstream, chat_chunk, chat_completion, event, fake_upstream, sse, whole_json
 from tests.history.test_stored_completions import is_counted_right
 from tests.serving import running_proxy, settings_for
+
+pytestmark = on_both_engines
 
 ROUTE = "/v1/conversations"
 CHAT = "/v1/chat/completions"
@@ -362,9 +364,7 @@ async def test_parts_of_a_reply_are_deleted_one_by_one(
             each["id"] for each in (listed[0], *listed[position:])
         ]
         assert is_counted_right(tmp_path)
-    connection = sqlite3.connect(tmp_path / "stellarchat.db")
-    assert "see" not in str(connection.execute("SELECT content, extra FROM messages").fetchall())
-    connection.close()
+    assert "see" not in str(rows_of(tmp_path / "stellarchat.db", "SELECT content, extra FROM messages"))
 
 
 async def test_old_function_call_is_an_item(http: httpx.AsyncClient, upstream: FakeUpstream) -> None:

@@ -1,7 +1,6 @@
 """Stored chat completions, read back with the OpenAI SDK from what was recorded."""
 
 import json
-import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ from openai.types.chat import ChatCompletion, ChatCompletionDeleted, ChatComplet
 from pydantic import BaseModel, ValidationError
 
 from proxy.ids import uuid7
-from proxy.storage import exchange_store, sqlite
+from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
 from proxy.wire.sse import Event
 from tests.chats import Chats
+from tests.engines import connected, on_both_engines, rows_of
 from tests.fake_upstream import (
     FakeUpstream,
     chat_chunk,
@@ -31,6 +31,9 @@ from tests.fake_upstream import (
     whole_json,
 )
 from tests.serving import running_proxy, settings_for
+from tests.stored import problems_of
+
+pytestmark = on_both_engines
 
 ROUTE = "/v1/chat/completions"
 HELLO = {"role": "user", "content": "hello"}
@@ -85,11 +88,7 @@ def wrong_in(model: type[BaseModel], value: Any) -> list[str]:
 
 
 def rows(folder: Path, query: str, *parameters: object) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(folder / "stellarchat.db")
-    try:
-        return connection.execute(query, parameters).fetchall()
-    finally:
-        connection.close()
+    return rows_of(folder / "stellarchat.db", query, parameters)
 
 
 def is_counted_right(folder: Path) -> bool:
@@ -104,13 +103,12 @@ def is_counted_right(folder: Path) -> bool:
            OR (leaf_no IS NOT NULL AND leaf_no NOT IN (SELECT message_no FROM messages AS m
                                                        WHERE m.session_id = s.session_id))
         """,
-    ) and not rows(folder, "PRAGMA foreign_key_check")
+    ) and not problems_of(folder / "stellarchat.db")
 
 
 def store_many(folder: Path, count: int, *, user_id: str = "default_user", **request: Any) -> str:
     """Exchanges of one session, without a server; its id."""
-    connection = sqlite.connect(folder / "stellarchat.db")
-    sqlite.prepare(connection)
+    connection = connected(folder / "stellarchat.db")
     session_id = uuid7()
     with write_batch(connection) as rows:
         for number in range(count):

@@ -8,21 +8,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from proxy.cli import cli
-from proxy.maintenance import check
-from proxy.maintenance.check import Problem
 from proxy.recording.spill import Spill, spill_path
 from proxy.storage import exchange_store
 from proxy.storage.write_batch import write_batch
-from tests.stored import fill, opened, say
+from tests.engines import environment_of, name_of, on_both_engines, on_sqlite_file
+from tests.stored import fill, opened, problems_of, say
 
-
-def problems_of(path: Path) -> list[Problem]:
-    with opened(path) as connection:
-        return [problem for _, find in check.steps(path) for problem in find(connection)]
+pytestmark = on_both_engines
 
 
 def run(path: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(cli, list(arguments), env={"DATABASE_URL": f"sqlite:///{path}"})
+    return CliRunner().invoke(cli, list(arguments), env=environment_of(path))
 
 
 @pytest.fixture
@@ -38,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 def test_a_database_with_everything_in_it_is_whole(path: Path) -> None:
     assert problems_of(path) == []
     result = run(path, "check")
-    assert (result.exit_code, result.output) == (0, f"{path}: nothing is wrong\n")
+    assert (result.exit_code, result.output) == (0, f"{name_of(path)}: nothing is wrong\n")
 
 
 @pytest.mark.parametrize(
@@ -53,25 +49,43 @@ def test_a_database_with_everything_in_it_is_whole(path: Path) -> None:
         ("UPDATE exchanges SET leaf_no = 9999", "misplaced_exchanges"),
         ("INSERT INTO blobs VALUES ('x', 'y')", "stray_blobs"),
         (
-            "INSERT INTO exchange_fragments SELECT NULL, exchange_no, 0, x'' FROM exchanges LIMIT 1",
+            "INSERT INTO exchange_fragments (exchange_no, sequence, data) "
+            "SELECT exchange_no, 9, '' FROM exchanges LIMIT 1",
             "stray_fragments",
         ),
-        ("PRAGMA foreign_keys = OFF; UPDATE messages SET session_id = 'none'", "links"),
         ("UPDATE exchanges SET status = 'in_progress', worker_id = 'dead'", "unfinished"),
-        ("PRAGMA user_version = 9999", "schema"),
-        ("PRAGMA writable_schema = ON; UPDATE sqlite_schema SET rootpage = 3 WHERE name = 'blobs'", "file"),
     ),
 )
 def test_what_is_wrong_is_found(path: Path, change: str, kind: str) -> None:
     with opened(path) as connection:
+        connection.execute(change)
+    assert kind in _kinds(path)
+
+
+@on_sqlite_file
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    (
+        ("PRAGMA foreign_keys = OFF; UPDATE messages SET session_id = 'none'", "links"),
+        ("PRAGMA user_version = 9999", "schema"),
+        ("PRAGMA writable_schema = ON; UPDATE sqlite_schema SET rootpage = 3 WHERE name = 'blobs'", "file"),
+    ),
+)
+def test_what_is_wrong_with_a_file_is_found(path: Path, change: str, kind: str) -> None:
+    with opened(path) as connection:
         for statement in change.split(";"):
             connection.execute(statement)
+    assert kind in _kinds(path)
+
+
+def _kinds(path: Path) -> set[str]:
     result = run(path, "check", "--json")
     report: dict[str, Any] = json.loads(result.output)
     assert result.exit_code == 1
-    assert kind in {problem["kind"] for problem in report["problems"]}
+    return {problem["kind"] for problem in report["problems"]}
 
 
+@on_sqlite_file
 def test_what_a_living_process_streams_is_no_orphan(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     with opened(path) as connection:
@@ -86,6 +100,7 @@ def test_what_a_living_process_streams_is_no_orphan(tmp_path: Path) -> None:
         spill.close()
 
 
+@on_sqlite_file
 def test_a_damaged_file_is_found(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     with opened(path) as connection:
@@ -100,12 +115,14 @@ def test_a_damaged_file_is_found(tmp_path: Path) -> None:
     assert "the file is damaged" in result.output
 
 
+@on_sqlite_file
 def test_no_database_is_one_line(tmp_path: Path) -> None:
     result = run(tmp_path / "none.db", "check")
     assert result.exit_code == 2
     assert "there is no database" in result.output
 
 
+@on_sqlite_file
 @pytest.mark.parametrize("command", ("export", "stats", "check"))
 def test_a_file_of_before_the_first_release_is_refused_in_words(path: Path, command: str) -> None:
     with opened(path) as connection:

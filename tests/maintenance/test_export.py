@@ -9,11 +9,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from proxy.cli import cli
-from proxy.maintenance import check, export, imports
+from proxy.maintenance import export, imports
 from proxy.maintenance.export import Format, Scope
 from proxy.settings import ConfigurationError
+from tests.engines import environment_of, name_of, on_both_engines
 from tests.serving import running_proxy, settings_for
-from tests.stored import chat, choice, exchange, fill, opened, outcome, say, user
+from tests.stored import chat, choice, exchange, fill, opened, outcome, problems_of, say, user
+
+pytestmark = on_both_engines
 
 
 def exported(path: Path, *, format_: Format = "jsonl", scope: Scope | None = None) -> str:
@@ -27,7 +30,7 @@ def loaded(path: Path, text: str) -> imports.Imported:
 
 
 def run(path: Path, *arguments: str, input_: bytes = b"") -> Result:
-    return CliRunner().invoke(cli, list(arguments), env={"DATABASE_URL": f"sqlite:///{path}"}, input=input_)
+    return CliRunner().invoke(cli, list(arguments), env=environment_of(path), input=input_)
 
 
 @pytest.fixture
@@ -46,7 +49,9 @@ def test_an_export_read_into_an_empty_database_is_exported_again_byte_for_byte(p
     assert imported.messages == text.count('"kind":"message"') > 15
     kinds = {json.loads(line)["kind"] for line in text.splitlines()}
     assert kinds == {"stellarchat", "user", "blob", "session", "message", "exchange"}
-    assert run(other, "check", "--json").output == run(path, "check", "--json").output.replace(str(path), str(other))
+    assert run(other, "check", "--json").output == run(path, "check", "--json").output.replace(
+        name_of(path), name_of(other)
+    )
 
 
 def test_the_commands_do_the_same_by_file_and_by_pipe(path: Path, tmp_path: Path) -> None:
@@ -195,9 +200,7 @@ def test_a_wrong_line_is_named_and_left_out_and_reaches_nobody_else(
     assert all(len(reason) < 300 and reason.startswith("line ") for reason in imported.refused)
     assert exported(other, scope=Scope(user_id="bob-of-the-database")) == of_bob
     assert imported.sessions >= 1
-    with opened(other) as connection:
-        rows = [problem for _, find in check.steps(other) for problem in find(connection)]
-    assert [problem for problem in rows if problem.kind not in ("stray_blobs", "unfinished")] == []
+    assert [problem for problem in problems_of(other) if problem.kind not in ("stray_blobs", "unfinished")] == []
 
 
 def test_the_command_names_what_it_left_out_and_asks_before_it_adds(path: Path, tmp_path: Path) -> None:
@@ -211,7 +214,7 @@ def test_the_command_names_what_it_left_out_and_asks_before_it_adds(path: Path, 
     again = run(other, "import", input_=text.encode())
     assert again.exit_code == 2
     assert "--yes" in again.output
-    backup = run(tmp_path / "third.db", "import", input_=path.read_bytes())
+    backup = run(tmp_path / "third.db", "import", input_=b"SQLite format 3\0" + bytes(4096))
     assert backup.exit_code == 2
     assert "stellarchat restore" in backup.output
     assert len(backup.output) < 300
@@ -259,14 +262,14 @@ def test_one_session_by_its_clients_id_or_none(path: Path) -> None:
 
 async def test_the_route_serves_one_session_in_each_format(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
-    with opened(settings.database_path) as connection:
+    with opened(tmp_path / "stellarchat.db") as connection:
         session_id = say(connection, "hello there")
         say(connection, "not this one")
     async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url) as client:
         path = f"/v1/sessions/{session_id}/export"
         whole = await client.get(path)
         scope = Scope(session_id=session_id)
-        assert whole.text == exported(settings.database_path, scope=scope)
+        assert whole.text == exported(tmp_path / "stellarchat.db", scope=scope)
         assert whole.headers["content-type"] == "application/x-ndjson"
         for format_ in ("openai", "markdown"):
             answer = await client.get(path, params={"format": format_})

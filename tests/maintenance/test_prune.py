@@ -14,21 +14,23 @@ from click.testing import CliRunner, Result
 
 from proxy.cli import cli
 from proxy.ids import timestamp
-from proxy.maintenance import background_jobs, backup, check, prune
+from proxy.maintenance import background_jobs, backup, prune
 from proxy.storage.sqlite import connect
+from tests.engines import environment_of, on_both_engines, on_sqlite_file
 from tests.serving import running_proxy, settings_for
-from tests.stored import assistant, chat, choice, exchange, fill, opened, outcome, say, user
+from tests.stored import assistant, chat, choice, exchange, fill, opened, outcome, problems_of, say, user
+
+pytestmark = on_both_engines
 
 OLD = "2020-01-01T00:00:00.000Z"
 
 
 def run(path: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(cli, list(arguments), env={"DATABASE_URL": f"sqlite:///{path}"})
+    return CliRunner().invoke(cli, list(arguments), env=environment_of(path))
 
 
 def problems(path: Path) -> list[str]:
-    with closing(connect(path)) as connection:
-        return [problem.kind for _, find in check.steps(path) for problem in find(connection)]
+    return [problem.kind for problem in problems_of(path)]
 
 
 def test_what_is_old_goes_and_what_is_not_stays(tmp_path: Path) -> None:
@@ -36,7 +38,7 @@ def test_what_is_old_goes_and_what_is_not_stays(tmp_path: Path) -> None:
     with opened(path) as connection:
         fill(connection)
         archived = say(connection, "archived")
-        connection.execute("UPDATE sessions SET is_active = 0 WHERE session_id = ?", [archived])
+        connection.execute("UPDATE sessions SET is_active = FALSE WHERE session_id = ?", [archived])
         connection.execute("UPDATE sessions SET updated_at = ?", [OLD])
         kept = say(connection, "new")
         dry = json.loads(run(path, "prune", "--older-than", "90d", "--dry-run", "--json").output)
@@ -77,6 +79,7 @@ def test_a_transaction_deletes_no_more_rows_than_it_may_and_leaves_the_database_
         assert rows() == 0
 
 
+@on_sqlite_file
 def test_the_space_goes_back(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     with opened(path) as connection:
@@ -120,6 +123,7 @@ def test_a_wrong_age_is_refused(tmp_path: Path, age: str) -> None:
     assert "90d" in result.output
 
 
+@on_sqlite_file
 async def test_a_server_keeps_to_its_retention_and_makes_backups_and_fills_the_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
