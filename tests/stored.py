@@ -151,7 +151,9 @@ def _claim_and_post(connection: SqliteConnection) -> None:
         open_exchange = exchange([user("and now")], user_id="bo")
         exchange_store.begin(rows, open_exchange, worker_id="gone")
         data = b'data: {"choices":[{"index":0,"delta":{"content":"so f"}}]}\n\n'
-        exchange_store.append_fragment(rows, exchange_id=open_exchange.exchange_id, sequence=0, data=data)
+        exchange_store.append_fragment(
+            rows, open_exchange.origin, exchange_id=open_exchange.exchange_id, sequence=0, data=data
+        )
 
 
 def _image() -> dict[str, Any]:

@@ -8,10 +8,11 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -262,22 +263,21 @@ class Overflow:
             self.forget_copies()  # they may be stored: only their lines may be tried, which are looked up first
 
     async def _keep_refused(self) -> None:
-        while self._refused:
-            refused, exc, path = self._refused[0], self._refused[0].reason, self._dead_letters_path
-            self.unsaved["refused"] += 1
-            try:
-                await self._thread.run(partial(_keep, path, refused))
-            except Exception as failure:  # one that cannot even be spelled out must not stop the others
-                logger.critical("a write that the database refused is lost: %s", failure, exc_info=exc)
-                saved = False
-            else:
-                # Its traceback is logged once: a caller who is refused again and again must not fill the log.
-                shown = exc if self.unsaved["refused"] == 1 else None
-                logger.error("the database refused a write (%s); it is kept in %s", exc, path, exc_info=shown)
-                saved = True
-            self._refused.popleft()
-            if refused.done is not None and not refused.done.done():
-                refused.done.set_result(saved)
+        path = self._dead_letters_path
+        while batch := list(islice(self._refused, _SPILLED_AT_ONCE)):
+            failures = await self._thread.run(partial(_keep, path, batch))
+            for refused, failure in zip(batch, failures, strict=True):
+                self._refused.popleft()
+                self.unsaved["refused"] += 1
+                exc = refused.reason
+                if failure is None:
+                    # Its traceback is logged once: a caller who is refused again and again must not fill the log.
+                    shown = exc if self.unsaved["refused"] == 1 else None
+                    logger.error("the database refused a write (%s); it is kept in %s", exc, path, exc_info=shown)
+                else:
+                    logger.critical("a write that the database refused is lost: %s", failure, exc_info=exc)
+                if refused.done is not None and not refused.done.done():
+                    refused.done.set_result(failure is None)
 
     def _cannot_spill(self, exc: BaseException) -> None:
         reason = (exc.strerror if isinstance(exc, OSError) else None) or "it does not answer"
@@ -332,5 +332,18 @@ def _append_lines(spill: Spill, batch: Iterable[Write[Any]]) -> tuple[list[bytes
     return lines, spill.end
 
 
-def _keep(path: Path, refused: _Refused) -> None:
-    dead_letters.append(path, [(refused.line(), f"{type(refused.reason).__name__}: {refused.reason}")])
+def _keep(path: Path, batch: Sequence[_Refused]) -> list[Exception | None]:
+    """Add them to the dead-letter file with one sync: for each, why it could not be kept."""
+    lines: list[tuple[bytes, str]] = []
+    failures: list[Exception | None] = []
+    for refused in batch:
+        try:
+            lines.append((refused.line(), dead_letters.reason_of(refused.reason)))
+            failures.append(None)
+        except Exception as exc:  # noqa: BLE001 - one that cannot be spelled out must not stop the others
+            failures.append(exc)
+    try:
+        dead_letters.append(path, lines)
+    except OSError as exc:
+        return [failure or exc for failure in failures]
+    return failures

@@ -81,7 +81,10 @@ class OpenExchange:
 
     @property
     def takes_fragments(self) -> bool:
-        """Whether its exchange has a row, that pieces of the reply can refer to, or will have one before they come."""
+        """Whether its exchange has a row, that pieces of the reply can refer to, or will have one before they come.
+
+        Where the row is refused, so are the pieces: they are kept beside it.
+        """
         return self.is_begun and (self._long is None or self._long.is_done)
 
     def place(self, session: SessionRef) -> None:
@@ -138,6 +141,7 @@ class Recorder:
         self.failures = RecentFailures()
         self.observe: Callable[[Exchange, Outcome], None] | None = None  # told of every exchange that has ended
         self._state_dir = settings.state_path
+        self._dead_letters_path = dead_letter_path(database.path, self._state_dir)
         self._retry_refused_at = 0.0
         self._spill = Spill(
             spill_path(database.path, self.worker_id, folder=self._state_dir),
@@ -147,7 +151,7 @@ class Recorder:
             database,
             self._spill,
             replay=spill_codec.replay,
-            dead_letters_path=dead_letter_path(database.path, self._state_dir),
+            dead_letters_path=self._dead_letters_path,
             queue_limit=settings.queue_limit,
             queue_limit_bytes=settings.queue_limit_bytes,
             commit_timeout_seconds=settings.commit_timeout_seconds,
@@ -169,8 +173,8 @@ class Recorder:
             await self._database.keep_alive(self.worker_id)
             await self._database.write(boot_clock.adopt)
             await self._recover()
-        except (StorageError, MovedError) as exc:
-            if not is_trouble(exc):
+        except (StorageError, MovedError, OSError) as exc:
+            if isinstance(exc, StorageError) and not is_trouble(exc):
                 raise
             logger.error("what processes that are gone have left cannot be stored yet: %s", exc)
         await self.writer.start()
@@ -228,6 +232,7 @@ class Recorder:
                 work,
                 spilled=lambda: spill_codec.finish_line(exchange, outcome),
                 size=size,
+                about=exchange.exchange_id,
             )
         except QueueFullError:
             self.writer.unsaved["queue_full"] += 1
@@ -295,6 +300,7 @@ class Recorder:
             live.in_slices(lambda rows: exchange_store.begin(rows, exchange, worker_id=worker_id)),
             spilled=lambda: spill_codec.begin_line(exchange, worker_id=worker_id),
             size=live.size,
+            about=exchange.exchange_id,
         )
         live.is_begun = True
 
@@ -302,11 +308,13 @@ class Recorder:
         data = live.unwritten()
         if not data or not self.writer.has_room(len(data)):
             return
-        exchange_id, sequence = live.exchange.exchange_id, live.sequence
+        origin, exchange_id, sequence = live.exchange.origin, live.exchange.exchange_id, live.sequence
+        piece = {"exchange_id": exchange_id, "sequence": sequence, "data": data}
         self.writer.submit(
-            lambda rows: exchange_store.append_fragment(rows, exchange_id=exchange_id, sequence=sequence, data=data),
-            spilled=lambda: spill_codec.fragment_line(exchange_id=exchange_id, sequence=sequence, data=data),
+            lambda rows: exchange_store.append_fragment(rows, origin, **piece),
+            spilled=lambda: spill_codec.fragment_line(origin, **piece),
             size=len(data),
+            about=exchange_id,
         )
         live.has_written(data)
 
@@ -365,6 +373,9 @@ class Recorder:
             spilled, interrupted = await self._database.write(
                 self._database.files.guard(lambda connection: self._store_abandoned(connection, left, worker_id))
             )
+        except BlockingIOError:  # another process tries again what was refused: its chats can only be ended afterwards
+            left.close(remove=False)
+            return
         except BaseException:
             left.close(remove=False)
             raise
@@ -383,28 +394,31 @@ class Recorder:
             refused = replay_lines(connection, lines, spill_codec.replay)
             self._keep_refused(refused)
             spilled += len(lines) - len(refused)
+        # Pieces of a reply whose beginning was refused are among these: once the chat has ended they come too late.
+        self._retry_in_database(connection)
         with write_batch(connection) as rows:
             return spilled, exchange_store.recover(rows, worker_id)
 
     async def _retry_refused(self) -> int:
         """Try again what the database has refused; how many writes it takes now."""
-        path = dead_letter_path(self._database.path, self._state_dir)
-        if not path.exists() and not path.with_name(path.name + "-again").exists():
+        if not dead_letters.exist(self._dead_letters_path):
             return 0
+        return await self._database.write(self._database.files.guard(self._retry_in_database))
 
-        def retry(connection: Connection) -> tuple[int, int]:
-            return dead_letters.retry(path, lambda lines: replay_lines(connection, lines, spill_codec.replay))
-
-        stored, left = await self._database.write(self._database.files.guard(retry))
+    def _retry_in_database(self, connection: Connection) -> int:
+        path = self._dead_letters_path
+        stored, left = dead_letters.retry(path, lambda lines: replay_lines(connection, lines, spill_codec.replay))
         if stored:
             logger.warning("%d writes that the database had refused are stored now, %d are not", stored, left)
+            with write_batch(connection) as rows:  # the end of a chat may have been among them, after its pieces
+                _delete_strays(rows)
         return stored
 
     def _keep_refused(self, refused: list[tuple[bytes, BaseException]]) -> None:
         if not refused:
             return
-        path = dead_letter_path(self._database.path, self._state_dir)
-        dead_letters.append(path, [(line, f"{type(exc).__name__}: {exc}") for line, exc in refused])
+        path = self._dead_letters_path
+        dead_letters.append(path, [(line, dead_letters.reason_of(exc)) for line, exc in refused])
         self.writer.unsaved["refused"] += len(refused)
         for _, exc in refused:
             logger.error("a spilled write was refused by the database; it is kept in %s", path, exc_info=exc)

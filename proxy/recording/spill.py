@@ -35,7 +35,7 @@ class Spill:
         data = b"".join(line + b"\n" for line in lines) + b"\0"
         _write_all(self._file, data, self._end)
         os.fsync(self._file)
-        if not _is_at(self._file, self.path):
+        if not is_at(self._file, self.path):
             self._make_again(self._end + len(data))
         self._end += len(data) - 1
         self.count += len(lines)
@@ -81,7 +81,7 @@ class Spill:
 
     def keep(self) -> None:
         """Make the file again where somebody has removed it: others would take this process for gone."""
-        if not _is_at(self._file, self.path):
+        if not is_at(self._file, self.path):
             self._make_again(self._end)
 
     def _make_again(self, length: int) -> None:
@@ -114,7 +114,7 @@ def _own(path: Path) -> int:
     while True:
         file = _open(path)
         fcntl.flock(file, fcntl.LOCK_EX)
-        if _is_at(file, path):
+        if is_at(file, path):
             sync_folder(path.parent)
             return file
         os.close(file)
@@ -131,7 +131,8 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def _is_at(file: int, path: Path) -> bool:
+def is_at(file: int, path: Path) -> bool:
+    """Whether an open file still has this name."""
     try:
         return os.path.samestat(os.fstat(file), os.stat(path))
     except FileNotFoundError:
@@ -179,7 +180,7 @@ class OrphanedSpill:
         except BaseException:
             os.close(self._file)
             raise
-        if not _is_at(self._file, path):
+        if not is_at(self._file, path):
             os.close(self._file)
             raise BlockingIOError
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from proxy.ids import timestamp
 from proxy.storage import exchange_store
-from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.exchange import Exchange, Origin, Outcome, SessionRef
 from proxy.storage.long_request import long_request
 from proxy.storage.write_batch import UNFINISHED, WriteBatch
 from proxy.wire import json_text
@@ -23,9 +24,17 @@ def begin_line(exchange: Exchange, *, worker_id: str) -> bytes:
     return _line(kind="begin", exchange=_exchange(exchange), worker_id=worker_id)
 
 
-def fragment_line(*, exchange_id: str, sequence: int, data: bytes) -> bytes:
+def fragment_line(origin: Origin, *, exchange_id: str, sequence: int, data: bytes) -> bytes:
     """Stands for `exchange_store.append_fragment`."""
-    return _line(kind="fragment", exchange_id=exchange_id, sequence=sequence, data=b64encode(data).decode())
+    return _line(
+        kind="fragment",
+        exchange_id=exchange_id,
+        user_id=origin.user_id,
+        session_id=origin.session_id,
+        asked_at=origin.asked_at,
+        sequence=sequence,
+        data=b64encode(data).decode(),
+    )
 
 
 def delete_fragments_line(exchange_ids: Sequence[str]) -> bytes:
@@ -66,12 +75,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
 def _work_of(entry: dict[str, Any]) -> Callable[[WriteBatch], Any]:
     kind = entry.get("kind")
     if kind == "fragment":
-        return partial(
-            exchange_store.append_fragment,
-            exchange_id=entry["exchange_id"],
-            sequence=entry["sequence"],
-            data=b64decode(entry["data"]),
-        )
+        return partial(_append, entry=entry, data=b64decode(entry["data"]))
     if kind == "delete_fragments":
         return partial(exchange_store.delete_fragments, exchange_ids=entry["exchange_ids"])
     exchange = _to_exchange(entry["exchange"])
@@ -90,14 +94,22 @@ def _in_slices(exchange: Exchange, work: Callable[[WriteBatch], Any]) -> Callabl
     return lambda rows: work(rows) if long.is_stored(rows) else UNFINISHED
 
 
+def _append(rows: WriteBatch, *, entry: dict[str, Any], data: bytes) -> None:
+    exchange_id, asked_at = entry["exchange_id"], entry.get("asked_at")
+    if asked_at is None and not exchange_store.has_row(rows, exchange_id):
+        return  # a line of an older program does not say whether its chat was deleted
+    origin = Origin(entry.get("user_id", ""), entry.get("session_id", ""), asked_at or timestamp())
+    exchange_store.append_fragment(rows, origin, exchange_id=exchange_id, sequence=entry["sequence"], data=data)
+
+
 def _begin(rows: WriteBatch, *, exchange: Exchange, worker_id: str | None) -> Any:
-    if not exchange_store.has_row(rows, exchange):
+    if not exchange_store.has_row(rows, exchange.exchange_id):
         return exchange_store.begin(rows, exchange, worker_id=worker_id)
     return None
 
 
 def _finish(rows: WriteBatch, *, exchange: Exchange, outcome: Outcome) -> Any:
-    if exchange_store.has_row(rows, exchange):
+    if exchange_store.has_row(rows, exchange.exchange_id):
         return exchange_store.finish_begun(rows, exchange, outcome)
     return exchange_store.finish(rows, exchange, outcome)
 

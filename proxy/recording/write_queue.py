@@ -29,6 +29,7 @@ class Write(Generic[T]):
     due_at: float | None = None  # when it was first seen to be due for the spill
     is_spilled: bool = False  # its line is on the spill file, synced
     is_withdrawn: bool = False  # its caller was told that it failed: it is not tried any more
+    about: str | None = None  # the exchange it belongs to, of which there are several writes
     is_doubtful: bool = False  # it may be stored: only its line, which is looked up first, may be tried again
 
 

@@ -39,7 +39,7 @@ _RETRY_SECONDS = 0.5
 _STALLED_SECONDS = 1.0  # how long closing waits for a disk that has not answered before
 # How often an idle writer looks whether the database's files are still there.
 _LOOK_SECONDS = 1.0
-# So many writes refused one after another mean that something is wrong with the database, not with them.
+# So many exchanges refused one after another mean that something is wrong with the database, not with them.
 _REFUSED_IN_A_ROW = 3
 
 
@@ -76,7 +76,7 @@ class Writer:
         self._spilling: asyncio.Task[None] | None = None
         self._started_at: float | None = None  # of what the database is doing now
         self._refused_since: float | None = None
-        self._refused_in_a_row = 0
+        self._refused_in_a_row: set[object] = set()
         self._has_recovered = False
         self._retry_at = 0.0
         self._error: str | None = None
@@ -137,12 +137,13 @@ class Writer:
         *,
         size: int = 0,
         spilled: Callable[[], bytes] | None = None,
+        about: str | None = None,
     ) -> asyncio.Future[T]:
-        """Queue a change. Raises QueueFullError; the future raises what `work` raises, or
-        UnavailableError if the database refuses. For a write that can be spilled it says whether it is on disk."""
+        """Queue a change. Raises QueueFullError; the future raises what `work` raises, or UnavailableError if the
+        database refuses. For a write that can be spilled it says whether it is on disk. `about`: its exchange."""
         if self._is_closed:
             raise QueueFullError
-        write = Write(work, asyncio.get_running_loop().create_future(), size, spilled)
+        write = Write(work, asyncio.get_running_loop().create_future(), size, spilled, about=about)
         self._queue.append(write)
         self._wanted.set()
         self.overflow.came()
@@ -237,7 +238,7 @@ class Writer:
     async def _write_batch(self) -> None:
         batch = self._queue.take(_BATCH_LIMIT)
         if not batch:
-            if self._refused_in_a_row < _REFUSED_IN_A_ROW:
+            if not self._refuses_all:
                 self._accept()
             await self._wait_for_writes()
             return
@@ -251,23 +252,24 @@ class Writer:
         for write, result in pairs:
             if result is not UNFINISHED:
                 self._settle(write, result)
-        if self._refused_in_a_row < _REFUSED_IN_A_ROW:
+        if not self._refuses_all:
             self._accept()
         if len(batch) > 1 and not self._is_closing:
             await asyncio.sleep(_GROUP_SECONDS)
 
     def _settle(self, write: Write[Any], result: Any) -> None:
         if write.line is not None and isinstance(result, BaseException):
-            self._refused_in_a_row += 1
-            if self._refused_in_a_row == _REFUSED_IN_A_ROW:
+            if not self._refuses_all:
+                self._refused_in_a_row.add(write.about or write)
+            if self._refuses_all and self._error is None:
                 self._error = f"the database refuses what is written: {result}"
             self.overflow.refuse(write, result)
             return
         if write.line is not None and result is False:
             self.unsaved["deleted"] += 1  # while it was streaming or waiting
         if result:
-            self._has_recovered |= self._refused_in_a_row >= _REFUSED_IN_A_ROW
-            self._refused_in_a_row = 0
+            self._has_recovered |= self._refuses_all
+            self._refused_in_a_row.clear()
         if write.done.done():
             return
         if isinstance(result, BaseException):
@@ -298,6 +300,10 @@ class Writer:
 
     def _is_stalled(self, seconds: float) -> bool:
         return self._started_at is not None and time.monotonic() - self._started_at > seconds
+
+    @property
+    def _refuses_all(self) -> bool:
+        return len(self._refused_in_a_row) >= _REFUSED_IN_A_ROW
 
     @property
     def _is_refusing(self) -> bool:

@@ -21,6 +21,15 @@ class SessionRef:
     external_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose chat it is and when it was asked, which tells whether it was deleted afterwards."""
+
+    user_id: str
+    session_id: str
+    asked_at: str
+
+
 @dataclass(slots=True, kw_only=True)
 class Exchange:
     """What is known of an exchange before its reply. `request` is the body as the caller sent it, parsed;
@@ -46,6 +55,11 @@ class Exchange:
     def __post_init__(self) -> None:
         self.asked = endpoint_of(self.endpoint).request(self.request)
         self.messages = self.asked.messages
+
+    @property
+    def origin(self) -> Origin:
+        """What deletions are compared with."""
+        return Origin(self.user_id, self.session.session_id, self.asked_at or self.created_at)
 
     @property
     def chained(self) -> list[dict[str, Any]]:

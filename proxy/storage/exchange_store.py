@@ -12,7 +12,7 @@ from typing import Any
 from proxy.ids import timestamp
 from proxy.storage import message_tree, placement, queries, removal, tombstones
 from proxy.storage.connection import Connection
-from proxy.storage.exchange import Exchange, Outcome
+from proxy.storage.exchange import Exchange, Origin, Outcome
 from proxy.storage.exchange_columns import IN_PROGRESS, outcome_columns, request_columns
 from proxy.storage.queries.exchanges import Unfinished
 from proxy.storage.queries.messages import StitchCandidate
@@ -36,7 +36,7 @@ _BEGINNING = 8
 
 def begin(rows: WriteBatch, exchange: Exchange, *, worker_id: str | None) -> bool | None:
     """Store the request of an exchange whose reply is still coming. None where it was deleted meanwhile."""
-    if was_deleted(rows, exchange):
+    if was_deleted(rows, exchange.origin):
         return None
     stored = _store_request(rows, exchange)
     rows.add_exchange({**stored.columns, **IN_PROGRESS, "worker_id": worker_id})
@@ -44,9 +44,13 @@ def begin(rows: WriteBatch, exchange: Exchange, *, worker_id: str | None) -> boo
     return True
 
 
-def append_fragment(rows: WriteBatch, *, exchange_id: str, sequence: int, data: bytes) -> None:
-    """Store what a reply in progress has streamed since the last time."""
-    rows.add_fragment(exchange_id=exchange_id, sequence=sequence, data=data)
+def append_fragment(rows: WriteBatch, origin: Origin, *, exchange_id: str, sequence: int, data: bytes) -> None:
+    """Store what a reply in progress has streamed since the last time, unless its chat was deleted meanwhile.
+
+    Raises StorageError when the rows are flushed, where the beginning of its exchange was refused.
+    """
+    if not was_deleted(rows, origin):
+        rows.add_fragment(exchange_id=exchange_id, sequence=sequence, data=data)
 
 
 def delete_fragments(rows: WriteBatch, exchange_ids: Iterable[str]) -> None:
@@ -56,7 +60,7 @@ def delete_fragments(rows: WriteBatch, exchange_ids: Iterable[str]) -> None:
 
 def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
     """Store an exchange that was not begun and has ended. False where it was deleted meanwhile."""
-    if was_deleted(rows, exchange):
+    if was_deleted(rows, exchange.origin):
         return False
     if _is_empty_and_refused(rows, exchange, outcome):
         return True
@@ -82,7 +86,7 @@ def finish_begun(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool
         _end(rows, begun, outcome)
     elif queries.exchanges.reopen_recovered(rows.connection, exchange.exchange_id):
         _end_anew(rows, exchange.exchange_id, outcome)
-    elif not has_row(rows, exchange):
+    elif not has_row(rows, exchange.exchange_id):
         return finish(rows, exchange, outcome)
     return True
 
@@ -207,22 +211,18 @@ def find_named(connection: Connection, exchange: Exchange) -> str | None:
     )
 
 
-def was_deleted(rows: WriteBatch, exchange: Exchange) -> bool:
-    """Whether its user or session was deleted after the request had come, or in the same millisecond."""
-    asked_at = exchange.asked_at or exchange.created_at
-    if rows.newest_deletion < asked_at:
+def was_deleted(rows: WriteBatch, origin: Origin) -> bool:
+    """Whether a chat's user or session was deleted after the request had come, or in the same millisecond."""
+    if rows.newest_deletion < origin.asked_at:
         return False  # nearly always
     return tombstones.was_deleted(
-        rows.connection,
-        user_id=exchange.user_id,
-        session_id=exchange.session.session_id,
-        asked_at=asked_at,
+        rows.connection, user_id=origin.user_id, session_id=origin.session_id, asked_at=origin.asked_at
     )
 
 
-def has_row(rows: WriteBatch, exchange: Exchange) -> bool:
-    """Whether it is stored, begun or ended."""
-    return queries.exchanges.find_exchange_no(rows.about(exchange.exchange_id), exchange.exchange_id) is not None
+def has_row(rows: WriteBatch, exchange_id: str) -> bool:
+    """Whether an exchange is stored, begun or ended."""
+    return queries.exchanges.find_exchange_no(rows.about(exchange_id), exchange_id) is not None
 
 
 def _is_empty_and_refused(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:

@@ -38,24 +38,25 @@ class LongRequest:
         self._hashes: list[bytes] = []
         self._count = 0  # messages above `_last_no`, itself included
         self._last_no: int | None = None
-        self.is_done = False  # the work that waited for it was done as well
+        self.is_done = False  # the work that waited for it was done as well, or refused
 
     def before(self, work: Callable[[WriteBatch], T]) -> Callable[[WriteBatch], T | object]:
         """The work, done when the messages are stored: to be called until it does not return UNFINISHED."""
 
         def run(rows: WriteBatch) -> T | object:
-            if not self.is_stored(rows):
-                return UNFINISHED
-            result = work(rows)
-            self.is_done = True
-            return result
+            is_over = True
+            try:
+                is_over = self.is_stored(rows)
+                return work(rows) if is_over else UNFINISHED
+            finally:
+                self.is_done = is_over
 
         return run
 
     def is_stored(self, rows: WriteBatch) -> bool:
         """Store some more, and say whether all are."""
         exchange = self._exchange
-        if exchange_store.was_deleted(rows, exchange) or exchange_store.has_row(rows, exchange):
+        if exchange_store.was_deleted(rows, exchange.origin) or exchange_store.has_row(rows, exchange.exchange_id):
             return True  # which the work will find, too: its spilled line may have been stored meanwhile
         if not self._is_hashed(rows):
             return False

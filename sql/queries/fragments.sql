@@ -1,11 +1,12 @@
 -- name: insert_fragment
--- Nothing happens where the exchange has ended, or was deleted, or the piece is there already: it may be replayed.
+-- Nothing happens where the exchange has ended, or the piece is there already: it may be replayed. Where there is no
+-- exchange, NOT NULL refuses the piece: it goes where the beginning of its exchange has gone.
 INSERT INTO exchange_fragments (exchange_no, sequence, data)
 SELECT e.exchange_no, column2, column3
 FROM (VALUES (:exchange_id, :sequence, :data)) AS fragment
-CROSS JOIN exchanges AS e
-WHERE e.exchange_id = column1
-  AND e.status = 'in_progress'
+LEFT JOIN exchanges AS e ON e.exchange_id = column1
+WHERE e.exchange_id IS NULL
+   OR e.status = 'in_progress'
 ON CONFLICT DO NOTHING;
 
 -- name: list_fragments

@@ -123,7 +123,9 @@ class Teller:
             for sequence, text in enumerate(texts):
                 chunk = {"model": "qwen3-8b", "choices": [{"index": 0, "delta": {"content": text}}]}
                 data = f"data: {json_text.dumps(chunk)}\n\n".encode()
-                exchange_store.append_fragment(rows, exchange_id=exchange.exchange_id, sequence=sequence, data=data)
+                exchange_store.append_fragment(
+                    rows, exchange.origin, exchange_id=exchange.exchange_id, sequence=sequence, data=data
+                )
 
 
 def _asked(endpoint: str, request: Message, session_id: str, user_id: str) -> Exchange:

@@ -88,7 +88,9 @@ async def test_reply_grows_while_its_page_is_open_and_new_messages_follow(tmp_pa
             for sequence, word in enumerate(("one ", "two ", "three")):
                 data = f'data: {{"choices":[{{"index":0,"delta":{{"content":"{word}"}}}}]}}\n\n'.encode()
                 with write_batch(connection) as rows:
-                    exchange_store.append_fragment(rows, exchange_id=asked.exchange_id, sequence=sequence, data=data)
+                    exchange_store.append_fragment(
+                        rows, asked.origin, exchange_id=asked.exchange_id, sequence=sequence, data=data
+                    )
                 await page.get_by_text(
                     "one two three"[: len("one two three".split(word.strip())[0] + word)].strip()
                 ).wait_for()

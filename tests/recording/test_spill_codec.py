@@ -81,7 +81,9 @@ def test_lines_replayed_twice_store_once(connection: SqliteConnection) -> None:
     exchange = exchange_of()
     lines = [
         spill_codec.begin_line(exchange, worker_id="w"),
-        spill_codec.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=b"\x00\xff\ndata"),
+        spill_codec.fragment_line(
+            exchange.origin, exchange_id=exchange.exchange_id, sequence=0, data=b"\x00\xff\ndata"
+        ),
         spill_codec.finish_line(exchange, OUTCOMES[0]),
         spill_codec.delete_fragments_line([exchange.exchange_id]),
     ]
@@ -126,6 +128,8 @@ def test_a_fragment_comes_back_byte_for_byte(connection: SqliteConnection) -> No
     exchange = exchange_of()
     with write_batch(connection) as rows:
         spill_codec.replay(spill_codec.begin_line(exchange, worker_id="w"))(rows)
-        line = spill_codec.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=bytes(range(256)))
+        line = spill_codec.fragment_line(
+            exchange.origin, exchange_id=exchange.exchange_id, sequence=0, data=bytes(range(256))
+        )
         spill_codec.replay(line)(rows)
     assert connection.execute("SELECT data FROM exchange_fragments").fetchall() == [(bytes(range(256)),)]

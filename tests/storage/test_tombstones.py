@@ -94,7 +94,9 @@ def test_what_followed_a_spilled_beginning_is_dropped_with_it(chats: Chats) -> N
     exchange = asked_at(BEFORE)
     for line in (
         spill_codec.begin_line(exchange, worker_id="w"),
-        spill_codec.fragment_line(exchange_id=exchange.exchange_id, sequence=0, data=b"data: secret\n\n"),
+        spill_codec.fragment_line(
+            exchange.origin, exchange_id=exchange.exchange_id, sequence=0, data=b"data: secret\n\n"
+        ),
         spill_codec.finish_line(exchange, Outcome(status="completed")),
     ):
         with write_batch(chats.connection) as rows_:

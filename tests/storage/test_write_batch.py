@@ -68,7 +68,9 @@ def test_an_exchange_begun_continued_and_ended_in_one_transaction_is_whole(conne
     asked = exchange([user("q")])
     with write_batch(connection) as rows:
         exchange_store.begin(rows, asked, worker_id="w")
-        exchange_store.append_fragment(rows, exchange_id=asked.exchange_id, sequence=0, data=b"data: x\n\n")
+        exchange_store.append_fragment(
+            rows, asked.origin, exchange_id=asked.exchange_id, sequence=0, data=b"data: x\n\n"
+        )
         exchange_store.finish_begun(rows, asked, outcome(choice("a")))
         exchange_store.finish_begun(rows, asked, outcome(choice("again")))
     assert texts(connection) == ["q", "a"]
@@ -84,7 +86,7 @@ def test_only_ended_exchanges_lose_their_pieces(connection: SqliteConnection) ->
         for each in (ended, going):
             exchange_store.begin(rows, each, worker_id="w")
             exchange_store.append_fragment(
-                rows, exchange_id=each.exchange_id, sequence=0, data=each.exchange_id.encode()
+                rows, each.origin, exchange_id=each.exchange_id, sequence=0, data=each.exchange_id.encode()
             )
         exchange_store.finish_begun(rows, ended, outcome(choice("a")))
         exchange_store.delete_fragments(rows, [ended.exchange_id, going.exchange_id])

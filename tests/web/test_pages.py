@@ -88,7 +88,9 @@ async def test_reply_that_grows_is_shown_and_then_followed_to_its_end(tmp_path: 
             for sequence, word in enumerate(("one ", "two ", "three")):
                 data = f'data: {{"choices":[{{"index":0,"delta":{{"content":"{word}"}}}}]}}\n\n'.encode()
                 with write_batch(connection) as rows:
-                    exchange_store.append_fragment(rows, exchange_id=asked.exchange_id, sequence=sequence, data=data)
+                    exchange_store.append_fragment(
+                        rows, asked.origin, exchange_id=asked.exchange_id, sequence=sequence, data=data
+                    )
                 assert word in (await http.get(live)).text
             growing = await http.get(f"/ui/s/{session_id}")
             assert "one two three" in growing.text
