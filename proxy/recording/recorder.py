@@ -309,10 +309,11 @@ class Recorder:
         if not data or not self.writer.has_room(len(data)):
             return
         origin, exchange_id, sequence = live.exchange.origin, live.exchange.exchange_id, live.sequence
-        piece = {"exchange_id": exchange_id, "sequence": sequence, "data": data}
         self.writer.submit(
-            lambda rows: exchange_store.append_fragment(rows, origin, **piece),
-            spilled=lambda: spill_codec.fragment_line(origin, **piece),
+            lambda rows: exchange_store.append_fragment(
+                rows, origin, exchange_id=exchange_id, sequence=sequence, data=data
+            ),
+            spilled=lambda: spill_codec.fragment_line(origin, exchange_id=exchange_id, sequence=sequence, data=data),
             size=len(data),
             about=exchange_id,
         )

@@ -1,10 +1,10 @@
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from proxy.recording import dead_letters
 from proxy.recording.dead_letters import append, count_lines, exist, retry
 
 Store = Callable[[list[bytes]], list[tuple[bytes, BaseException]]]
@@ -79,16 +79,16 @@ def test_who_opened_the_file_just_before_it_was_retried_writes_into_the_next_one
 ) -> None:
     path = tmp_path / "refused"
     kept(path, b'{"a":1}')
-    flock = dead_letters.fcntl.flock
+    flock = fcntl.flock
 
     def retried_first(file: int, how: int) -> None:
-        monkeypatch.setattr(dead_letters.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
         retry(path, refusing())
         if is_another:
             kept(path, b'{"a":3}')
         flock(file, how)
 
-    monkeypatch.setattr(dead_letters.fcntl, "flock", retried_first)
+    monkeypatch.setattr(fcntl, "flock", retried_first)
     kept(path, b'{"a":2}')
     assert b'"a":2' in path.read_bytes()
     assert count_lines(path) == 1 + is_another
