@@ -68,7 +68,7 @@ class Worker(multiprocess.Process):
     @property
     def cut(self) -> int:
         """How many replies it has cut, when it has ended."""
-        return self._cut.value
+        return int(self._cut.value)
 
     def open_replies(self) -> int:
         """What is open in it now; 0 where it does not answer."""
