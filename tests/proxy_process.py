@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.raw_http import Address
+from tests.raw_http import Address, ask, request
 from tests.serving import ServerProcess, server_process
 
 
@@ -35,7 +35,10 @@ class ProxyProcess:
 
 @contextmanager
 def run_proxy(folder: Path, *, upstream_url: str) -> Iterator[ProxyProcess]:
-    """Serve `upstream_url` from a database in `folder`, keys off."""
+    """Serve `upstream_url` from a database in `folder`, keys off; in the end it must answer and have no complaints."""
     with server_process(folder, upstream_url) as server:
-        yield ProxyProcess(server)
+        proxy = ProxyProcess(server)
+        yield proxy
+        assert ask(proxy.address, request(b"/health", method=b"GET")).status == 200
         assert server.stop() == 0
+        assert proxy.complaints() == []

@@ -176,7 +176,6 @@ def test_replies_are_the_same_direct_and_through_the_proxy(world: tuple[Scripted
         except AssertionError as exc:
             exc.add_note(f"request {number} ({asked.kind}): {asked.data!r}")
             raise
-    assert proxy.complaints() == []
 
 
 def test_the_proxy_asks_for_usage_and_keeps_it_to_itself(world: tuple[ScriptedUpstream, ProxyProcess]) -> None:
