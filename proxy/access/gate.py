@@ -31,6 +31,7 @@ _READ = frozenset({b"authorization", b"x-api-key", b"content-length"})
 
 REFRESH_SECONDS = 2.0  # how late a change to a key is noticed
 _TOUCH_SECONDS = 60.0
+_ADMIN_SECONDS = 1.0  # /ready waits no longer for a key to be looked up
 
 Write = Callable[[Callable[[Connection], None]], Awaitable[None]]
 
@@ -81,15 +82,32 @@ class Gate:
         await self._refresh()
         await self._touch()
 
+    @property
+    def is_open_locally(self) -> bool:
+        """Whether no key is asked for, and only this machine can reach the server."""
+        return self._settings.is_loopback and not self.requires_key
+
     def check_origin(self, scope: Scope) -> None:
         """Where no key is asked for, refuse other names than this server's, and other sites' pages. Raises APIError."""
-        if self.requires_key or not self._settings.is_loopback:
+        if not self.is_open_locally:
             return
         self._origins.check_host(scope["headers"])
         if self._origins.is_foreign(scope["headers"]):
             if scope["method"] not in SAFE_METHODS:
                 raise foreign_origin()
             scope["state"]["is_foreign"] = True  # it may read, and have nothing relayed
+
+    async def is_admin(self, headers: Headers) -> bool:
+        """Whether a request to a route that needs no key is an admin's. Nobody is refused."""
+        secret, _ = self._presented(headers)
+        if secret is None or not self.keys.is_ours(secret):
+            return False
+        try:
+            async with asyncio.timeout(_ADMIN_SECONDS):
+                cached_key = self.keys.held(secret) or await self.keys.find(secret)
+        except (APIError, TimeoutError):  # the database does not answer, which /ready has to say
+            return False
+        return cached_key is not None and cached_key.caller.is_admin and cached_key.is_good(time.time())
 
     async def admit(self, scope: Scope) -> Admission:
         """Let a request in, and count it until it leaves. Raises APIError."""

@@ -40,7 +40,8 @@ def _cause_of(exc: BaseException) -> str:
         if isinstance(cause, socket.gaierror):
             return "its name is not known"
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"its certificate is not trusted ({cause.verify_message})"
+            # "Hostname mismatch, certificate is not valid for '10.0.0.1'." would tell callers the address.
+            return f"its certificate is not trusted ({cause.verify_message.partition(', certificate is not')[0]})"
         if isinstance(cause, ssl.SSLError):
             return "it does not speak TLS as we do"
         # asyncio puts the errors of several addresses into the text of one.

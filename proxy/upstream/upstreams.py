@@ -157,7 +157,7 @@ class Upstreams:
         return second
 
     async def check(self) -> str:
-        """ "ok" where a request would find an upstream, else why not; at most a second old.
+        """ "ok" where a request would find an upstream, else why not, without addresses; at most a second old.
 
         However many ask at once, each upstream is probed once.
         """
@@ -171,7 +171,8 @@ class Upstreams:
         self._checked_at = time.monotonic()
         if any(upstream.health.is_in and upstream.health.reason is None for upstream in self._all):
             return "ok"
-        return "; ".join(f"{upstream.name}: {upstream.health.reason}" for upstream in self._all)
+        reasons = dict.fromkeys(str(upstream.health.reason) for upstream in self._all)
+        return "; ".join(reasons)
 
     async def list_models(self) -> list[dict[str, Any]]:
         """The models of all upstreams, each once, as the first one that serves it describes it."""

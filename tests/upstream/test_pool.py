@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from proxy.upstream.failure import failure
 from proxy.upstream.pool import ConnectionPool, Limits, Origin, system_tls
 from proxy.upstream.request import Timeouts
 from tests.raw_upstream import HOST, OK, QUICK, Script, answering, eventually, get, get_all, pooling, receive, serving
@@ -424,3 +425,22 @@ async def test_tls_upstream_is_spoken_to_and_checked(certificate: Path) -> None:
         with pytest.raises(httpx.ConnectError):
             await untrusting.request(b"GET", b"/", [(b"host", b"localhost")], b"")
         await untrusting.aclose()
+
+
+async def test_a_certificate_for_another_name_is_told_without_the_address(certificate: Path) -> None:
+    serving_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    serving_tls.load_cert_chain(certificate)
+    trusting = system_tls()
+    trusting.load_verify_locations(certificate)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await receive(reader)
+
+    async with serving(script, tls=serving_tls) as upstream:
+        pool = ConnectionPool(origin=Origin("127.0.0.1", upstream.port, trusting))
+        with pytest.raises(httpx.ConnectError) as caught:
+            await pool.request(b"GET", b"/", [(b"host", b"localhost")], b"")
+        await pool.aclose()
+    told = str(failure(caught.value))
+    assert "certificate is not trusted (IP address mismatch)" in told
+    assert "127.0.0.1" not in told

@@ -97,3 +97,32 @@ async def test_metrics_tell_the_upstreams_apart(upstream: FakeUpstream, tmp_path
         ("up", gone, 0),
     ):
         assert f'stellarchat_upstream_{name}{{upstream="{url}"}} {value}.0' in text
+
+
+@pytest.mark.parametrize("several", (False, True))
+async def test_ready_tells_addresses_to_admins_alone_also_when_no_upstream_answers(
+    tmp_path: Path, several: bool
+) -> None:
+    gone = [free_url(), free_url()][: 1 + several]
+    own, admin = bearer(make_key(tmp_path)), bearer(make_key(tmp_path, user_id="root", is_admin=True))
+    settings = settings_for(tmp_path, upstream_url=",".join(gone), admin_key=ADMIN, auth="required")
+    async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url, timeout=20) as http:
+        for headers in ({}, own, bearer("sk-stellar-unknown"), {"x-stellarchat-upstream": "1"}):
+            answer = await http.get("/ready", headers=headers)
+            assert (answer.status_code, answer.json()["upstreams"]) == (503, {"up": 0, "down": len(gone)})
+            assert "it refused the connection" in answer.json()["upstream"]
+            assert not any(each.removeprefix("http://") in answer.text for each in gone)
+        for headers in (admin, bearer(ADMIN), {"x-api-key": ADMIN}):
+            shown = (await http.get("/ready", headers=headers)).json()
+            assert [each["url"] for each in shown["upstreams"]["list"]] == gone
+            assert not any(each in shown["upstream"] for each in gone)
+
+
+@pytest.mark.parametrize(("host", "is_told"), (("127.0.0.1", True), ("0.0.0.0", False)))
+async def test_without_keys_ready_tells_addresses_where_only_this_machine_can_ask(
+    upstream: FakeUpstream, tmp_path: Path, host: str, is_told: bool
+) -> None:
+    async with client(tmp_path, upstream.url, host=host) as http:
+        shown = await http.get("/ready")
+        assert shown.status_code == 200
+        assert (upstream.url in shown.text) == is_told
