@@ -1,8 +1,10 @@
 """Conversations on real vLLM servers behind one proxy, measured by vLLM's own prefix-cache metrics.
 
 Run by hand: `python -m tests.real_vllm http://127.0.0.1:8110 http://127.0.0.1:8111`. The first part runs the same
-conversations once with the proxy's choice and once with one at random. With `--kill PID --restart 'COMMAND'` the second
-part ends the first engine under load (PID's whole process group), starts it again, and waits until it is used.
+conversations once with the proxy's choice and once with one at random; tokens are counted from the second turn on. The
+effect shows where an engine's cache holds its own conversations but not all of them (`--num-gpu-blocks-override`). With
+`--kill PID --restart 'COMMAND'` the second part ends the first engine under load (PID's whole process group), starts it
+again, and waits until it is used.
 """
 
 import argparse
@@ -37,8 +39,9 @@ async def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("upstreams", nargs="+")
-    parser.add_argument("--conversations", type=int, default=8)
+    parser.add_argument("--conversations", type=int, default=20)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--sentences", type=int, default=5, help="in each question; about 30 tokens each")
     parser.add_argument("--kill", type=int, help="the process group of the first upstream")
     parser.add_argument("--restart", help="the command that starts it again")
     options = parser.parse_args()
@@ -56,15 +59,16 @@ def _at_random(candidates: Sequence[Any], _key: bytes) -> Any:
 
 
 async def _measure_hits(name: str, options: argparse.Namespace) -> None:
-    before = [await _prefix_cache(url) for url in options.upstreams]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_for(Path(folder), upstream_url=",".join(options.upstreams), admin_key=ADMIN)
         async with running_proxy(settings) as url, _client(url) as http:
-            talks = [_Conversation(f"{name}-{number}") for number in range(options.conversations)]
+            talks = [_Conversation(f"{name}-{number}", options.sentences) for number in range(options.conversations)]
+            before = []
             for _ in range(options.turns):
-                for talk in talks:  # one request at a time: no engine is passed over for its load
-                    await talk.take_turn(http)
+                for i in range(0, len(talks), 2):  # two at a time: neither engine is passed over for its load
+                    await asyncio.gather(*(talk.take_turn(http) for talk in talks[i : i + 2]))
+                before = before or [await _prefix_cache(url) for url in options.upstreams]
     after = [await _prefix_cache(url) for url in options.upstreams]
     asked = sum(new[0] - old[0] for new, old in zip(after, before, strict=True))
     hit = sum(new[1] - old[1] for new, old in zip(after, before, strict=True))
@@ -76,15 +80,16 @@ async def _measure_hits(name: str, options: argparse.Namespace) -> None:
 
 
 class _Conversation:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, sentences: int) -> None:
         self._name = name
+        self._sentences = sentences
         self._rng = random.Random(name)
         self._messages: list[dict[str, str]] = []
         self.answered_by: list[str] = []
 
     async def take_turn(self, http: httpx.AsyncClient) -> None:
         """Ask something, with all that was said before."""
-        numbers = [self._rng.randrange(10**6) for _ in range(3)]
+        numbers = [self._rng.randrange(10**6) for _ in range(self._sentences)]
         text = f"{self._name}, {len(self._messages)}: " + "".join(map(_QUESTION.format, numbers))
         self._messages.append({"role": "user", "content": text})
         reply = await http.post(CHAT, json={"model": MODEL, "messages": self._messages, "max_tokens": 4})
