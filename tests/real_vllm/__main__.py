@@ -64,7 +64,7 @@ async def _measure_hits(name: str, options: argparse.Namespace) -> None:
         settings = settings_for(Path(folder), upstream_url=",".join(options.upstreams), admin_key=ADMIN)
         async with running_proxy(settings) as url, _client(url) as http:
             talks = [_Conversation(f"{name}-{number}", options.sentences) for number in range(options.conversations)]
-            before = []
+            before: list[tuple[float, float]] = []
             for _ in range(options.turns):
                 for i in range(0, len(talks), 2):  # two at a time: neither engine is passed over for its load
                     await asyncio.gather(*(talk.take_turn(http) for talk in talks[i : i + 2]))
