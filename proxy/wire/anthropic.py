@@ -1,4 +1,4 @@
-"""`/v1/messages`, Anthropic's: a request as messages of the chat shape and parameters. Pure."""
+"""`/v1/messages` (Anthropic): parses a request into chat messages and parameters, and back. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,14 +13,17 @@ _BILLING = "x-anthropic-billing-header"
 
 
 def conversation_of(request: JSON) -> Conversation:
-    """What a request says. Its hints about caching and the billing header change with every turn: they are the
-    exchange's, and no part of the conversation."""
+    """Splits a request into messages, parameters and per-exchange data.
+
+    `cache_control` hints and the billing header change with every turn, so they belong to the exchange and not to the
+    conversation.
+    """
     hints: list[Any] = []
     system, billing = _system(request.get("system"), hints)
     messages = _messages(request.get("messages"), hints)
     said = system_messages(system)
     found = messages_of(messages)
-    # By default the system messages that come first are the request's `system`.
+    # By default, leading system messages came from the request's `system` field.
     wire: JSON = {"system": len(said)} if found and _is_system(found[0]) else {}
     if billing:
         wire["billing"] = billing
@@ -31,10 +34,10 @@ def conversation_of(request: JSON) -> Conversation:
 
 
 def request_of(rows: Sequence[tuple[JSON, JSON | None]], wire: JSON | None) -> JSON:
-    """`system` and `messages` of stored messages and their residues, and of what the exchange alone knows."""
+    """Rebuilds `system` and `messages` from stored messages, their residues and the exchange's `wire` column."""
     known = wire or {}
     count = known.get("system")
-    if not isinstance(count, int):  # it came in another dialect
+    if not isinstance(count, int):  # the request was sent in another dialect
         count = next((place for place, (message, _) in enumerate(rows) if not _is_system(message)), len(rows))
     system: Any = [system_block(message, residue) for message, residue in rows[:count]]
     messages = to_messages(rows[count:])
@@ -51,7 +54,7 @@ def _is_system(message: JSON) -> bool:
 
 
 def _put_hints(system: Any, messages: Any, hints: Any) -> None:
-    """Put the hints about caching where the request had them. What is no longer there gets none."""
+    """Puts the `cache_control` hints back at their positions; skips positions that no longer exist."""
     for hint in hints or ():
         target: Any = {"system": system, "messages": messages}
         try:
@@ -63,7 +66,7 @@ def _put_hints(system: Any, messages: Any, hints: Any) -> None:
 
 
 def _system(system: Any, hints: list[Any]) -> tuple[Any, list[Any]]:
-    """The blocks without hints, and the billing headers among them, each with its place."""
+    """Removes hints and billing headers from the system blocks; returns each with its position."""
     if not isinstance(system, list):
         return system, []
     billing = [[place, block] for place, block in enumerate(system) if _is_billing(block)]

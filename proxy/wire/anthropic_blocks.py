@@ -1,8 +1,9 @@
-"""The messages of Anthropic's Messages API as messages of the chat shape, and back. Pure.
+"""Converts messages of Anthropic's Messages API to chat messages, and back. Pure.
 
-A user message with tool results is several messages: the results, then what the user said. What the chat shape cannot
-say (signatures, redacted thinking, is_error, order, grouping) is the messages' residue. `cache_control` is a hint that
-moves from turn to turn: it is no property of a message, and is taken out and kept with the exchange.
+A user message with tool results becomes several chat messages: one per result, then one with the user's own text.
+Whatever the chat shape cannot express (signatures, redacted thinking, is_error, order, grouping) goes into the
+message's residue. `cache_control` moves from turn to turn, so it is not part of a message: it is stored with the
+exchange.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,14 +27,14 @@ from proxy.wire.message import readable
 DIALECT = "anthropic"
 
 _RESULTS = ("tool", "function")
-_BLOCK = "block"  # the type of a content part that stands for a block which nobody maps
+_BLOCK = "block"  # type of the content part that holds a block without a chat equivalent
 
 
 # --- to the chat shape
 
 
 def system_messages(system: Any) -> list[WireMessage]:
-    """A message for each system block."""
+    """One chat message per system block."""
     blocks = [system] if isinstance(system, str) else system if isinstance(system, list) else []
     return [_system_message(block) for block in blocks]
 
@@ -44,7 +45,7 @@ def _system_message(block: Any) -> WireMessage:
 
 
 def messages_of(messages: Any) -> list[WireMessage]:
-    """The chat messages of a request's `messages`. Nothing is refused."""
+    """Chat messages of a request's `messages`. Never raises on unknown content."""
     found: list[WireMessage] = []
     for message in messages if isinstance(messages, list) else ():
         for position, each in enumerate(_messages(message)):
@@ -54,7 +55,7 @@ def messages_of(messages: Any) -> list[WireMessage]:
 
 
 def reply_of(content: Any, *, role: str = "assistant") -> WireMessage:
-    """One assistant message of a reply's content."""
+    """Builds one assistant message from a reply's content."""
     message: JSON = {"role": role, "content": content}
     if isinstance(content, list):
         said = _Said()
@@ -66,7 +67,7 @@ def reply_of(content: Any, *, role: str = "assistant") -> WireMessage:
 
 def _messages(message: Any) -> list[WireMessage]:
     role = string(message.get("role")) if isinstance(message, dict) else None
-    if not role or role in _RESULTS:  # which Anthropic does not have
+    if not role or role in _RESULTS:  # roles that Anthropic does not have
         return [WireMessage({"role": "user", "content": [message]}, {DIALECT: {"raw": message}})]
     content = message.get("content")
     if role == "assistant":
@@ -83,7 +84,7 @@ def _messages(message: Any) -> list[WireMessage]:
 
 
 def _results(content: Sequence[Any]) -> list[WireMessage]:
-    """The messages of one that holds tool results: a message a result, and one of what is left."""
+    """Splits a message with tool results: one chat message per result, and one for the remaining blocks."""
     found = [(_result(block), [number]) for number, block in enumerate(content) if _is_result(block)]
     others = [number for number, block in enumerate(content) if not _is_result(block)]
     if others:
@@ -118,7 +119,7 @@ def _given(role: str, content: Any) -> WireMessage:
 
 
 class _Said:
-    """An assistant message while its blocks are gathered."""
+    """Collects the blocks of one assistant message."""
 
     def __init__(self) -> None:
         self._content: list[Any] = []
@@ -134,7 +135,7 @@ class _Said:
             call: JSON = {"type": "function", "function": {"name": block["name"], "arguments": arguments}}
             call_id = string(block.get("id"))
             self._calls.append(call if call_id is None else {"id": call_id} | call)
-        elif kind != "redacted_thinking":  # which nobody can read: residue alone
+        elif kind != "redacted_thinking":  # encrypted, so it exists only in the residue
             self._content.append(_chat_part(block))
 
     def keys(self) -> JSON:
@@ -177,13 +178,16 @@ def _url_of(block: JSON) -> str | None:
 
 
 def system_block(message: JSON, wire: JSON | None) -> Any:
-    """A system block as it was sent, or of a message of another dialect."""
+    """The system block as sent, or converted if the message came in another dialect."""
     return as_sent(message, wire, dialect=DIALECT, convert=_system_block, default=PARTS)
 
 
 def starts_message(role: str, wire: JSON | None, *, after: str | None) -> bool:
-    """Whether a stored message begins one of Anthropic's, rather than going on with the one before it, of role
-    `after`: by default tool results and what the user says after them are one."""
+    """Whether a stored message starts a new Anthropic message instead of extending the previous one.
+
+    `after` is the role of the previous message. By default, tool results and the user text after them share one
+    message.
+    """
     joined = residue_of(wire, DIALECT).get("joined")
     if isinstance(joined, bool):
         return not joined
@@ -195,7 +199,7 @@ def _joins(role: str, after: str | None) -> bool:
 
 
 def to_messages(rows: Iterable[tuple[JSON, JSON | None]]) -> list[JSON]:
-    """Anthropic's messages of stored messages and their residues."""
+    """Converts stored messages and their residues to Anthropic messages."""
     groups: list[_Group] = []
     before: str | None = None
     for message, wire in rows:
@@ -208,7 +212,7 @@ def to_messages(rows: Iterable[tuple[JSON, JSON | None]]) -> list[JSON]:
 
 
 class _Group:
-    """One of Anthropic's messages while its rows are gathered."""
+    """Collects the rows of one Anthropic message."""
 
     def __init__(self) -> None:
         self._message: JSON = {}

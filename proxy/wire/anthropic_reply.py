@@ -1,4 +1,4 @@
-"""A reply of `/v1/messages`: its events, or its whole body, folded to one message without loss."""
+"""Folds a reply of `/v1/messages`, streamed or whole, into one message without loss."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from proxy.wire.dialect_reply import DialectReply, count
 from proxy.wire.endpoint import Choice, Tokens
 from proxy.wire.sse import Event
 
-# Which key of its block each delta grows. `input_json_delta` is JSON text in pieces, and parsed at the end.
+# Which key of its block each delta extends. `input_json_delta` carries JSON text in pieces, parsed at the end.
 _DELTAS = {
     "text_delta": "text",
     "thinking_delta": "thinking",
@@ -20,7 +20,7 @@ _INDEX_MAX = 10_000
 
 
 class MessageReply(DialectReply):
-    """One message."""
+    """One Anthropic message."""
 
     BATCHABLE = frozenset({b"content_block_delta"})
 
@@ -29,10 +29,10 @@ class MessageReply(DialectReply):
         self._message: JSON = {}
         self._blocks: dict[int, JSON] = {}
         self._pieces: dict[tuple[int, str], list[str]] = {}
-        self._growing: list[str] | None = None  # what the last event added to
+        self._growing: list[str] | None = None  # the list that the last delta was appended to
         self._has_stopped = False
 
-    # What came
+    # Input
 
     def take(self, event: JSON) -> None:
         """Fold one event."""
@@ -54,7 +54,7 @@ class MessageReply(DialectReply):
             self.error = event["error"]
 
     def take_pieces(self, events: list[JSON]) -> None:
-        """Fold deltas; one that grows what the last one grew is only appended."""
+        """Folds a batch of deltas. A delta for the same target as the previous one only appends."""
         last: object = None
         for event in events:
             delta = event.get("delta")
@@ -69,7 +69,7 @@ class MessageReply(DialectReply):
                 last = place
 
     def take_body(self, body: JSON) -> None:
-        """A whole message, or an error."""
+        """Takes a whole message or an error body."""
         self._has_stopped = True
         if "error" in body:
             self.error = body["error"]
@@ -106,12 +106,13 @@ class MessageReply(DialectReply):
                 self.has_token = self.has_token or bool(value and kind != "signature_delta")
 
     def _take_usage(self, usage: Any) -> None:
-        """The last one wins, key by key: the first says what was read, the last what was written."""
+        """Merges usage key by key, the last value wins: the first event has the input tokens, the last the output
+        tokens."""
         if not isinstance(usage, dict):
             return
         self.usage = {**(self.usage or {}), **{key: value for key, value in usage.items() if value is not None}}
 
-    # What it means
+    # Results
 
     def is_end(self, event: Event) -> bool:
         """Whether it is `message_stop`."""
@@ -119,7 +120,7 @@ class MessageReply(DialectReply):
 
     @property
     def tokens(self) -> Tokens:
-        """What was read from the cache, or written to it, is not in `input_tokens`."""
+        """Adds tokens read from or written to the cache: Anthropic's `input_tokens` excludes them."""
         usage = self.usage or {}
         read, output = count(usage, "input_tokens"), count(usage, "output_tokens")
         cached, written = count(usage, "cache_read_input_tokens"), count(usage, "cache_creation_input_tokens")
@@ -148,13 +149,13 @@ class MessageReply(DialectReply):
 
     @property
     def envelope(self) -> JSON:
-        """The message without its content, usage and error."""
+        """The message without content, usage and error."""
         left_out = ("content", "error", "usage", "role", "type")
         return {key: value for key, value in self._message.items() if key not in left_out}
 
     @property
     def content(self) -> list[JSON]:
-        """The content blocks so far."""
+        """The content blocks received so far."""
         self.fold_batched()
         return [self._grown(index) for index in sorted(self._blocks)]
 
@@ -171,11 +172,11 @@ class MessageReply(DialectReply):
 
     @property
     def is_whole(self) -> bool:
-        """It said why it stopped, and that it has."""
+        """Whether a stop reason and `message_stop` have arrived."""
         return self._has_stopped and self.finish_reason is not None and self.error is None
 
     def to_json_dict(self) -> JSON:
-        """The message as a whole reply, also one that was cut."""
+        """The message as a non-streamed reply, even if the stream was cut."""
         if self.error is not None and not self._message.get("id"):
             return {**self._message, "error": self.error}
         whole = {**self._message, "content": self.content}
@@ -200,7 +201,7 @@ def _index(event: JSON) -> int | None:
 
 
 def _parsed(text: str, otherwise: Any) -> Any:
-    """The input of a call; of one that was cut, the text as far as it came."""
+    """A tool call's input; the raw text if the stream was cut inside it."""
     if not text:
         return otherwise
     try:

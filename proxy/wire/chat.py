@@ -1,4 +1,4 @@
-"""The dialect of `/v1/chat/completions`."""
+"""The `/v1/chat/completions` endpoint: parses requests, and formats its errors. `chat_reply.py` folds the replies."""
 
 from functools import cached_property
 
@@ -11,26 +11,26 @@ from proxy.wire.message import is_message
 
 
 class ChatRequest:
-    """The body of a chat completion."""
+    """A chat completion request."""
 
     def __init__(self, body: JSON) -> None:
         self.body = body
 
     @cached_property
     def messages(self) -> list[JSON]:
-        """All of them, or none where one cannot be stored."""
+        """All messages, or [] if any of them cannot be stored."""
         messages = self.body.get("messages")
         return messages if isinstance(messages, list) and all(map(is_message, messages)) else []
 
     @property
     def parameters(self) -> JSON:
-        """Messages that cannot be stored as such are kept here."""
+        """The other keys; includes `messages` if they cannot be stored as messages."""
         apart = ("messages", "metadata") if self.messages else ("metadata",)
         return {key: value for key, value in self.body.items() if key not in apart}
 
     @property
     def wire(self) -> None:
-        """Nothing."""
+        """None: a chat request has nothing that belongs to the exchange alone."""
         return None
 
     @property
@@ -45,7 +45,7 @@ class ChatEndpoint:
     path = "/v1/chat/completions"
 
     def parse(self, body: bytes) -> ChatRequest | None:
-        """The request; None where the body is no JSON object."""
+        """Parses a request; None if the body is not a JSON object."""
         value = chat_request.parse(body)
         return None if value is None else ChatRequest(value)
 
@@ -56,7 +56,7 @@ class ChatEndpoint:
         return Completion()
 
     def with_usage(self, body: bytes, request: Request) -> bytes | None:
-        """With `stream_options.include_usage`, where the caller left that open."""
+        """Adds `stream_options.include_usage` if the caller has not set it."""
         return chat_request.with_usage(body, request.body) if chat_request.may_ask_for_usage(request.body) else None
 
     def error_event(self, error: JSON) -> bytes:

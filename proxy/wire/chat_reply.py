@@ -1,6 +1,6 @@
-"""Chat completions: the chunks of a stream, or a whole reply, folded to messages without loss.
+"""Folds a chat completion, streamed or whole, into messages without loss.
 
-Nothing here raises on what an upstream sends: what cannot be understood is counted in `malformed`.
+Never raises on upstream's data: whatever cannot be parsed is counted in `malformed`.
 """
 
 import re
@@ -18,7 +18,7 @@ from proxy.wire.sse import Event
 from proxy.wire.usage import count, tokens_of, usages_of, with_part
 
 _TOKEN_KEYS = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call", "audio")
-_NESTING_MAX = 250  # orjson writes 254 levels, so that what was read can be written again
+_NESTING_MAX = 250  # orjson serializes at most 254 levels; anything accepted here must be writable again
 _ATTEMPTS_MAX = 8
 _ERROR_LENGTH = 2000
 _OF_EVERY_CHUNK = frozenset(
@@ -28,7 +28,7 @@ _FILLED_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\{')
 
 
 class Completion:
-    """One reply, as `endpoint.Reply` describes it."""
+    """One reply; implements `endpoint.Reply`."""
 
     def __init__(self) -> None:
         self.usage: JSON | None = None
@@ -44,20 +44,20 @@ class Completion:
         self._attempts_left = _ATTEMPTS_MAX
         # Events that `is_batchable`, as they came: folding in batches is cheaper than per event (cache misses).
         self.batched: list[bytes] = []
-        # Whether the next event may wait: who feeds the stream says it, and it ends when an event is not ordinary. It
-        # stands where a token finds it with one look.
+        # Whether the next event may be batched. The caller of `feed` sets it; an event that does not match the template
+        # clears it. A plain attribute, because it is read for every token.
         self.can_batch = False
-        self._unasked: list[bytes] = []  # what waited and has been folded, for `take_batched`
+        self._unasked: list[bytes] = []  # events already folded but not yet returned by `take_batched`
 
     @classmethod
     def from_body(cls, body: bytes) -> "Completion":
-        """A whole JSON reply, or an error body."""
+        """Parses a whole JSON reply or an error body."""
         completion = cls()
         completion.take_whole(body)
         return completion
 
     def take_whole(self, body: bytes) -> None:
-        """Take a whole reply; it is kept key by key as it was sent, nulls included."""
+        """Takes a whole reply. Every key is kept as sent, nulls included."""
         whole = self._parsed(body)
         if whole is not None:
             self._whole = whole
@@ -67,7 +67,7 @@ class Completion:
             ]
 
     def feed(self, event: Event) -> None:
-        """Fold one event. What cannot be understood is counted, never raised."""
+        """Folds one event. Malformed data is counted, never raised."""
         if self.batched:
             self._fold_batched()
         if event.name == b"error":
@@ -76,7 +76,7 @@ class Completion:
             self._fold(event.data)
 
     def _take_error(self, data: bytes) -> None:
-        """The data of an event that is called an error."""
+        """Takes the data of an event named `error`."""
         chunk = parsed_object(data)
         text = data.decode("utf-8", "replace").strip()[:_ERROR_LENGTH]
         self.error = {"message": text} if chunk is None else chunk.get("error") or chunk
@@ -87,11 +87,11 @@ class Completion:
         return is_terminator(event.data)
 
     def is_usage_only(self, event: Event) -> bool:
-        """Whether this is the chunk that asking for the usage adds, or one like it."""
+        """Whether this looks like the usage-only chunk that `stream_options.include_usage` adds."""
         return is_usage_only(event.data)
 
     def without_usage(self, event: Event) -> bytes:
-        """What a chunk that has only usage carries beside it (`timings`); nothing where that is all."""
+        """The event without `usage`, if it has other keys (`timings`); b"" if it has none."""
         chunk = _object(event.data)
         if not any(value is not None for key, value in chunk.items() if key not in _OF_EVERY_CHUNK):
             return b""
@@ -126,14 +126,14 @@ class Completion:
             self._make_template(data, chunk)
 
     def take_batched(self) -> bytes:
-        """The events that have waited since the last call, as a stream: as few events as mean the same."""
+        """Returns the events batched since the last call, merged into as few events as possible."""
         self._fold_batched()
         events, self._unasked = b"".join(self._unasked), []
         return events
 
     @property
     def is_ordinary(self) -> bool:
-        """Whether the next event is likely to differ from the last in nothing but its text."""
+        """Whether the next event probably differs from the last one only in its text."""
         return self._template is not None
 
     @property
@@ -154,7 +154,7 @@ class Completion:
 
     @property
     def envelope(self) -> JSON:
-        """Every top-level key but choices, usage and error; of a stream what the whole reply would have had."""
+        """Every top-level key except choices, usage and error, in the form of a non-streamed reply."""
         envelope = {key: value for key, value in self._top.items() if key not in ("choices", "usage", "error")}
         if envelope.get("object") == "chat.completion.chunk":
             envelope["object"] = "chat.completion"
@@ -168,22 +168,25 @@ class Completion:
 
     @property
     def finish_reasons(self) -> list[str]:
-        """Those of the choices that have one, without putting their messages together."""
+        """The finish reasons so far, without assembling the messages."""
         return [reason for reason in self._all_finish_reasons() if reason]
 
     @property
     def finish_reason(self) -> str | None:
-        """The first choice's."""
+        """The first choice's finish reason."""
         return next(iter(self._all_finish_reasons()), None)
 
     @property
     def is_whole(self) -> bool:
-        """Every choice was finished and no error came. [DONE] alone proves nothing: vLLM ends errors with it too."""
+        """Whether every choice has finished without an error.
+
+        `[DONE]` proves nothing: vLLM sends it after errors too.
+        """
         reasons = self._all_finish_reasons()
         return bool(reasons) and self.error is None and all(reasons)
 
     def to_json_dict(self) -> JSON:
-        """The reply as an upstream would have sent it without streaming."""
+        """The reply as upstream would have sent it without streaming."""
         if self._whole is not None:
             return self._whole
         choices = [
@@ -242,7 +245,7 @@ class Completion:
             self.malformed += 1
 
     def _listed(self, holder: JSON, key: str) -> Iterator[tuple[int, JSON]]:
-        """The objects of a list that may be missing, null, or no list at all."""
+        """The objects of a list that may be missing, null, or not a list."""
         values = holder.get(key)
         if values is None:
             return
@@ -279,7 +282,8 @@ class Completion:
         if fold is None:
             fold = self._folds[index] = ChoiceFold()
         for key, value in choice.items():
-            if key == "delta" or (key == "message" and "delta" not in choice):  # some stream a whole reply in one event
+            # some servers stream a whole reply in one event
+            if key == "delta" or (key == "message" and "delta" not in choice):
                 self._fold_delta(fold, value)
             elif key == "finish_reason":
                 fold.finish_reason = self._finish_reason(value) or fold.finish_reason
@@ -297,12 +301,12 @@ class Completion:
                 merge(fold.message, key, value)
 
     def _make_template(self, data: bytes, chunk: JSON) -> None:
-        """Remember what surrounds the text of this chunk, if the next one can differ in nothing but the text."""
+        """Builds the template if the next chunk may differ only in its text."""
         template = ChunkTemplate.of(data, chunk)
         if template is not None:
             self._attempts_left -= 1
             fold = self._folds[chunk["choices"][0]["index"]]
-            if isinstance(fold.message[template.key], str | Pieces):  # and not a list that has become one before
+            if isinstance(fold.message[template.key], str | Pieces):  # it may have become a list earlier
                 template.pieces = growing(fold.message, template.key)
                 self._template = template
 
@@ -312,7 +316,7 @@ def is_terminator(data: bytes) -> bool:
 
 
 def is_usage_only(data: bytes) -> bool:
-    """The extra chunk that `stream_options.include_usage` asks for: usage, and no choice."""
+    """Whether this is the chunk that `stream_options.include_usage` adds: usage, and no choices."""
     if data.find(b'"usage"') < 0 or (data.count(b'"choices"') == 1 and _FILLED_CHOICES.search(data)):
         return False
     chunk = _object(data)
@@ -320,7 +324,7 @@ def is_usage_only(data: bytes) -> bool:
 
 
 def _has_token(chunk: JSON) -> bool:
-    """Whether a chunk carries generated text; the first, with a role and empty content, does not."""
+    """Whether a chunk carries generated text. The first chunk (a role and empty content) does not."""
     choices = chunk.get("choices")
     deltas = (
         [choice.get("delta") for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
@@ -329,7 +333,7 @@ def _has_token(chunk: JSON) -> bool:
 
 
 def _loads(data: bytes) -> Any:
-    """Raises ValueError, also for what is nested too deeply to be written again."""
+    """Parses JSON. Raises ValueError, also if it is nested too deeply to be serialized again."""
     value = loads(data)
     if len(data) > 2 * _NESTING_MAX and data.count(b"[") + data.count(b"{") > _NESTING_MAX and _is_deep(value):
         raise ValueError("JSON is nested too deeply")
@@ -337,14 +341,14 @@ def _loads(data: bytes) -> Any:
 
 
 def _says_error(chunk: JSON) -> bool:
-    """Whether what has no choices is an error without a key of that name."""
+    """Whether a chunk without choices is an error, even without an `error` key."""
     return chunk.get("type") == "error" or (
         "object" not in chunk and any(isinstance(chunk.get(key), str) for key in ("message", "detail"))
     )
 
 
 def _repaired(data: bytes) -> Any:
-    """The value of a text with bytes that are not UTF-8, each as U+FFFD, as every browser shows it."""
+    """Parses JSON that is not valid UTF-8; each invalid byte becomes U+FFFD, as in browsers."""
     text = data.decode("utf-8", "replace")
     try:
         return None if text.isascii() else _loads(text.encode())

@@ -1,7 +1,6 @@
-"""The body of a chat request: read as upstream reads it, and changed in one place without touching a byte elsewhere.
+"""Parses the body of a chat request as upstream does, and adds `include_usage` without changing any other byte.
 
-Only the usage of a stream is asked for. All else, from duplicate keys to the spelling of numbers, stays as the caller
-sent it.
+Everything else, from duplicate keys to the spelling of numbers, stays as the caller sent it.
 """
 
 import re
@@ -11,7 +10,7 @@ from typing import Any
 from proxy.wire import json_text
 
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
-# `stream_options` where its value is null or an object without others in it; also deeper, and in texts.
+# `stream_options` with a null or a flat object as value. May also match nested keys and text inside strings.
 _OPTIONS = re.compile(rb'"stream_options"\s*:\s*(null|\{[^{}]*\})')
 _CANDIDATES_MAX = 8
 _MARKED = "the options of the whole request"
@@ -21,7 +20,7 @@ _CLOSING = frozenset({b"}", b"]"})
 
 
 def parse(body: bytes) -> dict[str, Any] | None:
-    """The JSON object of a body, or None where it is none: upstream says then what is wrong with it."""
+    """Parses a JSON object; None if the body is not one (upstream then reports the error)."""
     try:
         value = json_text.loads(body)
     except ValueError:
@@ -30,7 +29,7 @@ def parse(body: bytes) -> dict[str, Any] | None:
 
 
 def may_ask_for_usage(request: dict[str, Any]) -> bool:
-    """Whether it is a stream whose caller has left it open whether the usage comes with it."""
+    """Whether this is a stream whose caller has not set `include_usage`."""
     options = request.get("stream_options")
     if request.get("stream") is not True:
         return False
@@ -39,11 +38,11 @@ def may_ask_for_usage(request: dict[str, Any]) -> bool:
 
 
 def with_usage(body: bytes, request: dict[str, Any]) -> bytes | None:
-    """The body with `stream_options.include_usage`, and without the usage in every chunk, which goes with it.
+    """Sets `stream_options.include_usage` and removes `continuous_usage_stats`, which would repeat it in every chunk.
 
-    None where the options cannot be found at bounded cost: the members of a large body are not walked in Python.
+    None if the options cannot be located at bounded cost: a large body is not tokenized in Python.
     """
-    if b"\0" in body:  # UTF-16, which Python's json reads
+    if b"\0" in body:  # UTF-16, which Python's json accepts
         return None
     if "stream_options" not in request:
         head = body.rstrip()
@@ -61,7 +60,7 @@ def with_usage(body: bytes, request: dict[str, Any]) -> bytes | None:
 
 
 def members(body: bytes) -> list[tuple[str, bytes]] | None:
-    """Key and raw text (key, colon, value) of each top-level member; None where the bytes are not UTF-8 JSON."""
+    """The raw text (key, colon, value) of each top-level member; None if the bytes are not UTF-8 JSON."""
     start = body.find(b"{")
     if start < 0 or b"\0" in body:
         return None

@@ -1,4 +1,4 @@
-"""One choice of a streamed chat completion while it grows. Pure."""
+"""Folds the deltas of one choice of a streamed chat completion. Pure."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ NEVER_APPENDED = SAID_ONCE | {"name", "tool_calls"}
 
 
 class ChoiceFold:
-    """The message so far, and what stands beside it."""
+    """The message so far, and the choice's other keys."""
 
     __slots__ = ("_calls", "_extra", "finish_reason", "message")
 
@@ -28,14 +28,15 @@ class ChoiceFold:
         return Choice(index, with_role(message), self.finish_reason, {k: joined(v) for k, v in self._extra.items()})
 
     def take_extra(self, key: str, value: object) -> None:
-        """Lists and objects beside the delta (logprobs, token_ids) come in pieces; a string there is a state."""
+        """Merges a key beside the delta: lists and objects (logprobs, token_ids) grow, a string replaces the previous
+        one."""
         if isinstance(value, str):
             self._extra[key] = value
         else:
             merge(self._extra, key, value)
 
     def take_calls(self, value: Any) -> bool:
-        """Take a delta's `tool_calls`: a list, or one object, or objects by number. False where it is none of these."""
+        """Merges a delta's `tool_calls`: a list, one object, or objects by index. False if it is none of these."""
         pieces = _objects(value)
         if pieces is None:
             merge(self.message, "tool_calls", value)
@@ -46,7 +47,7 @@ class ChoiceFold:
 
 
 def with_role(message: JSON) -> JSON:
-    """The message with a role that can be sent back: a choice of a chat completion is an assistant's."""
+    """The message with a valid role; a choice without one is the assistant's."""
     return message | {"role": "assistant"} if message.get("role") == "" else message
 
 

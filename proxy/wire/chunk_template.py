@@ -1,4 +1,4 @@
-"""The template of a stream's ordinary chunks: events that differ in one string are folded without parsing the rest."""
+"""Matches a stream's ordinary chunks against a template, so that only the text that differs is parsed."""
 
 import orjson
 
@@ -6,15 +6,15 @@ from proxy.wire.choice_fold import NEVER_APPENDED
 from proxy.wire.endpoint import JSON
 from proxy.wire.json_text import loads
 
-_CR, _LF = 13, 10  # `in` looks for a number of a byte at once, and for bytes only after a TypeError
+_CR, _LF = 13, 10  # `int in bytes` is a direct search; `bytes in bytes` first raises and catches a TypeError internally
 BEFORE_DATA, AFTER_DATA = b"data: ", b"\n\n"
 
 
 class ChunkTemplate:
-    """The bytes around the text of an ordinary chunk.
+    """The bytes before and after the text of an ordinary chunk.
 
-    A stream repeats some 200 bytes around each token. When the next event has the same bytes around one JSON string,
-    it means what the last one meant, but for that string; so nothing else needs to be parsed or folded.
+    A stream repeats about 200 bytes around each token. If the next event has the same bytes around one JSON string,
+    only that string has changed, so nothing else needs to be parsed or folded.
     """
 
     __slots__ = ("_after", "_before", "_start", "_stop", "key", "pieces")
@@ -46,15 +46,15 @@ class ChunkTemplate:
             before, found, _ = data.partition(b'"delta":{"' + key.encode() + b'":')
             after = data[len(before) + len(found) + len(orjson.dumps(text)) :]
             probe = loads(before + found + b'"\\u0000"' + after)
-        except (ValueError, orjson.JSONEncodeError):  # text spelled or spaced in another way than vLLM's
+        except (ValueError, orjson.JSONEncodeError):  # escaped or spaced differently from vLLM's JSON
             return None
-        if b"\n" in data:  # it came in several lines
+        if b"\n" in data:  # several `data:` lines
             return None
         chunk["choices"][0]["delta"][key] = "\0"
         return cls(key, before + found, after) if probe == chunk else None
 
     def piece_of(self, data: bytes) -> str | None:
-        """The text of an event that differs in nothing else; None for any other event."""
+        """The event's text if it matches the template, else None."""
         if not (data.startswith(self._before) and data.endswith(self._after)):
             return None
         text = data[self._start : self._stop]
@@ -65,21 +65,23 @@ class ChunkTemplate:
         return piece if type(piece) is str else None
 
     def pieces_of(self, events: list[bytes]) -> list[str] | None:
-        """The texts of events that each `is_batchable`, if all of them differ in nothing else."""
+        """The texts of `is_batchable` events if all of them match the template, else None."""
         first, last = BEFORE_DATA + self._before, self._after + AFTER_DATA
         texts = [event[len(first) : -len(last)] for event in events]
-        # One comparison for all of them: an event that is too short would make the one side longer.
+        # One comparison for the whole batch. An event that is too short would make one side longer.
         is_alike = first + (last + first).join(texts) + last == b"".join(events)
         return _strings(texts) if is_alike else None
 
     def event(self, text: str) -> bytes:
-        """An event with another text."""
+        """An event with the given text in the template."""
         return b"".join((BEFORE_DATA, self._before, orjson.dumps(text), self._after, AFTER_DATA))
 
 
 def is_batchable(data: bytes) -> bool:
-    """Whether this is one whole event of a stream, on one line, that nobody needs to look into at once: it has a
-    choice, so it is neither the end nor only usage."""
+    """Whether this is one complete single-line event that can be folded later.
+
+    It must have a choice: then it is neither `[DONE]` nor a usage-only chunk.
+    """
     return (
         data[:7] == b"data: {"
         and data.find(b"\n") == len(data) - 2
@@ -90,10 +92,10 @@ def is_batchable(data: bytes) -> bool:
 
 
 def _strings(texts: list[bytes]) -> list[str] | None:
-    """The values of JSON strings that are each in one line; None if one of them is no such thing."""
+    """Parses one JSON string per line; None if any line is anything else."""
     try:
-        # A string cannot go on over a line end, and a list or an object that does is a value that is no string: then as
-        # many strings as lines are one a line.
+        # A JSON string cannot contain a raw line end, so a value that spans lines is not a string. If there are as many
+        # strings as lines, each line is exactly one string.
         values: list[str] = orjson.loads(b"[" + b",\n".join(texts) + b"]")
     except orjson.JSONDecodeError:
         return None

@@ -1,7 +1,7 @@
-"""`/v1/completions`: prompts as user messages, texts as replies. Pure.
+"""`/v1/completions`: stores prompts as user messages and texts as replies. Pure.
 
-Several prompts are several user messages of one exchange; its choices are numbered prompt by prompt, as upstream does.
-Token ids are kept as JSON. An echoed prompt is not stored again.
+Several prompts become several user messages of one exchange; choices are numbered across prompts, as upstream does.
+Token ids are kept as JSON. With `echo`, the prompt in front of the reply is not stored again.
 """
 
 from typing import Any
@@ -18,14 +18,14 @@ DIALECT = "completions"
 
 
 def conversation_of(request: JSON) -> Conversation:
-    """What a request says."""
+    """Splits a request into messages and parameters."""
     messages = [WireMessage({"role": "user", "content": prompt}) for prompt in prompts_of(request)]
     parameters = {key: value for key, value in request.items() if key not in ("prompt", "metadata")}
     return Conversation(messages, parameters)
 
 
 def prompts_of(request: JSON) -> list[Any]:
-    """The prompts: texts, or lists of token ids."""
+    """The prompts: strings, or lists of token ids."""
     prompt = request.get("prompt")
     if isinstance(prompt, list) and not all(isinstance(each, int) for each in prompt):
         return prompt
@@ -33,7 +33,7 @@ def prompts_of(request: JSON) -> list[Any]:
 
 
 class CompletionReply(DialectReply):
-    """One reply: folded as a chat's, of which each text is the content."""
+    """One reply, folded like a chat completion with `text` as the content."""
 
     def __init__(self, request: JSON | None = None) -> None:
         super().__init__()
@@ -45,14 +45,14 @@ class CompletionReply(DialectReply):
         self._choices_each = choices if type(choices) is int and choices > 0 else 1
 
     def take(self, event: JSON) -> None:
-        """Fold one chunk."""
+        """Folds one chunk."""
         choices = [_renamed(choice, "delta") for choice in objects(event.get("choices"))]
         self.has_token = self.has_token or any(bool(choice.get("delta", {}).get("content")) for choice in choices)
         self._chat.feed(Event(b"", json_text.dumps({**event, "choices": choices}).encode()))
         self._after()
 
     def take_body(self, body: JSON) -> None:
-        """A whole reply, or an error."""
+        """Takes a whole reply or an error body."""
         self._whole = body
         choices = [_renamed(choice, "message") for choice in objects(body.get("choices"))]
         said = {**body, "choices": choices} if "choices" in body else body
@@ -89,7 +89,7 @@ class CompletionReply(DialectReply):
 
     @property
     def envelope(self) -> JSON:
-        """Every top-level key but choices, usage and error."""
+        """Every top-level key except choices, usage and error."""
         return self._chat.envelope
 
     @property
@@ -107,7 +107,7 @@ class CompletionReply(DialectReply):
         return self._chat.is_whole
 
     def to_json_dict(self) -> JSON:
-        """The reply as a whole one."""
+        """The reply in its non-streamed form."""
         if self._whole is not None:
             return self._whole
         choices = [
@@ -127,7 +127,7 @@ class CompletionReply(DialectReply):
 
 
 def _renamed(choice: JSON, key: str) -> JSON:
-    """A choice as a chat has it."""
+    """The choice in the shape of a chat completion's choice."""
     others = {name: value for name, value in choice.items() if name != "text"}
     text = string(choice.get("text"))
     return others | {key: {} if text is None else {"content": text}}

@@ -1,31 +1,32 @@
-"""Content codings undone for the record: what is compressed passes as it is, and is read on the side. Pure."""
+"""Decodes compressed bodies for the record; the caller gets the encoded bytes unchanged. Pure."""
 
 import zlib
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Protocol
 
-# What stands for none: as the standard has it, and as servers have been seen to write it.
+# Values that mean "not encoded": those of RFC 9110, and others that servers have been seen to send.
 _NO_CODINGS = frozenset({b"", b"identity", b"none", b"utf-8"})
 _CODINGS_MAX = 4
 _TEXTS = (b'{"', b"{\n", b"{\r", b"{ ", b"data:", b"event:", b"id: ", b"retry:", b": ", b"<html", b"<!DOC", b"<!doc")
 
 
 class TooLargeError(ValueError):
-    """More comes out than may."""
+    """The decoded body exceeds the limit."""
 
 
 class Decoding(Protocol):
-    """One body being decoded. Raises ValueError for what is not in its coding."""
+    """A streaming decoder for one body. Raises ValueError on invalid data."""
 
     def decode(self, data: bytes) -> bytes:
-        """What the next piece holds."""
+        """Decodes the next piece."""
 
 
 def decoding_of(coding: bytes | None, *, limit_bytes: int) -> Decoding | None:
-    """The decoding of a Content-Encoding; None where it is none, and ValueError where no decoder is there.
+    """A decoder for a Content-Encoding; None if there is no coding, ValueError if no decoder is available.
 
-    Several codings are undone in reverse, since each was applied to what the one before had made (RFC 9110 §8.4).
+    Several codings are decoded in reverse order, because each was applied to the output of the one before it
+    (RFC 9110 §8.4).
     """
     names = [name.strip().lower().removeprefix(b"x-") for name in (coding or b"").split(b",")]
     names = [name for name in names if name not in _NO_CODINGS]
@@ -48,13 +49,13 @@ def _decoder_of(name: bytes, limit_bytes: int) -> Decoding:
 
 
 def decoded(body: bytes, coding: bytes | None, *, limit_bytes: int) -> bytes:
-    """A whole body. Raises ValueError."""
+    """Decodes a whole body. Raises ValueError."""
     decoding = decoding_of(coding, limit_bytes=limit_bytes)
     return body if decoding is None else decoding.decode(body)
 
 
 class _InTurn:
-    """Several codings, the last applied first."""
+    """Several codings; the one applied last is decoded first."""
 
     def __init__(self, decodings: list[Decoding]) -> None:
         self._decodings = decodings
@@ -66,7 +67,7 @@ class _InTurn:
 
 
 class _Labelled:
-    """One coding as its label says it. Some servers label what is not encoded: such a body is read as it is."""
+    """One coding, as named by the header. Some servers name a coding but send plain text: that is passed through."""
 
     def __init__(self, name: bytes, limit_bytes: int) -> None:
         self._name = name
@@ -78,16 +79,16 @@ class _Labelled:
         if self._begun is not None:
             self._begun += data
             if (is_text := _is_text(self._begun)) is None:
-                return b""  # the next piece tells
+                return b""  # too short; decide with the next piece
             data, self._begun = self._begun, None
             self._decoder = None if is_text else _decoder_of(self._name, self._limit_bytes)
         return data if self._decoder is None else self._decoder.decode(data)
 
 
 def _is_text(begun: bytes) -> bool | None:
-    """Whether a body begins as JSON, HTML or an event stream does, which nothing encoded is likely to; None: too short.
+    """Whether a body starts like JSON, HTML or an event stream, which encoded data hardly ever does; None: too short.
 
-    The first byte alone does not tell: bare deflate may begin with any.
+    The first byte is not enough: raw deflate may start with any byte.
     """
     text = begun.removeprefix(b"\xef\xbb\xbf").lstrip()
     known = [start for start in _TEXTS if start.startswith(text[: len(start)])]
@@ -97,7 +98,7 @@ def _is_text(begun: bytes) -> bool | None:
 
 
 class Undecodable:
-    """A coding that nothing here reads."""
+    """A coding that cannot be decoded."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
@@ -108,7 +109,7 @@ class Undecodable:
 
 
 class _Zlib:
-    """gzip, and deflate with or without zlib's own head (RFC 9110 §8.4.1.2 and what some servers send)."""
+    """gzip, and deflate with or without the zlib header (RFC 9110 §8.4.1.2; some servers leave it out)."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._left = limit_bytes
@@ -138,7 +139,7 @@ class _Zlib:
             if self._left < 0:
                 raise TooLargeError("a compressed body is too large")
             out.append(piece)
-            data = self._decoder.unused_data  # another member of a gzip file
+            data = self._decoder.unused_data  # a gzip file may have several members (RFC 1952 §2.2)
             if self._decoder.eof:
                 self._decoder = None
                 if data[:2] != b"\x1f\x8b":
@@ -149,7 +150,7 @@ class _Zlib:
 
 
 class _Other:
-    """A coding of another library; a body may hold several frames, one after the other."""
+    """A coding decoded by an optional library; a body may hold several frames in sequence."""
 
     def __init__(self, make: Callable[[], Any], limit_bytes: int) -> None:
         self._make = make
@@ -170,7 +171,7 @@ class _Other:
         call = getattr(self._decoder, "decompress", None) or self._decoder.process
         try:
             piece: bytes = call(data)
-        except Exception as exc:  # each of these libraries has errors of its own
+        except Exception as exc:  # each of these libraries raises its own exception types
             raise ValueError(str(exc)) from exc
         self._left -= len(piece)
         if self._left < 0:

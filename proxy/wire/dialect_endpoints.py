@@ -1,4 +1,4 @@
-"""Responses, Messages and Completions as endpoints: each reads requests, folds replies and says errors its own way."""
+"""The Responses, Messages and Completions endpoints: how each parses requests, folds replies and formats errors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ class DialectRequest:
 
     def __init__(self, body: JSON, conversation: Conversation) -> None:
         self.body = body
-        # Recording refuses nothing: what cannot be stored as messages is kept as it is.
+        # Recording must not reject a request: anything that cannot be stored as messages is kept in `parameters`.
         can_be_stored = all(map(is_message, conversation.messages))
         self.messages: list[JSON] = list(conversation.messages) if can_be_stored else []
         self.parameters: JSON = (
@@ -33,7 +33,7 @@ class DialectRequest:
 
 
 class DialectEndpoint:
-    """One dialect, of its parts."""
+    """An endpoint assembled from the functions of its dialect."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class DialectEndpoint:
         self._reply = reply
 
     def parse(self, body: bytes) -> DialectRequest | None:
-        """The request; None where the body is no JSON object."""
+        """Parses a request; None if the body is not a JSON object."""
         value = chat_request.parse(body)
         return None if value is None else self.request(value)
 
@@ -59,7 +59,7 @@ class DialectEndpoint:
         return self._reply(None if request is None else request.body)
 
     def with_usage(self, body: bytes, request: Request) -> bytes | None:
-        """Nothing: these streams always say their usage."""
+        """None: these streams always include usage."""
         return None
 
     def error_event(self, error: JSON) -> bytes:
@@ -70,7 +70,7 @@ class DialectEndpoint:
 
 
 class CompletionsEndpoint(DialectEndpoint):
-    """OpenAI's completions, whose streams say their usage where they are asked to."""
+    """OpenAI's completions; like chat, its streams include usage only on request."""
 
     def with_usage(self, body: bytes, request: Request) -> bytes | None:
         return chat_request.with_usage(body, request.body) if chat_request.may_ask_for_usage(request.body) else None
@@ -80,7 +80,10 @@ class ResponsesEndpoint(DialectEndpoint):
     """OpenAI's Responses."""
 
     def error_event(self, error: JSON, *, sequence_number: int = -1) -> bytes:
-        """Its clients tell events apart by name and `type`. By default the number is none that upstream gives."""
+        """Clients distinguish events by name and `type`.
+
+        The default sequence number is one that upstream never sends.
+        """
         said = {"type": "error", "sequence_number": sequence_number, **_flat(error)}
         return b"event: error\ndata: " + orjson.dumps(said) + b"\n\n"
 
@@ -96,7 +99,7 @@ class MessagesEndpoint(DialectEndpoint):
 
 
 def _flat(error: JSON) -> dict[str, Any]:
-    """An error as an event of Responses has it, and under `error` as vLLM's and the other endpoints' have it."""
+    """An error in the shape of a Responses event, with a copy under `error` as vLLM and the other endpoints send it."""
     return {
         "code": error.get("code") or error.get("type"),
         "message": error.get("message"),

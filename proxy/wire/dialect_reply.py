@@ -1,4 +1,4 @@
-"""What the replies of the dialects other than chat have in common. Nothing raises on what an upstream sends."""
+"""Base class of the replies of the dialects other than chat. Never raises on upstream's data."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -15,23 +15,23 @@ _LARGEST_INTEGER = 2**63 - 1
 
 
 class DialectReply(ABC):
-    """One reply. Feed it each event, or let it take a whole body."""
+    """One reply: call `feed` for each event, or `take_whole` for a whole body."""
 
-    BATCHABLE: frozenset[bytes] = frozenset()  # the names of events that need not be looked into at once
+    BATCHABLE: frozenset[bytes] = frozenset()  # names of events that can be folded later
 
     def __init__(self) -> None:
         self.usage: JSON | None = None  # as upstream sent it
         self.error: Any = None
         self.malformed = 0
         self.has_token = False
-        # For the hot path, see `endpoint.Reply`.
+        # Read for every token, see `endpoint.Reply`.
         self.can_batch = False
         self.batched: list[bytes] = []
         self.is_ordinary = False
-        self._unasked: list[bytes] = []  # events that waited and have been folded, for `take_batched`
+        self._unasked: list[bytes] = []  # events already folded but not yet returned by `take_batched`
 
     def feed(self, event: Event) -> None:
-        """Fold one event. What cannot be understood is counted, never raised."""
+        """Folds one event. Malformed data is counted, never raised."""
         self.fold_batched()
         data = event.data
         self.is_ordinary = event.name in self.BATCHABLE
@@ -44,7 +44,7 @@ class DialectReply(ABC):
             self.take(parsed)
 
     def take_whole(self, body: bytes) -> None:
-        """Take a reply that is not a stream, or an error body."""
+        """Takes a non-streamed reply or an error body."""
         whole = parsed_object(body)
         if whole is None:
             self.malformed += 1
@@ -52,14 +52,14 @@ class DialectReply(ABC):
             self.take_body(whole)
 
     def is_usage_only(self, event: Event) -> bool:
-        """Never: nobody asks for usage on the caller's behalf."""
+        """False: the proxy never adds a usage request to these dialects."""
         return False
 
     def without_usage(self, event: Event) -> bytes:
         return event.raw
 
     def is_batchable(self, data: bytes) -> bool:
-        """Whether this is one whole event with another piece of something that grows."""
+        """Whether this is one complete event that only extends a growing value."""
         name_end = data.find(b"\n")
         name = data[7:name_end]
         return (
@@ -73,13 +73,13 @@ class DialectReply(ABC):
         )
 
     def take_batched(self) -> bytes:
-        """All events that have waited since the last call: a response is read again event by event."""
+        """Returns all events batched since the last call, unmerged: responses are replayed event by event."""
         self.fold_batched()
         events, self._unasked = b"".join(self._unasked), []
         return events
 
     def fold_batched(self) -> None:
-        """Fold the events that have waited. Parsing them at once costs a fraction."""
+        """Folds the batched events. Parsing them together is several times cheaper."""
         if not self.batched:
             return
         events = self.batched.copy()
@@ -97,7 +97,7 @@ class DialectReply(ABC):
                 self.feed(Event(text, text))
 
     def take_pieces(self, events: list[JSON]) -> None:
-        """Fold events that were batched."""
+        """Folds a batch of events."""
         for event in events:
             self.take(event)
 
@@ -107,11 +107,11 @@ class DialectReply(ABC):
 
     @abstractmethod
     def take(self, event: JSON) -> None:
-        """Fold the data of one event."""
+        """Folds the data of one event."""
 
     @abstractmethod
     def take_body(self, body: JSON) -> None:
-        """Take a whole reply."""
+        """Takes a whole reply."""
 
     @abstractmethod
     def is_end(self, event: Event) -> bool: ...
@@ -153,6 +153,6 @@ class DialectReply(ABC):
 
 
 def count(holder: Any, key: str) -> int | None:
-    """A token count of a usage, where it is one."""
+    """A token count from a usage object, if it is a valid one."""
     value = holder.get(key) if isinstance(holder, dict) else None
     return value if type(value) is int and 0 <= value <= _LARGEST_INTEGER else None

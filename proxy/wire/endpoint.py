@@ -1,6 +1,6 @@
-"""What the rest of the program knows of a dialect: how a request is read, a reply folded and an error said. Pure.
+"""The protocols that every dialect implements: parse a request, fold a reply, format an error. Pure.
 
-`endpoints.py` lists the dialects. Everything outside `wire/` works with these protocols alone.
+Code outside `wire/` uses only these protocols; `endpoints.py` lists the dialects.
 """
 
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ JSON = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One reply to a request, as an OpenAI message whatever the dialect."""
+    """One of the replies to a request, as an OpenAI message in every dialect."""
 
     index: int
-    message: JSON  # fit to be sent back
+    message: JSON  # can be sent back to upstream
     finish_reason: str | None  # exactly as sent
-    extra: JSON  # logprobs, stop_reason, token_ids and keys nobody knows yet
+    extra: JSON  # logprobs, stop_reason, token_ids and unknown keys
 
 
 class Tokens(NamedTuple):
-    """The counts of a reply's usage; None where upstream did not say."""
+    """Token counts of a usage object; None if upstream did not report them."""
 
     prompt: int | None = None
     completion: int | None = None
@@ -36,85 +36,85 @@ class Request(Protocol):
 
     @property
     def body(self) -> JSON:
-        """The object as the caller sent it."""
+        """The JSON object as the caller sent it."""
 
     @property
     def messages(self) -> list[JSON]:
-        """Its messages in the shape of OpenAI's chat completions; [] where it has none that can be stored."""
+        """The messages in OpenAI's chat shape; [] if it has none that can be stored."""
 
     @property
     def parameters(self) -> JSON:
-        """The keys to store beside the messages, verbatim; metadata has a column of its own."""
+        """The other keys, stored verbatim; `metadata` has its own column."""
 
     @property
     def wire(self) -> JSON | None:
-        """What of it changes with every turn, and is no part of the conversation: the exchange's alone."""
+        """Data that changes with every turn, and is stored with the exchange instead of the conversation."""
 
     @property
     def wants_stream(self) -> bool:
-        """Whether the reply is to come as events."""
+        """Whether the caller asked for a stream."""
 
 
 class Reply(Protocol):
-    """One reply: either events are fed to it, or it takes a whole body. Nothing here raises on what upstream sends."""
+    """One reply: feed it events, or give it a whole body. Never raises on upstream's data."""
 
-    # For the hot path (see `tee.py`): while `can_batch`, events that are `is_batchable` are only appended to `batched`.
+    # Hot path, see `tee.py`: while `can_batch` is set, `is_batchable` events are only appended to `batched`.
     can_batch: bool
     batched: list[bytes]
-    error: Any  # what upstream said went wrong, as JSON; None where nothing did
+    error: Any  # the error upstream reported, as JSON, else None
 
     def feed(self, event: Event) -> None:
-        """Fold one event of a stream."""
+        """Folds one event of a stream."""
 
     def take_whole(self, body: bytes) -> None:
-        """Take a reply that is not a stream, or what `to_json_dict` gave."""
+        """Takes a non-streamed reply, or the output of `to_json_dict`."""
 
     def is_end(self, event: Event) -> bool:
-        """Whether the event ends the stream: in strict mode it goes out when the exchange is on disk."""
+        """Whether the event ends the stream. In strict mode it is sent after the exchange has been committed."""
 
     def is_usage_only(self, event: Event) -> bool:
-        """Whether the event may be the one that asking for the usage adds to a stream."""
+        """Whether the event may be the one that a usage request adds to a stream."""
 
     def without_usage(self, event: Event) -> bytes:
-        """Such an event's bytes for a caller who did not ask for the usage that the proxy asked for."""
+        """The event's bytes without usage, for a caller who did not request it."""
 
     def is_batchable(self, data: bytes) -> bool:
-        """Whether these bytes are one whole event that nobody needs to look into before the next write."""
+        """Whether these bytes are one complete event that can be folded later."""
 
     def take_batched(self) -> bytes:
-        """The batched events since the last call, as a stream: as few events as mean the same."""
+        """Returns the events batched since the last call, merged into as few events as possible."""
 
     @property
     def is_ordinary(self) -> bool:
-        """Whether the next event is likely to differ from the last in nothing but its text."""
+        """Whether the next event probably differs from the last one only in its text."""
 
     @property
     def has_token(self) -> bool:
-        """Whether generated text has come."""
+        """Whether generated text has arrived."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything has come: every choice has ended and no error came."""
+        """Whether the reply is complete: every choice has finished without an error."""
 
     @property
     def choices(self) -> list[Choice]:
-        """What was said so far."""
+        """The choices received so far."""
 
     @property
     def finish_reason(self) -> str | None:
-        """The first choice's."""
+        """The first choice's finish reason."""
 
     @property
     def finish_reasons(self) -> list[str]:
-        """Those of the choices that have one."""
+        """The finish reasons received so far."""
 
     @property
     def tokens(self) -> Tokens:
-        """The counts of `usage`."""
+        """The token counts of `usage`."""
 
     @property
     def usage(self) -> JSON | None:
-        """The usage as upstream sent it."""
+        """The usage object as upstream sent it."""
 
     @property
     def id(self) -> str | None:
@@ -126,14 +126,14 @@ class Reply(Protocol):
 
     @property
     def created(self) -> int | None:
-        """When, in seconds since 1970."""
+        """Unix time in seconds."""
 
     @property
     def envelope(self) -> JSON:
-        """Every top-level key but the choices, usage and error."""
+        """Every top-level key except choices, usage and error."""
 
     def to_json_dict(self) -> JSON:
-        """The reply as upstream would have sent it without streaming; `take_whole` reads it back."""
+        """The reply as upstream would have sent it without streaming. `take_whole` can read it back."""
 
 
 class Endpoint(Protocol):
@@ -141,26 +141,26 @@ class Endpoint(Protocol):
 
     @property
     def name(self) -> str:
-        """What the settings call it."""
+        """Its name in the settings."""
 
     @property
     def path(self) -> str:
-        """Where it is served."""
+        """The request path."""
 
     def parse(self, body: bytes) -> Request | None:
-        """The request, or None where it cannot be recorded: it is relayed all the same, and upstream judges it."""
+        """Parses a request; None if it cannot be recorded (it is relayed anyway, and upstream validates it)."""
 
     def request(self, body: JSON) -> Request:
-        """The request of a body that has been parsed before."""
+        """Wraps a body that has already been parsed."""
 
     def reply(self, request: Request | None = None) -> Reply:
-        """An empty reply to a request, where that is known."""
+        """An empty reply; `request` is given if it is known."""
 
     def with_usage(self, body: bytes, request: Request) -> bytes | None:
-        """The body that also asks for the usage of a stream; None where there is nothing to ask."""
+        """The body with usage requested for its stream; None if no change is needed."""
 
     def error_event(self, error: JSON) -> bytes:
-        """How a stream says that upstream died. `error` has `message`, `type`, `param` and `code`."""
+        """The event that tells a stream's client that upstream failed. `error` has message, type, param and code."""
 
     def error_body(self, error: JSON) -> bytes:
-        """How a reply that is not a stream says it."""
+        """The body that tells the client of a non-streamed reply the same."""

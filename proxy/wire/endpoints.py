@@ -1,4 +1,4 @@
-"""The dialects that are recorded, by the path that a request comes to and an exchange is stored with."""
+"""The table of recorded endpoints, by request path."""
 
 from proxy.wire.chat import CHAT
 from proxy.wire.dialect_endpoints import COMPLETIONS, MESSAGES, RESPONSES
@@ -8,5 +8,5 @@ ENDPOINTS: dict[str, Endpoint] = {endpoint.path: endpoint for endpoint in (CHAT,
 
 
 def endpoint_of(path: str) -> Endpoint:
-    """The dialect of a stored exchange. What another version stored under an unknown path is read as a chat."""
+    """The endpoint of a stored exchange. An unknown path, stored by another version, is read as chat."""
     return ENDPOINTS.get(path, CHAT)

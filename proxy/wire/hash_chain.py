@@ -1,11 +1,12 @@
-"""Message chain hashes: what makes two messages the same, and a resent history recognisable. Pure.
+"""Chain hashes of messages: they recognise a conversation when a client sends its history again. Pure.
 
-`h_0 = H(user)`, `h_i = H(h_{i-1}, canonical(message_i))`. A stored message carries the hash of itself and all above it,
-so one look-up by hash finds the place where a conversation goes on. System and developer messages are not part of the
-link: clients rewrite them from turn to turn (date, memory, tools), and a conversation stays what it is.
+`h_0 = H(user)`, `h_i = H(h_{i-1}, canonical(message_i))`. Each stored message carries the hash of itself and its
+ancestors, so one look-up by hash finds where a conversation continues. System and developer messages are not chained:
+clients rewrite them from turn to turn (date, memory, tools) within the same conversation.
 
-Schema 8 and older compared replies exactly, white space and `<think>` block included. Their hashes differ from today's
-only below such a reply; `exact_chain` still computes them, so that conversations of an older database are found.
+Schema 8 and older compared replies exactly, including white space and the `<think>` block. Their hashes differ from
+today's only below such a reply. `exact_chain` still computes them, so that conversations of an older database are
+found.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,37 +22,37 @@ _THINK, _THINK_END = "<think>", "</think>"
 
 
 def is_chained(message: Mapping[str, Any]) -> bool:
-    """Whether the message is part of the chain."""
+    """Whether the message takes part in the chain."""
     return message.get("role") not in UNCHAINED_ROLES
 
 
 def has_reply(messages: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether a history holds a reply: without one it continues nothing ("hi" begins many conversations)."""
+    """Whether a history contains a reply. Without one it continues nothing: many conversations start with "hi"."""
     return any(message.get("role") == "assistant" for message in messages)
 
 
 def root_hash(user_id: str) -> bytes:
-    """The hash above a conversation's first message."""
+    """The hash that the first message of a conversation is chained to."""
     return _digest(b"user\0" + user_id.encode("utf-8", "surrogatepass"))
 
 
 def chain_hash(above: bytes, message: Mapping[str, Any]) -> bytes:
-    """The hash of a chained message below the one with hash `above`."""
+    """The hash of a chained message whose parent has the hash `above`."""
     return _digest(above + canonical(message))
 
 
 def own_hash(message: Mapping[str, Any]) -> bytes:
-    """The hash of an unlinked message: of itself alone, never equal to a chain hash."""
+    """The hash of an unchained message: of its own content only, and never equal to a chain hash."""
     return _digest(b"unlinked\0" + canonical(message))
 
 
 def chain(user_id: str, messages: Iterable[Mapping[str, Any]]) -> list[bytes]:
-    """The hashes of the chained ones among `messages`, in order."""
+    """The hashes of the chained messages, in order."""
     return _chain(user_id, messages, chain_hash)
 
 
 def exact_chain(user_id: str, messages: Sequence[Mapping[str, Any]]) -> list[bytes] | None:
-    """The hashes that schema 8 gave the same messages; None where they are those of `chain`."""
+    """The hashes that schema 8 computed for the same messages; None if they equal those of `chain`."""
     if not any(_is_rewritten(message) for message in messages):
         return None
     return _chain(user_id, messages, exact_chain_hash)
@@ -63,25 +64,26 @@ def exact_chain_hash(above: bytes, message: Mapping[str, Any]) -> bytes:
 
 
 def canonical(message: Mapping[str, Any]) -> bytes:
-    """The message without what clients rewrite when they send it back.
+    """The message without the differences that clients introduce when they send it back.
 
-    A string and one text part are the same, so are null, absent and empty content; reasoning, null keys, the name of a
-    reply and keys nobody knows are left out; tool call arguments are compared as JSON values. A reply's text is
-    compared without outer white space and a leading `<think>` block, and with LF for CRLF.
+    Equal: a string and a single text part; null, missing and empty content; tool call arguments with the same JSON
+    value. Ignored: reasoning, null keys, a reply's name, unknown keys. In a reply's text, surrounding white space, a
+    leading `<think>` block and CRLF versus LF are ignored as well.
     """
     return _canonical(message, _reply_text(_content(message.get("content"))) if _is_reply(message) else None)
 
 
 def exact(message: Mapping[str, Any]) -> bytes:
-    """The same, with a reply's text as it is."""
+    """Like `canonical`, but keeps a reply's text unchanged."""
     return _canonical(message, None)
 
 
 def _canonical(message: Mapping[str, Any], text: str | None) -> bytes:
-    """The canonical form; `text` stands for the content where it is not None."""
+    """The canonical form; `text`, if not None, replaces the content."""
     role, content = message.get("role"), message.get("content") if text is None else text
     if len(message) == 2 and "content" in message and isinstance(role, str) and isinstance(content, str):
-        return _bytes_of([role, content, None, None, [], None, None])  # as below, for the many
+        # fast path for most messages; same result as below
+        return _bytes_of([role, content, None, None, [], None, None])
     is_reply = role == "assistant"
     parts = [
         role,
@@ -112,15 +114,15 @@ def _is_reply(message: Mapping[str, Any]) -> bool:
 
 
 def _is_rewritten(message: Mapping[str, Any]) -> bool:
-    """Whether `canonical` changes the text of a reply."""
+    """Whether `canonical` changes a reply's text."""
     content = _content(message.get("content"))
     return _is_reply(message) and isinstance(content, str) and _reply_text(content) != content
 
 
 def _reply_text(content: Any) -> str | None:
-    """A reply's text as it is compared; None where its content is not text.
+    """A reply's text for comparison; None if its content is not text.
 
-    Some chat templates put the opening `<think>` into the prompt: then the block begins with the reply.
+    Some chat templates put the opening `<think>` into the prompt, so the reply starts inside the block.
     """
     if not isinstance(content, str):
         return None
@@ -151,7 +153,7 @@ def _content(content: Any) -> Any:
 
 
 def _part(part: Any) -> Any:
-    """A text part as its text; any other without its nulls and defaults, and without hints that move between turns."""
+    """A text part as a string; other parts without nulls, defaults, and hints that move between turns."""
     if not isinstance(part, dict):
         return [part]
     if part.get("type") in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):

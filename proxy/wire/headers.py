@@ -1,4 +1,4 @@
-"""Which headers pass the proxy, in both directions (RFC 9110 §7.6.1). Pure; names are in lower case, as in ASGI."""
+"""Which headers are forwarded, in both directions (RFC 9110 §7.6.1). Pure; names are lower case, as in ASGI."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ Headers = list[tuple[bytes, bytes]]
 HOP_BY_HOP = frozenset(
     {b"connection", b"proxy-connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
-# Made anew on the way out: the host is upstream's, the length may change, and an expectation has been met already.
+# Set again for upstream: the host is upstream's, the length may change, and Expect has already been answered.
 _REPLACED = frozenset({b"host", b"content-length", b"accept-encoding", b"expect", b"x-request-id"})
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"proxy-authorization"})
 _DROPPED_FROM_REQUEST = HOP_BY_HOP | _REPLACED
@@ -21,9 +21,9 @@ def to_upstream(
     passes_credentials: bool,
     api_key: bytes | None,
 ) -> Headers:
-    """The request headers that upstream gets, but for `Host`.
+    """The request headers for upstream, without `Host`.
 
-    The caller's key is dropped where ours, or none, goes out instead.
+    The caller's credentials are dropped if `api_key` replaces them or if they must not be forwarded.
     """
     dropped = _DROPPED_FROM_REQUEST
     if api_key is not None or not passes_credentials:
@@ -36,7 +36,7 @@ def to_upstream(
 
 
 def to_caller(headers: Iterable[tuple[bytes, bytes]], *, drops_length: bool = False) -> Headers:
-    """The response headers that the caller gets, repeated ones repeated."""
+    """The response headers for the caller; repeated headers stay repeated."""
     return _without(headers, _DROPPED_FROM_RESPONSE | {b"content-length"} if drops_length else _DROPPED_FROM_RESPONSE)
 
 
@@ -49,13 +49,13 @@ def value_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | Non
 
 
 def list_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    """The value of a header that is a list, which may come in several fields (RFC 9110 §5.3)."""
+    """The value of a list header; its fields are joined (RFC 9110 §5.3)."""
     values = [value for each, value in headers if each == name]
     return b", ".join(values) if values else None
 
 
 def trace_context_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str] | None:
-    """The caller's place in its trace, if it says one (https://www.w3.org/TR/trace-context/)."""
+    """The caller's trace context, if it sent one (https://www.w3.org/TR/trace-context/)."""
     found: dict[str, str] = {}
     for name, value in headers:
         if name == b"traceparent":
@@ -67,7 +67,7 @@ def trace_context_of(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str] |
 
 
 def text_of(value: bytes) -> str:
-    """A header's value as text: UTF-8 as clients send it, else Latin-1 as HTTP once had it."""
+    """Decodes a header value as UTF-8, as clients send it, or else as Latin-1 (historical HTTP)."""
     try:
         return value.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,5 @@
-"""JSON as upstream reads it: orjson where it is exact, the standard library where orjson refuses or would round."""
+"""JSON parsing and serializing as upstream does it: orjson, with the standard library for what orjson rejects or
+rounds."""
 
 import json
 from collections.abc import Iterable
@@ -6,19 +7,19 @@ from typing import Any
 
 import orjson
 
-# orjson turns integers beyond 64 bits into floats; a run of digits this long may be one. Translating first is several
-# times faster than a regular expression, and this runs on every body.
+# orjson turns integers beyond 64 bits into floats, and a run of digits this long may be one. `bytes.translate` is
+# several times faster than a regular expression, and this runs on every body.
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER = b"0" * 19
 _PIECE_BYTES = 2**20
 
-# What is nested deeper is kept as its text: nothing that people say is, and Python's own limit is not far.
+# Values nested deeper are kept as text: no real chat reaches this depth, and Python's recursion limit is close.
 _DEEPEST = 800
-_WRITTEN_DEPTH = 250  # orjson writes 254 levels
+_WRITTEN_DEPTH = 250  # orjson serializes at most 254 levels
 
 
 def loads(text: bytes | str) -> Any:
-    """The value of a JSON text; raises ValueError. Takes what Python's `json` takes (NaN, lone surrogates, UTF-16)."""
+    """Parses JSON; raises ValueError. Accepts what Python's `json` accepts (NaN, lone surrogates, UTF-16)."""
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if not _may_have_long_number(raw):
         try:
@@ -32,7 +33,7 @@ def loads(text: bytes | str) -> Any:
 
 
 def _may_have_long_number(raw: bytes) -> bool:
-    """Looked for in pieces: between two of them another thread has its turn."""
+    """Searches in pieces: other threads can take the GIL between two of them."""
     for start in range(0, len(raw), _PIECE_BYTES):
         if _LONG_NUMBER in raw[start : start + _PIECE_BYTES + len(_LONG_NUMBER)].translate(_DIGITS_TO_ZERO):
             return True
@@ -40,7 +41,7 @@ def _may_have_long_number(raw: bytes) -> bool:
 
 
 def parsed_object(text: bytes) -> dict[str, Any] | None:
-    """The JSON object of a text; None where it is none, or nested so deeply that it could not be written again."""
+    """Parses a JSON object; None if the text is not one, or is nested too deeply to be serialized again."""
     try:
         value = loads(text)
     except ValueError:
@@ -52,32 +53,32 @@ def parsed_object(text: bytes) -> dict[str, Any] | None:
 
 
 def copied(value: Any) -> Any:
-    """A copy of a JSON value, whose objects and lists can be changed."""
+    """A copy of a JSON value that can be modified."""
     if isinstance(value, dict):
         return {key: copied(each) for key, each in value.items()}
     return [copied(each) for each in value] if isinstance(value, list) else value
 
 
 def dumps(value: Any) -> str:
-    """The compact JSON text of a value. Always encodable as UTF-8: what is not is escaped.
+    """Compact JSON, always encodable as UTF-8 (invalid characters are escaped).
 
-    What stands beyond 800 levels is a string there: its JSON text.
+    Values below 800 levels of nesting are written as strings that contain their JSON text.
     """
     try:
         return orjson.dumps(value, default=_as_text).decode()
-    except TypeError:  # big integers, lone surrogates, deep nesting
+    except TypeError:  # large integers, lone surrogates, deep nesting
         return json.dumps(value if _is_shallow(value) else _cut(value), separators=(",", ":"), default=_as_text)
 
 
 def _as_text(value: Any) -> str:
-    """Bytes, which a damaged row may have in the place of a text."""
+    """Converts bytes to text: a damaged row may hold bytes in a text column."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     raise TypeError(f"no JSON: {type(value).__name__}")
 
 
 def stored(text: Any) -> Any:
-    """The value of a stored JSON text. Never raises: what is no JSON is shown as it is, and null is null."""
+    """Parses a stored JSON text. Never raises: invalid JSON is returned as text, null as None."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     try:
@@ -87,7 +88,7 @@ def stored(text: Any) -> Any:
 
 
 def stored_object(text: Any, column: str) -> dict[str, Any]:
-    """The object of a stored JSON text, empty where there is none. Anything else is shown under its column's name."""
+    """Parses a stored JSON object; {} if empty. Any other value is returned as `{column: value}`."""
     value = stored(text)
     if isinstance(value, dict):
         return value
@@ -95,7 +96,7 @@ def stored_object(text: Any, column: str) -> dict[str, Any]:
 
 
 def _is_shallow(value: Any, depth: int = _DEEPEST) -> bool:
-    """Whether `json`, which recurses, can write the value here and read it back anywhere else."""
+    """Whether the recursive `json` module can write the value here and read it back elsewhere."""
     level = [value]
     for _ in range(depth):
         level = [item for each in level for item in _items(each)]
@@ -111,7 +112,7 @@ def _items(value: Any) -> Iterable[Any]:
 
 
 def _cut(value: Any) -> Any:
-    """A copy of a value in which what is nested too deeply is a string, its JSON text."""
+    """A copy in which values nested too deeply are replaced by their JSON text."""
     copy = _shallow_copy(value)
     level = [copy]
     for _ in range(_DEEPEST - 2):
@@ -138,7 +139,7 @@ def _pairs(container: Any) -> list[tuple[Any, Any]]:
 
 
 def _written(value: Any) -> str:
-    """The JSON text of a value of any depth: without recursion."""
+    """JSON text of a value of any depth, without recursion."""
     pieces: list[str] = []
     to_come: list[tuple[str, Any]] = [("value", value)]
     while to_come:

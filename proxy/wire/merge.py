@@ -1,12 +1,12 @@
-"""Joins the pieces of streamed JSON values into whole ones without losing anything. Pure."""
+"""Merges the deltas of streamed JSON values into complete values without loss. Pure."""
 
 from typing import Any
 
 JSON = dict[str, Any]
 
-# Said once, and perhaps repeated in every delta. Any other string is a piece to append.
+# These may be repeated in every delta. Any other string is appended.
 SAID_ONCE = frozenset({"role", "id", "type"})
-# In the entries of a list, a string under another key that equals what is there is a repetition (`format`).
+# In list entries, a string under any other key that equals the current value is a repetition (`format`).
 _TEXT_KEYS = frozenset({"text", "thinking", "summary", "content", "reasoning", "arguments", "input"})
 _TEXT_PARTS = frozenset({"text", "output_text", "thinking", "reasoning"})
 _DEPTH_MAX = 32
@@ -21,7 +21,7 @@ class MergedList(list[Any]):
 
 
 def merge(target: JSON, key: str, new: object, depth: int = 0, *, repeats: bool = False) -> None:
-    """Add one delta's value to what has come. `repeats`: strings other than texts may be sent again unchanged."""
+    """Merges one delta's value into `target`. With `repeats`, strings other than texts may be sent again unchanged."""
     old = target.get(key)
     if new is None:
         target.setdefault(key, None)
@@ -43,7 +43,7 @@ def merge(target: JSON, key: str, new: object, depth: int = 0, *, repeats: bool 
 
 
 def growing(target: JSON, key: str) -> Pieces:
-    """The pieces of a string, to append to."""
+    """The pieces of a growing string, to append to."""
     value = target[key]
     if not isinstance(value, Pieces):
         value = target[key] = Pieces([value])
@@ -51,7 +51,7 @@ def growing(target: JSON, key: str) -> Pieces:
 
 
 def joined(value: object, depth: int = 0) -> Any:
-    """A copy in which growing strings are strings; below the depth that is merged there are none."""
+    """A copy with growing strings joined. Below the merge depth there are none."""
     if isinstance(value, Pieces):
         return "".join(value)
     if isinstance(value, dict) and depth <= 2 * _DEPTH_MAX:
@@ -62,7 +62,7 @@ def joined(value: object, depth: int = 0) -> Any:
 
 
 def index_of(value: object) -> int | None:
-    """An index, however it is written: 0, 0.0 or "0"."""
+    """An index in any notation: 0, 0.0 or "0"."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         return int(value)
     if isinstance(value, float) and value.is_integer():
@@ -73,7 +73,7 @@ def index_of(value: object) -> int | None:
 def _merge_string(target: JSON, key: str, new: str, *, repeats: bool) -> None:
     old = target[key]
     if isinstance(old, str | Pieces):
-        # A name comes whole, or in pieces, or whole again with every piece of the arguments.
+        # A name arrives complete, in pieces, or complete again with every piece of the arguments.
         if not ((repeats or key == "name") and "".join(old) == new):
             growing(target, key).append(new)
     elif isinstance(old, list):
@@ -89,7 +89,7 @@ def _merge_string(target: JSON, key: str, new: str, *, repeats: bool) -> None:
 def _merge_list(target: JSON, key: str, new: list[Any], depth: int) -> None:
     old = target.get(key)
     if type(old) is list and not any(isinstance(each, dict) for each in new):
-        old.extend(new)  # token ids and the like: nothing in it grows
+        old.extend(new)  # token ids and similar: entries do not grow
         return
     if not any(_can_grow(each) for each in new) and not _is_said(old):
         target[key] = new
@@ -108,7 +108,7 @@ def _can_grow(entry: object) -> bool:
 
 
 def _add_entry(entries: list[Any], entry: Any, depth: int) -> None:
-    """Merge an entry of a list into the one that it continues, or append it."""
+    """Merges an entry into the one it continues, or appends it."""
     continued = _continued(entries, entry) if depth < _DEPTH_MAX else None
     if continued is None:
         entries.append(entry)
@@ -119,7 +119,7 @@ def _add_entry(entries: list[Any], entry: Any, depth: int) -> None:
 
 
 def _continued(entries: list[Any], entry: Any) -> JSON | None:
-    """By index; without one, a text part continues a text part just before it."""
+    """The entry with the same index; without an index, the preceding text part."""
     if not isinstance(entry, dict):
         return None
     index = index_of(entry.get("index"))
@@ -135,14 +135,14 @@ def _continued(entries: list[Any], entry: Any) -> JSON | None:
 
 
 def _is_same(known: JSON, entry: JSON) -> bool:
-    """Whether nothing says that this is another entry. An image is always one of its own."""
+    """Whether nothing marks this as a new entry. An image always is a new one."""
     return "image_url" not in entry and all(
         not known.get(key) or not entry.get(key) or known[key] == entry[key] for key in ("type", "id")
     )
 
 
 def _as_list(value: Any, key: str) -> list[Any]:
-    """A value as the entries of a list; the text of a content as a part."""
+    """The value as list entries; a text content becomes a text part."""
     if isinstance(value, list) and not isinstance(value, Pieces):
         return value
     value = joined(value)
@@ -150,5 +150,5 @@ def _as_list(value: Any, key: str) -> list[Any]:
 
 
 def _is_said(value: Any) -> bool:
-    """Whether replacing the value would lose something."""
+    """Whether overwriting the value would lose information."""
     return (isinstance(value, list | str | dict)) and bool("".join(value) if isinstance(value, Pieces) else value)

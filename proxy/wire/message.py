@@ -1,4 +1,4 @@
-"""Messages between OpenAI's JSON and the columns of `messages`, losslessly. Pure."""
+"""Converts messages between OpenAI's JSON and the columns of the `messages` table, without loss. Pure."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -13,17 +13,16 @@ TITLE_LENGTH = 80
 _ZERO_WIDTH_JOINER = "\u200d"
 DEFAULT_TITLE = "New Conversation"
 
-# Strings from this length on, inside content parts that are not text, are kept apart: images, audio, files.
+# Longer strings in non-text content parts (images, audio, files) are stored as blobs.
 _BLOB_LENGTH = 2048
 _BLOB_REFERENCE = "blob:sha256:"
-# Below this nothing is kept apart: nobody puts an image there, and Python's stack has an end.
+# No blobs are extracted below this depth: no client nests images deeper, and Python's recursion limit is near.
 _BLOB_DEPTH_MAX = 16
 
 
 @dataclass(slots=True)
 class Columns:
-    """A message as it is stored: `content` is the readable text, `extra` JSON text of its other keys, `wire` of
-    what its own dialect says beside it."""
+    """A stored message: `content` is the readable text, `extra` the JSON of its other keys, `wire` its residue."""
 
     role: str
     content: str
@@ -34,12 +33,12 @@ class Columns:
 
 
 def is_message(value: Any) -> bool:
-    """Whether a value can be stored as a message at all."""
+    """Whether a value can be stored as a message."""
     return isinstance(value, dict) and isinstance(value.get("role"), str) and _encodes(value["role"])
 
 
 def to_columns(message: Mapping[str, Any]) -> Columns:
-    """The columns of an OpenAI message. Its null keys say nothing, and are left out."""
+    """Splits an OpenAI message into columns. Null keys carry no information and are dropped."""
     extra = {key: value for key, value in message.items() if value is not None and key not in ("role", "content")}
     blobs: dict[str, str] = {}
     if "content" not in message:
@@ -57,7 +56,7 @@ def to_columns(message: Mapping[str, Any]) -> Columns:
 def to_openai(
     *, role: str, content: str, content_form: str, extra: str | None, blobs: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The OpenAI message of its columns, as it was sent."""
+    """Rebuilds the OpenAI message from its columns, as it was sent."""
     others = json_text.stored_object(extra, "extra")
     message: dict[str, Any] = {"role": role}
     if content_form == "text":
@@ -68,7 +67,7 @@ def to_openai(
 
 
 def readable(content: Any) -> str:
-    """The text of any content: a string, or the text parts of a list."""
+    """The text of a content: a string, or the text parts of a list."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -78,7 +77,7 @@ def readable(content: Any) -> str:
 
 
 def title_of(messages: list[dict[str, Any]]) -> str:
-    """A session's title: its first user message, cut at a word."""
+    """A session title: the first user message, cut at a word boundary."""
     for message in messages:
         if message.get("role") == "user":
             words = " ".join(_replaced(readable(message.get("content"))).split())
@@ -91,12 +90,12 @@ def _cut(words: str) -> str:
     if len(words) <= TITLE_LENGTH:
         return words
     head = words[: TITLE_LENGTH + 1]
-    # Scripts without spaces have no word to cut at.
+    # Scripts without spaces have no word boundary to cut at.
     return head.rsplit(" ", 1)[0] if " " in head else words[: _end_of_character(words, TITLE_LENGTH)]
 
 
 def _end_of_character(text: str, length: int) -> int:
-    """The last position up to `length` that is not inside what readers see as one character (an emoji, an accent)."""
+    """The last position up to `length` that does not split a grapheme cluster (an emoji, an accented letter)."""
     end = length
     while end and _are_joined(text, end):
         end -= 1
@@ -104,8 +103,8 @@ def _end_of_character(text: str, length: int) -> int:
 
 
 def _are_joined(text: str, position: int) -> bool:
-    """Whether the code points before and after a position make one character (https://www.unicode.org/reports/tr29/,
-    the rules for marks, joiners, skin tones, tags and flags)."""
+    """Whether two neighbouring code points belong to one grapheme cluster (https://www.unicode.org/reports/tr29/: the
+    rules for marks, joiners, skin tones, tags and flags)."""
     before, after = text[position - 1], text[position]
     if _ZERO_WIDTH_JOINER in (before, after) or unicodedata.category(after) in ("Mn", "Mc", "Me"):
         return True
@@ -118,7 +117,7 @@ def _are_joined(text: str, position: int) -> bool:
 
 
 def _encodes(text: str) -> bool:
-    """Whether SQLite can hold the text: a lone surrogate has no UTF-8."""
+    """Whether SQLite can store the text: a lone surrogate cannot be encoded as UTF-8."""
     if text.isascii():
         return True
     try:

@@ -1,11 +1,11 @@
-"""What a converted value lost: the difference between a JSON value and the one that a conversion gives back. Pure.
+"""Computes what a conversion lost: the difference between a JSON value and its converted form. Pure.
 
-A message is stored in OpenAI's chat shape. Converted back to the dialect it came in, it may differ from what was sent
-(ids, signatures, order). `difference` describes that without repeating what both have in common, and `restored` undoes
-it: `restored(base, difference(base, value)) == value` for all JSON values.
+A message is stored in OpenAI's chat shape. Converted back to its original dialect, it may differ from what was sent
+(ids, signatures, order). `difference` encodes only what differs, and `restored` applies it:
+`restored(base, difference(base, value)) == value` for all JSON values.
 
-A difference is JSON itself: `{"=": value}` replaces, `{"~": {key: difference}, "-": [key]}` changes an object, and
-`{"[]": [...]}` builds a list of elements of the base's list, in any order: an index, `[index, difference]`, or
+Format of a difference (JSON): `{"=": value}` replaces; `{"~": {key: difference}, "-": [key]}` changes an object;
+`{"[]": [...]}` builds a list from the base's elements in any order. Each entry is an index, `[index, difference]`, or
 `{"=": element}`.
 """
 
@@ -13,14 +13,14 @@ from typing import Any
 
 JSON = dict[str, Any]
 
-# Below this the value is kept as it is: the stack has an end.
+# Deeper values are stored whole: this recursion is limited by the stack.
 _DEPTH_MAX = 24
-# Longer lists are compared place by place: looking for each element everywhere takes the square of the length.
+# Longer lists are compared position by position: searching for each element is quadratic.
 _PAIRS_MAX = 4096
 
 
 def difference(base: Any, value: Any, depth: int = 0) -> JSON | None:
-    """How `value` differs from `base`; None where they are the same."""
+    """How `value` differs from `base`; None if they are equal."""
     if _same(base, value):
         return None
     if depth < _DEPTH_MAX:
@@ -32,7 +32,7 @@ def difference(base: Any, value: Any, depth: int = 0) -> JSON | None:
 
 
 def restored(base: Any, patch: Any) -> Any:
-    """The value of a base and its difference. A damaged difference changes nothing."""
+    """Applies a difference to its base. A damaged difference changes nothing."""
     try:
         return _restored(base, patch)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
@@ -76,7 +76,7 @@ def _object_difference(base: JSON, value: JSON, depth: int) -> JSON:
 
 
 def _elements(base: list[Any], value: list[Any], depth: int) -> list[Any]:
-    """The elements of a list in terms of the base's: first those that are the same, then those of the same type."""
+    """A list's elements expressed by the base's: first equal ones, then ones of the same type."""
     if len(base) * len(value) > _PAIRS_MAX:
         return [_in_place(base, index, each, depth) for index, each in enumerate(value)]
     unused = dict(enumerate(base))
@@ -106,7 +106,7 @@ def _is_alike(base: Any, value: Any) -> bool:
 
 
 def _same(base: Any, value: Any) -> bool:
-    """Equal as JSON: `==` alone takes `1`, `1.0` and `true` for the same."""
+    """Equality of JSON values: Python's `==` treats `1`, `1.0` and `True` as equal."""
     if base is value:
         return True
     try:

@@ -1,16 +1,16 @@
-"""`/v1/responses`: a request as messages of the chat shape and parameters. Pure."""
+"""`/v1/responses` (OpenAI): parses a request into chat messages and parameters. Pure."""
 
 from proxy.wire.dialect import JSON, Conversation, WireMessage
 from proxy.wire.responses_items import messages_of
 
 PATH = "/v1/responses"
 
-# Where a request goes on; it differs with every turn, and is the exchange's.
+# Keys that name where the conversation continues. They change every turn, so they belong to the exchange.
 STATE_KEYS = ("previous_response_id", "conversation")
 
 
 def conversation_of(request: JSON) -> Conversation:
-    """What a request says: its instructions as a system message, then its input."""
+    """Splits a request: `instructions` become a system message, `input` the messages after it."""
     messages: list[WireMessage] = []
     wire: JSON = {key: request[key] for key in STATE_KEYS if request.get(key) is not None}
     instructions = request.get("instructions")

@@ -1,8 +1,8 @@
-"""The items of OpenAI's Responses API as messages of the chat shape, and messages as items. Pure.
+"""Converts items of OpenAI's Responses API to chat messages, and back. Pure.
 
-Consecutive items of the model (thought, said, called) are one assistant message. Nothing is refused: an item that
-nobody maps is kept as a content part. What the chat shape cannot say (ids, status, phase, order, encrypted content)
-is the message's residue, so that items come back as they were sent.
+Consecutive items of the model (reasoning, message, function call) become one assistant message. Nothing is rejected:
+an item without a chat equivalent is kept as a content part. Whatever the chat shape cannot express (ids, status, phase,
+order, encrypted content) goes into the message's residue, so that items are returned as they were sent.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,16 +26,16 @@ DIALECT = "responses"
 _TEXTS = frozenset({"input_text", "output_text", "text"})
 _CALLS = frozenset({"function_call", "custom_tool_call"})
 _OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output"})
-# What says nothing about which item it is: left out of the part that stands for an item nobody maps.
+# Keys that do not identify an item: left out of the content part of an unmapped item.
 _UNSTEADY = ("id", "status")
-_ITEM = "item"  # the type of that part
+_ITEM = "item"  # type of the content part that holds an unmapped item
 
 
 # --- items to messages
 
 
 def messages_of(items: Any) -> list[WireMessage]:
-    """The messages of a request's input, or of a reply's output."""
+    """Chat messages of a request's input or a reply's output."""
     if isinstance(items, str):
         return [WireMessage({"role": "user", "content": items})]
     if not isinstance(items, list):
@@ -56,7 +56,7 @@ def messages_of(items: Any) -> list[WireMessage]:
 
 
 def reply_of(items: Sequence[JSON]) -> WireMessage:
-    """One assistant message of a run of the model's items."""
+    """Builds one assistant message from consecutive items of the model."""
     said = _Said()
     for item in items:
         said.take(item)
@@ -64,7 +64,7 @@ def reply_of(items: Sequence[JSON]) -> WireMessage:
 
 
 def _is_models(item: JSON) -> bool:
-    """Whether the model made the item: then it belongs to the reply around it."""
+    """Whether the model created the item, so that it belongs to the surrounding reply."""
     kind = _kind(item)
     if kind == "message":
         return item.get("role") == "assistant"
@@ -76,7 +76,7 @@ def _kind(item: JSON) -> Any:
 
 
 class _Said:
-    """An assistant message while its items are gathered."""
+    """Collects the items of one assistant message."""
 
     def __init__(self) -> None:
         self._content: list[Any] = []
@@ -140,7 +140,7 @@ def _chat_call(item: JSON) -> JSON:
 
 
 def _given(item: Any) -> WireMessage:
-    """The message of an item that the model did not make."""
+    """Converts an item that the model did not create."""
     if not isinstance(item, dict):
         return WireMessage({"role": "user", "content": [item]}, {DIALECT: {"patch": {"=": [item]}}})
     role = string(item.get("role"))
@@ -183,8 +183,7 @@ def _chat_part(part: Any) -> Any:
 
 
 def items_of(message: JSON, wire: JSON | None = None, *, form: str = TEXT) -> list[Any]:
-    """A message's items: as they were sent where it came as items, else converted. `form` is that of a text without
-    residue."""
+    """A message's items: as sent if it came as items, else converted. `form` applies to text without a residue."""
     if message.get("role") == "assistant":
         items = as_sent(message, wire, dialect=DIALECT, convert=_reply_items, default=PARTS)
     else:
@@ -204,7 +203,7 @@ def _given_items(message: JSON, form: str) -> list[JSON]:
 
 
 def _kept(item: JSON) -> JSON:
-    """The content part that stands for an item which nobody maps."""
+    """The content part that holds an unmapped item."""
     return {"type": _ITEM, "item": {key: value for key, value in item.items() if key not in _UNSTEADY}}
 
 

@@ -1,6 +1,6 @@
-"""A reply of `/v1/responses`: its events, or its whole body, folded to one message without loss.
+"""Folds a reply of `/v1/responses`, streamed or whole, into one message without loss.
 
-The terminal event holds the whole response; what came before it counts only where the stream was cut.
+The terminal event contains the whole response. The events before it matter only if the stream was cut.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from proxy.wire.sse import Event
 
 TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _TERMINAL_NAMES = tuple(name.encode() for name in TERMINAL)
-# Where each kind of delta grows: the key of the part (by content or summary index), or of the item itself.
+# Where each kind of delta is appended: to a part (by content or summary index), or to the item itself.
 _PART_DELTAS = {
     "response.output_text.delta": ("content", "text", "output_text"),
     "response.refusal.delta": ("content", "refusal", "refusal"),
@@ -37,16 +37,16 @@ class ResponseReply(DialectReply):
     BATCHABLE = frozenset(kind.encode() for kind in (*_PART_DELTAS, *_ITEM_DELTAS))
 
     def __init__(self, request: JSON | None = None) -> None:
-        """`request` is what the reply may repeat, and need not be kept of it."""
+        """`request` is given because the reply may repeat its values; these are not stored again."""
         super().__init__()
         self._request = request or {}
         self._response: JSON = {}
         self._items: dict[int, JSON] = {}
         self._pieces: dict[tuple[int, str, int], list[str]] = {}
-        self._growing: list[str] | None = None  # what the last event added to
+        self._growing: list[str] | None = None  # the list that the last delta was appended to
         self._has_ended = False
 
-    # What came
+    # Input
 
     def take(self, event: JSON) -> None:
         """Fold one event."""
@@ -58,11 +58,11 @@ class ResponseReply(DialectReply):
             self._take_response(event["response"])
         elif isinstance(index := event.get("output_index"), int) and 0 <= index < _INDEX_MAX:
             self._take_item(index, str(kind), event)
-        elif "error" in event and "type" not in event:  # a proxy's or vLLM's word in the shape of chats
+        elif "error" in event and "type" not in event:  # in the shape of chat completions, from vLLM or a proxy
             self.error = event["error"]
 
     def take_pieces(self, events: list[JSON]) -> None:
-        """Fold deltas; one that grows what the last one grew is only appended."""
+        """Folds a batch of deltas. A delta for the same target as the previous one only appends."""
         last = None
         for event in events:
             get = event.get
@@ -75,7 +75,7 @@ class ResponseReply(DialectReply):
                 last = place
 
     def take_body(self, body: JSON) -> None:
-        """A whole response, or an error."""
+        """Takes a whole response or an error body."""
         self._take_response(body)
         output = body.get("output")
         self._items = dict(enumerate(filter(_is_object, output))) if isinstance(output, list) else {}
@@ -92,7 +92,7 @@ class ResponseReply(DialectReply):
 
     def _take_item(self, index: int, kind: str, event: JSON) -> None:
         item = self._items.setdefault(index, {})
-        if isinstance(event.get("item"), dict):  # output_item.added, and .done, which says all again
+        if isinstance(event.get("item"), dict):  # output_item.added, or .done, which repeats the whole item
             self._items[index] = event["item"]
             for key in [key for key in self._pieces if key[0] == index]:
                 del self._pieces[key]
@@ -122,15 +122,15 @@ class ResponseReply(DialectReply):
                 parts = _list(item, place)
                 parts.extend({"type": part_type} for _ in range(len(parts), number + 1))
         else:
-            return  # an event that nobody knows: its item's end says it again
+            return  # unknown event: the item's `done` event repeats the content
         self._growing = self._pieces.setdefault(key, [])
         self._growing.append(delta)
         self.has_token = self.has_token or delta != ""
 
-    # What it means
+    # Results
 
     def is_end(self, event: Event) -> bool:
-        """Whether it is the terminal event."""
+        """Whether this is the terminal event."""
         data = event.data
         kind = data[-64:] + data[:64]  # vLLM writes `type` last, OpenAI first
         return any(name in kind for name in _TERMINAL_NAMES)
@@ -161,7 +161,7 @@ class ResponseReply(DialectReply):
 
     @property
     def envelope(self) -> JSON:
-        """The response without its output, usage and error, and without what it repeats of its request."""
+        """The response without output, usage and error, and without values repeated from the request."""
         left_out = ("output", "usage", "error")
         return {
             key: value
@@ -171,7 +171,7 @@ class ResponseReply(DialectReply):
 
     @property
     def output(self) -> list[JSON]:
-        """The output items so far."""
+        """The output items received so far."""
         self.fold_batched()
         said = self._response.get("output")
         if self._has_ended and isinstance(said, list) and (said or not self._items):
@@ -191,7 +191,7 @@ class ResponseReply(DialectReply):
 
     @property
     def finish_reason(self) -> str | None:
-        """The reason why it is incomplete, else its status; None while it has not ended."""
+        """The reason why it is incomplete, else the status; None until it has ended."""
         if not self._has_ended:
             return None
         details = self._response.get("incomplete_details")
@@ -200,11 +200,11 @@ class ResponseReply(DialectReply):
 
     @property
     def is_whole(self) -> bool:
-        """By status, never by the event's name: vLLM 0.32 calls one cut by max tokens `response.completed`."""
+        """Decided by status, not by event name: vLLM 0.32 sends `response.completed` for a reply cut by max tokens."""
         return self._has_ended and self.error is None and self._response.get("status") in ("completed", "incomplete")
 
     def to_json_dict(self) -> JSON:
-        """The response as a whole reply, also of one that was cut."""
+        """The response in its non-streamed form, even if the stream was cut."""
         output = self.output
         whole = {**self._response, "output": output} if output or "output" in self._response else dict(self._response)
         if self.error is not None and not whole.get("error"):
@@ -212,7 +212,7 @@ class ResponseReply(DialectReply):
         return whole
 
     def _grown(self, index: int) -> JSON:
-        """An item with what its deltas added."""
+        """An item including the deltas received for it."""
         item: JSON = copied(self._items[index])
         for (of, place, number), pieces in self._pieces.items():
             if of != index:
@@ -228,7 +228,7 @@ class ResponseReply(DialectReply):
 
 
 def _is_echo(value: Any, sent: Any) -> bool:
-    """Whether a value is what was sent, but for nulls that upstream puts in."""
+    """Whether a value repeats the request's, ignoring nulls that upstream adds."""
     return bool(_without_nulls(value) == _without_nulls(sent))
 
 

@@ -1,6 +1,7 @@
-"""A Responses request that names something of ours, with the history it means put in front of its input. Pure.
+"""Replaces stored-state references in a Responses request (previous response, conversation, items) by their content.
+Pure.
 
-Every byte of the body but those of the three keys and of the input stays as it came.
+Only the bytes of these three keys and of the input change.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,12 @@ _REFERENCE = "item_reference"
 
 
 def names_something(request: JSON) -> bool:
-    """Whether a request names something that may be ours."""
+    """Whether a request refers to state that may be ours."""
     return any(request.get(key) is not None for key in STATE_KEYS) or bool(references_of(request))
 
 
 def previous_id_of(request: JSON) -> str | None:
-    """The response that a request goes on from."""
+    """The id of the response that a request continues."""
     return string(request.get("previous_response_id"))
 
 
@@ -32,34 +33,34 @@ def conversation_id_of(request: JSON) -> str | None:
 
 
 def references_of(request: JSON) -> list[str]:
-    """The ids of the items that the input refers to."""
+    """The ids of the input's item references."""
     given = [string(item.get("id")) for item in objects(request.get("input")) if _is_reference(item)]
     return [item_id for item_id in given if item_id]
 
 
 def _is_reference(item: JSON) -> bool:
-    # A reference needs no type: an object with an id alone is one, too.
+    # The type is optional: an object with nothing but an id is a reference, too.
     return item.get("type") == _REFERENCE or (set(item) == {"id"} and isinstance(item["id"], str))
 
 
 def spliced(
     body: bytes, request: JSON, *, history: Sequence[JSON], items: Mapping[str, JSON], is_known: bool
 ) -> tuple[bytes, JSON]:
-    """Body and request with `history` in front of the input, and references replaced by the `items` they name.
+    """Inserts `history` before the input and replaces references by the `items` they name.
 
-    With `is_known` the keys that name what the history is of are taken out of the body. The request keeps them: they
-    are recorded.
+    With `is_known`, the keys that name the history are removed from the body. The request object keeps them, because
+    they are recorded.
     """
     given = request.get("input")
     resolved = _resolved(given, items)
     before = [for_engine(item) for item in history]
     said = [{"role": "user", "content": resolved}] if isinstance(resolved, str) else resolved
     if said is not None and not isinstance(said, list):
-        return body, request  # upstream says what is wrong with it
+        return body, request  # invalid; upstream reports the error
     changed = {**request, "input": [*before, *(said or [])]}
     gone = STATE_KEYS if is_known else ()
     parts = members(body)
-    if parts is None:  # UTF-16 or the like
+    if parts is None:  # UTF-16, for example
         return json_text.dumps({key: value for key, value in changed.items() if key not in gone}).encode(), changed
     texts = [text for key, text in parts if key != "input" and key not in gone]
     own = next((text for key, text in reversed(parts) if key == "input"), None)
@@ -68,13 +69,13 @@ def spliced(
 
 
 def for_engine(item: JSON) -> JSON:
-    """A stored item as an engine takes it, which keeps nothing: without what only its maker can read, and never as one
-    to be completed rather than answered."""
+    """A stored item for an engine without state: without encrypted content, and never as an incomplete reply to
+    continue."""
     kept = {key: value for key, value in item.items() if key != "encrypted_content"}
     if kept.get("status") in ("incomplete", "in_progress"):
         kept["status"] = "completed"
     if kept.get("role") == "assistant" and "id" not in kept and isinstance(kept.get("content"), list):
-        kept["content"] = readable(kept["content"])  # output_text stands in items that have an id alone
+        kept["content"] = readable(kept["content"])  # `output_text` parts are valid only in items with an id
     return kept
 
 

@@ -1,4 +1,4 @@
-"""What makes two requests the same conversation for routing: free to compute, before any look-up. Pure."""
+"""Computes the routing key of a conversation from its request alone, without a database look-up. Pure."""
 
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -7,15 +7,16 @@ from typing import Any
 from proxy.wire.hash_chain import is_chained
 from proxy.wire.message import is_message
 
-# A key needs no more of the first message: two conversations that share a key share an engine, nothing else.
+# A prefix is enough: if two conversations share a key, they only share an upstream.
 _TEXT_LENGTH = 4096
 _DIGEST_BYTES = 16
 
 
 def routing_key(user_id: str, *, named_id: str | None, messages: Iterable[Any]) -> bytes:
-    """16 bytes: of the session id that the request names, else of the first message that is not a system message.
+    """A 16-byte key: of the session id in the request, else of the first message that is not a system message.
 
-    The user is part of it, so two users' "chat-1" stay apart. Without an id and a message a user has one key.
+    It includes the user, so that two users' "chat-1" differ. Requests with neither id nor message share one key per
+    user.
     """
     if named_id is not None:
         return _digest("id", user_id, named_id)
@@ -24,7 +25,7 @@ def routing_key(user_id: str, *, named_id: str | None, messages: Iterable[Any]) 
 
 
 def _beginning(content: Any) -> str:
-    """The first characters of the text of any content."""
+    """The first characters of a content's text."""
     if isinstance(content, str):
         return content[:_TEXT_LENGTH]
     text = ""

@@ -1,6 +1,6 @@
-"""Server-sent events: bytes in, events out (WHATWG HTML §9.2.6), without I/O.
+"""Server-sent events parser: bytes in, events out (WHATWG HTML §9.2.6), no I/O.
 
-Line ends are LF, CRLF and CR, nothing else. Comments and fields other than `data` and `event` stay in `raw`.
+Line ends are LF, CRLF and CR only. Comments and fields other than `data` and `event` are kept only in `raw`.
 """
 
 import re
@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import orjson
 
-_CR, _LF = 13, 10  # `in` looks for a number of a byte at once, and for bytes only after a TypeError
+_CR, _LF = 13, 10  # `int in bytes` is a direct search; `bytes in bytes` first raises and catches a TypeError internally
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-# The end of a line and the blank line after it. After a bare CR the stream is taken to use bare CRs, so that its events
-# need not wait for a byte that may never come; an LF that follows all the same becomes a blank event without data.
+# A line end and the blank line after it. After a bare CR, the stream is assumed to use bare CRs, so that an event does
+# not wait for an LF that may never arrive. If one does arrive, it becomes a blank event without data.
 _BLANK_LINE = re.compile(rb"\n\n|\n\r\n?|\r\r")
-# Some gateways put one line end between events, against the standard. Then a line after a whole JSON object is another
-# event. Seen once in a stream, each data line is an event of its own.
+# Some gateways separate events by a single line end, against the standard: then a line after a complete JSON object
+# starts another event. Once seen in a stream, every data line is its own event.
 _LINE_BYTES = 2**20
 _NEXT_LINE = re.compile(rb"(?:\}|\])[ \t]*\r?\n(?=(?:data|event|id|retry)?:)")
 
@@ -25,35 +25,35 @@ _BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*(?:data|event|id|retry)?:")
 
 
 def looks_like_stream(text: bytes) -> bool:
-    """Whether a body begins as an event stream does: JSON and HTML never do."""
+    """Whether a body starts like an event stream; JSON and HTML never do."""
     return _BEGINNING.match(text) is not None
 
 
 def may_become_stream(text: bytes) -> bool:
-    """Whether the next bytes must decide whether a body is an event stream."""
+    """Whether more bytes are needed to tell if a body is an event stream."""
     begun = text.lstrip(b"\xef\xbb\xbf\r\n")
     return any(field.startswith(begun) and field != begun for field in (b"data:", b"event:", b"id:", b"retry:"))
 
 
 class Event(NamedTuple):
-    """One event. The `raw` of all events and the decoder's `rest`, joined, are the input byte for byte."""
+    """One event. The `raw` of all events plus the decoder's `rest` equal the input, byte for byte."""
 
     raw: bytes
-    data: bytes  # the data fields joined by LF; empty for comments and stray blank lines
-    name: bytes = b""  # the last event field
+    data: bytes  # the data fields joined by LF; empty for comments and blank lines
+    name: bytes = b""  # value of the last `event` field
 
 
-_new = tuple.__new__  # a third of the time of Event(...), which counts where each token passes
+_new = tuple.__new__  # takes a third of the time of Event(...); this runs for every token
 
 
 class Decoder:
-    """Cuts a byte stream into events, however the bytes were cut on the way."""
+    """Splits a byte stream into events, wherever the chunk boundaries are."""
 
     __slots__ = ("_at_start", "_buffer", "_is_by_line", "_scanned")
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._scanned = 0  # no event ends before this offset of the buffer; keeps many small pieces linear
+        self._scanned = 0  # no event ends before this offset; keeps the scan linear for many small chunks
         self._at_start = True
         self._is_by_line = False
 
@@ -64,14 +64,14 @@ class Decoder:
 
     @property
     def pending(self) -> int:
-        """How many bytes the unfinished event has."""
+        """Length of the unfinished event in bytes."""
         return len(self._buffer)
 
     def feed(self, chunk: bytes) -> list[Event]:
         if self._buffer:
             if chunk.find(b"\n\n") < 0:
                 return self._feed_any(chunk)
-            chunk = self.rest + chunk  # at most once for each byte: the event it completes leaves the buffer
+            chunk = self.rest + chunk  # each byte is copied at most once: the completed event leaves the buffer
             self._buffer.clear()
             self._scanned = 0
         if chunk[:6] == b"data: " and _CR not in chunk:
@@ -87,7 +87,7 @@ class Decoder:
         return self._feed_any(chunk)
 
     def _feed_plain(self, chunk: bytes) -> list[Event]:
-        """Events of one `data: ` line each, and perhaps the start of another; [] if there is anything else."""
+        """Fast path: events of one `data: ` line each, and perhaps the start of another; [] for anything else."""
         pieces = chunk.split(b"\n\n")
         tail = pieces.pop()
         if tail[:1] == b"\n":
@@ -111,13 +111,13 @@ class Decoder:
         while (end := self._event_end(start)) is not None:
             events += self._events(bytes(buffer[start:end]))
             start = self._scanned = end
-        # An event may still end with the last two bytes (LF CR), once the next byte is known.
+        # The event end may begin in the last two bytes (LF CR), which the next byte decides.
         self._scanned = max(0, len(buffer) - 2 - start)
         del buffer[:start]
         return events
 
     def finish(self) -> list[Event]:
-        """The event that the end of the stream ends, though no blank line does; call it once, at a clean end."""
+        """The last event, if the stream ended without a blank line. Call once, after a clean end."""
         raw = bytes(self._buffer)
         self._buffer.clear()
         self._scanned = 0
@@ -132,7 +132,7 @@ class Decoder:
         return list(_by_line(raw))
 
     def _line_end(self, start: int, first: int, *, before: int) -> int | None:
-        """Where the event at `start` ends in a stream whose events have one line end between them."""
+        """Where the event at `start` ends, in a stream with a single line end between events."""
         buffer = self._buffer
         if self._is_by_line:
             place = first
@@ -153,10 +153,10 @@ class Decoder:
         return found.end()
 
     def _event_end(self, start: int) -> int | None:
-        """Where the event that begins at `start` ends, or None while that is open."""
+        """Where the event at `start` ends; None if it is incomplete."""
         buffer = self._buffer
         first = start + 3 if self._at_start and buffer.startswith(_BOM) else start
-        if buffer.startswith((b"\n", b"\r"), first):  # a line of its own that is blank
+        if buffer.startswith((b"\n", b"\r"), first):  # a blank line alone
             end = first + (2 if buffer[first : first + 2] == b"\r\n" else 1)
         else:
             found = _BLANK_LINE.search(buffer, max(first, self._scanned))
@@ -175,7 +175,7 @@ class Decoder:
 
 
 def _named(chunk: bytes) -> Event | None:
-    """The event of one `event: ` and one `data: ` line, as the dialects other than chat send them, if that is all."""
+    """Fast path: one `event: ` and one `data: ` line, as the dialects other than chat send them; else None."""
     end_of_name = chunk.find(b"\n")
     end = len(chunk) - 2
     if chunk[end_of_name + 1 : end_of_name + 7] != b"data: " or chunk[-1] != _LF:
@@ -195,7 +195,7 @@ def _event(raw: bytes, text: bytes) -> Event:
             values.append(value)
         elif name == b"event":
             event = value
-        elif name == b"error":  # no field of the standard; some servers say so what went wrong
+        elif name == b"error":  # not a standard field; some servers report errors this way
             error = value
     if error is not None and not values:
         return Event(raw, error, b"error")
@@ -203,7 +203,7 @@ def _event(raw: bytes, text: bytes) -> Event:
 
 
 def _by_line(raw: bytes) -> Iterator[Event]:
-    """An event of several data lines that are each a whole object, as one event a data line."""
+    """Splits an event of several data lines, each a complete object, into one event per line."""
     start = 0
     for found in re.finditer(rb"^data:[^\r\n]*(?:\r\n|\n|\r)?", raw, re.MULTILINE):
         is_last = not re.compile(rb"^data:", re.MULTILINE).search(raw, found.end())
@@ -213,7 +213,7 @@ def _by_line(raw: bytes) -> Iterator[Event]:
 
 
 def _is_whole(data: bytes) -> bool:
-    """Whether the data of one line is an event's: a JSON object, or the end."""
+    """Whether the data of one line is complete: a JSON object, or `[DONE]`."""
     text = data.strip()
     if text == b"[DONE]":
         return True

@@ -1,5 +1,4 @@
-"""System messages compared: the same with another date or counter, or plainly another one; and requests for a title.
-Pure."""
+"""Compares system messages (equal except for dates and counters, or different), and detects title requests. Pure."""
 
 import re
 from collections import Counter
@@ -9,13 +8,12 @@ from typing import Any
 from proxy.wire.hash_chain import is_chained
 from proxy.wire.message import readable
 
-# Much longer texts are known by their beginning: this runs where others wait.
+# Longer texts are compared by their beginning only: other requests wait meanwhile.
 _COMPARED_LENGTH = 32_768
-# From this share of common words on, two texts are versions of one.
+# Texts that share at least this fraction of words are versions of the same text.
 _ALIKE = 0.8
 _CHANGING = "#"
-# Numbers with what is written together with them (dates, versions, identifiers), characters of scripts without spaces,
-# words.
+# Numbers with attached letters (dates, versions, identifiers); single characters of scripts without spaces; words.
 _WORD = re.compile(r"[A-Za-z]*\d[0-9A-Za-z]*|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_]+")
 _CALENDAR = re.compile(
     r"(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?|"
@@ -32,7 +30,7 @@ _ASK = re.compile(
 
 
 def leading(messages: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The system messages that stand before the first message of the conversation."""
+    """The system messages before the first other message."""
     found: list[Mapping[str, Any]] = []
     for message in messages:
         if is_chained(message):
@@ -42,7 +40,7 @@ def leading(messages: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def are_alike(one: str, other: str) -> bool:
-    """Whether two system messages are versions of one: dates, counters and identifiers apart, most words are common."""
+    """Whether two system messages are versions of one: most words match, ignoring dates, counters and identifiers."""
     if one == other:
         return True
     mine, theirs = _words(one), _words(other)
@@ -51,7 +49,7 @@ def are_alike(one: str, other: str) -> bool:
 
 
 def is_title_request(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a chat UI asks for a conversation's title, as far as the beginning of its instructions tells."""
+    """Whether a chat UI asks for a conversation title, judged by the beginning of its instructions."""
     asked = next((message for message in messages if message.get("role") == "user"), None)
     instructions = [*leading(messages), *([asked] if asked else ())]
     return any(_asks_for_title(readable(message.get("content"))) for message in instructions)

@@ -1,7 +1,7 @@
-"""Counts the tokens of a reply that passes, of whichever endpoint, without parsing it. Pure.
+"""Estimates the tokens of a relayed request and reply, in any dialect, without parsing JSON. Pure.
 
-Usage is found by its members' names: in the text of a model the quotes around them would be escaped. Where upstream
-says none, as in a stream that was cut, each event counts as a token.
+It searches for the names of usage members; inside generated text their quotes would be escaped. If upstream reports
+no usage, for example because the stream was cut, each event counts as one token.
 """
 
 import re
@@ -21,22 +21,22 @@ class TokenMeter:
         self._status: int | None = None
         self._is_stream = False
         self._counts: dict[bytes, int] = {}
-        self._events = 0  # since the last count
+        self._events = 0  # since the last usage
         self._bytes = 0
         self._has_ended = False
         self._tail = b""
 
     @property
     def request_tokens(self) -> int:
-        """About as many as the request has."""
+        """Estimate from the request's size."""
         return self._request_bytes // _BYTES_A_TOKEN
 
     def begin(self, status: int, *, is_stream: bool) -> None:
-        """The reply's head has come."""
+        """Called when the response head has arrived."""
         self._status, self._is_stream = status, is_stream
 
     def feed(self, data: bytes) -> None:
-        """Count a piece of the reply."""
+        """Scans one piece of the reply."""
         self._bytes += len(data)
         window = self._tail + data
         after = 0
@@ -50,23 +50,24 @@ class TokenMeter:
         self._tail = window[-_LONGEST_COUNT:]
 
     def end(self) -> None:
-        """The reply has come to its end."""
+        """Called when the reply is complete."""
         self._has_ended = True
 
     @property
     def total(self) -> int:
-        """What the request has used, as far as it is known."""
+        """Tokens used, as far as known."""
         if self._status is None or self._status >= 400:
             return 0
         counts = self._counts
         if not counts and self._is_stream:
             return self.request_tokens + self._events
         if not counts:
-            # A whole reply of a model says its usage at its end; what says none (a list of models) has used none.
+            # Models report usage at the end of a whole reply; a complete reply without it (a list of models) used no
+            # tokens.
             return 0 if self._has_ended else self.request_tokens + self._bytes // _BYTES_A_TOKEN
         asked = max(counts.get(b"prompt", 0), counts.get(b"input", 0))
         replied = max(counts.get(b"completion", 0), counts.get(b"output", 0))
-        # After the last count of a whole stream only its terminator comes.
+        # A complete stream sends only its terminator after the last usage.
         uncounted = max(0, self._events - 2) if self._is_stream else 0
         return max(counts.get(b"total", 0), asked + replied) + uncounted
 

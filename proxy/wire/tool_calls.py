@@ -1,4 +1,4 @@
-"""The tool calls of a streamed reply: which call a piece belongs to. Pure."""
+"""Assembles the tool calls of a streamed reply: finds the call that each delta belongs to. Pure."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from proxy.wire.merge import JSON, Pieces, index_of, joined, merge
 
 
 class ToolCalls:
-    """Calls are told apart by index; where indexes are missing or repeated, by id and by which call is open."""
+    """Calls are identified by index; if indexes are missing or repeated, by id and by which call is still open."""
 
     __slots__ = ("_by_id", "_by_index", "_calls", "_open")
 
@@ -21,11 +21,14 @@ class ToolCalls:
         return bool(self._calls)
 
     def whole(self) -> list[JSON]:
-        """The calls in the order of their indexes."""
+        """The calls, ordered by index."""
         return [joined(call) for _, call in sorted(self._calls, key=lambda numbered: numbered[0])]
 
     def take(self, pieces: list[JSON]) -> None:
-        """Take the pieces of one delta. Several without index and id are several calls, numbered by their place."""
+        """Merges the pieces of one delta.
+
+        Several pieces without index and id are separate calls, numbered by position.
+        """
         are_many = len(pieces) > 1
         for place, piece in enumerate(pieces):
             index, call_id = index_of(piece.pop("index", None)), _text(piece.get("id"))
@@ -54,7 +57,7 @@ class ToolCalls:
 
 
 def _begins_anew(call: JSON, piece: JSON, *, has_index: bool) -> bool:
-    """Whether a piece without an id begins another call: it has a name, and the arguments so far are whole."""
+    """Whether a piece without an id starts another call: it has a name, and the current arguments are complete."""
     new, old = _function(piece), _function(call)
     if not _text(new.get("name")) or not old.get("name"):
         return False
@@ -72,7 +75,7 @@ def _merge_call(call: JSON, name: str, value: Any) -> None:
 
 
 def _arguments(function: JSON, new: Any) -> Any:
-    """Arguments that come as JSON rather than as its text, after text: as text."""
+    """Arguments sent as a JSON value instead of text; converted to text if text came before."""
     old = function.get("arguments")
     if isinstance(new, dict) and isinstance(old, str | Pieces):
         return dumps(new)

@@ -1,4 +1,4 @@
-"""The usage of a reply: wherever it stands, in how many parts it comes, and however its numbers are written. Pure."""
+"""Reads token usage from replies: at any position, in several parts, with numbers in any notation. Pure."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ _LARGEST_INTEGER = 2**63 - 1
 
 
 def usages_of(chunk: JSON) -> Iterator[Any]:
-    """Every usage in a chunk or a whole reply: at its top, in what a gateway adds, and in its choices."""
+    """Every usage object in a chunk or reply: top level, gateway additions, and choices."""
     groq = chunk.get("x_groq")
     for holder in (chunk, groq, *_list(chunk.get("choices"))):
         if isinstance(holder, dict):
@@ -19,7 +19,7 @@ def usages_of(chunk: JSON) -> Iterator[Any]:
 
 
 def with_part(usage: JSON | None, part: JSON) -> JSON:
-    """The usage with another part of it. Counts only grow: of two, the larger one is the later."""
+    """Merges a partial usage. Counts only grow, so the larger value is the newer one."""
     if usage is None:
         return part
     whole = {key: value for key, value in usage.items() if value is not None}
@@ -33,7 +33,7 @@ def with_part(usage: JSON | None, part: JSON) -> JSON:
 
 
 def tokens_of(usage: JSON | None) -> Tokens:
-    """The counts of a usage; the total also where only its parts are said."""
+    """The token counts; the total is computed if only its parts are given."""
     usage = usage or {}
     prompt = _first(usage, "prompt_tokens", "input_tokens")
     completion = _first(usage, "completion_tokens", "output_tokens")
@@ -50,7 +50,7 @@ def tokens_of(usage: JSON | None) -> Tokens:
 
 
 def count(value: Any) -> int | None:
-    """A count that the database can hold: JSON has one kind of number, so 5.0 is 5, and so is "5"."""
+    """A count that fits the database. JSON has one number type, so 5.0 counts as 5; "5" is accepted too."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
     if isinstance(value, float) and value.is_integer():

@@ -1,20 +1,20 @@
-"""Counts the values of a JSON text, piece by piece and without parsing it. Pure."""
+"""Upper bound of the number of values in a JSON text, counted piece by piece without parsing. Pure."""
 
 import re
 
-# A string, whole or as far as the text goes (then group 1 takes part), or what separates two values or opens a list.
+# A string (group 1 takes part if it is unterminated), or a character that separates values or opens a container.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|(\\?\Z))|[,\[{]', re.DOTALL)
 
 
 class ValueCount:
-    """How many values the pieces of one text hold, at most: one for each comma and opening bracket outside strings."""
+    """Counts each comma and opening bracket outside strings."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._open = b""  # how the next piece is to begin, so that it is read as what it is: inside a string
+        self._open = b""  # prefix for the next piece, so that a string cut by the boundary is still recognised
 
     def feed(self, piece: bytes) -> None:
-        """Count a piece; the cost is linear in its length, whatever it holds."""
+        """Scans one piece in linear time."""
         last = None
         for token in _TOKEN.finditer(self._open + piece):
             last = token
