@@ -7,7 +7,7 @@ from typing import Any
 
 from proxy.history import branches
 from proxy.ids import timestamp, uuid7
-from proxy.storage import exchange_store, queries
+from proxy.storage import exchange_store, queries, session_lookup
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.page import Page
 from proxy.storage.sqlite_connection import SqliteConnection
@@ -91,7 +91,7 @@ class Chats:
     def stitched(self, messages: Sequence[Message], *, user_id: str = "u") -> str | None:
         """The session that these messages continue."""
         exchange = exchange_of(messages, SessionRef(uuid7(), "new"), user_id=user_id)
-        places = exchange_store.list_stitched(self.connection, exchange)
+        places = session_lookup.list_stitched(self.connection, exchange)
         return places[0].session_id if places else None
 
     def named(self, id_: str, *, user_id: str = "u") -> str | None:

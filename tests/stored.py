@@ -10,7 +10,7 @@ from proxy.ids import timestamp, uuid7
 from proxy.maintenance import check
 from proxy.maintenance.check import OF_FILES, Problem
 from proxy.recording.spill import spill_path
-from proxy.storage import exchange_store
+from proxy.storage import exchange_store, session_lookup
 from proxy.storage.connection import Connection
 from proxy.storage.exchange import Exchange, Outcome, SessionRef, Status
 from proxy.storage.sqlite_connection import SqliteConnection, translated_errors
@@ -140,7 +140,7 @@ def fill(connection: SqliteConnection) -> None:
 
 def _claim_and_post(connection: SqliteConnection) -> None:
     with write_batch(connection) as rows:
-        exchange_store.get_or_create_session(
+        session_lookup.get_or_create_session(
             rows.connection,
             user_id="bo",
             external_id="my-chat",

@@ -9,7 +9,7 @@ from typing import Any
 from proxy.errors import UnavailableError
 from proxy.recording.one_exchange import Recording
 from proxy.services import Services
-from proxy.storage import exchange_store
+from proxy.storage import session_lookup
 from proxy.storage.exchange import Exchange, SessionRef
 from proxy.wire import hash_chain
 from proxy.wire.message import title_of
@@ -71,7 +71,7 @@ class SessionSearch:
     async def _find_named(self, asked: SessionRef) -> SessionRef:
         assert asked.external_id is not None
         # No write needs to be waited for: a session that is being made is found by the claim, which queues behind it.
-        session_id = await self._services.database.look_up(partial(exchange_store.find_named, exchange=self._exchange))
+        session_id = await self._services.database.look_up(partial(session_lookup.find_named, exchange=self._exchange))
         if session_id is not None:
             return SessionRef(session_id, asked.source)
         # A request without messages may be refused, and would leave an empty session.
@@ -83,7 +83,7 @@ class SessionSearch:
             async with asyncio.timeout(_CLAIM_SECONDS):
                 session_id = await self._services.write(
                     partial(
-                        exchange_store.get_or_create_session,
+                        session_lookup.get_or_create_session,
                         user_id=self._exchange.user_id,
                         external_id=asked.external_id or "",
                         session_id=asked.session_id,
@@ -97,7 +97,7 @@ class SessionSearch:
 
     async def _find_stitched(self) -> SessionRef:
         exchange = self._exchange
-        query = partial(exchange_store.list_stitched, exchange=exchange)
+        query = partial(session_lookup.list_stitched, exchange=exchange)
         # In strict mode a reply that was seen is on disk.
         read = self._services.database.look_up if self._recording.is_strict else self._services.look_up
         places = await read(query)

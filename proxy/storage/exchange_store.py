@@ -10,28 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.ids import timestamp
-from proxy.storage import message_tree, placement, queries, removal, tombstones
+from proxy.storage import message_tree, placement, queries, removal, session_lookup, tombstones
 from proxy.storage.connection import Connection
 from proxy.storage.exchange import Exchange, Origin, Outcome
 from proxy.storage.exchange_columns import IN_PROGRESS, outcome_columns, request_columns
 from proxy.storage.queries.exchanges import Unfinished
-from proxy.storage.queries.messages import StitchCandidate
 from proxy.storage.queries.sessions import Session
 from proxy.storage.write_batch import Columns, SessionDelta, WriteBatch
 from proxy.wire import hash_chain, json_text
 from proxy.wire.dialect import item_ids_of
 from proxy.wire.endpoint import Choice
 from proxy.wire.endpoints import endpoint_of
-from proxy.wire.message import DEFAULT_TITLE, is_message, title_of
+from proxy.wire.message import is_message
 from proxy.wire.sse import Decoder
-from proxy.wire.system_messages import is_title_request
 
 # How long the events of responses stay that began in a process which is gone.
 KEPT_SECONDS = 3600.0
-# How many of the newest conversations that began alike are looked at.
-_ALIKE = 64
-# Of how many messages a request for a title consists at most.
-_BEGINNING = 8
 
 
 def begin(rows: WriteBatch, exchange: Exchange, *, worker_id: str | None) -> bool | None:
@@ -146,32 +140,6 @@ def delete_stray_fragments(rows: WriteBatch, *, before: str) -> None:
     queries.fragments.delete_stray_fragments(rows.connection, before=before)
 
 
-def get_or_create_session(
-    connection: Connection, *, user_id: str, external_id: str, session_id: str, title: str, asked_at: str
-) -> str:
-    """The session of a client's own id, made with `session_id` where there is none yet.
-
-    None is made for a chat `asked_at` a moment that came before its user was deleted.
-    """
-    if tombstones.was_deleted(connection, user_id=user_id, session_id=session_id, asked_at=asked_at):
-        return session_id
-    now = timestamp()
-    known = queries.sessions.find_session_id(connection, id_=external_id, user_id=user_id)
-    if known is not None:
-        return known
-    queries.users.upsert_user(connection, user_id=user_id, now=now)
-    queries.sessions.insert_session(
-        connection,
-        session_id=session_id,
-        user_id=user_id,
-        external_id=external_id,
-        title=title,
-        metadata=None,
-        now=now,
-    )
-    return session_id
-
-
 def append_message(
     connection: Connection,
     session: Session,
@@ -188,27 +156,6 @@ def append_message(
     rows.touch_session(session.session_id, delta)
     rows.flush()
     return number
-
-
-def list_stitched(connection: Connection, exchange: Exchange) -> list[StitchCandidate]:
-    """The places that a request continues, the best first: the longest stored prefix that ends in a reply.
-
-    Where several conversations began alike, one that nothing follows yet comes first, so that they stay apart; also
-    where another of them went on with the same question.
-    """
-    exact = hash_chain.exact_chain(exchange.user_id, exchange.chained)
-    chains = zip(exchange.chain, exchange.chain if exact is None else exact, strict=True)
-    ends = [pair for message, pair in zip(exchange.chained, chains, strict=True) if message["role"] == "assistant"]
-    hashes = (hash_ for pair in reversed(ends) for hash_ in dict.fromkeys(pair))
-    return sorted(queries.messages.list_prefix(connection, hashes, limit=_ALIKE), key=lambda place: place.goes_on)
-
-
-def find_named(connection: Connection, exchange: Exchange) -> str | None:
-    """The session that the request's id names."""
-    exchange.chain  # noqa: B018 - made here, while upstream works, rather than in the writer
-    return queries.sessions.find_session_id(
-        connection, id_=exchange.session.external_id or "", user_id=exchange.user_id
-    )
 
 
 def was_deleted(rows: WriteBatch, origin: Origin) -> bool:
@@ -228,7 +175,7 @@ def has_row(rows: WriteBatch, exchange_id: str) -> bool:
 def _is_empty_and_refused(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
     """Whether it is a refused request without messages, which would leave an empty session."""
     is_empty = not exchange.messages and outcome.status == "failed"
-    return is_empty and find_session(rows, exchange) is None
+    return is_empty and session_lookup.find_session(rows, exchange) is None
 
 
 @dataclass(slots=True)
@@ -243,13 +190,13 @@ class _Stored:
 def _store_request(rows: WriteBatch, exchange: Exchange) -> _Stored:
     delta = SessionDelta(timestamp())
     user_no = rows.active_user_no(exchange.user_id, now=delta.now)
-    session, matched = find_session(rows, exchange), 0
+    session, matched = session_lookup.find_session(rows, exchange), 0
     if session is None:
-        place = make_session(rows, exchange, now=delta.now)
+        place = session_lookup.make_session(rows, exchange, now=delta.now)
     else:
         place, matched = placement.find_place(rows.about(session.session_id), session, exchange)
         if not matched:
-            _retitle(rows.about(session.session_id), session, exchange)
+            session_lookup.retitle(rows.about(session.session_id), session, exchange)
     exchange_no = rows.next_exchange_no()
     context = message_tree.store_messages(rows, exchange, place, matched, delta, exchange_no=exchange_no)
     columns = request_columns(exchange, leaf_no=place.parent_no, context=context)
@@ -260,48 +207,6 @@ def _store_request(rows: WriteBatch, exchange: Exchange) -> _Stored:
         "user_no": user_no,
     }
     return _Stored(columns, place, delta)
-
-
-def find_session(rows: WriteBatch, exchange: Exchange) -> Session | None:
-    """The session of an exchange, where it has been made."""
-    ref = exchange.session
-    if ref.external_id is not None:
-        session_id = queries.sessions.find_session_id(rows.connection, id_=ref.external_id, user_id=exchange.user_id)
-    else:
-        # Nobody else knows an identifier that was made for this exchange.
-        session_id = None if ref.source == "new" and not exchange.is_session_made else ref.session_id
-    return None if session_id is None else queries.sessions.get_session(rows.about(session_id), session_id)
-
-
-def make_session(rows: WriteBatch, exchange: Exchange, *, now: str) -> message_tree.InsertPosition:
-    """Make the session of an exchange; the place of its first message."""
-    ref = exchange.session
-    session_no = rows.add_session(
-        {
-            "session_id": ref.session_id,
-            "user_id": exchange.user_id,
-            "external_id": ref.external_id,
-            "title": title_of(exchange.messages),
-            "metadata": None,
-            "created_at": now,
-            "updated_at": now,
-        }
-    )
-    return message_tree.InsertPosition(ref.session_id, session_no, None, 0, hash_chain.root_hash(exchange.user_id))
-
-
-def _retitle(connection: Connection, session: Session, exchange: Exchange) -> None:
-    """Give a session that was named by a request for a title the name of the conversation that begins now."""
-    title = title_of(exchange.messages)
-    if title in (session.title, DEFAULT_TITLE) or is_title_request(exchange.messages):
-        return
-    first = queries.tree.list_first_texts(connection, session.session_id, limit=_BEGINNING)
-    asked = [message for message in first if message["exchange_no"] == first[0]["exchange_no"]]
-    named_by = [[{"role": "user", "content": session.title}]]
-    if title_of(asked) == session.title:
-        named_by.append(asked)
-    if any(map(is_title_request, named_by)):
-        queries.tree.update_title(connection, session.session_id, title)
 
 
 def _store_reply(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from proxy.ids import timestamp
-from proxy.storage import exchange_store, message_tree, placement, queries
+from proxy.storage import exchange_store, message_tree, placement, queries, session_lookup
 from proxy.storage.connection import Connection
 from proxy.storage.exchange import Exchange
 from proxy.storage.queries.sessions import Session
@@ -60,11 +60,11 @@ class LongRequest:
             return True  # which the work will find, too: its spilled line may have been stored meanwhile
         if not self._is_hashed(rows):
             return False
-        session = exchange_store.find_session(rows, exchange)
+        session = session_lookup.find_session(rows, exchange)
         if session is None:
             now = timestamp()
             rows.active_user_no(exchange.user_id, now=now)
-            place, self._count = exchange_store.make_session(rows, exchange, now=now), 0
+            place, self._count = session_lookup.make_session(rows, exchange, now=now), 0
             exchange.is_session_made = True
         else:
             place = self._resumed(rows, session)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from proxy import ids
-from proxy.storage import exchange_store, named, queries, sqlite
+from proxy.storage import exchange_store, named, queries, session_lookup, sqlite
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import write_batch
@@ -92,7 +92,7 @@ def _stored(connection: SqliteConnection, said: Iterable[Turn]) -> Iterator[floa
     for question, answer in said:
         messages.append({"role": "user", "content": question})
         exchange = _exchange("default_user", messages)
-        places = exchange_store.list_stitched(connection, exchange)
+        places = session_lookup.list_stitched(connection, exchange)
         if places:
             exchange.session = SessionRef(places[0].session_id, "stitched")
         outcome = _outcome(answer, completion_id=f"chatcmpl-{exchange.request_id}")
@@ -231,8 +231,8 @@ def _find(path: Path, *, chats: int, alike: int) -> None:
     )
     connection = sqlite.connect(path)
     for name, histories in _histories(chats).items():
-        print(_measured(name, [partial(exchange_store.list_stitched, connection, each) for each in histories]))
-    places = exchange_store.list_stitched(connection, _histories(chats)["begins like 100,000 others"][0])
+        print(_measured(name, [partial(session_lookup.list_stitched, connection, each) for each in histories]))
+    places = session_lookup.list_stitched(connection, _histories(chats)["begins like 100,000 others"][0])
     hashes = hash_chain.chain(_ALIKE, _alike("again"))[::-1]
     session = queries.sessions.get_session(connection, places[0].session_id)
     assert session is not None

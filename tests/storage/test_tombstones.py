@@ -12,7 +12,7 @@ import pytest
 from proxy.history import sessions
 from proxy.ids import timestamp, uuid7
 from proxy.recording import spill_codec
-from proxy.storage import exchange_store, queries, tombstones
+from proxy.storage import exchange_store, queries, session_lookup, tombstones
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.sqlite import connect, prepare
 from proxy.storage.sqlite_connection import SqliteConnection
@@ -109,7 +109,7 @@ def test_what_followed_a_spilled_beginning_is_dropped_with_it(chats: Chats) -> N
 def test_a_session_is_not_claimed_for_a_chat_of_a_deleted_user(chats: Chats, moment: str, made: bool) -> None:
     delete_user(chats.connection)
     with chats.connection.transaction():
-        session_id = exchange_store.get_or_create_session(
+        session_id = session_lookup.get_or_create_session(
             chats.connection, user_id="ann", external_id="trip", session_id="s", title="secret", asked_at=moment
         )
     assert session_id == "s"
