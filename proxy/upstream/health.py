@@ -15,17 +15,13 @@ class Health:
 
     reason: str | None = None  # why it is not in use, or the last request failed
     is_known: bool = False  # a probe has been answered or has failed
+    is_in: bool = True  # whether new requests go to it; stored, since each request asks it of every upstream
     _is_out: bool = False
     _is_silent: bool = False
     _failures: int = 0
     _successes: int = 0
     _received: int = 0
     _silent_since: float | None = None
-
-    @property
-    def is_in(self) -> bool:
-        """Whether new requests go to it."""
-        return not (self._is_out or self._is_silent)
 
     def failed(self, reason: str) -> None:
         """A probe or a request failed before its reply. The first probe decides alone."""
@@ -34,6 +30,7 @@ class Health:
         self.reason = reason
         if self._failures >= _FAILURES_TO_LEAVE or not self.is_known:
             self._is_out = True
+            self.is_in = False
         self.is_known = True
 
     def answered(self) -> None:
@@ -42,6 +39,7 @@ class Health:
         self._successes += 1
         if not self.is_known or self._successes >= _SUCCESSES_TO_RETURN or not self._is_out:
             self._is_out = False
+            self.is_in = not self._is_silent
             self.reason = _SILENT if self._is_silent else None
         self.is_known = True
 
@@ -53,9 +51,10 @@ class Health:
         """
         if open_count == 0 or received != self._received:
             self._received, self._silent_since, self._is_silent = received, None, False
+            self.is_in = not self._is_out
             if self.reason == _SILENT:
                 self.reason = None
         elif self._silent_since is None:
             self._silent_since = now
         elif now - self._silent_since >= _SILENCE_SECONDS:
-            self._is_silent, self.reason = True, _SILENT
+            self._is_silent, self.is_in, self.reason = True, False, _SILENT

@@ -63,6 +63,7 @@ class Upstreams:
         self._all = [Upstream(settings, address, transport) for address in settings.upstreams]
         self._leaving: list[Upstream] = []  # taken off the list; their streams go on to the end
         self._watching: asyncio.Task[None] | None = None
+        self._by_model: dict[str, list[Upstream]] = {}  # found once until the model lists are read again
         self._models_at = 0.0
         self._has_asked = False  # all of them for their models
         self._refreshing: asyncio.Task[None] | None = None
@@ -100,6 +101,7 @@ class Upstreams:
             known.pop(each) if each in known else Upstream(self._settings, each, self._transport) for each in wanted
         ]
         self._leaving += known.values()
+        self._by_model.clear()
         self._models_at = 0.0
         self._has_asked = False
         logger.info("upstreams: %s", ", ".join(upstream.name for upstream in self._all))
@@ -137,15 +139,18 @@ class Upstreams:
         """
         key = key or secrets.token_bytes(8)
         upstream = await self.pick(model, key)
-        other = self._other(upstream, model, key) if len(self._all) > 1 and isinstance(body, bytes) else None
         try:
             opened = await _open(upstream, method, target, headers, body)
         except UpstreamError as exc:
-            if other is None or not exc.is_unsent:
+            other = self._other(upstream, model, key, body) if exc.is_unsent else None
+            if other is None:
                 raise
             logger.warning("%s: %s; asking %s", upstream.name, exc, other.name)
             return await _open(other, method, target, headers, body)
-        if other is None or opened.response.status not in _NOT_WORKED_ON:
+        if opened.response.status not in _NOT_WORKED_ON:
+            return opened
+        other = self._other(upstream, model, key, body)
+        if other is None:
             return opened
         logger.warning("%s answered %d; asking %s", upstream.name, opened.response.status, other.name)
         upstream.health.failed(f"answered {opened.response.status}")
@@ -153,6 +158,9 @@ class Upstreams:
             second = await _open(other, method, target, headers, body)
         except UpstreamError:
             return opened  # the first one's answer says more
+        except BaseException:  # the caller left
+            opened.close()
+            raise
         opened.close()
         return second
 
@@ -186,11 +194,18 @@ class Upstreams:
     def _serving(self, model: str | None) -> list[Upstream]:
         if model is None:
             return self._all
-        named = [upstream for upstream in self._all if upstream.models is not None and model in upstream.models]
+        named = self._by_model.get(model)
+        if named is None:
+            named = [upstream for upstream in self._all if upstream.models is not None and model in upstream.models]
+            if named:
+                self._by_model[model] = named
         # One whose list has never been read may serve anything.
         return named or [upstream for upstream in self._all if upstream.models is None and upstream.health.is_in]
 
-    def _other(self, upstream: Upstream, model: str | None, key: bytes) -> Upstream | None:
+    def _other(self, upstream: Upstream, model: str | None, key: bytes, body: Body) -> Upstream | None:
+        """Where a request may go that its upstream has not worked on. A body that is read as it comes is gone."""
+        if not isinstance(body, bytes):
+            return None
         others = [each for each in self._serving(model) if each is not upstream and each.health.is_in]
         return choose(others, key) if others else None
 
@@ -211,6 +226,7 @@ class Upstreams:
     async def _read_models(self) -> None:
         asked = self._all
         await asyncio.gather(*(upstream.read_models() for upstream in asked))
+        self._by_model.clear()
         self._has_asked = asked is self._all
 
     async def _watch(self) -> None:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from proxy.settings import ConfigurationError, UpstreamAddress, load, upstream_addresses
-from tests.fake_upstream import Call, FakeUpstream, Wire, fake_upstream, paced, whole_json
+from tests.fake_upstream import Call, FakeUpstream, Wire, fake_upstream, in_turn, never, paced, vllm_error, whole_json
 from tests.serving import ServerProcess, running_proxy, settings_for
 
 CHAT = "/v1/chat/completions"
@@ -122,6 +122,27 @@ async def test_a_request_that_was_answered_with_an_error_is_not_sent_twice(
     async with client(tmp_path, pair[0].url, pair[1].url) as http:
         assert (await http.post(CHAT, json=chat())).status_code == 500
     assert sum(len(each.calls_to(CHAT)) for each in pair) == 1
+
+
+async def test_a_caller_who_leaves_while_the_other_is_asked_leaves_nothing_open(
+    pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path
+) -> None:
+    for each in pair:
+        each.on(CHAT, in_turn(vllm_error(503), never()))
+    async with client(tmp_path, pair[0].url, pair[1].url) as http:
+
+        async def open_requests() -> list[int]:
+            return [each["open_requests"] for each in (await http.get("/ready")).json()["upstreams"]["list"]]
+
+        asked = [asyncio.create_task(http.post(CHAT, json=chat(f"question {number}"))) for number in range(8)]
+        while sum(len(each.calls_to(CHAT)) for each in pair) < len(asked) + 2:
+            await asyncio.sleep(0.02)
+        for task in asked:
+            task.cancel()
+        await asyncio.wait(asked)
+        async with asyncio.timeout(5):
+            while any(await open_requests()):
+                await asyncio.sleep(0.05)
 
 
 async def test_where_all_refuse_the_caller_gets_one_502(tmp_path: Path) -> None:
