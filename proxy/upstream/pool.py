@@ -15,6 +15,9 @@ from proxy.upstream.response import Response
 from proxy.wire.headers import Headers
 
 CLOSE_LIMIT_S = 1.0
+# An upstream that closes an idle connection while a request is on its way to it has not read the request, and that is
+# seen within a round trip. One that closes later may have worked on it.
+_IDLE_CLOSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +89,20 @@ class ConnectionPool:
         """Send a request, return its response as soon as its head is there. Names of headers are in lower case.
 
         All headers are the caller's, Host included, but for the framing. A request that finds a kept connection closed
-        before a byte of the answer is sent once more, on a new one. Raises httpx.TransportError.
+        at once, before a byte of the answer, is sent once more, on a new one. Raises httpx.TransportError.
         """
         timeouts = timeouts or self._timeouts
         head, length = request_head(method, target, headers, body)
         head_only = method == b"HEAD"
         connection = self._take_idle() or await self._acquire(timeouts)
         kept = connection.exchanges > 0
+        sent_at = monotonic()
         response = connection.send(head, body, length, head_only=head_only, timeouts=timeouts)
         try:
             await response.wait_for_head(timeouts.head_s)
         except (httpx.NetworkError, httpx.RemoteProtocolError):
-            if not (kept and response.unanswered and response.replayable):
+            is_unread = kept and response.unanswered and monotonic() - sent_at < _IDLE_CLOSE_S
+            if not (is_unread and response.replayable):
                 raise
         else:
             return response

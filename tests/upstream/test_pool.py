@@ -150,6 +150,31 @@ async def test_request_on_a_new_connection_is_not_sent_again() -> None:
         assert upstream.connections == 1
 
 
+@pytest.mark.parametrize("with_reset", (False, True))
+@pytest.mark.parametrize("method", (b"GET", b"POST"))
+async def test_request_that_a_kept_connection_held_for_a_while_is_not_sent_again(
+    method: bytes, with_reset: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.upstream.pool._IDLE_CLOSE_S", 0.05)
+    requests = 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        await receive(reader)
+        writer.write(ABC)
+        await receive(reader)
+        requests += 1
+        await asyncio.sleep(0.2)  # an engine that works on it, and dies
+        if with_reset:
+            writer.transport.abort()
+
+    async with pooling(script) as (pool, upstream):
+        await get_all(pool)
+        with pytest.raises(httpx.TransportError):
+            await pool.request(method, b"/", HOST, b"body" if method == b"POST" else b"")
+        assert (requests, upstream.connections) == (1, 1)
+
+
 async def test_request_answered_by_one_byte_is_not_sent_again() -> None:
     requests = 0
 
