@@ -1,4 +1,4 @@
-"""Sets the clock of `ids.moment` by the database, so that all its processes order deletions and chats alike."""
+"""Synchronises `ids.moment` through the database, so that all processes order deletions and chats the same way."""
 
 import time
 from datetime import datetime
@@ -12,8 +12,10 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def adopt(connection: Connection) -> None:
-    """Take the moment that the first process since the machine's start has stored, or store one that is later than
-    every deletion."""
+    """Adopts the boot time stored by the first process since the machine started.
+
+    If none is stored, stores one that is later than every recorded deletion.
+    """
     boot_id = _boot_id()
     with connection.transaction():
         known = queries.durable.get_boot_clock(connection)
@@ -33,5 +35,5 @@ def _newest_deletion(connection: Connection) -> float:
 def _boot_id() -> str:
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError:  # not Linux: what the wall clock says of the start, which is near enough
+    except OSError:  # not Linux: the boot time by the wall clock is accurate enough
         return str(round((time.time() - time.monotonic()) / 60))

@@ -1,4 +1,4 @@
-"""What the program may do with a database connection: run named queries. Knows no engine."""
+"""The interface of a database connection: runs named queries. Independent of the engine."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 Row = dict[str, Any]
-"""A row by the names of its columns."""
+"""A row: column name to value."""
 
 Parameters = Mapping[str, Any]
 
 
 @dataclass(slots=True)
 class Numbers:
-    """The last row ids given out; whoever holds the write lock counts on."""
+    """The highest row ids in use. The holder of the write lock assigns the next ones itself."""
 
     session_no: int
     message_no: int
@@ -23,11 +23,11 @@ class Numbers:
 class Connection(Protocol):
     """A connection of any engine. Every method raises `StorageError`.
 
-    `name` is that of a query in `sql/queries`; SQL text is given to nobody outside `storage`.
+    `name` is the name of a query in `sql/queries`. SQL text never leaves `storage`.
     """
 
     def one(self, name: str, parameters: Parameters = ..., /) -> Row | None:
-        """The first row."""
+        """The first row, or None."""
         ...
 
     def all(self, name: str, parameters: Parameters = ..., /) -> list[Row]:
@@ -35,46 +35,44 @@ class Connection(Protocol):
         ...
 
     def each(self, name: str, parameters: Parameters = ..., /) -> Iterator[Row]:
-        """Every row, read from the database as it is asked for."""
+        """Iterates over the rows; an engine may fetch them lazily."""
         ...
 
     def value(self, name: str, parameters: Parameters = ..., /) -> Any:
-        """The only column of the first row; None where there is no row."""
+        """The single column of the first row; None if there is no row."""
         ...
 
     def values(self, name: str, parameters: Parameters = ..., /) -> list[Any]:
-        """The only column of every row."""
+        """The single column of every row."""
         ...
 
     def changes(self, name: str, parameters: Parameters = ..., /) -> int:
-        """Run a change; how many rows it changed."""
+        """Runs an INSERT, UPDATE or DELETE; returns the number of affected rows."""
         ...
 
     def store(self, name: str, rows: Sequence[Parameters], /) -> None:
-        """Run a statement that has one row of VALUES for many rows, with few statements."""
+        """Runs a statement with one row of VALUES for many rows, in as few statements as possible."""
         ...
 
     def numbers(self) -> Numbers:
-        """The last row ids, inside a write transaction."""
+        """The highest row ids. Call it inside a write transaction."""
         ...
 
     def transaction(self) -> AbstractContextManager[None]:
-        """A write transaction around a block: committed at its end, rolled back when it raises."""
+        """A write transaction: committed when the block ends, rolled back when it raises."""
         ...
 
     def savepoint(self) -> AbstractContextManager[None]:
-        """A part of a transaction that is undone alone when it raises."""
+        """A nested transaction that is rolled back alone when the block raises."""
         ...
 
     def snapshot(self) -> AbstractContextManager[None]:
-        """A read transaction around a block: all of it sees the database as it was at the first query."""
+        """A read transaction: all reads see the database as of the first query."""
         ...
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a transaction is open; an engine may have rolled it back itself."""
+        """Whether a transaction is open. Not always predictable: the engine may roll one back by itself."""
         ...
 
-    def close(self) -> None:
-        """Close the connection."""
-        ...
+    def close(self) -> None: ...

@@ -1,12 +1,12 @@
-"""An exchange's context: which system messages its request had, and where, as it stands in the database. Pure."""
+"""An exchange's context: its request's system messages and their positions, as stored in `exchanges.context`. Pure."""
 
 from proxy.wire import json_text
 
 
 def placed_messages(context: str | None) -> list[tuple[int | None, int]]:
-    """How many chained messages came after each, null for the very beginning; and its number.
+    """For each system message: the number of chained messages before it (None: at the very beginning), and its number.
 
-    A stored text that does not say it places none.
+    Returns [] for a damaged value.
     """
     value = json_text.stored(context)
     pairs = [tuple(each) for each in value if isinstance(each, list)] if isinstance(value, list) else []

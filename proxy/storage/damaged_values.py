@@ -1,7 +1,7 @@
-"""Values that the program never stores, but damage or another program may have: a row is read all the same.
+"""Reads rows whose columns have values of a wrong type, which only damage or another program can have stored.
 
-SQLite keeps any type in any column. What is of a wrong type is shown as what comes nearest to it, so that one such row
-ends no list and no export; `stellarchat check` names it.
+SQLite accepts any type in any column. A wrong value is converted to the closest valid one, so that a single bad row
+does not break a list or an export. `stellarchat check` reports such rows.
 """
 
 import logging
@@ -14,20 +14,20 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Combinations of types that a class takes as they are; remembered, since looking at each value costs more.
+# Combinations of column types known to be valid. Cached, because checking each value is more expensive.
 _KNOWN_MAX = 4096
 _fields: dict[type, dict[str, tuple[type, ...]]] = {}
 _sound: set[tuple[type, tuple[str, ...], tuple[type, ...]]] = set()
 
 
 class Undecodable(str):
-    """A stored text that is not UTF-8, with U+FFFD for what cannot be read."""
+    """Stored text that is not valid UTF-8; each invalid byte is replaced by U+FFFD."""
 
     __slots__ = ()
 
 
 def decoded(text: bytes) -> str:
-    """The text of stored bytes, whatever they are."""
+    """Decodes stored bytes; never raises."""
     try:
         return text.decode()
     except UnicodeDecodeError:
@@ -35,7 +35,7 @@ def decoded(text: bytes) -> str:
 
 
 def built(cls: type[T], row: Row) -> T:
-    """The row as a class whose fields are annotated with what the columns should hold."""
+    """Builds `cls` from a row; the field annotations give the expected types."""
     key = cls, tuple(row), tuple(map(type, row.values()))
     if key not in _sound:
         fields = _fields_of(cls)
@@ -48,7 +48,7 @@ def built(cls: type[T], row: Row) -> T:
 
 
 def nearest(value: Any, kinds: tuple[type, ...]) -> Any:
-    """What comes nearest to a value among values of these types."""
+    """Converts a value to the closest value of the given types."""
     if isinstance(value, kinds) and not isinstance(value, Undecodable):
         return value
     if str in kinds:

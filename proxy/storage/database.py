@@ -1,4 +1,4 @@
-"""The open database of one process: one writer connection and a few readers, a thread each."""
+"""The open SQLite database of one process: one writer connection and a few readers, each with its own thread."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -20,39 +20,37 @@ T = TypeVar("T")
 
 
 _CLOSE_SECONDS = 3.0
-# A read that takes longer is ended: others wait for the same connection.
+# Longer reads are interrupted, because other requests wait for the same connection.
 READ_SECONDS = 10.0
-# Connections that only keys and the sessions of chats are looked up on.
+# Connections reserved for looking up keys and the sessions of chats.
 LOOK_UP_READERS = 2
-_left_open: list[aiosqlite.Connection] = []  # to the end of the process
+_left_open: list[aiosqlite.Connection] = []  # kept until the process ends
 
 
 class _Thread(aiosqlite.Connection):
-    """An aiosqlite connection that also runs a whole function in its thread.
+    """An aiosqlite connection that can run a whole function in its thread.
 
-    A hop between threads costs more than most queries, so a transaction or a page of rows is one hop.
+    Switching threads costs more than most queries, so a transaction or a page of rows runs as one call.
     """
 
     stopped: asyncio.Future[Any] | None = None
 
     def __init__(self, path: Path, connect: Callable[[Path], SqliteConnection]) -> None:
         super().__init__(lambda: connect(path), 64)
-        self._thread.daemon = True  # a disk that stalls inside `fsync` must not keep the process from ending
+        self._thread.daemon = True  # a disk that hangs in `fsync` must not block process exit
 
     def stop(self) -> asyncio.Future[Any] | None:
-        """Ask the thread to end; `stopped` is done when it has nothing more to tell the event loop."""
+        """Asks the thread to end. `stopped` is set once it will not call the event loop any more."""
         self.stopped = super().stop()
         return self.stopped
 
     async def run(self, work: Callable[[SqliteConnection], T]) -> T:
-        """What `work` returns or raises, run in the connection's thread after what was asked before."""
+        """Runs `work` in the connection's thread, after earlier calls; returns or raises its result."""
         result: T = await self._execute(_translated, work, self._conn)  # type: ignore[no-untyped-call]
         return result
 
 
 class Database:
-    """The open database of one process."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = FileIdentity(path)
@@ -63,7 +61,7 @@ class Database:
         self._reader_count = 2
 
     async def open(self, *, readers: int = 2) -> None:
-        """Open the file, made and migrated where needed. Raises ConfigurationError with one line that says why not."""
+        """Opens the file; creates and migrates it if necessary. Raises ConfigurationError with a one-line reason."""
         self._reader_count = readers
         try:
             await self._open(sqlite.connect)
@@ -85,15 +83,15 @@ class Database:
         self.files.remember()
 
     async def reopen(self) -> None:
-        """Serve the database that has been put in the place of the one that is open. Raises StorageError,
-        ConfigurationError, MovedError.
+        """Switches to the database file that has replaced the open one. Raises StorageError, ConfigurationError,
+        MovedError.
 
-        The old connections are left as they are: closing the last one of a file deletes the log by its name, which is
-        the new database's by now.
+        The old connections stay open: closing a file's last connection deletes its log by name, and that name now
+        belongs to the new database.
         """
         assert self._writer is not None
         self.files.refuse_unusable(application_id=sqlite.APPLICATION_ID)
-        with suppress(StorageError):  # what is only in the old log is wanted by whoever has moved the old file away
+        with suppress(StorageError):  # the old file's owner may need what is only in its log
             await self._writer.run(sqlite_file.checkpoint)
         self.files.remove_log()
         _left_open.extend(self._opened)
@@ -101,47 +99,49 @@ class Database:
         await self._open(sqlite.connect_existing)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        """Run `work`, which owns its transaction, on the writer connection. Only the writer task calls this."""
+        """Runs `work` on the writer connection; `work` manages the transaction. Only the writer task calls this."""
         assert self._writer is not None
         return await self._writer.run(work)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` on a reader connection, in one read transaction. Raises StorageInterruptedError after
-        READ_SECONDS."""
+        """Runs `work` on a reader connection in one read transaction.
+
+        Raises StorageInterruptedError after READ_SECONDS.
+        """
         async with _one_of(self._readers) as connection:
             return await connection.run(partial(_in_snapshot, work))
 
     async def look_up(self, work: Callable[[Connection], T]) -> T:
-        """The same for what every request needs at its start and is found by an index: it never waits for a `read`."""
+        """Like `read`, but for short indexed queries at the start of a request. Never waits behind a `read`."""
         async with _one_of(self._look_up_readers) as connection:
             return await connection.run(partial(_in_snapshot, work))
 
     async def wait_for_locks(self, *, milliseconds: int) -> None:
-        """How long a write waits for another process's."""
+        """Sets how long a write waits for another process's lock."""
         await self.write(partial(sqlite_file.wait_for_locks, milliseconds=milliseconds))
 
     def probe(self, connection: Connection) -> None:
-        """Find out whether the database can be written."""
+        """Raises StorageError if the database cannot be written."""
         sqlite_file.probe(connection)
 
     def connect(self) -> Connection:
-        """Another connection, for a thread of the caller's."""
+        """Opens another connection, for use in the caller's own thread."""
         return sqlite.connect_existing(self.path)
 
     async def keep_alive(self, worker_id: str) -> None:
-        """Tell other hosts that this process lives; those of one host see the lock of its spill file."""
+        """Does nothing for SQLite: other processes see the lock on this process's spill file."""
 
     async def checkpoint(self) -> None:
-        """Bring the write-ahead log into the file and empty it. https://sqlite.org/wal.html#ckpt"""
+        """Writes the write-ahead log into the database file and truncates it. https://sqlite.org/wal.html#ckpt"""
         await self.write(sqlite_file.checkpoint)
 
     async def close(self) -> None:
-        """Close every connection, but for those whose disk does not answer, and those of a file that was moved."""
+        """Closes all connections, except those whose disk hangs and those of a file that was moved."""
         is_moved = self.files.is_moved
         for connection in self._opened:
             try:
                 if is_moved:
-                    raise TimeoutError  # noqa: TRY301 - left open, for the reason that `reopen` has
+                    raise TimeoutError  # noqa: TRY301 - left open for the reason given in `reopen`
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await connection.close()
             except TimeoutError:
@@ -154,7 +154,7 @@ class Database:
         try:
             await connection
         except BaseException:
-            if connection.stopped is not None:  # the event loop may end after this: not before the thread has
+            if connection.stopped is not None:  # wait: the thread calls the event loop, which may end right after this
                 await connection.stopped
             raise
         self._opened.append(connection)

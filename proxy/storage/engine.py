@@ -1,4 +1,4 @@
-"""Which engine the settings ask for. psycopg is loaded only where it is PostgreSQL."""
+"""Selects the database engine from the settings. psycopg is imported only for PostgreSQL."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -10,12 +10,12 @@ from proxy.storage.connection import Connection
 from proxy.storage.database import Database
 from proxy.storage.errors import StorageError
 
-# How long a command waits for the writes of a server.
+# How long a command waits for a running server's write lock.
 _LOCKS_MS = 30_000
 
 
 def database_of(settings: Settings) -> Database:
-    """The database of the settings, not opened yet. Raises ConfigurationError."""
+    """Creates the database object without opening it. Raises ConfigurationError."""
     if not settings.is_postgresql:
         return Database(settings.database_path)
     _want_psycopg()
@@ -26,8 +26,10 @@ def database_of(settings: Settings) -> Database:
 
 @contextmanager
 def opened(settings: Settings, *, migrates: bool = True, makes: bool = True) -> Iterator[Connection]:
-    """A connection for a command. Raises ConfigurationError; without `migrates` also where the schema is newer, without
-    `makes` where there is no file."""
+    """A connection for a command. Raises ConfigurationError.
+
+    Without `migrates`, a newer schema is an error; without `makes`, a missing file is.
+    """
     if settings.is_postgresql:
         _want_psycopg()
         with _opened_postgresql(settings.database_url, migrates=migrates) as connection:

@@ -1,47 +1,49 @@
-"""What can go wrong in a database, in words that know no engine, which `sqlite_connection.py` and
-`postgresql_errors.py` translate."""
+"""Database errors, independent of the engine. `sqlite_connection.py` and `postgresql_errors.py` translate to them."""
 
 from typing import Literal
 
 Trouble = Literal["none", "later", "lock", "unknown"]
-"""none: the statement or its data is at fault; later: the file, the disk or the server is, which passes; lock: another
-program holds a lock; unknown: the answer to a COMMIT was lost."""
+"""Which kind of failure a write met.
+
+none: the statement or its data is wrong; later: the file, disk or server failed, retry later; lock: another program
+holds a lock; unknown: the reply to COMMIT was lost.
+"""
 
 
 class StorageError(Exception):
-    """The database did not do what it was asked."""
+    """A database operation failed."""
 
     trouble: Trouble = "none"
 
 
 class StorageUnavailableError(StorageError):
-    """The database cannot be used now: a full disk, an I/O error, no memory."""
+    """The database is temporarily unusable: disk full, I/O error, out of memory."""
 
     trouble = "later"
 
 
 class StorageDamagedError(StorageUnavailableError):
-    """The database file is damaged, or not a database."""
+    """The database file is damaged, or is not a database."""
 
 
 class StorageLockedError(StorageError):
-    """Another program holds the lock for longer than we wait."""
+    """Another program held the lock longer than the time limit."""
 
     trouble = "lock"
 
 
 class StorageUnknownError(StorageError):
-    """The answer to a COMMIT was lost: what was written may be stored or not."""
+    """The reply to COMMIT was lost, so the transaction may or may not be stored."""
 
     trouble = "unknown"
 
 
 class StorageInterruptedError(StorageError):
-    """The statement was ended by us, since it ran longer than it may."""
+    """The statement was interrupted because it exceeded its time limit."""
 
     trouble = "later"
 
 
 def trouble(exc: BaseException) -> Trouble:
-    """What an exception says about the database."""
+    """Classifies an exception."""
     return exc.trouble if isinstance(exc, StorageError) else "none"

@@ -1,4 +1,4 @@
-"""One request and its reply, as the recorder carries it from the route to the database."""
+"""An exchange (one request and its reply), as passed from the route through the recorder to the database."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,7 +14,7 @@ _OUR_CAUSES = {"caller_disconnected": "caller_left", "interrupted": "stopped"}
 
 @dataclass(slots=True)
 class SessionRef:
-    """Which session a chat belongs to, and how that was found (`X-Session-Source`)."""
+    """The session of a chat, and how it was determined (the value of `X-Session-Source`)."""
 
     session_id: str
     source: str
@@ -23,7 +23,7 @@ class SessionRef:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Whose chat it is and when it was asked, which tells whether it was deleted afterwards."""
+    """A chat's user, session and request time: used to check whether they were deleted after the request."""
 
     user_id: str
     session_id: str
@@ -32,8 +32,8 @@ class Origin:
 
 @dataclass(slots=True, kw_only=True)
 class Exchange:
-    """What is known of an exchange before its reply. `request` is the body as the caller sent it, parsed;
-    `endpoint` is a path of `wire.endpoints`."""
+    """The part of an exchange known before the reply. `request` is the parsed body as the caller sent it; `endpoint` is
+    a path from `wire.endpoints`."""
 
     user_id: str
     session: SessionRef
@@ -42,13 +42,14 @@ class Exchange:
     request: dict[str, Any]
     exchange_id: str = field(default_factory=uuid7)
     created_at: str = field(default_factory=timestamp)
-    asked_at: str | None = None  # `ids.moment`, which deletions are compared with; None: created_at
-    trace_context: dict[str, str] | None = None  # the caller's traceparent and tracestate; for traces alone
+    asked_at: str | None = None  # an `ids.moment`, compared with deletions; None: created_at
+    trace_context: dict[str, str] | None = None  # the caller's traceparent and tracestate; used only for traces
 
-    asked: Request = field(init=False)  # `request` as its endpoint reads it
-    is_session_made: bool = field(default=False, init=False)  # by a slice of a long request
+    asked: Request = field(init=False)  # `request`, parsed by its endpoint
+    # set when a slice of a long request has created the session
+    is_session_made: bool = field(default=False, init=False)
 
-    messages: list[dict[str, Any]] = field(init=False)  # none where what was sent is not a list of messages
+    messages: list[dict[str, Any]] = field(init=False)  # [] if the request has no list of messages
     _chained: list[dict[str, Any]] | None = field(default=None, init=False)
     _chain: list[bytes] | None = field(default=None, init=False)
 
@@ -63,18 +64,18 @@ class Exchange:
 
     @property
     def chained(self) -> list[dict[str, Any]]:
-        """The messages that are part of the chain."""
+        """The messages that take part in the hash chain."""
         if self._chained is None:
             self._chained = [message for message in self.messages if hash_chain.is_chained(message)]
         return self._chained
 
     def take_chain(self, hashes: list[bytes]) -> None:
-        """The chain hashes, made by somebody else."""
+        """Sets chain hashes that were computed elsewhere."""
         self._chain = hashes
 
     @property
     def chain(self) -> list[bytes]:
-        """Their chain hashes. Made once: for a long history they cost more than all else about it."""
+        """The chain hashes, computed once: for a long history this is the most expensive step."""
         if self._chain is None:
             self._chain = hash_chain.chain(self.user_id, self.chained)
         return self._chain
@@ -82,7 +83,7 @@ class Exchange:
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """How an exchange ended. `reply` is what was received of it; `error` is JSON, upstream's or the proxy's words."""
+    """How an exchange ended. `reply` is what was received; `error` is JSON, from upstream or from the proxy."""
 
     status: Status
     http_status: int | None = None
@@ -90,14 +91,14 @@ class Outcome:
     error: Any = None
     time_to_first_token_ms: int | None = None
     duration_ms: int | None = None
-    upstream_latency_seconds: float | None = None  # from the request to upstream's status; for metrics alone
-    overhead_seconds: float | None = None  # from there to the reply's head; for metrics alone
-    upstream: str | None = None  # the address of the one that was asked last, without credentials
+    upstream_latency_seconds: float | None = None  # from sending the request to upstream's status; for metrics only
+    overhead_seconds: float | None = None  # the proxy's own time until the reply's head; for metrics only
+    upstream: str | None = None  # the last upstream that was tried: its address without credentials
     completed_at: str = field(default_factory=timestamp)
 
     @property
     def cause(self) -> str:
-        """Why it ended before its reply; one of few words, for metrics and traces."""
+        """Why the reply was cut short, from a small fixed set of words, for metrics and traces."""
         if not isinstance(self.error, dict):
             return "ended_early"
         kind = self.error.get("type")

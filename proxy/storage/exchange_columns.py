@@ -1,4 +1,4 @@
-"""The columns of an exchange: those its request sets, and those its outcome sets. Pure."""
+"""Maps exchanges to table columns: those known from the request, and those known from the outcome. Pure."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from proxy.wire.endpoint import Reply, Tokens
 
 Columns = dict[str, Any]
 
-# The beginning and the duration of an exchange are taken at two moments, from two clocks.
+# created_at and the duration come from two different clocks, read at slightly different times.
 _CLOCKS_DIFFER_MS = 5
 
 IN_PROGRESS: Columns = {
@@ -34,12 +34,12 @@ IN_PROGRESS: Columns = {
 
 
 def asked_model(request: dict[str, Any]) -> str | None:
-    """The model that a request names."""
+    """The model named in the request."""
     return _storable(request.get("model"))
 
 
 def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | None) -> Columns:
-    """What is known when the request is stored."""
+    """The columns known when the request is stored."""
     metadata = exchange.request.get("metadata")
     model = asked_model(exchange.request)
     parts = parameters.split(exchange.asked.parameters)
@@ -63,7 +63,7 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
 
 
 def outcome_columns(outcome: Outcome, *, asked_model: str | None, created_at: str) -> Columns:
-    """What is known when the reply has ended; `asked_model` is for one that names none."""
+    """The columns known when the reply has ended; `asked_model` is used if the reply names no model."""
     reply = outcome.reply
     prompt, completion, total, reasoning, cached = Tokens() if reply is None else reply.tokens
     columns = {
@@ -88,7 +88,7 @@ def outcome_columns(outcome: Outcome, *, asked_model: str | None, created_at: st
 
 
 def _end_if_it_does_not_follow(outcome: Outcome, created_at: str) -> str | None:
-    """The duration says it, but where the body took its time to come, or the clock was set."""
+    """completed_at, unless created_at + duration gives it (a slow request body, or the clock was changed)."""
     if outcome.duration_ms is None:
         return outcome.completed_at
     differ_ms = milliseconds_between(created_at, outcome.completed_at) - outcome.duration_ms
@@ -96,7 +96,7 @@ def _end_if_it_does_not_follow(outcome: Outcome, created_at: str) -> str | None:
 
 
 def _envelope(reply: Reply, columns: Columns) -> str | None:
-    """The reply's own keys as JSON text, but for nulls and for what the columns say: every reply repeats them."""
+    """The reply's other top-level keys as JSON, without nulls and without values that have columns of their own."""
     said = {
         "id": columns["completion_id"],
         "object": "chat.completion",
@@ -111,5 +111,5 @@ def _envelope(reply: Reply, columns: Columns) -> str | None:
 
 
 def _storable(value: Any) -> str | None:
-    """A text column's value; what is not text that SQLite can hold is left out here and kept in the JSON."""
+    """The value if SQLite can store it as text; otherwise None, and it is kept only in the JSON."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None

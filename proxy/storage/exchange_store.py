@@ -1,7 +1,7 @@
-"""Writes exchanges: the messages of a request and its reply into the session's tree, and what became of it.
+"""Stores exchanges: inserts request and reply messages into the session's tree, and saves the outcome.
 
-Everything here runs inside the writer's transaction. The place is looked for again at that moment, so that two chats
-that race from the same point cannot store a message twice.
+Everything here runs inside the writer's transaction. The insert position is looked up again in that transaction, so
+that two concurrent chats from the same point cannot store a message twice.
 """
 
 import time
@@ -24,12 +24,12 @@ from proxy.wire.endpoints import endpoint_of
 from proxy.wire.message import is_message
 from proxy.wire.sse import Decoder
 
-# How long the events of responses stay that began in a process which is gone.
+# How long events of a response are kept after the process that streamed it has died.
 KEPT_SECONDS = 3600.0
 
 
 def begin(rows: WriteBatch, exchange: Exchange, *, worker_id: str | None) -> bool | None:
-    """Store the request of an exchange whose reply is still coming. None where it was deleted meanwhile."""
+    """Stores a request whose reply is still streaming. None if its session or user was deleted meanwhile."""
     if was_deleted(rows, exchange.origin):
         return None
     stored = _store_request(rows, exchange)
@@ -39,21 +39,21 @@ def begin(rows: WriteBatch, exchange: Exchange, *, worker_id: str | None) -> boo
 
 
 def append_fragment(rows: WriteBatch, origin: Origin, *, exchange_id: str, sequence: int, data: bytes) -> None:
-    """Store what a reply in progress has streamed since the last time, unless its chat was deleted meanwhile.
+    """Stores the part of a reply streamed since the last call, unless its chat was deleted meanwhile.
 
-    Raises StorageError when the rows are flushed, where the beginning of its exchange was refused.
+    Raises StorageError on flush if the exchange itself could not be stored.
     """
     if not was_deleted(rows, origin):
         rows.add_fragment(exchange_id=exchange_id, sequence=sequence, data=data)
 
 
 def delete_fragments(rows: WriteBatch, exchange_ids: Iterable[str]) -> None:
-    """Delete what exchanges had streamed, of which the replies are stored now."""
+    """Deletes the fragments of exchanges whose replies are now stored."""
     queries.fragments.delete_fragments(rows.connection, exchange_ids)
 
 
 def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
-    """Store an exchange that was not begun and has ended. False where it was deleted meanwhile."""
+    """Stores a finished exchange that was not begun before. False if it was deleted meanwhile."""
     if was_deleted(rows, exchange.origin):
         return False
     if _is_empty_and_refused(rows, exchange, outcome):
@@ -63,17 +63,17 @@ def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
     columns = {**stored.columns, **outcome_columns(outcome, asked_model=asked_model, created_at=created_at)}
     rows.add_exchange(columns)
     rows.count_usage(columns)
-    may_be_there = not stored.delta.messages  # the request itself was
+    may_be_there = not stored.delta.messages  # the request was stored already, so maybe also its reply
     _store_reply(rows, columns, stored.place, outcome, stored.delta, may_be_there=may_be_there)
     rows.touch_session(stored.place.session_id, stored.delta)
     return True
 
 
 def finish_begun(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
-    """Store the end of an exchange in progress, once. False where it was deleted meanwhile.
+    """Stores the end of an exchange in progress, once. False if it was deleted meanwhile.
 
-    It takes the place of an end that recovery has guessed while this process seemed gone. An exchange that is gone was
-    deleted with its session, or its database was replaced: then it is stored whole.
+    It replaces the end that recovery assumed while this process seemed dead. If the exchange is missing although its
+    session was not deleted, the database was replaced: then the whole exchange is stored.
     """
     begun = _begun(rows, exchange.exchange_id)
     if begun is not None:
@@ -124,7 +124,7 @@ def _end(rows: WriteBatch, begun: Unfinished, outcome: Outcome, *, was_counted: 
 
 
 def recover(rows: WriteBatch, worker_id: str) -> int:
-    """End the exchanges of a process that is gone as `incomplete`, with what they had streamed. How many there were."""
+    """Ends a dead process's exchanges as `incomplete`, with what they had streamed. Returns how many there were."""
     left = queries.exchanges.list_exchanges_in_progress(rows.connection, worker_id)
     for exchange_id, endpoint in left:
         begun = _begun(rows, exchange_id)
@@ -136,7 +136,7 @@ def recover(rows: WriteBatch, worker_id: str) -> int:
 
 
 def delete_stray_fragments(rows: WriteBatch, *, before: str) -> None:
-    """Delete what exchanges that began before a moment, and have ended, had streamed: their process may be gone."""
+    """Deletes fragments of exchanges that began before `before` and have ended; their process may have died."""
     queries.fragments.delete_stray_fragments(rows.connection, before=before)
 
 
@@ -149,7 +149,7 @@ def append_message(
     tokens: int = 0,
     metadata: str | None = None,
 ) -> int:
-    """Store a message posted by hand at the end of a session's main branch; its number."""
+    """Appends a manually posted message to the session's main branch; returns its number."""
     rows, delta = WriteBatch(connection), SessionDelta(timestamp())
     place = message_tree.end_of(connection, session)
     number = message_tree.store(rows, place, message, delta, tokens=tokens, model=model, metadata=metadata)
@@ -159,28 +159,28 @@ def append_message(
 
 
 def was_deleted(rows: WriteBatch, origin: Origin) -> bool:
-    """Whether a chat's user or session was deleted after the request had come, or in the same millisecond."""
+    """Whether the chat's user or session was deleted after the request arrived, or in the same millisecond."""
     if rows.newest_deletion < origin.asked_at:
-        return False  # nearly always
+        return False  # the usual case
     return tombstones.was_deleted(
         rows.connection, user_id=origin.user_id, session_id=origin.session_id, asked_at=origin.asked_at
     )
 
 
 def has_row(rows: WriteBatch, exchange_id: str) -> bool:
-    """Whether an exchange is stored, begun or ended."""
+    """Whether the exchange is stored, in progress or ended."""
     return queries.exchanges.find_exchange_no(rows.about(exchange_id), exchange_id) is not None
 
 
 def _is_empty_and_refused(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
-    """Whether it is a refused request without messages, which would leave an empty session."""
+    """Whether this is a rejected request without messages, which would only create an empty session."""
     is_empty = not exchange.messages and outcome.status == "failed"
     return is_empty and session_lookup.find_session(rows, exchange) is None
 
 
 @dataclass(slots=True)
 class _Stored:
-    """A request whose messages are stored, and whose exchange is not yet."""
+    """A request whose messages are stored but whose exchange row is not."""
 
     columns: Columns
     place: message_tree.InsertPosition
@@ -218,9 +218,9 @@ def _store_reply(
     *,
     may_be_there: bool,
 ) -> None:
-    """Store each choice that says something as a child of the request's last message; the first is the newest leaf.
+    """Stores each non-empty choice as a child of the request's last message; the first choice becomes the newest leaf.
 
-    `may_be_there`: a later request may have been stored first, with this reply in its history.
+    `may_be_there`: a later request may already have stored this reply as part of its history.
     """
     first_no = None
     tokens = columns["completion_tokens"] or 0
@@ -237,7 +237,7 @@ def _store_reply(
             "choice": _choice_json(choice),
             "status": "completed" if is_whole else "incomplete",
         }
-        tokens = 0  # usage is of all choices together
+        tokens = 0  # usage counts all choices together
         if may_be_there and message_tree.adopt(rows.about(place.session_id), place, message, delta, **told):
             continue
         number = message_tree.insert(rows, place, message, delta, **told)
@@ -251,7 +251,8 @@ def _says_something(choice: Choice) -> bool:
 
 
 def _message(choice: Choice) -> dict[str, Any]:
-    """The message of a choice. vLLM sends an empty list of tool calls with each; OpenAI takes none of these back."""
+    """The choice's message without empty `tool_calls`: vLLM always sends an empty list, which OpenAI rejects as
+    input."""
     message = choice.message
     if message.get("tool_calls") == []:
         message = {key: value for key, value in message.items() if key != "tool_calls"}
@@ -264,7 +265,7 @@ def _choice_json(choice: Choice) -> str:
 
 
 def _interrupted(connection: Connection, exchange_id: str, endpoint: str) -> Outcome:
-    """The outcome of an exchange whose process is gone, folded from what it had written down."""
+    """The outcome of an exchange whose process has died, folded from the stored fragments."""
     decoder, reply, has_streamed = Decoder(), endpoint_of(endpoint).reply(), False
     for data in queries.fragments.iterate_fragments(connection, exchange_id):
         has_streamed = True

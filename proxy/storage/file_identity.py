@@ -1,7 +1,7 @@
-"""Notices that the database's files were removed or replaced while they are open: what is written then is lost.
+"""Detects that the open database files were removed or replaced on disk: later writes to them would be lost.
 
-Device and inode of the database and of its write-ahead log are compared around every transaction (a few microseconds),
-and once a second.
+Device and inode of the database and its write-ahead log are compared around every transaction (a few microseconds) and
+once a second.
 """
 
 import os
@@ -17,11 +17,11 @@ _Identity = tuple[int, int]
 
 
 class MovedError(Exception):
-    """The file at the database's path is not the one that is open."""
+    """The database's path no longer refers to the open file."""
 
 
 class FileIdentity:
-    """What was at the database's paths when it was opened."""
+    """Device and inode of the database files at the time of opening."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -30,22 +30,22 @@ class FileIdentity:
         self._database: _Identity | None = None
         self._log: _Identity | None = None
         self._shared: _Identity | None = None
-        self._header: bytes | None = None  # of the file that is in its place, when it was looked at last
+        self._header: bytes | None = None  # header of the replacing file, as last read
 
     def remember(self) -> None:
-        """The database has just been opened."""
+        """Called right after the database was opened."""
         self._database, self._log = _identity(self._path), _identity(self._log_path)
         self._shared = _identity(self._shared_path)
         self._header = None
 
     @property
     def is_another(self) -> bool:
-        """Whether another file is at the database's path, rather than none."""
+        """Whether a different file exists at the path (not merely none)."""
         return _identity(self._path) not in (None, self._database)
 
     @property
     def is_moved(self) -> bool:
-        """Whether what is open is no longer at its path."""
+        """Whether the path no longer refers to the open file."""
         try:
             self.check()
         except MovedError:
@@ -53,9 +53,9 @@ class FileIdentity:
         return False
 
     def refuse_unusable(self, *, application_id: int) -> None:
-        """Raises MovedError until the file at the path is a whole database of ours: it may be being copied just now.
+        """Raises MovedError until the path holds a complete database of ours. It may still be being copied.
 
-        Its header is read, and has to be the same twice. https://sqlite.org/fileformat.html#the_database_header
+        Two successive reads of its header must agree. https://sqlite.org/fileformat.html#the_database_header
         """
         with self._path.open("rb") as file:
             header = file.read(100)
@@ -69,14 +69,15 @@ class FileIdentity:
             raise MovedError(f"the database {self._path} was replaced by a file that is no whole database of ours")
 
     def remove_log(self) -> None:
-        """Remove the old database's log, where it still lies beside the new one, which it would spoil."""
+        """Deletes the old database's log if it lies beside the new one; SQLite would apply it and damage the new
+        database."""
         if self._log is not None and _identity(self._log_path) == self._log:
             self._log_path.unlink(missing_ok=True)
         if self._shared is not None and _identity(self._shared_path) == self._shared:
             self._shared_path.unlink(missing_ok=True)
 
     def guard(self, work: Callable[[Connection], T]) -> Callable[[Connection], T]:
-        """The same work: it is not begun where the files are others, and does not count where they are so after it."""
+        """Wraps `work`: it does not start if the files have changed, and fails if they have changed when it ends."""
 
         def guarded(connection: Connection) -> T:
             self.check()
@@ -87,7 +88,7 @@ class FileIdentity:
         return guarded
 
     def check(self) -> None:
-        """Raises MovedError."""
+        """Raises MovedError if the files have changed."""
         database = _identity(self._path)
         if self._database is not None and database != self._database:
             raise MovedError(
@@ -95,7 +96,7 @@ class FileIdentity:
             )
         log = _identity(self._log_path)
         if self._log is None:
-            self._log = log  # made by the first write
+            self._log = log  # the first write creates the log
         elif log != self._log:
             raise MovedError(f"the log {self._log_path} was {'replaced' if log else 'removed'} while it is served")
 

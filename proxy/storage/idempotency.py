@@ -1,4 +1,4 @@
-"""A change that is retried with the same `Idempotency-Key` is made once: the retry finds what was made.
+"""Idempotency keys: a change retried with the same `Idempotency-Key` is executed once; the retry returns its result.
 
 https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
 """
@@ -20,14 +20,14 @@ _KEPT_SECONDS = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """What a request with a key is known by: `digest` of its user, route and key, `request_digest` of its body."""
+    """`digest` identifies user, route and key; `request_digest` identifies the request body."""
 
     digest: bytes
     request_digest: bytes
 
 
 def idempotency_key(*scope: str, body: bytes) -> IdempotencyKey:
-    """The key of a request; `scope` is its user, route and the key that the caller sent."""
+    """Builds the key of a request. `scope`: the user, the route and the key that the caller sent."""
     text = "\0".join(scope).encode("utf-8", "surrogatepass")
     return IdempotencyKey(sha256(text).digest(), sha256(body).digest())
 
@@ -39,9 +39,9 @@ def once(
     make: Callable[[], tuple[str, T]],
     find: Callable[[str], T],
 ) -> T:
-    """What `make` makes, which gives its id too; or what `find` finds by the id that an earlier try made.
+    """Calls `make`, which returns an id and its result, or `find` with the id stored by an earlier attempt.
 
-    Raises APIError 422 where the key was used for another request.
+    Raises APIError 422 if the key was used with a different request.
     """
     known = None if key is None else queries.durable.get_idempotency_key(connection, key.digest)
     if key is None or known is None:
@@ -64,7 +64,7 @@ def once(
 
 
 def forget_old(connection: Connection, *, now_seconds: float) -> int:
-    """Forget the keys of a day ago; how many."""
+    """Deletes keys older than a day; returns how many."""
     return queries.durable.delete_old_idempotency_keys(
         connection, before=timestamp(max(0.0, now_seconds - _KEPT_SECONDS))
     )

@@ -1,8 +1,8 @@
-"""Stores a request of very many messages in slices, a transaction each, so that others' chats are committed in between.
+"""Stores a request with very many messages in slices, one transaction each, so that other chats can commit in between.
 
-Its messages appear in the session one slice after another, and carry no exchange: that is stored last, with the end of
-the request, and refers to the last of them. A process that dies in between leaves the messages it had stored; the
-spilled line of the exchange, or the caller's retry, goes on behind them.
+The messages appear in the session slice by slice, without an exchange: the exchange is stored last, with the final
+messages, and refers to the last one. If the process dies in between, the stored messages remain, and the exchange's
+spilled line or the caller's retry continues after them.
 """
 
 import time
@@ -19,29 +19,29 @@ from proxy.wire import hash_chain
 
 T = TypeVar("T")
 
-# Fewer are stored at once: it takes some ten milliseconds.
+# Shorter requests are stored at once: that takes about ten milliseconds.
 _LONG = 500
-# The time is looked at so often.
+# How many messages are stored between two clock reads.
 _STEP = 32
 
 
 def long_request(exchange: Exchange) -> "LongRequest | None":
-    """The slices of a request that has very many messages."""
+    """A LongRequest if the request has very many messages, else None."""
     return LongRequest(exchange) if len(exchange.messages) > _LONG else None
 
 
 class LongRequest:
-    """What is stored of one request so far. A transaction may have been rolled back: what is remembered is checked."""
+    """Progress of one request. Its transaction may have been rolled back, so the progress is verified before use."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._hashes: list[bytes] = []
-        self._count = 0  # messages above `_last_no`, itself included
+        self._count = 0  # messages down to and including `_last_no`
         self._last_no: int | None = None
-        self.is_done = False  # the work that waited for it was done as well, or refused
+        self.is_done = False  # the wrapped work is done or was rejected
 
     def before(self, work: Callable[[WriteBatch], T]) -> Callable[[WriteBatch], T | object]:
-        """The work, done when the messages are stored: to be called until it does not return UNFINISHED."""
+        """Wraps `work` so that it runs once the messages are stored. Call the result until it is not UNFINISHED."""
 
         def run(rows: WriteBatch) -> T | object:
             is_over = True
@@ -54,10 +54,10 @@ class LongRequest:
         return run
 
     def is_stored(self, rows: WriteBatch) -> bool:
-        """Store some more, and say whether all are."""
+        """Stores another slice; returns whether all messages are stored."""
         exchange = self._exchange
         if exchange_store.was_deleted(rows, exchange.origin) or exchange_store.has_row(rows, exchange.exchange_id):
-            return True  # which the work will find, too: its spilled line may have been stored meanwhile
+            return True  # `work` handles this case: the spilled line may have been stored meanwhile
         if not self._is_hashed(rows):
             return False
         session = session_lookup.find_session(rows, exchange)
@@ -89,8 +89,10 @@ class LongRequest:
         return place
 
     def _is_still_last(self, connection: Connection, session: Session, message_no: int) -> bool:
-        """Whether a message is the last one stored here, and nothing follows it: the spilled line of this request, or
-        the same request sent again, may have gone on behind it."""
+        """Whether the message is the last one stored here and has no children.
+
+        The request's spilled line, or a retry of the request, may have continued after it.
+        """
         node = queries.messages.get_node(connection, message_no)
         return (
             node is not None
@@ -102,7 +104,7 @@ class LongRequest:
     def _store_some(self, rows: WriteBatch, place: message_tree.InsertPosition) -> bool:
         chained, delta = self._exchange.chained, SessionDelta(timestamp())
         is_all = True
-        while self._count < len(chained) - 1:  # the last one is stored with the exchange
+        while self._count < len(chained) - 1:  # the last message is stored together with the exchange
             if self._count % _STEP == 0 and time.monotonic() > rows.long_ends_at:
                 is_all = False
                 break

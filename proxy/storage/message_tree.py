@@ -1,4 +1,4 @@
-"""The tree of a session's messages: places in it, and the storing of what is not there yet."""
+"""The tree of a session's messages: insert positions, and inserting the messages that are not stored yet."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,15 +14,15 @@ from proxy.wire import hash_chain, json_text
 from proxy.wire.dialect import item_ids_of
 from proxy.wire.message import to_columns
 
-# Stands for the number of a message that is not stored yet: what is stored next begins a conversation.
+# Placeholder for the number of a message that is not stored yet: the next message starts a conversation.
 NEW_ROOT = 0
 
 
 @dataclass(slots=True)
 class InsertPosition:
-    """Where the next message of a session goes: below `parent_no`, with `above` as the chain hash of what is above.
+    """Where the next message of a session is inserted: below `parent_no`; `above` is the chain hash of its ancestors.
 
-    `root_no` is the first message of its conversation; None where that is the session's first.
+    `root_no` is the first message of its conversation; None for the session's first conversation.
     """
 
     session_id: str
@@ -34,7 +34,7 @@ class InsertPosition:
 
 
 class Owner(Protocol):
-    """What has a session's ids: a session, or an exchange of it."""
+    """Anything with a session's ids: a session, or an exchange in it."""
 
     @property
     def session_id(self) -> str: ...
@@ -45,26 +45,26 @@ class Owner(Protocol):
 
 
 def end_of(connection: Connection, session: Session) -> InsertPosition:
-    """The place under a session's newest leaf."""
+    """The position below the session's newest leaf."""
     if session.leaf_no is None:
         return top(session)
     return below(connection, session, session.leaf_no)
 
 
 def top(session: Owner) -> InsertPosition:
-    """The place of a session's first message."""
+    """The position of the session's first message."""
     return InsertPosition(session.session_id, session.session_no, None, 0, hash_chain.root_hash(session.user_id))
 
 
 def beginning(session: Owner) -> InsertPosition:
-    """The place of the first message of a further conversation."""
+    """The position of the first message of an additional conversation."""
     place = top(session)
     place.root_no = NEW_ROOT
     return place
 
 
 def beginning_below(connection: Connection, session: Owner, message_no: int) -> InsertPosition:
-    """The place of the first message of a conversation that is shown below a message of another."""
+    """The position of the first message of a conversation that is displayed below another conversation's message."""
     place, node = beginning(session), queries.messages.get_node(connection, message_no)
     assert node is not None
     place.parent_no, place.depth = node.message_no, node.depth + 1
@@ -72,7 +72,7 @@ def beginning_below(connection: Connection, session: Owner, message_no: int) -> 
 
 
 def below(connection: Connection, session: Owner, message_no: int) -> InsertPosition:
-    """The place under a stored message; its hash is that of the nearest chained message of its conversation."""
+    """The position below a stored message. `above` is the hash of the nearest chained message of its conversation."""
     place = top(session)
     node = queries.messages.get_node(connection, message_no)
     assert node is not None
@@ -82,7 +82,7 @@ def below(connection: Connection, session: Owner, message_no: int) -> InsertPosi
         return place
     for ancestor in queries.messages.list_ancestors(connection, message_no, session_id=session.session_id):
         if ancestor.root_no != node.root_no:
-            break  # it is shown below another conversation
+            break  # its parent belongs to another conversation
         if ancestor.role not in hash_chain.UNCHAINED_ROLES:
             place.above = ancestor.chain_hash
             break
@@ -92,11 +92,12 @@ def below(connection: Connection, session: Owner, message_no: int) -> InsertPosi
 def store_messages(
     rows: WriteBatch, exchange: Exchange, place: InsertPosition, matched: int, delta: SessionDelta, *, exchange_no: int
 ) -> str | None:
-    """Store the request's messages from `place` on, but for the first `matched` chained ones, which are above it.
+    """Stores the request's messages from `place` on, except the first `matched` chained ones, which are stored above
+    it.
 
-    System messages stay out of the link: one that the session has is not stored again, a changed one goes where the
-    conversation stands. Which of them this request sent, and where, is its context: JSON text. One that stood before
-    all else stands there also when the request had left older turns out.
+    System messages are not chained: one that the session already has is not stored again, a changed one is inserted at
+    the current position. Returns the request's context as JSON text: which system messages it had, and where. A leading
+    system message keeps that position even if the request has dropped older turns.
     """
     if len(exchange.chained) == len(exchange.messages):
         for message in exchange.messages[matched:]:
@@ -130,7 +131,7 @@ def _store_unchained(
 
 
 def store(rows: WriteBatch, place: InsertPosition, message: dict[str, Any], delta: SessionDelta, **columns: Any) -> int:
-    """Store a message at a place, and move the place below it; its number."""
+    """Inserts a message at a position and moves the position below it; returns its number."""
     is_chained = hash_chain.is_chained(message)
     chain_hash = hash_chain.chain_hash(place.above, message) if is_chained else hash_chain.own_hash(message)
     number = insert(rows, place, message, delta, chain_hash=chain_hash, **columns)
@@ -156,7 +157,7 @@ def insert(
     choice: str | None = None,
     status: str = "completed",
 ) -> int:
-    """Store a message at a place that stays where it is; its number."""
+    """Inserts a message without moving the position; returns its number."""
     said = to_columns(message)
     number = rows.add_message(
         {
@@ -197,7 +198,7 @@ def adopt(
     tokens: int,
     **told: Any,
 ) -> bool:
-    """Whether a later request has stored this reply as part of its history; that copy is the reply now."""
+    """Whether a later request has stored this reply as part of its history. That copy then becomes the reply."""
     said = to_columns(message)
     number = queries.messages.adopt_reply(
         connection,

@@ -1,4 +1,4 @@
-"""Reads the `.sql` files: each statement by the name in the `-- name:` line above it."""
+"""Loads the `.sql` files: splits them into statements, named by the `-- name:` line above each."""
 
 import re
 from pathlib import Path
@@ -13,8 +13,11 @@ def load_queries(folder: Path) -> dict[str, str]:
 
 
 def named_statements(text: str) -> dict[str, str]:
-    """The statements of a script by name. `{columns}` in one stands for the list below `-- columns: columns`, so that
-    several statements read the same columns."""
+    """Splits a script into statements by name.
+
+    `{columns}` in a statement is replaced by the list below `-- columns: columns`, so that several statements can share
+    one column list.
+    """
     parts = re.split(r"^-- (name|columns): *(\w+) *$", text, flags=re.MULTILINE)
     blocks = list(zip(parts[1::3], parts[2::3], parts[3::3], strict=True))
     columns = {name: body.strip() for kind, name, body in blocks if kind == "columns"}

@@ -1,7 +1,7 @@
-"""One daemon thread that runs functions in order: work that must not wait for anybody else's threads.
+"""A daemon thread that runs functions in order, for work that must not depend on a shared thread pool.
 
-The spill runs here and not in the default executor, which exports or searches may fill. A daemon, since a disk that
-stalls inside `fsync` must not keep the process from ending.
+The spill uses it instead of the default executor, which exports or searches may occupy. It is a daemon, so that a disk
+that hangs in `fsync` does not block process exit.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ _Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]
 
 
 class OwnThread:
-    """Runs what it is given, one after another. It starts with the first function."""
+    """Runs functions one after another. The thread starts with the first call."""
 
     def __init__(self, name: str) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
@@ -26,7 +26,7 @@ class OwnThread:
         self._thread: threading.Thread | None = None
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises. Whoever is cancelled while waiting does not stop the work."""
+        """Runs `work` and returns or raises its result. Cancelling the caller does not stop the work."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
@@ -36,7 +36,7 @@ class OwnThread:
         return await done
 
     def stop(self) -> None:
-        """End after what has been asked for. Nobody waits for that: it may be a disk that never answers."""
+        """Ends the thread after the queued work. Does not wait: the disk may never answer."""
         self._jobs.put(None)
 
     def _run(self) -> None:
@@ -44,7 +44,7 @@ class OwnThread:
             loop, done, work = job
             try:
                 result = work()
-            except Exception as exc:  # noqa: BLE001 - it is raised where the work was asked for
+            except Exception as exc:  # noqa: BLE001 - re-raised in the caller of `run`
                 _tell(loop, done, partial(done.set_exception, exc))
             else:
                 _tell(loop, done, partial(done.set_result, result))
@@ -55,5 +55,5 @@ def _tell(loop: asyncio.AbstractEventLoop, done: "asyncio.Future[Any]", how: Cal
         if not done.done():
             how()
 
-    with suppress(RuntimeError):  # the event loop has ended: nobody waits
+    with suppress(RuntimeError):  # the event loop is closed; nobody awaits the result
         loop.call_soon_threadsafe(tell)

@@ -1,11 +1,11 @@
-"""Which part of a list is asked for."""
+"""Pagination of a list."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """`after` is the id of the last item of the page before."""
+    """`after` is the id of the previous page's last item."""
 
     limit: int
     offset: int = 0

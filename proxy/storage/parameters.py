@@ -1,8 +1,7 @@
-"""A request's parameters as they are stored: what many requests have in common, their tools, and what is of one alone.
-Pure.
+"""Splits a request's parameters into a shared part, its tools, and a part unique to the request. Pure.
 
-Clients send the same tools with every turn, often more than all that is said, and beside them keys that are new each
-time. Stored together, each turn would store the tools again.
+Clients send the same tools with every turn, often larger than the conversation itself, next to keys that change each
+time. Stored together, the tools would be stored again with every turn.
 """
 
 import re
@@ -12,7 +11,7 @@ from typing import Any
 
 from proxy.wire import json_text
 
-# Keys of a request that tend to change with each: `request_id`, `client_metadata`, `traceId`, `seed` and their like.
+# Keys whose values usually change with each request: `request_id`, `client_metadata`, `traceId`, `seed` and similar.
 _OWN = re.compile(
     r"(?:^|_)(?:id|uuid|metadata|seed|nonce|timestamp)$|[a-z](?:Id|Uuid|Metadata|Timestamp)$|"
     r"^trace|^idempotency|^kv_transfer_params$"
@@ -21,7 +20,7 @@ _OWN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """JSON texts; `common` and `own` of objects."""
+    """JSON texts; `common` and `own` are JSON objects."""
 
     common: str
     tools: str | None
@@ -29,7 +28,7 @@ class Parameters:
 
 
 def split(request: Mapping[str, Any]) -> Parameters:
-    """The parts of a request's parameters, each stored by itself."""
+    """Splits a request's parameters into the parts that are stored separately."""
     tools = request.get("tools") or None
     common = {key: value for key, value in request.items() if not _OWN.search(key)}
     own = {key: value for key, value in request.items() if _OWN.search(key)}
@@ -43,11 +42,11 @@ def split(request: Mapping[str, Any]) -> Parameters:
 
 
 def join(common: str, tools: str | None, own: str | None) -> str:
-    """The JSON text of all parameters."""
+    """Reassembles the JSON text of all parameters."""
     members = [_members(common), f'"tools":{tools}' if tools else "", _members(own or "{}")]
     return "{" + ",".join(filter(None, members)) + "}"
 
 
 def _members(text: str) -> str:
-    """What stands between an object's braces; nothing of what is no object."""
+    """The text between an object's braces; "" if it is not an object."""
     return text[1:-1] if text.startswith("{") else ""

@@ -1,11 +1,10 @@
-"""Where a request goes on in its session's tree.
+"""Finds where a request continues in its session's tree.
 
-A session may hold several conversations: an agent, its sub-agents, a title generator. A request is matched by its chain
-from the root. One that matches nothing begins a conversation. As it may also be the lone new turn of a client that
-never sends its history, it is shown below the newest message, until it is known to be a conversation of its own:
-because a later request resends it from the root, because another request resends what is above it and goes on without
-it, or because its system message is plainly another one. Its chain hashes are its own from the start, so only a parent
-link moves then.
+A session may contain several conversations: an agent, its sub-agents, a title generator. A request is matched by its
+hash chain from the root; without a match it starts a new conversation. It may also be a single turn from a client that
+never resends its history, so it is displayed below the newest message until it turns out to be a separate conversation:
+a later request resends it from the root, another request continues the messages above it without it, or its system
+message is clearly different. It has its own hash chain from the start, so separating it only changes one parent link.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,25 +23,24 @@ from proxy.wire import hash_chain, system_messages
 from proxy.wire.hash_chain import UNCHAINED_ROLES, has_reply
 from proxy.wire.message import readable
 
-# How far back from the end of a branch the messages of a client that drops old turns are looked for, and on how many
-# branches.
+# Clients that drop old turns: how many messages from the end of a branch are searched, and how many branches.
 _WINDOW = 256
 _BRANCHES = 8
-# How long a branch may be on which lone turns are found when they are resent as one conversation.
+# Maximum length of a branch of single turns that can be recognised when they are resent as one conversation.
 _WHOLE = 8192
-# How many conversations may be moved for one request, and how many messages with each: chats wait for it. What is not
-# moved stays readable where it is.
+# Limits per request on moved conversations and on messages moved with each, because other chats wait for the writer.
+# Anything beyond the limit stays readable where it is.
 _DETACHED_MAX = 64
 _MOVED_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class _Match:
-    """A stored message, and how many of the request's chained messages end with it."""
+    """A stored message, and how many of the request's chained messages it completes."""
 
     message_no: int
     count: int
-    has_detached: bool = False  # some conversation of the session is shown below another
+    has_detached: bool = False  # a conversation of the session is displayed below another
 
 
 def _longer(one: _Match | None, other: _Match | None) -> _Match | None:
@@ -52,7 +50,7 @@ def _longer(one: _Match | None, other: _Match | None) -> _Match | None:
 
 
 def find_place(connection: Connection, session: Session, exchange: Exchange) -> tuple[InsertPosition, int]:
-    """Where a request goes on in its session, and how many of its chained messages are stored above that place."""
+    """The insert position of a request, and how many of its chained messages are already stored above it."""
     if session.leaf_no is None:
         return message_tree.top(session), 0
     chained = exchange.chained
@@ -65,18 +63,18 @@ def find_place(connection: Connection, session: Session, exchange: Exchange) -> 
         if match.has_detached and has_reply(chained[: match.count]):
             _separate_children(connection, session, set(exchange.chain[: match.count]))
         return message_tree.below(connection, session, match.message_no), match.count
-    # A history that is resent is no lone turn.
+    # A request that contains a reply resends history, so it is not a single turn.
     leaf_no = None if has_reply(chained) else _branch_to_follow(connection, session, exchange)
     if leaf_no is None:
         return message_tree.beginning(session), 0
     return message_tree.beginning_below(connection, session, leaf_no), 0
 
 
-# --- what is resent from its root
+# --- history resent from its root
 
 
 def _find_resent(connection: Connection, session: Session, exchange: Exchange) -> _Match | None:
-    """The longest prefix of the request that the session holds as a conversation from its root."""
+    """The longest prefix of the request that is stored as a conversation from its root."""
     chained, hashes = exchange.chained, exchange.chain
     hit = queries.tree.find_prefix(connection, hashes[::-1], session_no=session.session_no)
     count = len(hashes) - hit.position if hit else 0
@@ -92,9 +90,9 @@ def _find_resent(connection: Connection, session: Session, exchange: Exchange) -
 def _is_resent(
     connection: Connection, session: Session, hit: queries.tree.Prefix, matched: Sequence[Mapping[str, Any]]
 ) -> bool:
-    """Whether the request goes on from a conversation. One that is shown below another is separated from it.
+    """Whether the request continues this conversation. If it is displayed below another, separates it.
 
-    A lone turn says no more than another with the same words, unless the first still waits for its reply.
+    A single turn with the same words is no match unless the stored one still waits for its reply.
     """
     root = None if hit.root_no is None else queries.messages.get_node(connection, hit.root_no)
     if root is None or root.parent_no is None:
@@ -106,7 +104,7 @@ def _is_resent(
 
 
 def _separate_children(connection: Connection, session: Session, resent: set[bytes]) -> None:
-    """Separate the conversations that are shown below a message of one that goes on without them."""
+    """Separates conversations displayed below a message of a conversation that continues without them."""
     for message_no in queries.tree.list_detached(connection, session_no=session.session_no, limit=_DETACHED_MAX):
         above = queries.messages.list_ancestors(connection, message_no, session_id=session.session_id, limit=_BRANCHES)
         chained = next((node for node in above[1:] if not _is_apart(node)), None)
@@ -115,7 +113,7 @@ def _separate_children(connection: Connection, session: Session, resent: set[byt
 
 
 def separate(connection: Connection, session: Session, root: MessageNode) -> None:
-    """Let a conversation that is shown below another stand for itself, if that is not too large a change."""
+    """Makes a conversation that is displayed below another independent, unless too many messages would change."""
     numbers = queries.tree.list_subtree(
         connection, root.message_no, session_no=session.session_no, limit=_MOVED_MAX + 1
     )
@@ -125,7 +123,7 @@ def separate(connection: Connection, session: Session, root: MessageNode) -> Non
 
 
 def _find_as_schema_8(connection: Connection, session: Session, exchange: Exchange) -> _Match | None:
-    """The longest prefix by the hashes of an older database; what is found gets today's."""
+    """Looks up the longest prefix by schema 8 hashes; rewrites the hashes of a match to today's."""
     hashes = hash_chain.exact_chain(exchange.user_id, exchange.chained)
     hit = hashes and queries.tree.find_prefix(connection, hashes[::-1], session_no=session.session_no)
     if not hashes or not hit:
@@ -138,13 +136,13 @@ def _find_as_schema_8(connection: Connection, session: Session, exchange: Exchan
     return _Match(hit.message_no, count)
 
 
-# --- what is resent of what is shown
+# --- history resent as displayed
 
 
 def _find_shown(connection: Connection, session: Session, exchange: Exchange) -> _Match | None:
-    """The run of a branch's messages that the request begins with, if it holds a reply.
+    """The part of a branch that the request starts with, if it contains a reply.
 
-    A client that drops old turns resends such a run, and one that has read a session of lone turns all of it.
+    Clients that drop old turns resend such a part; a client that has read a session of single turns resends all of it.
     """
     is_joined = queries.tree.has_detached(connection, session_no=session.session_no)
     is_old = hash_chain.exact_chain(exchange.user_id, exchange.chained) is not None
@@ -159,7 +157,7 @@ def _find_shown(connection: Connection, session: Session, exchange: Exchange) ->
 def _longest_run(
     connection: Connection, session: Session, path: Sequence[MessageNode], exchange: Exchange
 ) -> _Match | None:
-    """The newest run of a path, root first, that the request begins with and that holds a reply."""
+    """The newest part of a path (root first) that the request starts with and that contains a reply."""
     nodes = [node for node in path if not _is_apart(node)]
     above = _hashes_above(nodes, exchange.user_id, is_whole=path[0].parent_no is None)
     for start in range(len(nodes) - 1, -1, -1):
@@ -175,7 +173,7 @@ def _longest_run(
 
 
 def _hashes_above(nodes: Sequence[MessageNode], user_id: str, *, is_whole: bool) -> list[bytes | None]:
-    """What is above each of a path's chained messages in its chain; unknown for the first of a path that is cut."""
+    """The chain hash above each of a path's chained messages; None for the first one if the path is truncated."""
     root = hash_chain.root_hash(user_id)
     above: list[bytes | None] = [root if is_whole else None]
     for parent, node in pairwise(nodes):
@@ -202,7 +200,7 @@ def _hashes_of(above: bytes, message: Mapping[str, Any]) -> Iterable[bytes]:
 def _rechain(
     connection: Connection, path: Sequence[MessageNode], hashes: Sequence[bytes], *, root_no: int | None
 ) -> None:
-    """Make a path one conversation, with the hashes that its messages have when they are sent as one."""
+    """Turns a path into one conversation: rewrites its hashes as if it had been sent as one."""
     numbered = iter(hashes)
     changed = []
     for node in path:
@@ -213,22 +211,22 @@ def _rechain(
 
 
 def _path_to(connection: Connection, session: Session, message_no: int, *, limit: int) -> list[MessageNode]:
-    """A message and those above it, root first."""
+    """A message and its ancestors, root first."""
     return queries.messages.list_ancestors(connection, message_no, session_id=session.session_id, limit=limit)[::-1]
 
 
-# --- what a lone turn follows
+# --- single turns
 
 
 def _branch_to_follow(connection: Connection, session: Session, exchange: Exchange) -> int | None:
-    """The end of the newest branch that a request can go on from, by its system message; None where there is none."""
+    """The leaf of the newest branch with a matching system message; None if there is none."""
     asked = "\n".join(readable(message.get("content")) for message in system_messages.leading(exchange.messages))
     assert session.leaf_no is not None
     ends = _newest_ends(connection, session)
     if not asked:
         return _branch_without_system_message(connection, ends)
     if queries.tree.find_context(connection, session.leaf_no) is None:
-        return session.leaf_no  # posted by hand: nobody knows what it was sent with
+        return session.leaf_no  # posted manually, so its system message is unknown
     for texts_of in (_sent_with, _shown_with):
         for message_no in ends:
             if any(system_messages.are_alike(asked, text) for text in texts_of(connection, session, message_no)):
@@ -237,7 +235,7 @@ def _branch_to_follow(connection: Connection, session: Session, exchange: Exchan
 
 
 def _branch_without_system_message(connection: Connection, ends: Sequence[int]) -> int:
-    """The end of the newest branch that was sent without one, else of the session's first conversation."""
+    """The leaf of the newest branch sent without a system message, else of the session's first conversation."""
     of_first = None
     for message_no in ends:
         context = queries.tree.find_context(connection, message_no)
@@ -250,25 +248,25 @@ def _branch_without_system_message(connection: Connection, ends: Sequence[int]) 
 
 
 def _sent_with(connection: Connection, session: Session, message_no: int) -> list[str]:
-    """The system message of the request that a branch was sent with last."""
+    """The system messages of the last request on a branch."""
     context = queries.tree.find_context(connection, message_no)
     numbers = [number for to_come, number in placed_messages(context and context.text) if to_come is None]
     return ["\n".join(queries.tree.get_text(connection, number) for number in numbers)] if numbers else []
 
 
 def _shown_with(connection: Connection, session: Session, message_no: int) -> list[str]:
-    """The system messages that are shown on a branch."""
+    """The system messages displayed on a branch."""
     shown = [node for node in _path_to(connection, session, message_no, limit=_WINDOW) if _is_apart(node)]
     return [queries.tree.get_text(connection, node.message_no) for node in shown]
 
 
 def _newest_ends(connection: Connection, session: Session) -> list[int]:
-    """The ends of the newest conversations, and of the newest branch first of all."""
+    """The leaves of the newest conversations; the session's newest leaf comes first."""
     assert session.leaf_no is not None
     ends = queries.tree.list_newest_ends(connection, session.session_id, among=_WINDOW, limit=_BRANCHES)
     return list(dict.fromkeys((session.leaf_no, *ends)))
 
 
 def _is_apart(node: MessageNode) -> bool:
-    """Whether it is a system message, which is not part of the chain."""
+    """Whether this is a system message, which is not chained."""
     return node.role in UNCHAINED_ROLES

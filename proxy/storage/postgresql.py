@@ -1,4 +1,4 @@
-"""Opens a PostgreSQL database: connects, makes and migrates the tables, refuses what is not ours."""
+"""Opens a PostgreSQL database: connects, creates and migrates the tables, rejects databases of other programs."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ from proxy.storage.postgresql_errors import translated_errors
 OLDEST_POSTGRESQL = 150000
 _MIGRATIONS_LOCK = 1400136553
 
-# A path that is silent is noticed within some 15 seconds: by default only after hours.
+# Detect a dead connection within about 15 seconds; the default is hours.
 # https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-KEEPALIVES
 _DEFAULTS: dict[str, Any] = {
     "connect_timeout": 5,
@@ -31,7 +31,7 @@ _SETTINGS = "SET client_encoding = 'UTF8'; SET standard_conforming_strings = on"
 
 @translated_errors()
 def connect(url: str, *, statement_seconds: float | None = None) -> PostgresqlConnection:
-    """A connection; the caller begins and ends every transaction. A longer statement is ended by the server."""
+    """Opens a connection without automatic transactions. The server cancels statements that exceed the time limit."""
     parameters = _DEFAULTS | conninfo_to_dict(url)
     raw = psycopg.connect(**parameters, autocommit=True)
     try:
@@ -47,10 +47,10 @@ def connect(url: str, *, statement_seconds: float | None = None) -> PostgresqlCo
 
 @translated_errors()
 def prepare(connection: Connection) -> None:
-    """Apply the migrations the database does not have yet, in one transaction. Refuses that of a newer program."""
+    """Applies the missing migrations in one transaction. Rejects a database of a newer program."""
     raw = _raw(connection)
     with raw.transaction():
-        # Others may start at the same time; what is made here, they wait for.
+        # Processes that start at the same time wait for this lock.
         raw.execute(f"SELECT pg_advisory_xact_lock({_MIGRATIONS_LOCK})")
         version = _schema_of(raw)
         refuse_unknown_schema(version)
@@ -64,7 +64,7 @@ def prepare(connection: Connection) -> None:
 
 
 def refuse_unknown_schema(version: int | None) -> None:
-    """Raise ConfigurationError where the database is of a newer program."""
+    """Raises ConfigurationError if the database was written by a newer program."""
     if version is not None and version > newest_schema():
         raise ConfigurationError(
             f"the database has schema {version}, this program knows up to {newest_schema()}: "
@@ -74,17 +74,17 @@ def refuse_unknown_schema(version: int | None) -> None:
 
 @translated_errors()
 def schema_of(connection: Connection) -> int | None:
-    """The schema of the database; None where it has no tables of ours."""
+    """The database's schema version; None if it has no tables of ours."""
     return _schema_of(_raw(connection))
 
 
 def newest_schema() -> int:
-    """The schema this program brings a database to."""
+    """The schema version of this program."""
     return max(_migrations())
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown."""
+    """The URL with its password removed, for display."""
     return re.sub(r"(//[^/@:]*):[^@/]*@", r"\1:***@", re.sub(r"([?&]password=)[^&]*", r"\1***", url))
 
 
@@ -120,7 +120,7 @@ def _migrations() -> dict[int, str]:
 
 
 def _statements(script: str) -> list[str]:
-    """The statements of a script: a function's body holds some of its own."""
+    """Splits a script into statements; the body of a function may contain several."""
     text = re.sub(r"--[^\n]*", "", script)
     parts = re.split(r"(\$\$.*?\$\$)", text, flags=re.DOTALL)
     statements = [""]

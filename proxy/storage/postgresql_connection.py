@@ -1,8 +1,8 @@
 """A connection to PostgreSQL that runs named queries.
 
-One transaction writes at a time, in all processes of all hosts, as with SQLite: each takes the same advisory lock. What
-a place in a session's tree is chosen by, and the numbers that are given out, are therefore the newest, and numbers are
-committed in their order. The lock is held for a group commit, so that many chats share it.
+One transaction writes at a time across all processes and hosts, as with SQLite: each takes the same advisory lock. So
+insert positions and row ids are always based on committed data, and ids are committed in order. The lock is held once
+per group commit, so many chats share it.
 """
 
 import time
@@ -26,15 +26,15 @@ from proxy.storage.postgresql_errors import storage_error, translated_errors
 from proxy.storage.postgresql_sql import SEQUENCES, for_many_rows, statement
 
 _NOTHING: Mapping[str, Any] = {}
-_BEGIN = "BEGIN; SELECT pg_advisory_xact_lock(1400136552)"  # any number of our own
-# Statements that are stored in one message, in rows: memory is needed for a few copies of them.
+_BEGIN = "BEGIN; SELECT pg_advisory_xact_lock(1400136552)"  # an arbitrary lock id of ours
+# Rows sent per message: each batch needs memory for several copies of it.
 _ROWS_MAX = 256
-# Rows that are asked for at once of a long list.
+# Rows fetched at a time from a long list.
 _FETCHED = 500
 
 
 class PostgresqlConnection:
-    """See `connection.Connection`. What is stored waits for the next statement, and goes with it in one round trip."""
+    """See `connection.Connection`. `store` is deferred and sent with the next statement, in the same round trip."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self.raw = connection
@@ -50,36 +50,31 @@ class PostgresqlConnection:
     # Queries
 
     def one(self, name: str, parameters: Parameters = _NOTHING, /) -> Row | None:
-        """The first row."""
         with translated_errors():
             cursor = self._named(name, parameters)
             row = cursor.fetchone()
         return None if row is None else _row(_column_names(name, cursor), row)
 
     def all(self, name: str, parameters: Parameters = _NOTHING, /) -> list[Row]:
-        """Every row."""
         with translated_errors():
             cursor = self._named(name, parameters)
             names = _column_names(name, cursor)
             return [_row(names, row) for row in cursor]
 
     def each(self, name: str, parameters: Parameters = _NOTHING, /) -> Iterator[Row]:
-        """Every row. The whole result is read first: a cursor of the server's would cost a round trip a page."""
+        """Reads the whole result first: a server-side cursor would cost a round trip per page."""
         yield from self.all(name, parameters)
 
     def value(self, name: str, parameters: Parameters = _NOTHING, /) -> Any:
-        """The only column of the first row; None where there is no row."""
         with translated_errors():
             row = self._named(name, parameters).fetchone()
         return None if row is None else postgresql_types.decoded(row[0])
 
     def values(self, name: str, parameters: Parameters = _NOTHING, /) -> list[Any]:
-        """The only column of every row."""
         with translated_errors():
             return [postgresql_types.decoded(value) for (value,) in self._named(name, parameters)]
 
     def changes(self, name: str, parameters: Parameters = _NOTHING, /) -> int:
-        """Run a change; how many rows it changed."""
         with translated_errors():
             changed = self._named(name, parameters).rowcount
         if name in SEQUENCES:
@@ -87,7 +82,7 @@ class PostgresqlConnection:
         return changed
 
     def store(self, name: str, rows: Sequence[Parameters], /) -> None:
-        """Run a statement that has one row of VALUES for many rows, with the next statement."""
+        """Queues the rows; they are sent with the next statement."""
         text, names = for_many_rows(name)
         for start in range(0, len(rows), _ROWS_MAX):
             some = [{each: row[each] for each in names} for row in rows[start : start + _ROWS_MAX]]
@@ -96,7 +91,6 @@ class PostgresqlConnection:
             self._move_sequence(name, rows)
 
     def numbers(self) -> Numbers:
-        """The last numbers; to be read in the transaction that gives out the next ones."""
         row = self.one("last_numbers")
         assert row is not None
         return Numbers(**row)
@@ -105,7 +99,6 @@ class PostgresqlConnection:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """A write transaction around a block: committed at its end, rolled back when it raises."""
         self._pending.clear()
         try:
             self._run(_BEGIN)
@@ -117,7 +110,6 @@ class PostgresqlConnection:
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """A part of a transaction that is undone alone when it raises."""
         self._run("SAVEPOINT part")
         try:
             yield
@@ -130,7 +122,6 @@ class PostgresqlConnection:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """A read transaction around a block."""
         self._run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         try:
             yield
@@ -139,8 +130,10 @@ class PostgresqlConnection:
 
     @contextmanager
     def limited_to(self, seconds: float) -> Iterator[None]:
-        """End the statements of a block by StorageInterruptedError once it has taken so long. One statement is ended by
-        the server, by the connection's `statement_timeout`."""
+        """Limits the duration of a block; raises StorageInterruptedError.
+
+        A single long statement is cancelled by the server (`statement_timeout`).
+        """
         self._deadline = time.monotonic() + seconds
         try:
             yield
@@ -149,16 +142,15 @@ class PostgresqlConnection:
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a transaction is open."""
         return self.raw.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 
     @property
     def is_lost(self) -> bool:
-        """Whether it can be used no more."""
+        """Whether the connection is unusable."""
         return self.raw.closed
 
     def roll_back(self) -> None:
-        """End the transaction. One whose connection is lost the server ends by itself."""
+        """Rolls back. If the connection is lost, the server rolls back by itself."""
         self._pending.clear()
         if self.in_transaction:
             try:
@@ -167,12 +159,13 @@ class PostgresqlConnection:
                 self.raw.close()
 
     def close(self) -> None:
-        """Close the connection."""
         self.raw.close()
 
     def _commit(self) -> None:
-        """An answer that is lost, or a standby's confirmation that somebody cancelled, says nothing of what is stored.
-        https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION"""
+        """Commits. After a lost reply or a cancelled wait for a standby, it is unknown whether the data is stored.
+
+        https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION
+        """
         self._warning = None
         try:
             result = self._execute("COMMIT", [], prepare=False).statusmessage
@@ -194,14 +187,15 @@ class PostgresqlConnection:
         return self._execute(text, [parameters[each] for each in names])
 
     def _execute(self, text: str, values: Sequence[Any], *, prepare: bool | None = None) -> RawCursor[Any]:
-        """Run a statement, after those that wait, in one round trip."""
+        """Runs a statement after the queued ones, in one round trip."""
         if not self._pending:
             return self._sent(text, values, prepare=prepare)
         pending, self._pending = self._pending, []
         with self.raw.pipeline():
             for waiting in pending:
                 self._sent(*waiting)
-            return self._sent(text, values, prepare=prepare)  # its result is there when the block has ended
+            # the result is available when the pipeline block has ended
+            return self._sent(text, values, prepare=prepare)
 
     def _sent(self, text: str, values: Sequence[Any], *, prepare: bool | None = None) -> RawCursor[Any]:
         if self.raw.closed:
@@ -211,7 +205,7 @@ class PostgresqlConnection:
         return cursor
 
     def _run(self, statements: str) -> None:
-        """Run statements without parameters."""
+        """Runs statements without parameters."""
         with translated_errors():
             self._store_pending()
             if self.raw.closed:
@@ -224,7 +218,7 @@ class PostgresqlConnection:
             self._execute(text, values)
 
     def _move_sequence(self, name: str, rows: Sequence[Parameters]) -> None:
-        """Numbers that are given out by us have to be known to the sequences."""
+        """Advances the server's sequences past the row ids that we assigned ourselves."""
         column, sequence = SEQUENCES[name]
         given = [row[column] for row in rows if row[column] is not None]
         if given:
@@ -239,7 +233,7 @@ _columns: dict[str, tuple[str, ...]] = {}
 
 
 def _column_names(name: str, cursor: RawCursor[Any]) -> tuple[str, ...]:
-    """The columns of a query's rows: always the same, and dear to ask for at each run."""
+    """A query's column names, cached: they never change and are expensive to read per execution."""
     names = _columns.get(name)
     if names is None:
         names = _columns[name] = tuple(column.name for column in cursor.description or ())

@@ -1,4 +1,4 @@
-"""The open PostgreSQL database of one process: one connection that writes, a few that read, one that says it lives."""
+"""The open PostgreSQL database of one process: a writer connection, a few readers, and one for heartbeats."""
 
 import asyncio
 import logging
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CLOSE_SECONDS = 3.0
-# Others take this process for gone when they have not seen it for 15 seconds (`workers.sql`).
+# Other processes treat this one as dead after 15 seconds without a heartbeat (`workers.sql`).
 _BEAT_SECONDS = 4.0
 
 
 class _Thread:
-    """A connection in a thread of its own, made again when it was lost."""
+    """A connection in its own thread; reconnects after a connection loss."""
 
     def __init__(self, connect: Callable[[], PostgresqlConnection], name: str) -> None:
         self._connect = connect
@@ -36,11 +36,11 @@ class _Thread:
         self._connection: PostgresqlConnection | None = None
 
     async def run(self, work: Callable[[PostgresqlConnection], T]) -> T:
-        """What `work` returns or raises, run after what was asked before."""
+        """Runs `work` after earlier calls; returns or raises its result."""
         return await self._thread.run(partial(self._work, work))
 
     async def close(self) -> None:
-        """Close the connection, unless its server does not answer."""
+        """Closes the connection unless the server does not answer."""
         with suppress(TimeoutError, StorageError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._thread.run(self._close)
@@ -58,7 +58,7 @@ class _Thread:
 
 
 class PostgresqlDatabase(Database):
-    """The same as with SQLite. `path` is what the files of this host's processes are named by; none is there itself."""
+    """Like the SQLite `Database`. `path` only names this host's other files; no database file exists there."""
 
     def __init__(self, url: str, path: Path) -> None:
         super().__init__(path)
@@ -72,7 +72,7 @@ class PostgresqlDatabase(Database):
         self._worker_id: str | None = None
 
     async def open(self, *, readers: int = 2) -> None:
-        """Connect; the tables are made and migrated where needed. Raises ConfigurationError."""
+        """Connects; creates and migrates the tables if necessary. Raises ConfigurationError."""
         for queue, count in ((self._reading, readers), (self._looking_up, LOOK_UP_READERS)):
             for _ in range(count):
                 thread = _Thread(partial(postgresql.connect, self.url, statement_seconds=READ_SECONDS), "reader")
@@ -88,45 +88,45 @@ class PostgresqlDatabase(Database):
         return postgresql.without_password(self.url)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        """Run `work`, which owns its transaction. Only the writer task calls this."""
+        """Runs `work`, which manages the transaction. Only the writer task calls this."""
         return await self._writing.run(work)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in one read transaction. Raises StorageInterruptedError after READ_SECONDS."""
+        """Runs `work` in one read transaction. Raises StorageInterruptedError after READ_SECONDS."""
         return await _read_with_one_of(self._reading, work)
 
     async def look_up(self, work: Callable[[Connection], T]) -> T:
-        """The same for what every request needs at its start: it never waits for a `read`."""
+        """Like `read`, but for short queries at the start of a request. Never waits behind a `read`."""
         return await _read_with_one_of(self._looking_up, work)
 
     async def wait_for_locks(self, *, milliseconds: int) -> None:
-        """How long a write waits for that of another process."""
+        """Sets how long a write waits for another process's write."""
         self._lock_ms = milliseconds
         await self._writing.run(self._set_lock_timeout)
 
     def probe(self, connection: Connection) -> None:
-        """Whether a transaction can be written."""
+        """Raises StorageError if the database cannot be written."""
         with connection.transaction():
             connection.value("last_numbers")
 
     def connect(self) -> Connection:
-        """Another connection, for a thread of the caller's."""
+        """Opens another connection, for use in the caller's own thread."""
         return postgresql.connect(self.url)
 
     async def keep_alive(self, worker_id: str) -> None:
-        """Tell the other processes from now on that this one lives."""
+        """Starts sending heartbeats, so that other processes know that this one is alive."""
         thread = _Thread(partial(postgresql.connect, self.url), "beat")
         self._all.append(thread)
         self._worker_id = worker_id
-        with suppress(StorageError):  # what is unreachable now is told of later
+        with suppress(StorageError):  # the heartbeat task retries later
             await thread.run(partial(_beat, worker_id=worker_id))
         self._beating = asyncio.create_task(self._beat_always(thread, worker_id), name="beat")
 
     async def checkpoint(self) -> None:
-        """The server does that."""
+        """Does nothing: the server checkpoints by itself."""
 
     async def close(self) -> None:
-        """Close every connection, but for those whose server does not answer."""
+        """Closes all connections except those whose server does not answer."""
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.wait([self._beating])
@@ -158,7 +158,7 @@ async def _read_with_one_of(readers: asyncio.Queue[_Thread], work: Callable[[Con
     except StorageError as exc:
         if exc.trouble != "later":
             raise
-        return await thread.run(partial(_in_snapshot, work))  # on a new connection, if the old one was lost
+        return await thread.run(partial(_in_snapshot, work))  # reconnects if the old connection was lost
     finally:
         readers.put_nowait(thread)
 

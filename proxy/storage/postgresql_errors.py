@@ -1,4 +1,4 @@
-"""PostgreSQL's errors as our own, by SQLSTATE. https://www.postgresql.org/docs/current/errcodes-appendix.html"""
+"""Translates PostgreSQL errors by SQLSTATE. https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,16 +7,16 @@ import psycopg
 
 from proxy.storage.errors import StorageError, StorageInterruptedError, StorageLockedError, StorageUnavailableError
 
-# By the first characters of the code: the connection, the server's resources, its state, its disk.
+# SQLSTATE prefixes: connection, resources, server state, I/O.
 _LATER = ("08", "53", "57P", "58", "25006", "XX")
 _LOCK = ("40001", "40P01", "55P03")
 _CANCELED = "57014"
 
 
 def storage_error(exc: psycopg.Error) -> StorageError:
-    """The error as ours, with its words."""
+    """The error as a StorageError with the same message."""
     state, words = exc.sqlstate, str(exc).strip().partition("\n")[0]
-    if state is None:  # the client's own: a lost connection, or a value that PostgreSQL has no type for
+    if state is None:  # raised by the client: a lost connection, or a value without a PostgreSQL type
         is_lost = isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError)
         return StorageUnavailableError(words) if is_lost else StorageError(words)
     if state.startswith(_LOCK):
@@ -28,7 +28,7 @@ def storage_error(exc: psycopg.Error) -> StorageError:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Raise PostgreSQL's errors of a block as ours."""
+    """Raises PostgreSQL's errors as StorageError."""
     try:
         yield
     except psycopg.Error as exc:

@@ -1,6 +1,6 @@
-"""The named queries as PostgreSQL takes them: `:name` becomes `$1`, a row of VALUES the rows of one JSON text.
+"""Translates named queries for PostgreSQL: `:name` becomes `$1`, and a row of VALUES becomes the rows of a JSON text.
 
-A query that PostgreSQL needs other words for is in `sql/postgresql/queries`, under the same name.
+A query that PostgreSQL needs in different SQL is in `sql/postgresql/queries`, under the same name.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from proxy.storage.named import QUERIES, SQL, load_queries
 from proxy.storage.usage import FIRST_TOKEN_COLUMNS
 
-# Columns that are no text, for the rows of a JSON text: what a statement's parameters are called says what they are.
+# Non-text columns, needed to type the rows of a JSON text. Parameters have the names of their columns.
 _NUMBERS = frozenset(
     {
         *(
@@ -31,7 +31,7 @@ _NUMBERS = frozenset(
     }
 )
 _BYTES = frozenset({"chain_hash", "data"})
-# What gives a row its number, where it is not given out by us.
+# The sequence behind each row id that the server may assign.
 SEQUENCES = {
     "insert_session": ("session_no", "sessions_session_no_seq"),
     "insert_message": ("message_no", "messages_message_no_seq"),
@@ -42,7 +42,7 @@ POSTGRESQL_QUERIES = QUERIES | load_queries(SQL / "postgresql" / "queries")
 
 
 class Statement(NamedTuple):
-    """A statement with `$1` and so on, and the names of its parameters in that order."""
+    """A statement with `$1`, `$2`, …, and its parameter names in that order."""
 
     text: str
     names: tuple[str, ...]
@@ -50,7 +50,6 @@ class Statement(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def statement(name: str) -> Statement:
-    """A named query."""
     text = re.sub(r"--[^\n]*", "", POSTGRESQL_QUERIES[name]).strip().rstrip(";")
     names = tuple(dict.fromkeys(re.findall(r"(?<!:):([a-z]\w*)", text)))
     return Statement(re.sub(r"(?<!:):([a-z]\w*)", lambda found: f"${names.index(found[1]) + 1}", text), names)
@@ -58,7 +57,7 @@ def statement(name: str) -> Statement:
 
 @lru_cache(maxsize=64)
 def for_many_rows(name: str) -> Statement:
-    """A named query that has one row of VALUES, for the rows of one JSON text (`$1`); `names` are a row's."""
+    """Rewrites a statement with one row of VALUES to insert the rows of a JSON text (`$1`). `names` are the columns."""
     text = re.sub(r"--[^\n]*", "", POSTGRESQL_QUERIES[name]).strip().rstrip(";")
     before, row, after = re.split(r"VALUES (\(.*?\))", text, maxsplit=1, flags=re.DOTALL)
     names = tuple(re.findall(r":(\w+)", row))
@@ -66,7 +65,7 @@ def for_many_rows(name: str) -> Statement:
     values = (_value(each, numbers.get(each)) for each in names)
     listed = ", ".join(f"{value} AS column{position}" for position, value in enumerate(values, start=1))
     typed = ", ".join(f"{each} {'BIGINT' if each in _NUMBERS else 'TEXT'}" for each in names)
-    rows = f"SELECT {listed} FROM json_to_recordset($1::json) AS given ({typed})"  # noqa: S608 - names of our own
+    rows = f"SELECT {listed} FROM json_to_recordset($1::json) AS given ({typed})"  # noqa: S608 - our own names
     return Statement(before + rows + after, names)
 
 

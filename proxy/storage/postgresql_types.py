@@ -1,6 +1,6 @@
-"""Values on their way to PostgreSQL and back: the same Python types as from SQLite.
+"""Converts values to and from PostgreSQL, so that callers see the same Python types as with SQLite.
 
-PostgreSQL's text cannot hold U+0000, which models and clients do send: it is stored as two other characters.
+PostgreSQL's text cannot contain U+0000, which models and clients do send: it is stored as a two-character escape.
 https://www.postgresql.org/docs/current/datatype-character.html
 """
 
@@ -15,33 +15,33 @@ from psycopg.pq import Format
 from psycopg.types.numeric import Int8Dumper, NumericBinaryLoader
 from psycopg.types.string import StrBinaryDumper
 
-# A noncharacter, which no text has a use for: what follows it says what is meant. https://www.unicode.org/faq/private_use
+# A noncharacter, which valid text does not use, marks the escape. https://www.unicode.org/faq/private_use
 _ESCAPE = "\ufdd0"
 _ZERO, _ITSELF = _ESCAPE + "0", _ESCAPE + "1"
 
 
 def encoded(text: str) -> str:
-    """A text as it is stored."""
+    """Escapes a text for storage."""
     if "\0" in text or _ESCAPE in text:
         return text.replace(_ESCAPE, _ITSELF).replace("\0", _ZERO)
     return text
 
 
 def decoded(value: Any) -> Any:
-    """A column's value as it was given."""
+    """Restores the original text of a column's value."""
     if type(value) is str and _ESCAPE in value:
         return value.replace(_ZERO, "\0").replace(_ITSELF, _ESCAPE)
     return value
 
 
 class EncodedText(str):
-    """A text that is encoded already."""
+    """A text that is already escaped."""
 
     __slots__ = ()
 
 
 def rows_as_json(rows: Sequence[dict[str, Any]]) -> EncodedText:
-    """Rows as one JSON text; bytes as hexadecimal digits."""
+    """Rows as one JSON text; bytes become hexadecimal digits."""
     listed = [{name: _jsonable(value) for name, value in row.items()} for row in rows]
     return EncodedText(orjson.dumps(listed).decode())
 
@@ -53,14 +53,14 @@ def _jsonable(value: Any) -> Any:
 
 
 class _Text(StrBinaryDumper):
-    """Text is always of the type text: a statement is prepared once, whatever it is given."""
+    """Always sends strings as type text, so that a statement is prepared only once."""
 
     def dump(self, obj: str) -> Buffer | None:
         return super().dump(encoded(obj))
 
 
 class _Truth(Loader):
-    """SQLite has no booleans: 0 and 1."""
+    """Reads booleans as 0 and 1: SQLite has no booleans."""
 
     format = Format.BINARY
 
@@ -69,14 +69,14 @@ class _Truth(Loader):
 
 
 class _Sum(NumericBinaryLoader):
-    """SUM of BIGINT is NUMERIC."""
+    """Reads NUMERIC, the type of SUM(BIGINT), as int."""
 
     def load(self, data: Buffer) -> int:  # type: ignore[override]
         return int(super().load(data))
 
 
 def register(connection: Connection[Any]) -> None:
-    """Let a connection use these types."""
+    """Registers these types on a connection."""
     adapters = connection.adapters
     adapters.register_dumper(str, _Text)
     adapters.register_dumper(EncodedText, StrBinaryDumper)

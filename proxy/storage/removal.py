@@ -1,4 +1,4 @@
-"""Takes messages out of a session's tree, and keeps what the session counts right. Inside the writer's transaction."""
+"""Deletes messages from a session's tree and updates the session's counts, inside the writer's transaction."""
 
 from proxy.storage import queries
 from proxy.storage.connection import Connection
@@ -8,15 +8,14 @@ from proxy.wire import json_text
 
 
 def remove_exchange(connection: Connection, row: ExchangeRow) -> None:
-    """Delete an exchange and its replies. A reply that the conversation goes on from stays in the session."""
+    """Deletes an exchange and its replies. A reply with children stays in the session."""
     replies = queries.messages.list_replies(connection, row)
     queries.exchanges.delete_exchange(connection, row.exchange_id)
     _remove_replies(connection, row, replies)
 
 
 def remove_guessed_replies(connection: Connection, exchange: Unfinished) -> None:
-    """Delete the replies that recovery made of what a process had streamed. One that the conversation goes on from
-    stays."""
+    """Deletes the replies that recovery built from a process's fragments. A reply with children stays."""
     _remove_replies(connection, exchange, queries.messages.list_replies(connection, exchange))
 
 
@@ -31,8 +30,10 @@ def _remove_replies(connection: Connection, row: ExchangeRow | Unfinished, repli
 
 
 def remove_message(connection: Connection, message_no: int, *, session_id: str) -> None:
-    """Delete one message; those that follow it take its place. Their hashes stay: a client that still sends the
-    message goes on where it was."""
+    """Deletes one message; its children move to its parent.
+
+    Their hashes stay, so a client that still sends the message continues at the same place.
+    """
     node = queries.messages.get_node(connection, message_no)
     assert node is not None
     if node.root_no == message_no:
@@ -46,7 +47,7 @@ def remove_message(connection: Connection, message_no: int, *, session_id: str) 
 
 
 def _forget_context(connection: Connection, message_no: int, *, session_id: str) -> None:
-    """Requests that had it as a system message do not any more."""
+    """Removes a deleted system message from the contexts of requests."""
     for exchange_id, context in queries.exchanges.list_contexts(connection, session_id):
         placed = placed_messages(context)
         left = [place for place in placed if place[1] != message_no]
@@ -55,8 +56,10 @@ def _forget_context(connection: Connection, message_no: int, *, session_id: str)
 
 
 def _count_out(connection: Connection, session_id: str, removed: dict[int, int], *, above: int | None) -> None:
-    """Count the removed messages, given with their tokens, out of the session; it ends below `above` where it ended
-    with one of them."""
+    """Subtracts the removed messages (number to tokens) from the session's counts.
+
+    If the session's newest leaf was removed, its leaf becomes the newest one below `above`.
+    """
     session = queries.sessions.get_session(connection, session_id)
     assert session is not None
     leaf_no = session.leaf_no

@@ -1,6 +1,6 @@
-"""Whether a file has the schema that the migrations make, and nothing else: no table missing, no foreign trigger.
+"""Checks that a file has exactly the schema of the migrations: no missing table, no foreign trigger.
 
-What another put into a file could run whenever the program touches a table: so a file is compared before it is used.
+A foreign trigger in a file could run SQL whenever the program uses a table, so files are compared before use.
 """
 
 import re
@@ -18,7 +18,7 @@ _SQLITES_OWN = frozenset({"sqlite_sequence", "sqlite_stat1", "sqlite_stat4"})
 
 @translated_errors()
 def foreign_objects(connection: Connection) -> list[str]:
-    """What is missing, is there and should not be, or is other than the migrations make it: each in a few words."""
+    """Objects that are missing, unexpected, or different from the migrations; each described in a few words."""
     assert isinstance(connection, SqliteConnection)
     found, expected = _objects(connection), _expected(_version(connection))
     missing = [f"{_shown(key)} is missing" for key in expected if key not in found]
@@ -35,7 +35,7 @@ def _expected(version: int) -> dict[tuple[str, str], str]:
 
 
 def _objects(connection: SqliteConnection) -> dict[tuple[str, str], str]:
-    """The SQL of each by kind and name, but for what SQLite makes by itself."""
+    """The SQL of each object by kind and name, without SQLite's internal ones."""
     rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
     return {
         (kind, name): f"{table} {_normal(sql or '')}"
@@ -45,7 +45,7 @@ def _objects(connection: SqliteConnection) -> dict[tuple[str, str], str]:
 
 
 def _normal(sql: str) -> str:
-    """Without comments, quotes and spaces, in which versions of SQLite differ when a table is altered."""
+    """Removes comments, quotes and spaces: versions of SQLite differ in these after ALTER TABLE."""
     return re.sub(r"[\s\"]+", "", re.sub(r"--[^\n]*", "", sql))
 
 

@@ -1,6 +1,6 @@
-"""The file of the search index beside the database: how it is opened, attached, and made anew where it is damaged.
+"""The search index file beside the database: opens and attaches it, and rebuilds it if damaged.
 
-It is derived data: any fault of it costs time, never an answer.
+The index is derived data: damage slows a search but never changes its results.
 """
 
 import codecs
@@ -25,18 +25,18 @@ Error = sqlite3.Error
 
 STATEMENTS = named_statements((SQL / "sqlite" / "search.sql").read_text(encoding="utf-8"))
 SEGMENT = 2**18
-WHOLE_BYTES = 2**17  # a longer message is read in pieces of this size
+WHOLE_BYTES = 2**17  # longer messages are read in pieces of this size
 
 _SCHEMA = 5
-# Where characters without a meaning begin, which texts hardly ever hold: three of them stand for a user.
+# Start of the private use characters, which real texts hardly ever contain. Three of them encode a user.
 _PRIVATE_USE = 0xF0000
 _TICK_INSTRUCTIONS = 20_000
-# What SQLite and FTS5 say of a file whose content is not what they wrote: SQLITE_ERROR where a table of it is missing.
+# SQLite's and FTS5's errors for a damaged index; SQLITE_ERROR is reported for a missing table.
 _DAMAGE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_MISMATCH})
 
 
 class Segment(NamedTuple):
-    """How far the messages of one range of numbers are indexed."""
+    """Indexing progress for one range of message numbers."""
 
     segment: int
     indexed_no: int
@@ -45,22 +45,21 @@ class Segment(NamedTuple):
 
     @property
     def first(self) -> int:
-        """The number its range begins with."""
+        """The first message number of its range."""
         return self.segment * SEGMENT
 
 
 def index_path(database: Path) -> Path:
-    """Where a database's index is."""
     return database.with_name(database.name + "-search")
 
 
 def statement(name: str, segment: int) -> str:
-    """A statement about one segment."""
+    """A statement for one segment."""
     return STATEMENTS[name].replace("{segment}", str(int(segment)))
 
 
 def segments_of(connection: Connection) -> list[Segment]:
-    """The segments, newest first; none where the index is missing or damaged."""
+    """The segments, newest first; [] if the index is missing or damaged."""
     try:
         return [Segment(*row) for row in connection.execute(STATEMENTS["list_segments"])]
     except sqlite3.Error:
@@ -69,27 +68,30 @@ def segments_of(connection: Connection) -> list[Segment]:
 
 @lru_cache(maxsize=1024)
 def owner(user_id: str) -> str:
-    """What stands for a user in the index: few users share it, and whose message a candidate is is looked at."""
+    """The token that represents a user in the index.
+
+    A few users may share one, so each candidate's owner is checked.
+    """
     return owner_of(tombstones.digest("user", user_id))
 
 
 def owner_of(user_digest: bytes) -> str:
-    """The same, of the user's digest."""
+    """Like `owner`, from the user's digest."""
     return "".join(chr(_PRIVATE_USE + code) for code in struct.unpack(">3H", user_digest[:6]))
 
 
-# --- the connection of a search
+# --- connections for searching
 
 
 @contextmanager
 def opened(database: Path) -> Iterator[Connection]:
-    """The database, to read, with its index where it has one. Texts that are no UTF-8 are read as far as they are."""
+    """A read-only connection to the database, with the index attached if there is one. Invalid UTF-8 is tolerated."""
     with closing(connect_existing(database)) as connection:
         path = index_path(database)
         if path.is_file() and not _damage_mark(path).exists():
             with suppress(sqlite3.Error):
                 connection.execute("ATTACH :path AS search", {"path": str(path)})
-                if _version_of(connection, "search") != _SCHEMA:  # it is about to be made anew
+                if _version_of(connection, "search") != _SCHEMA:  # about to be rebuilt
                     connection.execute("DETACH search")
         connection.execute("PRAGMA query_only = ON")
         connection.text_factory = text_of
@@ -98,7 +100,7 @@ def opened(database: Path) -> Iterator[Connection]:
 
 @contextmanager
 def interrupted_when(connection: Connection, is_over: Callable[[], bool], raises: type[Exception]) -> Iterator[None]:
-    """End the connection's statements once `is_over` says so, by an exception of the caller's."""
+    """Interrupts the connection's statements when `is_over()` is true; raises `raises`."""
     connection.set_progress_handler(is_over, _TICK_INSTRUCTIONS)
     try:
         yield
@@ -111,7 +113,7 @@ def interrupted_when(connection: Connection, is_over: Callable[[], bool], raises
 
 
 def pieces_of(connection: Connection, message_no: int) -> Iterator[str]:
-    """The text of a long message, piece by piece; nothing of one that was deleted meanwhile."""
+    """The text of a long message, piece by piece; nothing if it was deleted meanwhile."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     try:
         blob = connection.blobopen("messages", "content", message_no, readonly=True)
@@ -123,12 +125,12 @@ def pieces_of(connection: Connection, message_no: int) -> Iterator[str]:
 
 
 def is_interrupt(exc: sqlite3.Error) -> bool:
-    """Whether the statement was ended by us."""
+    """Whether we interrupted the statement."""
     return getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
 
 
 def text_of(raw: bytes) -> str:
-    """A text of the database, also where it is no UTF-8."""
+    """Decodes a text, even if it is not valid UTF-8."""
     return raw.decode("utf-8", "replace")
 
 
@@ -136,31 +138,31 @@ def text_of(raw: bytes) -> str:
 
 
 def is_damage(exc: sqlite3.Error) -> bool:
-    """Whether it says so; an error that passes (a lock, the memory) does not."""
+    """Whether the error means damage; temporary errors (a lock, out of memory) do not."""
     return getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _DAMAGE
 
 
 def mark_damaged(database: Path, reason: object) -> None:
-    """Have the index made anew by the process that fills it, and leave it out of searches until then."""
+    """Marks the index for rebuilding by the process that fills it. Searches ignore it until then."""
     logger.warning("the search index is damaged and will be made anew: %s", reason)
     with suppress(OSError):
         _damage_mark(index_path(database)).touch(mode=0o600)
 
 
 def mark_damaged_by(connection: Connection, exc: sqlite3.Error) -> None:
-    """The same, for the index that a search has attached."""
+    """Like `mark_damaged`, for an index attached by a search."""
     if is_damage(exc):
         files = {name: file for _, name, file in connection.execute("PRAGMA database_list")}
         mark_damaged(Path(files["main"]), exc)
 
 
 def is_marked_damaged(path: Path) -> bool:
-    """Whether a search has come upon damage in the index."""
+    """Whether a search has found damage in the index."""
     return _damage_mark(path).exists()
 
 
 def open_index(path: Path) -> Connection:
-    """The index file, made anew where it is damaged or of another version."""
+    """Opens the index file; rebuilds it if it is damaged or has another version."""
     if not is_marked_damaged(path):
         try:
             return _prepared(path)
@@ -171,10 +173,10 @@ def open_index(path: Path) -> Connection:
 
 
 def remove(path: Path) -> None:
-    """Delete the index. Searches that have it open go on with what they have."""
+    """Deletes the index. Searches that have it open continue with their copy."""
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    _damage_mark(path).unlink(missing_ok=True)  # last: until then nobody attaches what is half gone
+    _damage_mark(path).unlink(missing_ok=True)  # last, so that nobody attaches a partly deleted index
 
 
 def _damage_mark(path: Path) -> Path:
@@ -188,7 +190,7 @@ def _prepared(path: Path) -> Connection:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
         connection.execute("PRAGMA secure_delete = ON").fetchall()
-        # What a power cut takes of it is indexed again. https://sqlite.org/pragma.html#pragma_synchronous
+        # Entries lost by a power failure are indexed again. https://sqlite.org/pragma.html#pragma_synchronous
         connection.execute("PRAGMA synchronous = NORMAL")
         _refuse_other_version(connection)
         with connection.transaction():

@@ -1,4 +1,4 @@
-"""Finds the session that an exchange belongs to, or makes it."""
+"""Finds or creates the session that an exchange belongs to."""
 
 from proxy.ids import timestamp
 from proxy.storage import message_tree, queries, tombstones
@@ -11,17 +11,17 @@ from proxy.wire import hash_chain
 from proxy.wire.message import DEFAULT_TITLE, title_of
 from proxy.wire.system_messages import is_title_request
 
-# How many of the newest conversations that began alike are looked at.
+# How many of the newest conversations with the same beginning are compared.
 _ALIKE = 64
-# Of how many messages a request for a title consists at most.
+# A title request has at most this many messages.
 _BEGINNING = 8
 
 
 def list_stitched(connection: Connection, exchange: Exchange) -> list[StitchCandidate]:
-    """The places that a request continues, the best first: the longest stored prefix that ends in a reply.
+    """Candidate positions that a request continues, best first: the longest stored prefix that ends with a reply.
 
-    Where several conversations began alike, one that nothing follows yet comes first, so that they stay apart; also
-    where another of them went on with the same question.
+    If several conversations share the prefix, one without later messages comes first, so that they stay separate even
+    if another one continued with the same question.
     """
     exact = hash_chain.exact_chain(exchange.user_id, exchange.chained)
     chains = zip(exchange.chain, exchange.chain if exact is None else exact, strict=True)
@@ -31,26 +31,26 @@ def list_stitched(connection: Connection, exchange: Exchange) -> list[StitchCand
 
 
 def find_named(connection: Connection, exchange: Exchange) -> str | None:
-    """The session that the request's id names."""
-    exchange.chain  # noqa: B018 - made here, while upstream works, rather than in the writer
+    """The session named by the id in the request."""
+    exchange.chain  # noqa: B018 - computed here, in parallel with upstream, instead of in the writer
     return queries.sessions.find_session_id(
         connection, id_=exchange.session.external_id or "", user_id=exchange.user_id
     )
 
 
 def find_session(rows: WriteBatch, exchange: Exchange) -> Session | None:
-    """The session of an exchange, where it has been made."""
+    """The exchange's session, if it exists."""
     ref = exchange.session
     if ref.external_id is not None:
         session_id = queries.sessions.find_session_id(rows.connection, id_=ref.external_id, user_id=exchange.user_id)
     else:
-        # Nobody else knows an identifier that was made for this exchange.
+        # A session id generated for this exchange cannot be in the database yet.
         session_id = None if ref.source == "new" and not exchange.is_session_made else ref.session_id
     return None if session_id is None else queries.sessions.get_session(rows.about(session_id), session_id)
 
 
 def make_session(rows: WriteBatch, exchange: Exchange, *, now: str) -> message_tree.InsertPosition:
-    """Make the session of an exchange; the place of its first message."""
+    """Creates the exchange's session; returns the position of its first message."""
     ref = exchange.session
     session_no = rows.add_session(
         {
@@ -69,9 +69,9 @@ def make_session(rows: WriteBatch, exchange: Exchange, *, now: str) -> message_t
 def get_or_create_session(
     connection: Connection, *, user_id: str, external_id: str, session_id: str, title: str, asked_at: str
 ) -> str:
-    """The session of a client's own id, made with `session_id` where there is none yet.
+    """Returns the session with a client-defined id; inserts it with `session_id` if missing.
 
-    None is made for a chat `asked_at` a moment that came before its user was deleted.
+    Inserts nothing if the user was deleted after the chat was requested (`asked_at`).
     """
     if tombstones.was_deleted(connection, user_id=user_id, session_id=session_id, asked_at=asked_at):
         return session_id
@@ -93,7 +93,7 @@ def get_or_create_session(
 
 
 def retitle(connection: Connection, session: Session, exchange: Exchange) -> None:
-    """Give a session that was named by a request for a title the name of the conversation that begins now."""
+    """Renames a session that got its title from a title request, once a real conversation begins in it."""
     title = title_of(exchange.messages)
     if title in (session.title, DEFAULT_TITLE) or is_title_request(exchange.messages):
         return

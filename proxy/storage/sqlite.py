@@ -1,4 +1,4 @@
-"""Opens an SQLite file: sets the connection up, migrates the file, refuses what is not ours."""
+"""Opens an SQLite file: configures the connection, migrates the file, rejects files of other programs."""
 
 import re
 import sqlite3
@@ -10,18 +10,20 @@ from proxy.storage.connection import Connection
 from proxy.storage.named import SQL
 from proxy.storage.sqlite_connection import SqliteConnection, translated_errors
 
-# "StCh": tells a StellarChat file from any other. https://sqlite.org/pragma.html#pragma_application_id
+# "StCh" marks a StellarChat file. https://sqlite.org/pragma.html#pragma_application_id
 APPLICATION_ID = 0x53744368
 SQLITE_VERSION = sqlite3.sqlite_version
-OLDEST_SQLITE = (3, 39, 0)  # IS NOT DISTINCT FROM
-# How long a connection waits for others that make the same new file.
+OLDEST_SQLITE = (3, 39, 0)  # first version with IS NOT DISTINCT FROM
+# How long a connection waits for other processes that create the same new file.
 _SET_UP_SECONDS = 5.0
 
 
 @translated_errors()
 def connect(path: Path) -> SqliteConnection:
-    """A connection set up as `sql/sqlite/connect.sql` says, to a file that is made where there is none; the caller
-    begins and ends every transaction."""
+    """Opens a connection configured by `sql/sqlite/connect.sql`; creates the file if missing.
+
+    The caller manages every transaction.
+    """
     _refuse_old_sqlite(sqlite3.sqlite_version_info)
     _make_private(path)
     connection = sqlite3.connect(path, isolation_level=None, cached_statements=256, factory=SqliteConnection)
@@ -30,10 +32,10 @@ def connect(path: Path) -> SqliteConnection:
 
 @translated_errors()
 def connect_existing(path: Path) -> SqliteConnection:
-    """The same, to a file that is there. Raises StorageUnavailableError where it is not.
+    """Like `connect`, but raises StorageUnavailableError if the file is missing.
 
-    While a served database is moved away, an empty one made in its place would leave a log there, which SQLite would
-    read into the file that comes back.
+    If a served database is moved away, creating an empty one in its place would leave a log there, which SQLite would
+    apply to the file when it is moved back.
     """
     _refuse_old_sqlite(sqlite3.sqlite_version_info)
     uri = f"{path.absolute().as_uri()}?mode=rw"
@@ -45,10 +47,10 @@ def _set_up(connection: SqliteConnection, path: Path) -> SqliteConnection:
     try:
         _refuse_foreign(connection, path)
         if not connection.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0]:
-            # Only a file without tables takes these. Most messages have between 0.3 and 4 KB: in pages of 4 KB a third
-            # of the file would be empty.
+            # These take effect only before the first table is created. Most messages have 0.3 to 4 KB; with 4 KB pages
+            # a third of the file would be empty.
             connection.execute("PRAGMA page_size = 1024")
-            # The space that prune frees goes back with auto_vacuum. It waits for locks.
+            # With auto_vacuum, `prune` can return free space to the file system; changing it waits for locks.
             # https://sqlite.org/pragma.html#pragma_auto_vacuum
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         for statement in _statements((SQL / "sqlite" / "connect.sql").read_text(encoding="utf-8")):
@@ -60,10 +62,10 @@ def _set_up(connection: SqliteConnection, path: Path) -> SqliteConnection:
 
 
 def _run_patiently(connection: SqliteConnection, statement: str) -> None:
-    """Run a statement, again while the file is locked.
+    """Runs a statement, and retries it while the file is locked.
 
-    SQLite's own wait does not cover the change of a new file to WAL: two that have read the file and want to change it
-    would wait for each other. https://sqlite.org/c3ref/busy_handler.html
+    SQLite's busy handler does not cover switching a new file to WAL: two connections that have read the file and want
+    to change it would wait for each other. https://sqlite.org/c3ref/busy_handler.html
     """
     deadline = time.monotonic() + _SET_UP_SECONDS
     while True:
@@ -79,21 +81,21 @@ def _run_patiently(connection: SqliteConnection, statement: str) -> None:
 
 @translated_errors()
 def prepare(connection: Connection, *, up_to: int | None = None) -> None:
-    """Apply the migrations the file does not have yet, each in one transaction. Refuses a file of a newer program."""
+    """Applies the missing migrations, each in one transaction. Rejects a file of a newer program."""
     refuse_unknown_schema(connection)
     assert isinstance(connection, SqliteConnection)
     for number, script in sorted(_migrations().items()):
         if _user_version(connection) >= number or (up_to is not None and number > up_to):
-            continue  # no lock is needed to see that: another program may hold it for long
+            continue  # no lock is needed to see this, and another program may hold one for long
         with connection.transaction():
-            # Read under the lock: another worker may have been first.
+            # Read again under the lock: another worker may have applied it.
             if _user_version(connection) < number:
                 _migrate(connection, number=number, script=script)
 
 
 @translated_errors()
 def refuse_unknown_schema(connection: Connection) -> None:
-    """Raise ConfigurationError where the file is of a newer program, or of one before the first release."""
+    """Raises ConfigurationError if the file is of a newer program, or of one before the first release."""
     assert isinstance(connection, SqliteConnection)
     version = _user_version(connection)
     if version > newest_schema():
@@ -109,7 +111,7 @@ def refuse_unknown_schema(connection: Connection) -> None:
 
 
 def newest_schema() -> int:
-    """The schema this program brings a database to."""
+    """The schema version of this program."""
     return max(_migrations())
 
 
@@ -126,7 +128,7 @@ def _migrations() -> dict[int, str]:
 
 
 def _statements(script: str) -> list[str]:
-    """The statements of a script one by one: `executescript` would commit the open transaction first."""
+    """Splits a script into statements: `executescript` would commit the open transaction first."""
     statements = []
     pending = ""
     for line in script.splitlines(keepends=True):
@@ -149,7 +151,7 @@ def _refuse_old_sqlite(version: tuple[int, ...]) -> None:
 
 
 def _refuse_foreign(connection: SqliteConnection, path: Path) -> None:
-    # In this order: another process may make the tables meanwhile, and does so together with the id.
+    # The order matters: another process may create the tables meanwhile, in one transaction with the id.
     has_tables = connection.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0] > 0
     application_id = connection.execute("PRAGMA application_id").fetchone()[0]
     if application_id == APPLICATION_ID:
@@ -159,7 +161,7 @@ def _refuse_foreign(connection: SqliteConnection, path: Path) -> None:
 
 
 def _make_private(path: Path) -> None:
-    """Create the file so that only its owner reads it: the history of all users is in there."""
+    """Creates the file readable only by its owner, because it contains all users' history."""
     if str(path) == ":memory:":
         return
     try:

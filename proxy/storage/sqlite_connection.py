@@ -1,4 +1,4 @@
-"""A connection to an SQLite file that runs named queries, and SQLite's errors as our own."""
+"""A connection to an SQLite file that runs named queries, and the translation of SQLite's errors."""
 
 import re
 import sqlite3
@@ -20,17 +20,17 @@ from proxy.storage.errors import (
 )
 from proxy.storage.named import QUERIES
 
-# Rows that one statement stores at most. Fewer are stored in powers of two, so that few statements are compiled.
+# Maximum rows per statement. Fewer rows are split into powers of two, so that few different statements are compiled.
 _ROWS_MAX = 64
 
-# How often a long statement is asked whether its time is up: about every millisecond.
+# SQLite instructions between two deadline checks, about a millisecond.
 _INSTRUCTIONS = 100_000
 
 _UNDECODABLE = "Could not decode to UTF-8"
 
 _NOTHING: Mapping[str, Any] = {}
 
-# Errors of the file, the disk or other programs, which pass; all else is wrong with one write and would not.
+# Errors of the file, the disk or other programs are temporary; all others concern a single write.
 # https://sqlite.org/rescode.html#primary_result_code_list
 _ERRORS: dict[int, type[StorageError]] = {
     sqlite3.SQLITE_BUSY: StorageLockedError,
@@ -48,14 +48,14 @@ _ERRORS: dict[int, type[StorageError]] = {
 
 
 def storage_error(exc: sqlite3.Error) -> StorageError:
-    """SQLite's error as ours, with its words. The low byte of the code is its class."""
+    """The error as a StorageError with the same message. The low byte of the code is the primary result code."""
     kind = _ERRORS.get(getattr(exc, "sqlite_errorcode", -1) & 0xFF, StorageError)
     return kind(str(exc))
 
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Raise SQLite's errors of a block as ours."""
+    """Raises SQLite's errors as StorageError."""
     try:
         yield
     except sqlite3.Error as exc:
@@ -63,12 +63,11 @@ def translated_errors() -> Iterator[None]:
 
 
 class SqliteConnection(sqlite3.Connection):
-    """See `connection.Connection`. Inside `storage` it also runs SQL text."""
+    """See `connection.Connection`. Within `storage`, SQL text may be executed, too."""
 
     _deadline: float | None = None
 
     def one(self, name: str, parameters: Parameters = _NOTHING, /) -> Row | None:
-        """The first row."""
         try:
             cursor = self._named(name, parameters)
             row = self._first(cursor, name, parameters)
@@ -77,11 +76,10 @@ class SqliteConnection(sqlite3.Connection):
             raise storage_error(exc) from exc
 
     def all(self, name: str, parameters: Parameters = _NOTHING, /) -> list[Row]:
-        """Every row."""
         return list(self.each(name, parameters))
 
     def each(self, name: str, parameters: Parameters = _NOTHING, /) -> Iterator[Row]:
-        """Every row, read from the file as it is asked for."""
+        """Reads the rows lazily from the file."""
         try:
             cursor = self._named(name, parameters)
             names = _column_names(name, cursor)
@@ -91,7 +89,6 @@ class SqliteConnection(sqlite3.Connection):
             raise storage_error(exc) from exc
 
     def value(self, name: str, parameters: Parameters = _NOTHING, /) -> Any:
-        """The only column of the first row; None where there is no row."""
         try:
             row = self._first(self._named(name, parameters), name, parameters)
         except sqlite3.Error as exc:
@@ -99,21 +96,19 @@ class SqliteConnection(sqlite3.Connection):
         return None if row is None else row[0]
 
     def values(self, name: str, parameters: Parameters = _NOTHING, /) -> list[Any]:
-        """The only column of every row."""
         try:
             return [value for (value,) in self._rows(self._named(name, parameters), name, parameters)]
         except sqlite3.Error as exc:
             raise storage_error(exc) from exc
 
     def changes(self, name: str, parameters: Parameters = _NOTHING, /) -> int:
-        """Run a change; how many rows it changed."""
         try:
             return self.execute(QUERIES[name], parameters).rowcount
         except sqlite3.Error as exc:
             raise storage_error(exc) from exc
 
     def store(self, name: str, rows: Sequence[Parameters], /) -> None:
-        """Run a statement that has one row of VALUES for many rows. Each statement releases and retakes the GIL."""
+        """Splits the rows into few statements, because each one releases and retakes the GIL."""
         start = 0
         try:
             while left := len(rows) - start:
@@ -125,14 +120,12 @@ class SqliteConnection(sqlite3.Connection):
             raise storage_error(exc) from exc
 
     def numbers(self) -> Numbers:
-        """The last row ids; to be read in the transaction that gives out the next ones."""
         row = self.one("last_numbers")
         assert row is not None
         return Numbers(**row)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """A write transaction around a block: committed at its end, rolled back when it raises."""
         self._run("BEGIN IMMEDIATE")
         try:
             yield
@@ -143,7 +136,6 @@ class SqliteConnection(sqlite3.Connection):
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """A part of a transaction that is undone alone when it raises."""
         self._run("SAVEPOINT part")
         try:
             yield
@@ -156,7 +148,6 @@ class SqliteConnection(sqlite3.Connection):
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """A read transaction around a block."""
         self._run("BEGIN")
         try:
             yield
@@ -165,7 +156,7 @@ class SqliteConnection(sqlite3.Connection):
 
     @contextmanager
     def limited_to(self, seconds: float) -> Iterator[None]:
-        """End the statements of a block by StorageInterruptedError once it has taken so long."""
+        """Limits the duration of a block; raises StorageInterruptedError."""
         deadline = time.monotonic() + seconds
         self.set_progress_handler(lambda: time.monotonic() > deadline, _INSTRUCTIONS)
         self._deadline = deadline
@@ -176,7 +167,7 @@ class SqliteConnection(sqlite3.Connection):
             self.set_progress_handler(None, 0)
 
     def _named(self, name: str, parameters: Parameters) -> sqlite3.Cursor:
-        # The handler is asked within long statements alone; a block may also be many short ones.
+        # The progress handler runs only inside long statements, but a block may also be many short ones.
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise StorageInterruptedError("interrupted")
         return self.execute(QUERIES[name], parameters)
@@ -185,8 +176,10 @@ class SqliteConnection(sqlite3.Connection):
         return next(self._rows(cursor, name, parameters), None)
 
     def _rows(self, cursor: sqlite3.Cursor, name: str, parameters: Parameters) -> Iterator[tuple[Any, ...]]:
-        """The rows of a query. Where one holds text that is not UTF-8, this connection reads texts in Python from then
-        on: slower, and never in vain."""
+        """The rows of a query.
+
+        After the first text that is not UTF-8, this connection decodes all texts in Python: slower, but it never fails.
+        """
         count = 0
         try:
             for row in cursor:
@@ -199,7 +192,7 @@ class SqliteConnection(sqlite3.Connection):
             yield from islice(self._named(name, parameters), count, None)
 
     def roll_back(self) -> None:
-        """End the transaction, where SQLite has not done so itself. https://sqlite.org/lang_transaction.html#immediate"""
+        """Rolls back, unless SQLite has already done so. https://sqlite.org/lang_transaction.html#immediate"""
         if self.in_transaction:
             self._run("ROLLBACK")
 
@@ -214,7 +207,7 @@ _columns: dict[str, tuple[str, ...]] = {}
 
 
 def _column_names(name: str, cursor: sqlite3.Cursor) -> tuple[str, ...]:
-    """The columns of a query's rows: always the same, and dear to ask for at each run."""
+    """A query's column names, cached: they never change and are expensive to read per execution."""
     names = _columns.get(name)
     if names is None:
         names = _columns[name] = tuple(column[0] for column in cursor.description)
@@ -223,7 +216,7 @@ def _column_names(name: str, cursor: sqlite3.Cursor) -> tuple[str, ...]:
 
 @lru_cache(maxsize=256)
 def _widened(name: str, rows: int) -> tuple[str, list[str]]:
-    """A statement with one row of VALUES, for several rows whose parameters go by position, and their names."""
+    """Extends a statement with one row of VALUES to several rows with positional parameters; returns their names."""
     before, row, after = re.split(r"(?<=VALUES )(\(.*?\))", QUERIES[name], maxsplit=1, flags=re.DOTALL)
     names = re.findall(r":(\w+)", row)
     places = "(" + ", ".join("?" * len(names)) + ")"

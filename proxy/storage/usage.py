@@ -1,21 +1,21 @@
-"""What was used, counted a day, user, model and endpoint, in the transaction that stores an exchange's end."""
+"""Counts usage per day, user, model and endpoint, in the transaction that ends an exchange."""
 
 from typing import Any
 
 Columns = dict[str, Any]
 
-# Upper ends of the classes that the time to the first token is counted in, in milliseconds.
+# Upper bounds of the time-to-first-token histogram, in milliseconds.
 FIRST_TOKEN_MS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600)
 FIRST_TOKEN_COLUMNS = (*(f"first_token_{most}" for most in FIRST_TOKEN_MS), "first_token_more")
 
 _KEY = ("day", "user_no", "model", "endpoint")
 _TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
-# SQLite's sums raise an error beyond 64 bits; no engine says such a number and means it.
+# SUM raises an error beyond 64 bits in SQLite; no real engine reports counts this large.
 _TOKENS_MAX = 2**40
 
 
 def usage_of(exchange: Columns) -> Columns:
-    """What an ended exchange adds to the counts; given by its columns, with `user_no` and `endpoint`."""
+    """An ended exchange's contribution; takes its columns plus `user_no` and `endpoint`."""
     counts = dict.fromkeys(FIRST_TOKEN_COLUMNS, 0)
     first_token_ms = exchange["time_to_first_token_ms"]
     if isinstance(first_token_ms, int):
@@ -34,7 +34,7 @@ def usage_of(exchange: Columns) -> Columns:
 
 
 def add_usage(sums: dict[tuple[Any, ...], Columns], usage: Columns) -> None:
-    """Add one exchange's counts to those of its day, user, model and endpoint."""
+    """Adds an exchange's contribution to the sums of its day, user, model and endpoint."""
     key = tuple(usage[name] for name in _KEY)
     known = sums.setdefault(key, usage)
     if known is not usage:
@@ -44,7 +44,7 @@ def add_usage(sums: dict[tuple[Any, ...], Columns], usage: Columns) -> None:
 
 
 def percentile_ms(counts: Columns, share: float) -> float | None:
-    """About the time within which a share of the replies had their first token; inf beyond the last class."""
+    """Approximate percentile of the time to first token; inf if it is above the last bucket."""
     numbers: list[int] = [counts[name] for name in FIRST_TOKEN_COLUMNS]
     wanted = share * sum(numbers)
     if not wanted:
@@ -59,7 +59,7 @@ def percentile_ms(counts: Columns, share: float) -> float | None:
 
 
 def _count(value: Any) -> int:
-    """A number of tokens; an import may hold anything."""
+    """A token count; imported values may be of any type."""
     return min(value, _TOKENS_MAX) if isinstance(value, int) and value > 0 else 0
 
 

@@ -1,4 +1,4 @@
-"""Empties the write-ahead log after a deletion: until then it holds what was deleted."""
+"""After a deletion, truncates the write-ahead log, which still contains the deleted rows."""
 
 import logging
 import sqlite3
@@ -9,16 +9,16 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 _TRIES = 8
-# While it waits for readers, a truncating checkpoint keeps writers out: each try is short.
+# A truncating checkpoint blocks writers while it waits for readers, so each attempt is short.
 _TRY_SECONDS = 0.05
 _REST_SECONDS = 0.2
 
 
 def empty_log(path: Path) -> bool:
-    """Bring the log into the file and empty it, from a thread of the caller's. False where readers kept it in use."""
+    """Truncates the log in the caller's thread. False if readers kept it in use."""
     if not path.exists():
-        return False  # the history is on a server, or the file is moved away just now
-    uri = f"{path.absolute().as_uri()}?mode=rw"  # none is made where it is moved away just now
+        return False  # PostgreSQL, or the file is currently moved away
+    uri = f"{path.absolute().as_uri()}?mode=rw"  # do not create the file if it is currently moved away
     try:
         with closing(sqlite3.connect(uri, uri=True, timeout=_TRY_SECONDS)) as connection:
             for _ in range(_TRIES):

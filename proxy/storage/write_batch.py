@@ -1,7 +1,7 @@
-"""The new rows of one transaction: gathered, and stored many with one statement.
+"""Collects a transaction's new rows and inserts many per statement.
 
-Every statement hands Python's lock over and back, which costs more than storing a row; so chats that are committed
-together are stored together. What is read in between has to be asked for here, so that it is there by then.
+Every statement releases and retakes the GIL, which costs more than inserting a row, so chats that are committed
+together are inserted together. Reads in between must go through this batch, which first flushes the rows they need.
 """
 
 import time
@@ -17,19 +17,19 @@ from proxy.storage.queries.responses import insert_response_items
 Columns = dict[str, Any]
 
 UNFINISHED: Final = object()
-"""What a work returns that wants to go on in another transaction, since it is a long one."""
+"""Returned by work that is long and wants to continue in another transaction."""
 
-# A transaction begins no further write after this time: what one caller sends does not hold up the others' commits.
+# A transaction starts no further write after this time, so that one caller cannot delay the others' commits.
 _SLICE_SECONDS = 0.1
-_LONG_SECONDS = 0.05  # of which a long write takes so much
+_LONG_SECONDS = 0.05  # the share of a single long write
 
-# SQLite copies all that one statement is given: of what is large, little at a time.
+# SQLite copies all parameters of a statement, so large values are written in small groups.
 _TOGETHER_BYTES = 4 * 2**20
 
 
 @dataclass(slots=True)
 class SessionDelta:
-    """What is stored below a session, and when."""
+    """What is added below a session, and when."""
 
     now: str
     messages: int = 0
@@ -39,25 +39,25 @@ class SessionDelta:
 
 @dataclass(slots=True)
 class _Waiting:
-    """What is not stored yet, in the order in which it has to be."""
+    """Rows not inserted yet, in the order of their foreign keys."""
 
     sessions: dict[str, Columns] = field(default_factory=dict)
     exchanges: list[Columns] = field(default_factory=list)
     messages: list[Columns] = field(default_factory=list)
     blobs: list[tuple[int, str, str]] = field(default_factory=list)
-    items: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)  # of Responses: message and item ids
+    items: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)  # of Responses: message number and item ids
     fragments: list[Columns] = field(default_factory=list)
     outcomes: list[Columns] = field(default_factory=list)
     touched: dict[str, Columns] = field(default_factory=dict)
     usage: dict[tuple[Any, ...], Columns] = field(default_factory=dict)
     size: int = 0
-    ids: set[str] = field(default_factory=set)  # of the sessions and exchanges that something above belongs to
+    ids: set[str] = field(default_factory=set)  # sessions and exchanges with rows above
 
 
 class WriteBatch:
-    """Rows on their way into the database. Nothing reaches it before `flush()`.
+    """The rows of one write transaction. Nothing reaches the database before `flush()`.
 
-    Numbers are given out here, from where the tables stand when the transaction begins to write.
+    Row ids are assigned here, continuing from the tables' highest ids at the start of the transaction.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -74,7 +74,7 @@ class WriteBatch:
 
     @property
     def connection(self) -> Connection:
-        """The connection, with everything stored so far. After a use of one's own the numbers are looked up anew."""
+        """The connection, after a flush. The row ids are read again afterwards, because the caller may insert rows."""
         self.flush()
         self._numbers = None
         self._parameters.clear()
@@ -84,17 +84,17 @@ class WriteBatch:
         return self._connection
 
     def about(self, id_: str) -> Connection:
-        """The connection, to read what is below one session or exchange."""
+        """The connection, for reading rows below one session or exchange; flushes only if some are pending."""
         if self.waits_for(id_):
             self.flush()
         return self._connection
 
     def waits_for(self, id_: str) -> bool:
-        """Whether something below a session or exchange is not stored yet."""
+        """Whether rows below a session or exchange are pending."""
         return id_ in self._waiting.ids
 
     def flush(self) -> None:
-        """Store what waits: what others refer to comes first."""
+        """Inserts the pending rows, referenced tables first."""
         waiting = self._waiting
         if not (waiting.ids or waiting.fragments):
             return
@@ -114,15 +114,15 @@ class WriteBatch:
 
     @property
     def newest_deletion(self) -> str:
-        """When something was deleted by hand last; empty where nothing was."""
+        """The time of the last deletion on request; "" if there was none."""
         if self._newest_deletion is None:
             self._newest_deletion = queries.tombstones.newest_deletion(self._connection)
         return self._newest_deletion
 
-    # What waits
+    # Pending rows
 
     def active_user_no(self, user_id: str, *, now: str) -> int:
-        """The number of a user that is active now, who is made where there is none."""
+        """Sets the user's last activity, inserts the user if missing; returns its number."""
         number = self._active.get(user_id)
         if number is None:
             queries.users.upsert_user(self._connection, user_id=user_id, now=now)
@@ -132,7 +132,7 @@ class WriteBatch:
         return number
 
     def add_session(self, columns: Columns) -> int:
-        """A new session, given by its columns; its number."""
+        """Adds a session; returns its number."""
         numbers = self._given()
         numbers.session_no += 1
         session_id = columns["session_id"]
@@ -141,23 +141,23 @@ class WriteBatch:
         return numbers.session_no
 
     def next_exchange_no(self) -> int:
-        """The number of an exchange that will be added."""
+        """Reserves the number of an exchange that is added later."""
         numbers = self._given()
         numbers.exchange_no += 1
         return numbers.exchange_no
 
     def add_exchange(self, columns: Columns) -> None:
-        """An exchange, given by its columns; its parameters as JSON text."""
+        """Adds an exchange; its parameters are JSON text."""
         numbers = {"parameters_no": self._parameters_no(columns), "upstream_no": self._upstream_no(columns)}
         self._waiting.exchanges.append(columns | numbers)
         self._waiting.ids.update((columns["session_id"], columns["exchange_id"]))
 
     def add_message(self, columns: Columns, *, blobs: dict[str, str]) -> int:
-        """A message, given by its columns, and its large parts by digest; its number."""
+        """Adds a message and its blobs by digest; returns its number."""
         numbers = self._given()
         numbers.message_no += 1
         columns["message_no"] = numbers.message_no
-        if columns["root_no"] == 0:  # it begins a conversation
+        if columns["root_no"] == 0:  # it starts a conversation
             columns["root_no"] = numbers.message_no
         self._waiting.messages.append(columns)
         self._waiting.ids.add(columns["session_id"])
@@ -166,24 +166,24 @@ class WriteBatch:
         return numbers.message_no
 
     def add_response_items(self, message_no: int, item_ids: tuple[str, ...]) -> None:
-        """The ids of a new message's items."""
+        """Adds the item ids of a new message."""
         if item_ids:
             self._waiting.items.append((message_no, item_ids))
 
     def add_fragment(self, *, exchange_id: str, sequence: int, data: bytes) -> None:
-        """The next piece of a reply in progress."""
+        """Adds a fragment of a reply in progress."""
         self._waiting.fragments.append({"exchange_id": exchange_id, "sequence": sequence, "data": data})
         self._weigh(data)
 
     def finish_exchange(self, columns: Columns) -> None:
-        """The outcome of an exchange in progress, given by its columns."""
+        """Adds the outcome of an exchange in progress."""
         self._waiting.outcomes.append(columns | {"upstream_no": self._upstream_no(columns)})
         self._waiting.ids.update((columns["session_id"], columns["exchange_id"]))
 
     def count_usage(self, columns: Columns, *, was_incomplete: bool = False) -> None:
-        """Count an exchange that has ended, given by its columns with `user_no` and `endpoint`.
+        """Adds an ended exchange to the usage counts; takes its columns plus `user_no` and `endpoint`.
 
-        `was_incomplete`: it has been counted as an incomplete one already, of which nothing else was known.
+        `was_incomplete`: it was already counted as incomplete, without further data.
         """
         counts = usage.usage_of(columns)
         if was_incomplete:
@@ -192,7 +192,7 @@ class WriteBatch:
         usage.add_usage(self._waiting.usage, counts)
 
     def touch_session(self, session_id: str, delta: SessionDelta) -> None:
-        """Count what was stored below a session: one made here is given its counts, any other's grow."""
+        """Adds to a session's counts: sets them for a new session, increases them otherwise."""
         made = self._waiting.sessions.get(session_id)
         if made is not None:
             made["message_count"] += delta.messages
@@ -242,7 +242,7 @@ class WriteBatch:
 
 @contextmanager
 def write_batch(connection: Connection) -> Iterator[WriteBatch]:
-    """A write transaction; the rows gathered in it are stored at its end."""
+    """A write transaction; its rows are inserted when the block ends."""
     with connection.transaction():
         rows = WriteBatch(connection)
         yield rows

@@ -1,6 +1,6 @@
 """The named queries of `sql/queries`, one module per file, one typed function per query.
 
-Each function takes the connection; the caller owns the transaction. Rows become objects by the names of their columns.
+Each function takes a connection; the caller manages the transaction. Columns are mapped to fields by name.
 """
 
 from proxy.storage.queries import (

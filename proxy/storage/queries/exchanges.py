@@ -1,4 +1,4 @@
-"""The exchanges: a request, its parameters and its outcome."""
+"""Queries of the `exchanges` table: requests, their parameters and outcomes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from proxy.storage.damaged_values import built
 from proxy.storage.page import Page
 from proxy.storage.parameters import join
 
-# How vLLM, and StellarChat where no one else has, names a reply: by the id of its request.
+# vLLM forms a reply's id from the request id; StellarChat does the same if upstream sends none.
 COMPLETION_PREFIX = "chatcmpl-"
 
 
@@ -54,7 +54,7 @@ class ExchangeRow:
 
 
 class Unfinished(NamedTuple):
-    """An exchange in progress, as its end needs it."""
+    """An exchange in progress, with the fields needed to end it."""
 
     exchange_no: int
     exchange_id: str
@@ -64,7 +64,7 @@ class Unfinished(NamedTuple):
     asked_model: str | None
     created_at: str
     leaf_no: int | None
-    goes_on: bool  # something follows its request's last message
+    goes_on: bool  # the request's last message already has a child
     user_no: int
     endpoint: str
 
@@ -72,7 +72,7 @@ class Unfinished(NamedTuple):
 def keep_parameters(
     connection: Connection, data: str, *, tools: str | None, endpoint: str, asked_model: str | None
 ) -> int:
-    """The number of what requests have in common, JSON texts, stored once. `asked_model` is the one it names."""
+    """The row id of the shared parameters (JSON text), each stored once. `asked_model` is the model they name."""
     tools_digest = None if tools is None else sha256(tools.encode()).digest()
     digest = sha256(f"{endpoint}\n{data}".encode() + (b"\n" + tools_digest if tools_digest else b"")).digest()
     found: int | None = connection.value("find_parameters", {"digest": digest})
@@ -98,7 +98,7 @@ def _keep_tools(connection: Connection, tools: str | None, *, digest: bytes) -> 
 
 
 def keep_upstream(connection: Connection, name: str) -> int:
-    """The number of an upstream, given by its address without credentials."""
+    """The row id of an upstream, identified by its address without credentials."""
     found: int | None = connection.value("find_upstream", {"name": name})
     if found is not None:
         return found
@@ -107,45 +107,43 @@ def keep_upstream(connection: Connection, name: str) -> int:
 
 
 def insert_exchanges(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Store exchanges given by all their columns."""
+    """Inserts exchanges; each row has all columns."""
     connection.store("insert_exchange", [_shortened(row) for row in rows])
 
 
 def finish_exchanges(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Store the outcomes of exchanges in progress, given by their ids and the columns that their end sets."""
+    """Stores the outcomes of exchanges in progress, identified by id."""
     connection.store("finish_exchange", [_shortened(row) for row in rows])
 
 
 def get_exchange_in_progress(connection: Connection, exchange_id: str) -> Unfinished | None:
-    """The exchange, if it is there and has not ended."""
+    """The exchange, or None if it is missing or has ended."""
     row = connection.one("get_exchange_in_progress", {"exchange_id": exchange_id})
     return None if row is None else built(Unfinished, row)
 
 
 def mark_recovered(connection: Connection, exchange_id: str, *, worker_id: str) -> None:
-    """Its end was guessed, since this process seemed gone."""
+    """Marks the exchange's end as assumed, because this process seemed dead."""
     connection.changes("mark_recovered", {"exchange_id": exchange_id, "worker_id": worker_id})
 
 
 def reopen_recovered(connection: Connection, exchange_id: str) -> bool:
-    """Whether the exchange's end was guessed; then it is in progress again."""
+    """Whether the exchange's end was only assumed; if so, sets it back to in progress."""
     return connection.changes("reopen_recovered", {"exchange_id": exchange_id}) > 0
 
 
 def find_exchange_id(connection: Connection, exchange_no: int) -> str | None:
-    """The id of the exchange with this number, if it is there."""
     found: str | None = connection.value("find_exchange_id", {"exchange_no": exchange_no})
     return found
 
 
 def find_exchange_no(connection: Connection, exchange_id: str) -> int | None:
-    """The number of the exchange with this id, if it is there."""
     found: int | None = connection.value("find_exchange_no", {"exchange_id": exchange_id})
     return found
 
 
 def _shortened(row: dict[str, Any]) -> dict[str, Any]:
-    """Ids that follow from the exchange's own are not written out, nor is a model that is the one asked for."""
+    """Omits ids that can be derived from the exchange's own, and a model equal to the requested one."""
     exchange_id, request_id, completion_id = row["exchange_id"], row.get("request_id"), row["completion_id"]
     return row | {
         "request_id": None if request_id == exchange_id else request_id,
@@ -155,13 +153,12 @@ def _shortened(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def get_exchange(connection: Connection, exchange_id: str) -> ExchangeRow | None:
-    """The exchange, if it is there."""
     row = connection.one("get_exchange", {"exchange_id": exchange_id})
     return None if row is None else _exchange(row)
 
 
 def list_exchanges(connection: Connection, *, session_id: str, page: Page) -> list[ExchangeRow]:
-    """One page of a session's exchanges in the order they were stored."""
+    """One page of a session's exchanges, in storage order."""
     parameters = {"session_id": session_id, "limit": page.limit, "offset": page.offset, "after": page.after}
     return [_exchange(row) for row in connection.all("list_exchanges", parameters)]
 
@@ -172,57 +169,55 @@ def _exchange(row: Row) -> ExchangeRow:
 
 
 def with_parameters(row: Row) -> Row:
-    """A row of an exchange with its parameters put together."""
+    """An exchange row with its parameters reassembled."""
     tools, own = row.pop("tools"), row.pop("own_parameters")
     return row | {"parameters": join(row["parameters"], tools, own)}
 
 
 def end_of(created_at: str, duration_ms: int | None, completed_at: str | None) -> str | None:
-    """When an exchange ended, by its columns: where that is not written, the duration says it."""
+    """When an exchange ended: `completed_at`, or created_at + duration if that is NULL."""
     if completed_at is not None or duration_ms is None:
         return completed_at
     return timestamp_after(created_at, duration_ms)
 
 
 def count_exchanges(connection: Connection, session_id: str) -> int:
-    """How many exchanges a session has."""
     count: int = connection.value("count_exchanges", {"session_id": session_id})
     return count
 
 
 def update_exchange_metadata(connection: Connection, *, exchange_id: str, metadata: str | None) -> None:
-    """Set the metadata of an exchange."""
     connection.changes("update_exchange_metadata", {"exchange_id": exchange_id, "metadata": metadata})
 
 
 def delete_exchange(connection: Connection, exchange_id: str) -> None:
-    """Delete an exchange; its messages stay."""
+    """Deletes an exchange but not its messages."""
     connection.changes("delete_exchange", {"exchange_id": exchange_id})
 
 
 def move_requests(connection: Connection, message_no: int, *, session_id: str, parent_no: int | None) -> None:
-    """Let the requests that end with a message end with another."""
+    """Makes requests that end with a message end with `parent_no` instead."""
     parameters = {"message_no": message_no, "session_id": session_id, "parent_no": parent_no}
     connection.changes("move_requests", parameters)
 
 
 def list_contexts(connection: Connection, session_id: str) -> list[tuple[str, str]]:
-    """The exchanges of a session whose requests had system messages, and which."""
+    """The session's exchanges that had system messages, with their contexts."""
     rows = connection.all("list_contexts", {"session_id": session_id})
     return [(row["exchange_id"], row["context"]) for row in rows]
 
 
 def update_context(connection: Connection, exchange_id: str, context: str | None) -> None:
-    """Set the system messages of a request."""
+    """Sets a request's context (its system messages)."""
     connection.changes("update_context", {"exchange_id": exchange_id, "context": context})
 
 
 def list_workers_in_progress(connection: Connection) -> list[str]:
-    """The processes that have exchanges in progress."""
+    """The processes with exchanges in progress."""
     return connection.values("list_workers_in_progress", {})
 
 
 def list_exchanges_in_progress(connection: Connection, worker_id: str) -> list[tuple[str, str]]:
-    """The exchanges a process has in progress, each with its endpoint."""
+    """A process's exchanges in progress, each with its endpoint."""
     rows = connection.all("list_exchanges_in_progress", {"worker_id": worker_id})
     return [(row["exchange_id"], row["endpoint"]) for row in rows]

@@ -1,4 +1,4 @@
-"""The API keys, by hash, and what their users have used."""
+"""Queries of API keys, by hash, and of the tokens used with each."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from proxy.storage.connection import Connection
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A row of `api_keys`; the key itself is not kept."""
+    """A row of `api_keys`; the key itself is not stored."""
 
     key_id: str
     user_id: str
@@ -24,23 +24,22 @@ class ApiKey:
 
 
 def insert_key(connection: Connection, key: ApiKey) -> None:
-    """Store a new key."""
     connection.changes("insert_key", {name: getattr(key, name) for name in ApiKey.__slots__})
 
 
 def find_key(connection: Connection, key_hash: bytes) -> ApiKey | None:
-    """The key with this hash, also one that is revoked or has expired."""
+    """The key with this hash, even if revoked or expired."""
     row = connection.one("find_key", {"key_hash": key_hash})
     return None if row is None else ApiKey(**row)
 
 
 def list_keys(connection: Connection, *, user_id: str | None = None) -> list[ApiKey]:
-    """Every key, or a user's, oldest first."""
+    """All keys, or one user's, oldest first."""
     return [ApiKey(**row) for row in connection.all("list_keys", {"user_id": user_id})]
 
 
 def key_exists(connection: Connection) -> bool:
-    """Whether there is any key, revoked ones included."""
+    """Whether any key exists, revoked ones included."""
     return bool(connection.value("key_exists", {}))
 
 
@@ -50,36 +49,36 @@ def keys_were_required(connection: Connection) -> bool:
 
 
 def require_keys(connection: Connection, *, now: str) -> None:
-    """Remember that API keys are required from now on."""
+    """Records that API keys are required from now on."""
     connection.changes("require_keys", {"now": now})
 
 
 def list_key_hashes(connection: Connection, *, after: str) -> list[tuple[str, bytes]]:
-    """Id and hash of the keys with greater ids."""
+    """Id and hash of the keys with ids greater than `after`."""
     return [(row["key_id"], row["key_hash"]) for row in connection.all("list_key_hashes", {"after": after})]
 
 
 def revoke_key(connection: Connection, key: str, *, now: str) -> list[str]:
-    """Revoke the keys with this id, or these first characters; the ids of those that were not revoked yet."""
+    """Revokes the keys with this id or prefix; returns the ids of those not revoked before."""
     return connection.values("revoke_key", {"key": key, "now": now})
 
 
 def revoke_keys_of_user(connection: Connection, user_id: str, *, now: str) -> int:
-    """Revoke a user's keys; how many were not revoked yet."""
+    """Revokes a user's keys; returns how many were not revoked before."""
     return connection.changes("revoke_keys_of_user", {"user_id": user_id, "now": now})
 
 
 def touch_key(connection: Connection, key_id: str, *, used_at: str) -> None:
-    """The key was used then."""
+    """Updates the key's last use."""
     connection.changes("touch_key", {"key_id": key_id, "used_at": used_at})
 
 
 def add_key_tokens(connection: Connection, key_id: str, *, day: str, tokens: int) -> None:
-    """Add to what was relayed for a key on a day; what it had on earlier days goes."""
+    """Adds to the key's tokens of a day; replaces the count of an earlier day."""
     connection.changes("add_key_tokens", {"key_id": key_id, "day": day, "tokens": tokens})
     connection.changes("delete_old_key_tokens", {"key_id": key_id, "day": day})
 
 
 def get_key_tokens(connection: Connection, key_id: str, *, day: str) -> int:
-    """What was relayed for a key on a day."""
+    """The key's tokens of a day."""
     return int(connection.value("get_key_tokens", {"key_id": key_id, "day": day}) or 0)

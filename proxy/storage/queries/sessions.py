@@ -1,4 +1,4 @@
-"""The sessions and their counts."""
+"""Queries of the `sessions` table and its counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def insert_session(
     metadata: str | None,
     now: str,
 ) -> bool:
-    """Make the session, inside a write transaction; false where its id, or its external id, is there already."""
+    """Inserts a session inside a write transaction; False if its id or external id already exists."""
     parameters = {
         "session_no": connection.numbers().session_no + 1,
         "session_id": session_id,
@@ -59,7 +59,7 @@ def insert_session(
 
 
 def insert_sessions(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Make active sessions whose ids are new, given by all their columns."""
+    """Inserts active sessions with new ids; each row has all columns."""
     connection.store("insert_session", rows)
     users = [row["user_id"] for row in rows]
     for user_id in dict.fromkeys(users):
@@ -68,7 +68,7 @@ def insert_sessions(connection: Connection, rows: Sequence[dict[str, Any]]) -> N
 
 
 class RequestedId(str):
-    """A session's id as a caller gave it, and whose made-up id it may be where no user is named."""
+    """A session id as a caller sent it, and the generated user it may belong to if no user is named."""
 
     __slots__ = ("owner_id",)
 
@@ -76,7 +76,7 @@ class RequestedId(str):
 
 
 def find_session_id(connection: Connection, *, id_: str, user_id: str | None) -> str | None:
-    """The session with this id, its own or its client's; by its own of any user where `user_id` is None."""
+    """The session with this own or external id; if `user_id` is None, any user's session by its own id."""
     owner_id = id_.owner_id if isinstance(id_, RequestedId) else DEFAULT_USER_ID
     parameters = {"id": str(id_), "user_id": user_id, "owner_id": owner_id}
     found: str | None = connection.value("find_session_id", parameters)
@@ -84,7 +84,7 @@ def find_session_id(connection: Connection, *, id_: str, user_id: str | None) ->
 
 
 def get_session(connection: Connection, session_id: str, *, user_id: str | None = None) -> Session | None:
-    """The session by its own id, if it is there and the user's."""
+    """The session by its own id, if it exists and belongs to the user."""
     row = connection.one("get_session", {"session_id": session_id, "user_id": user_id})
     return None if row is None else built(Session, row)
 
@@ -99,7 +99,7 @@ def list_sessions(
     until: str | None = None,
     cursor: tuple[str, str] | None = None,
 ) -> list[Session]:
-    """One page of a user's sessions, newest activity first, after a last change and an id."""
+    """One page of a user's sessions, most recently active first; `cursor` is an update time and an id."""
     parameters = {
         "user_id": user_id,
         "active_only": active_only,
@@ -116,7 +116,7 @@ def list_sessions(
 def list_session_ids(
     connection: Connection, *, user_id: str, page: Page, since: str | None = None, until: str | None = None
 ) -> list[str]:
-    """The ids of one page of a user's sessions, newest activity first."""
+    """The ids of one page of a user's sessions, most recently active first."""
     parameters = {
         "user_id": user_id,
         "since": since,
@@ -128,7 +128,7 @@ def list_session_ids(
 
 
 def count_sessions_between(connection: Connection, *, user_id: str, since: str | None, until: str | None) -> int:
-    """How many of a user's sessions were last active in a time span."""
+    """How many of a user's sessions were last active in a time range."""
     parameters = {"user_id": user_id, "since": since, "until": until}
     count: int = connection.value("count_sessions_between", parameters)
     return count
@@ -143,7 +143,7 @@ def update_session(
     metadata: str | None,
     now: str,
 ) -> bool:
-    """Change what is not None; whether the session is there."""
+    """Sets the values that are not None; returns whether the session exists."""
     parameters = {
         "session_id": session_id,
         "title": title,
@@ -155,16 +155,16 @@ def update_session(
 
 
 def touch_sessions(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Count messages that were stored below sessions; each `leaf_no` is the newest of them."""
+    """Adds stored messages to sessions' counts; each `leaf_no` is the newest of them."""
     connection.store("touch_session", rows)
 
 
 def shrink_session(connection: Connection, *, session_id: str, messages: int, tokens: int, leaf_no: int | None) -> None:
-    """Count messages that were deleted; `leaf_no` is the newest of those that are left."""
+    """Subtracts deleted messages from the counts; `leaf_no` is the newest remaining one."""
     parameters = {"session_id": session_id, "messages": messages, "tokens": tokens, "leaf_no": leaf_no}
     connection.changes("shrink_session", parameters)
 
 
 def delete_session(connection: Connection, session_id: str) -> bool:
-    """Delete the session, its messages and exchanges; whether it was there."""
+    """Deletes a session with its messages and exchanges; returns whether it existed."""
     return connection.changes("delete_session", {"session_id": session_id}) > 0

@@ -1,10 +1,10 @@
-"""What is kept and what was used, counted."""
+"""Queries of `stellarchat stats`: row counts and token sums."""
 
 from proxy.storage.connection import Connection, Row
 
 
 def count_everything(connection: Connection) -> Row:
-    """Users, sessions, messages, exchanges and blobs."""
+    """The numbers of users, sessions, messages, exchanges and blobs."""
     counts = connection.one("count_everything")
     assert counts is not None
     return counts

@@ -1,4 +1,4 @@
-"""The conversations of a session: where each begins, and what is shown below what."""
+"""Queries of a session's tree of conversations: where each begins, and which is displayed below which."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -8,22 +8,22 @@ from proxy.storage.damaged_values import built
 
 
 class Prefix(NamedTuple):
-    """The longest prefix of a request that a session holds."""
+    """The longest prefix of a request stored in a session."""
 
-    position: int  # among the hashes that were asked for
+    position: int  # index in the given hashes
     message_no: int
     root_no: int | None
-    has_detached: bool  # some conversation of the session is shown below another
+    has_detached: bool  # a conversation of the session is displayed below another
 
 
 class Context(NamedTuple):
-    """The system messages of the request that a message belongs to, JSON text."""
+    """The system messages of a message's request, as JSON text."""
 
     text: str | None
 
 
 class Leaf(NamedTuple):
-    """The end of a branch."""
+    """The last message of a branch."""
 
     message_no: int
     message_id: str
@@ -36,94 +36,93 @@ class Beginning(NamedTuple):
     """The first message of a conversation."""
 
     message_id: str
-    parent_no: int | None  # of another conversation, below which it is shown
-    question_no: int | None  # the first of the user's
+    parent_no: int | None  # a message of another conversation, below which this one is displayed
+    question_no: int | None  # the first user message
 
 
 def find_prefix(connection: Connection, hashes: Iterable[bytes], *, session_no: int) -> Prefix | None:
-    """Of chain hashes, longest prefix first: the first that the session holds."""
+    """Given chain hashes, longest prefix first: the first one stored in the session."""
     row = connection.one("find_prefix_in_session", {"hashes": b"".join(hashes), "session_no": session_no})
     return None if row is None else Prefix(**row)
 
 
 def has_children(connection: Connection, message_no: int, *, session_no: int) -> bool:
-    """Whether anything follows a message."""
     return bool(connection.value("has_children", {"message_no": message_no, "session_no": session_no}))
 
 
 def has_detached(connection: Connection, *, session_no: int) -> bool:
-    """Whether any conversation of the session is shown below another."""
+    """Whether any conversation of the session is displayed below another."""
     return bool(connection.value("has_detached", {"session_no": session_no}))
 
 
 def list_detached(connection: Connection, *, session_no: int, limit: int) -> list[int]:
-    """The first messages of the newest conversations that are shown below another."""
+    """The first messages of the newest conversations that are displayed below another."""
     return connection.values("list_detached", {"session_no": session_no, "limit": limit})
 
 
 def list_subtree(connection: Connection, message_no: int, *, session_no: int, limit: int) -> list[int]:
-    """A message and those below it, in no order."""
+    """A message and its descendants, unordered."""
     return connection.values("list_subtree", {"message_no": message_no, "session_no": session_no, "limit": limit})
 
 
 def detach_from_parent(connection: Connection, message_no: int) -> None:
-    """Let a message be a root."""
+    """Makes a message a root."""
     connection.changes("detach_from_parent", {"message_no": message_no})
 
 
 def raise_messages(connection: Connection, numbers: Sequence[int], *, levels: int) -> None:
-    """Let messages stand some levels less deep."""
+    """Reduces the depth of messages by `levels`."""
     connection.store("raise_message", [{"message_no": number, "levels": levels} for number in numbers])
 
 
 def raise_subtree(connection: Connection, message_no: int, *, session_id: str) -> None:
-    """Let a message and those below it stand one level less deep."""
+    """Reduces the depth of a message and its descendants by one."""
     connection.changes("raise_subtree", {"message_no": message_no, "session_id": session_id})
 
 
 def rechain_messages(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Give messages, each by `message_no`, another `chain_hash` and `root_no`."""
+    """Sets `chain_hash` and `root_no` of messages given by `message_no`."""
     connection.store("rechain_message", rows)
 
 
 def list_newest_ends(connection: Connection, session_id: str, *, among: int, limit: int) -> list[int]:
-    """Of a session's newest messages those that end a conversation, newest first."""
+    """Of a session's newest messages, those that end a conversation, newest first."""
     return connection.values("list_newest_ends", {"session_id": session_id, "among": among, "limit": limit})
 
 
 def find_context(connection: Connection, message_no: int) -> Context | None:
-    """The system messages that a message was sent or answered with; None where it was posted by hand."""
+    """The system messages of the request that a message belongs to; None if it was posted manually."""
     row = connection.one("find_sent_context", {"message_no": message_no})
     return None if row is None else Context(row["context"])
 
 
 def get_text(connection: Connection, message_no: int) -> str:
-    """The text of a message, empty where it is gone."""
+    """A message's text; "" if it was deleted."""
     return connection.value("get_text", {"message_no": message_no}) or ""
 
 
 def list_first_texts(connection: Connection, session_id: str, *, limit: int) -> list[dict[str, Any]]:
-    """What a session begins with: `role`, `content` and `exchange_no` of its first messages."""
+    """The first messages of a session: `role`, `content` and `exchange_no`."""
     return connection.all("list_first_texts", {"session_id": session_id, "limit": limit})
 
 
 def move_root(connection: Connection, message_no: int, *, session_id: str) -> None:
-    """Let the conversation that a message begins begin with the one below it."""
+    """Makes the next message the first of its conversation, in place of this one."""
     connection.changes("move_root", {"message_no": message_no, "session_id": session_id})
 
 
 def update_title(connection: Connection, session_id: str, title: str) -> None:
-    """Give the session another title; that is no activity."""
+    """Sets a session's title without counting as activity."""
     connection.changes("update_title", {"session_id": session_id, "title": title})
 
 
 def count_leaves(connection: Connection, *, session_no: int) -> int:
-    """How many branches a session has."""
+    """The number of branches of a session."""
     return int(connection.value("count_leaves", {"session_no": session_no}) or 0)
 
 
 def page_leaves(connection: Connection, session_id: str, *, limit: int, offset: int) -> list[Leaf]:
-    """One page of the ends of a session's branches, newest first."""
+    """One page of a session's leaves, newest first."""
     parameters = {"session_id": session_id, "limit": limit, "offset": offset}
     return [built(Leaf, row) for row in connection.all("page_leaves", parameters)]
 
@@ -135,6 +134,6 @@ def find_first_root(connection: Connection, *, session_no: int) -> int | None:
 
 
 def get_beginning(connection: Connection, message_no: int, *, session_no: int) -> Beginning | None:
-    """How the conversation of a first message begins; None where that message is gone."""
+    """How the conversation with this first message begins; None if the message was deleted."""
     row = connection.one("get_beginning", {"message_no": message_no, "session_no": session_no})
     return None if row is None else built(Beginning, row)

@@ -1,4 +1,4 @@
-"""The users: who talks, and how many sessions each has."""
+"""Queries of the `users` table and its session counts."""
 
 from dataclasses import dataclass
 
@@ -23,29 +23,27 @@ class User:
 
 
 def upsert_user(connection: Connection, *, user_id: str, now: str) -> None:
-    """Make the user where there is none; it was active now."""
+    """Inserts the user if missing; sets last_active."""
     connection.changes("upsert_user", {"user_id": user_id, "now": now})
 
 
 def find_user_no(connection: Connection, user_id: str) -> int | None:
-    """The number of the user, if there is one."""
     found: int | None = connection.value("find_user_no", {"user_id": user_id})
     return found
 
 
 def get_user(connection: Connection, user_id: str) -> User | None:
-    """The user, if there is one."""
     row = connection.one("get_user", {"user_id": user_id})
     return None if row is None else built(User, row)
 
 
 def delete_user(connection: Connection, user_id: str) -> bool:
-    """Delete the user and all that is its; whether there was one."""
+    """Deletes a user and all of its data; returns whether it existed."""
     return connection.changes("delete_user", {"user_id": user_id}) > 0
 
 
 def delete_some_of_user(connection: Connection, user_id: str, *, limit: int) -> int:
-    """Delete some of what is a user's, what depends on others first; how much was found."""
+    """Deletes part of a user's data, dependent rows first; returns how many rows were found."""
     parameters = {"user_id": user_id, "limit": limit}
     for name in ("delete_messages_of_user", "delete_exchanges_of_user", "delete_empty_sessions_of_user"):
         if deleted := connection.changes(name, parameters):
@@ -54,5 +52,5 @@ def delete_some_of_user(connection: Connection, user_id: str, *, limit: int) -> 
 
 
 def count_sessions(connection: Connection, user_id: str, *, sessions: int, active: int) -> None:
-    """Count sessions that were made."""
+    """Adds new sessions to the user's counts."""
     connection.changes("count_sessions", {"user_id": user_id, "sessions": sessions, "active": active})

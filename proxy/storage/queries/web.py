@@ -1,4 +1,4 @@
-"""The queries of the history page: what it shows of sessions, messages, usage and keys, and who is logged in to it."""
+"""Queries of the history page: sessions, messages, usage, keys, and logins."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,7 +15,7 @@ _SUMS = {
 
 
 class WebSession(NamedTuple):
-    """A browser that is logged in, and its key, which is None where the database does not have it (any more)."""
+    """A logged-in browser and its key; None if the database does not have the key."""
 
     key_hash: bytes
     created_at: str
@@ -30,7 +30,7 @@ class WebSession(NamedTuple):
 def list_sessions(
     connection: Connection, *, user_id: str | None, since: str, before: tuple[str, str], limit: int
 ) -> list[Row]:
-    """Sessions below a moment and an id, newest activity first; everyone's where `user_id` is None."""
+    """Sessions before a time and id, most recently active first; all users' if `user_id` is None."""
     below = {"since": since, "before": before[0], "before_id": before[1], "limit": limit}
     if user_id is not None:
         return connection.all("list_page_sessions_of_user", {"user_id": user_id, **below})
@@ -41,23 +41,22 @@ def list_sessions(
 
 
 def session_exists(connection: Connection, *, user_id: str | None) -> bool:
-    """Whether there is any session; of this user, where one is named."""
+    """Whether any session exists, or any of the given user."""
     return bool(connection.value("session_exists", {"user_id": user_id}))
 
 
 def list_newest_exchanges(connection: Connection, session_no: int, *, limit: int) -> list[Row]:
-    """`exchange_id model status leaf_no created_at` of a session's newest exchanges, newest first."""
+    """A session's newest exchanges, newest first: `exchange_id model status leaf_no created_at`."""
     return connection.all("list_newest_exchanges", {"session_no": session_no, "limit": limit})
 
 
 def get_message(connection: Connection, message_no: int, *, characters: int, extra_characters: int) -> Row | None:
-    """A message with at most so much of its text, and its other keys unless they are longer than that."""
+    """A message with its text truncated to `characters`, and its other keys unless longer than `extra_characters`."""
     parameters = {"message_no": message_no, "characters": characters, "extra_characters": extra_characters}
     return connection.one("get_page_message", parameters)
 
 
 def get_message_id(connection: Connection, message_no: int) -> str | None:
-    """The id of the message with this number."""
     message_id: str | None = connection.value("find_message_id", {"message_no": message_no})
     return message_id
 
@@ -70,18 +69,18 @@ def get_alternatives(connection: Connection, message_no: int, *, session_no: int
 
 
 def list_branches(connection: Connection, session_id: str, *, session_no: int, limit: int) -> list[Row]:
-    """`message_no message_id message_count title updated_at` of the ends of a session's newest branches."""
+    """The leaves of a session's newest branches: `message_no message_id message_count title updated_at`."""
     return connection.all("list_page_branches", {"session_id": session_id, "session_no": session_no, "limit": limit})
 
 
 def get_message_text(connection: Connection, message_id: str, *, session_id: str) -> str | None:
-    """All that a session's message says."""
+    """The full text of a session's message."""
     text: str | None = connection.value("get_message_text", {"message_id": message_id, "session_id": session_id})
     return text
 
 
 def get_message_blob(connection: Connection, message_id: str, *, session_id: str, digest: str) -> str | None:
-    """A large part of a session's message: a data URL, as it was sent."""
+    """A blob of a session's message: a data URL, as it was sent."""
     data: str | None = connection.value(
         "get_message_blob", {"message_id": message_id, "session_id": session_id, "digest": digest}
     )
@@ -89,26 +88,26 @@ def get_message_blob(connection: Connection, message_id: str, *, session_id: str
 
 
 def iterate_fragments(connection: Connection, exchange_id: str, *, start: int) -> Iterator[tuple[int, bytes]]:
-    """What a reply in progress has streamed, piece by piece from a position on."""
+    """The fragments of a reply in progress, from position `start` on."""
     parameters = {"exchange_id": exchange_id, "sequence": start}
     for row in connection.each("list_fragments_from", parameters):
         yield row["sequence"], row["data"]
 
 
 def sum_usage(connection: Connection, *, by: str, since: str, until: str, user_id: str | None, limit: int) -> list[Row]:
-    """Sums of `usage_days` by `day`, `model`, `user` or `endpoint`, from one day to another, both included."""
+    """Sums of `usage_days` by `day`, `model`, `user` or `endpoint`, from `since` to `until` inclusive."""
     parameters = {"since": since, "until": until, "user_id": user_id, "limit": limit}
     return connection.all(_SUMS[by], parameters)
 
 
 def list_keys(connection: Connection, *, user_id: str | None, limit: int) -> list[ApiKey]:
-    """The newest keys, everyone's where `user_id` is None."""
+    """The newest keys; all users' if `user_id` is None."""
     rows = connection.all("list_page_keys", {"user_id": user_id, "limit": limit})
     return [ApiKey(**row) for row in rows]
 
 
 def get_web_session(connection: Connection, token_hash: bytes, *, now: str) -> WebSession | None:
-    """The login with this token, unless it has expired."""
+    """The login with this token, unless expired."""
     row = connection.one("get_web_session", {"token_hash": token_hash, "now": now})
     return None if row is None else WebSession(**row)
 
@@ -116,7 +115,7 @@ def get_web_session(connection: Connection, token_hash: bytes, *, now: str) -> W
 def insert_web_session(
     connection: Connection, token_hash: bytes, *, key_hash: bytes, now: str, expires_at: str, most: int
 ) -> None:
-    """Store a login. Expired ones go, and the oldest of the key beyond `most`."""
+    """Stores a login. Deletes expired ones, and the key's oldest beyond `most`."""
     connection.changes("delete_expired_web_sessions", {"now": now})
     parameters = {"token_hash": token_hash, "key_hash": key_hash, "created_at": now, "expires_at": expires_at}
     connection.changes("insert_web_session", parameters)
@@ -124,10 +123,9 @@ def insert_web_session(
 
 
 def extend_web_session(connection: Connection, token_hash: bytes, *, expires_at: str) -> None:
-    """Move the end of a login on."""
+    """Extends a login."""
     connection.changes("extend_web_session", {"token_hash": token_hash, "expires_at": expires_at})
 
 
 def delete_web_session(connection: Connection, token_hash: bytes) -> None:
-    """End a login."""
     connection.changes("delete_web_session", {"token_hash": token_hash})
