@@ -1,4 +1,4 @@
-"""Which branches this process's newest chats continued, so that two that race are not given the same one."""
+"""Remembers the branch points of this process's newest chats, so that concurrent chats do not get the same one."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,16 @@ _REMEMBERED = 1024
 
 
 class RecentBranchPoints:
-    """Where this process's newest chats went on from: two that race are not given the same place where there are more.
+    """Chooses different branch points for concurrent chats if there are several candidates.
 
-    What a chat continues has nothing below it in the tables before that chat is stored.
+    Needed because the database shows a branch point as unused until the chat that chose it has been stored.
     """
 
     def __init__(self) -> None:
         self._numbers: dict[int, None] = {}
 
     def choose(self, places: Sequence[StitchCandidate]) -> StitchCandidate:
-        """The first place that nothing goes on from, else the first of all."""
+        """The first unused candidate, else the first one."""
         open_ = (place for place in places if not place.goes_on and place.message_no not in self._numbers)
         chosen = next(open_, places[0])
         self._numbers[chosen.message_no] = None

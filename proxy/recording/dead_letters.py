@@ -1,7 +1,7 @@
-"""The dead-letter file: lines of writes that the database has refused for good, so that nothing is ever dropped.
+"""The dead-letter file: keeps the lines of writes that the database has rejected, so that no data is dropped.
 
-One file for all processes of a database, beside their spill files. Its lines are spill lines with the reason added; the
-recorder tries them again from time to time, since what refused them may have been put right.
+All processes of a database share one file, beside their spill files. Each line is a spill line plus the reason. The
+recorder retries the lines periodically, since the cause may have been fixed.
 """
 
 import errno
@@ -16,30 +16,30 @@ from pathlib import Path
 from proxy.recording.spill import is_at, read_batches, sync_folder
 from proxy.wire import json_text
 
-# How long one waits that finds the file locked.
+# How long to wait if another process holds the file's lock.
 _LOCK_SECONDS = 0.005
 _REASON = re.compile(rb',"refused":"(?:[^"\\]|\\.)*"\}$')
 
 
 def dead_letter_path(database_path: Path, folder: Path) -> Path:
-    """Where refused writes are kept."""
+    """The path of the dead-letter file."""
     return folder / f"{database_path.name}-refused"
 
 
 def exist(path: Path) -> bool:
-    """Whether there are refused writes, also ones that are being retried."""
+    """Whether there are rejected writes, including ones being retried."""
     return path.exists() or _being_retried(path).exists()
 
 
 def retry(path: Path, store: Callable[[list[bytes]], list[tuple[bytes, BaseException]]]) -> tuple[int, int]:
-    """Try the lines again: how many `store` took, and how many it refused, which are in the file again.
+    """Retries the lines; returns how many `store` accepted, and how many it rejected (these are written back).
 
-    Raises BlockingIOError while another process does the same. Killed in between, the next one goes on.
+    Raises BlockingIOError if another process is retrying. If this process dies midway, the next one continues.
     """
     again = _being_retried(path)
     try:
         file = _take(path, again)
-    except FileNotFoundError:  # there is none, or another process has just stored it
+    except FileNotFoundError:  # there is no file, or another process has just retried it
         return 0, 0
     try:
         stored = left = 0
@@ -54,11 +54,11 @@ def retry(path: Path, store: Callable[[list[bytes]], list[tuple[bytes, BaseExcep
 
 
 def _take(path: Path, again: Path) -> int:
-    """The file under the name that it has while it is retried, locked. Raises FileNotFoundError or BlockingIOError."""
+    """Renames the file for the retry and locks it. Raises FileNotFoundError or BlockingIOError."""
     with suppress(FileNotFoundError):
         return _locked(again, os.O_RDONLY)
     file = _locked(path, os.O_RDONLY)
-    if again.exists():  # only who has the lock of the one makes the other: nothing is replaced
+    if again.exists():  # only the holder of the lock creates this file, so nothing is overwritten
         os.close(file)
         raise BlockingIOError
     try:
@@ -70,7 +70,7 @@ def _take(path: Path, again: Path) -> int:
 
 
 def append(path: Path, lines: list[tuple[bytes, str]]) -> None:
-    """Add lines, each with the reason; on disk when this returns. Raises OSError."""
+    """Appends lines with their reasons and syncs the file. Raises OSError."""
     if not lines:
         return
     data = b"".join(_with_reason(line, reason) + b"\n" for line, reason in lines)
@@ -92,12 +92,12 @@ def append(path: Path, lines: list[tuple[bytes, str]]) -> None:
 
 
 def reason_of(exc: BaseException) -> str:
-    """Why a line was refused, for `append`."""
+    """The reason text that `append` stores."""
     return f"{type(exc).__name__}: {exc}"
 
 
 def _open_to_append(path: Path) -> int:
-    """The file, locked. One that is being retried loses this name at once, and another is made."""
+    """Opens and locks the file. If it is being renamed for a retry, creates a new one."""
     while True:
         with suppress(BlockingIOError, FileNotFoundError):
             return _locked(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -105,7 +105,7 @@ def _open_to_append(path: Path) -> int:
 
 
 def _locked(path: Path, flags: int) -> int:
-    """The file that has this name, locked. Raises BlockingIOError, or FileNotFoundError where it has just lost it."""
+    """Opens and locks the file at this path. Raises BlockingIOError, or FileNotFoundError if it was just renamed."""
     file = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,11 +115,10 @@ def _locked(path: Path, flags: int) -> int:
     if is_at(file, path):
         return file
     os.close(file)
-    raise FileNotFoundError(errno.ENOENT, "it has another name now", str(path))
+    raise FileNotFoundError(errno.ENOENT, "the file was renamed", str(path))
 
 
 def count_lines(path: Path) -> int:
-    """How many lines the file has."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -135,8 +134,8 @@ def _being_retried(path: Path) -> Path:
 
 
 def _with_reason(line: bytes, reason: str) -> bytes:
-    """The line as it was, and why it was refused: the key is ignored when the line is read again."""
+    """Adds the reason to a line. The key is ignored when the line is read again."""
     if not line.startswith(b"{") or not line.endswith(b"}") or line == b"{}":
-        return line  # a broken one
-    line = _REASON.sub(b"}", line)  # of an earlier time
+        return line  # damaged
+    line = _REASON.sub(b"}", line)  # remove the reason of an earlier attempt
     return line[:-1] + b',"refused":' + json_text.dumps(reason[:500]).encode() + b"}"

@@ -1,23 +1,26 @@
-"""Keeps from the caller the one event of usage that the proxy asked for, and no other."""
+"""Hides the usage event that the proxy requested on its own, and no other, from the caller."""
 
 from proxy.wire.endpoint import Reply
 from proxy.wire.sse import Event
 
 
 class HiddenUsage:
-    """The usage that was asked for comes once, and last; what comes before, upstream sends to everyone."""
+    """The requested usage event is the last one of the stream.
+
+    Usage sent before it is upstream's own and is passed on.
+    """
 
     __slots__ = ("_has_come", "_reply", "_waiting")
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
         self._has_come = False
-        # Until a choice says that it has ended, only the next event tells whether the stream has.
+        # Until a choice has finished, only the next event tells whether this usage event was the last one.
         self._waiting: Event | None = None
 
     def pass_on(self, event: Event) -> bytes:
-        """The bytes that go out now that this event has come, which is not the end."""
-        if not event.data:  # a comment says nothing about what waits
+        """The bytes to send now that this event (not the end) has arrived."""
+        if not event.data:  # a comment does not show whether the held event was the last one
             return event.raw
         waited, self._waiting = self._waiting, None
         before = b"" if waited is None else waited.raw
@@ -30,6 +33,6 @@ class HiddenUsage:
         return before
 
     def end(self) -> bytes:
-        """The stream has ended: what waited was ours, and what it carries beside the usage goes out."""
+        """Called at the end of the stream: the held event was ours; returns its other keys, if any, as an event."""
         waited, self._waiting = self._waiting, None
         return b"" if waited is None else self._reply.without_usage(waited)

@@ -1,4 +1,4 @@
-"""The recording of one exchange: what it has streamed, when its first token came, and how it ended."""
+"""Records one exchange: collects its stream, the time of its first token, and its outcome."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from proxy.wire.sse import Event
 
 CALLER_LEFT = {"message": "The caller left before the reply had ended.", "type": "caller_disconnected"}
 CANCELLED = {"message": "The response was cancelled.", "type": "cancelled"}
-# How much of a reply that cannot be understood is kept in the exchange's error.
+# How much of an unparsable reply is kept in the exchange's error.
 _BEGINNING_BYTES = 2000
 _MEDIA_TYPE_LENGTH = 200
 
@@ -21,7 +21,7 @@ STOPPED = {"message": "The proxy was stopped before the reply had ended.", "type
 
 
 class Recording:
-    """One exchange on its way to the recorder: what it has streamed, when, and how it ended. Ends once."""
+    """One exchange being recorded. It ends exactly once."""
 
     def __init__(self, recorder: Recorder, exchange: Exchange, *, size: int) -> None:
         self._recorder = recorder
@@ -34,7 +34,7 @@ class Recording:
         self.http_status: int | None = None
         self._media_type: str | None = None
         self._beginning = b""
-        self.trouble: dict[str, Any] | None = None  # why not all of the reply is recorded
+        self.trouble: dict[str, Any] | None = None  # why the reply is not fully recorded
         self.upstream: str | None = None
         self._answered: float | None = None
         self._head: float | None = None
@@ -42,44 +42,44 @@ class Recording:
 
     @property
     def is_strict(self) -> bool:
-        """Whether the caller learns of the end only when it is on disk."""
+        """Whether the reply's end is sent only after it has been committed."""
         return self._recorder.is_strict
 
     def answered(self, http_status: int, media_type: bytes | None = None, *, upstream: str | None = None) -> None:
-        """The status of this upstream has come."""
+        """Called when upstream's status has arrived."""
         self.upstream = upstream
         self.http_status = http_status
         self._media_type = None if media_type is None else media_type.decode("latin-1")[:_MEDIA_TYPE_LENGTH]
         self._answered = time.monotonic()
 
     def heads_out(self) -> None:
-        """All is known that the head of the reply needs."""
+        """Called when everything needed for the reply's head is known."""
         self._head = time.monotonic()
 
     @property
     def has_token(self) -> bool:
-        """Whether the first token has come."""
+        """Whether the first token has arrived."""
         return self._first_token is not None
 
     def take(self, event: Event) -> None:
-        """Fold one event of the stream."""
+        """Folds one event of the stream."""
         self.reply.feed(event)
         if self._first_token is None and self.reply.has_token:
             self._first_token = time.monotonic()
 
     def begins(self, data: bytes) -> None:
-        """Keep how the reply begins, to say it where nothing of it can be understood."""
+        """Keeps the start of the reply for the error message if it turns out to be unparsable."""
         if len(self._beginning) < _BEGINNING_BYTES:
             self._beginning += data[: _BEGINNING_BYTES - len(self._beginning)]
 
     def take_whole(self, body: bytes) -> None:
-        """Take a reply that is not a stream."""
+        """Takes a non-streamed reply."""
         self.live.size += len(body)
         self.begins(body)
         self.reply.take_whole(body)
 
     def end_streamed(self) -> asyncio.Future[Any] | None:
-        """Upstream's stream is over: whole if every choice says how it finished, cut if not."""
+        """Ends a stream: completed if every choice has finished, otherwise failed or incomplete."""
         if self.reply.is_whole:
             return self.end("completed")
         error = self.reply.error or self.trouble
@@ -88,17 +88,17 @@ class Recording:
         return self.end("incomplete", error=error)
 
     def end_whole(self) -> asyncio.Future[Any] | None:
-        """Upstream's reply has come in one piece."""
+        """Ends a non-streamed reply."""
         is_2xx = self.http_status is not None and 200 <= self.http_status < 300
         if is_2xx and self.reply.error is None and self.reply.choices:
             return self.end("completed")
         error = self.reply.error or self.trouble
         if error is None and not is_2xx:
-            error = parsed_object(self._beginning)  # an error of upstream's in a shape of its own
+            error = parsed_object(self._beginning)  # an upstream error in a format of its own
         return self.end("failed", error=error or self._what_came("Upstream's reply could not be understood."))
 
     def end(self, status: Status, *, error: Any = None) -> asyncio.Future[Any] | None:
-        """The exchange has ended like this. The future says when that is on disk."""
+        """Ends the exchange. The future is done when it is on disk."""
         if self._has_ended:
             return None
         self._has_ended = True
@@ -130,7 +130,7 @@ class Recording:
 
 
 async def committed(recording: Recording, saved: asyncio.Future[Any] | None) -> None:
-    """In strict mode, wait until the end of the exchange is on disk."""
-    # Whoever leaves while waiting cancels the future, and not the write: nobody is left to be told of it.
+    """In strict mode, waits until the end of the exchange is on disk."""
+    # A caller that disconnects while waiting cancels the future but not the write.
     if saved is not None and recording.is_strict and not saved.cancelled():
         await saved

@@ -1,7 +1,8 @@
-"""What waits too long for the database goes to the spill file, whatever the reason: an error, a stalled disk, a giant
-write before it, a database file that is gone. Only when it is synced there, its caller is told that it is saved.
+"""Spills writes that the database does not take in time, for any reason: an error, a stalled disk, a long write ahead
+of them, a missing database file. A write counts as saved only after the spill file is synced.
 
-It runs beside the database's turn, in a thread of its own: neither a blocked writer nor a full thread pool holds it up.
+Runs independently of the writer's turn, in its own thread, so that neither a blocked writer nor a full thread pool
+delays it.
 """
 
 import asyncio
@@ -24,13 +25,13 @@ from proxy.storage.own_thread import OwnThread
 
 logger = logging.getLogger(__name__)
 
-# How long the database has to take a write, at most, before it is spilled.
+# A write that the database has not taken after this time is spilled.
 _SPILL_SECONDS = 0.4
 _GATHER_SECONDS = 0.02
-# At once with one sync.
+# Maximum number of writes per sync.
 _SPILLED_AT_ONCE = 256
 _SPILLED_BYTES = 8 * 2**20
-# Spilled writes stay in memory as well, from where they are stored faster; of a long outage only these do.
+# Spilled writes also stay in memory, because storing them from there is faster; during a long outage only this many do.
 _COPIES = 2_000
 _RETRY_SECONDS = 0.5
 
@@ -43,7 +44,7 @@ UNSAVED_REASONS = ("queue_full", "spill_failed", "spill_stalled", "refused", "de
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
-    """A write on its way to the dead-letter file."""
+    """A write that goes to the dead-letter file."""
 
     line: Callable[[], bytes]
     reason: BaseException
@@ -51,7 +52,7 @@ class _Refused:
 
 
 class Overflow:
-    """The spill's side of the writer. `run` is its task; all but the file's work happens on the event loop."""
+    """Spills queued writes. `run` is its task. Only file I/O runs in the thread, everything else on the event loop."""
 
     def __init__(
         self,
@@ -63,8 +64,8 @@ class Overflow:
         is_bridging: Callable[[], bool],
         refuses_callers: Callable[[], bool],
     ) -> None:
-        """`is_bridging`: the database takes nothing now, so that new writes are spilled at once. `refuses_callers`: it
-        is known to refuse, so that writes which cannot be spilled fail at once."""
+        """`is_bridging`: the database accepts nothing, so new writes are spilled immediately. `refuses_callers`: it is
+        known to be failing, so a write that cannot be spilled fails immediately."""
         self._queue = queue
         self._spill = spill
         self._dead_letters_path = dead_letters_path
@@ -78,63 +79,63 @@ class Overflow:
         self._refused: deque[_Refused] = deque()
         self._is_closed = False
         self._appending_since: float | None = None
-        self._marked_end = 0  # the lines before it are those of writes marked as spilled
-        self.only_on_file = 0  # spilled writes that are not in memory any more
+        self._marked_end = 0  # all lines before this offset belong to writes marked as spilled
+        self.only_on_file = 0  # spilled writes no longer in memory
         self.error: str | None = None  # why the spill file cannot be written
         self.unsaved: Counter[str] = Counter()
 
     @property
     def count(self) -> int:
-        """Lines on the spill file."""
+        """Number of lines in the spill file."""
         return self._spill.count
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing can be spilled, if so."""
+        """Why spilling fails, or None."""
         since = self._appending_since
         if since is not None and time.monotonic() - since > self._give_up_seconds:
             return "the spill file's disk does not answer"
         return self.error
 
     def came(self) -> None:
-        """A write has been queued."""
+        """Called when a write has been queued."""
         if self._timer is None:
             self._set_timer(self.spill_seconds)
         if self._queue.is_half_full or self._is_bridging():
             self._wanted.set()
 
     def wake(self) -> None:
-        """The database refuses: look at once what has to be spilled."""
+        """Called when the database fails: checks immediately what must be spilled."""
         self._wanted.set()
 
     def refuse(self, write: Write[Any], exc: BaseException) -> None:
-        """The database will never take this write: keep it in the dead-letter file, then answer its caller."""
+        """Moves a write that the database rejected for good to the dead-letter file, then informs its caller."""
         assert write.line is not None
         self._refused.append(_Refused(write.line, exc, write.done))
         self._wanted.set()
 
     def refuse_line(self, line: bytes, exc: BaseException) -> None:
-        """The same for a line of the spill file."""
+        """Like `refuse`, for a line from the spill file."""
         self._refused.append(_Refused(lambda: line, exc, None))
         self._wanted.set()
 
     async def run(self) -> None:
-        """Spill until cancelled."""
+        """Spills until cancelled."""
         while True:
             await self._wanted.wait()
-            await asyncio.sleep(_GATHER_SECONDS)  # more at once, with one sync of the file
+            await asyncio.sleep(_GATHER_SECONDS)  # gather more writes per sync
             self._wanted.clear()
             try:
                 await self.spill_due()
             except OSError as exc:
                 self._cannot_spill(exc)
                 self._set_timer(_RETRY_SECONDS)
-            except Exception:  # it must live: without it every chat would wait at its end
+            except Exception:  # must survive: without this task every chat would wait at its end
                 logger.exception("the spill failed; it goes on")
                 self._set_timer(_RETRY_SECONDS)
 
     async def spill_due(self, *, everything: bool = False) -> None:
-        """Spill what is due, or everything that can be. Raises OSError where the file takes not even one line."""
+        """Spills all due writes, or all that can be spilled. Raises OSError if not even one line can be written."""
         await self._keep_refused()
         while batch := self._next_due(everything=everything):
             await self._append(batch)
@@ -147,31 +148,31 @@ class Overflow:
             self.forget_copies()
 
     def forget_copies(self) -> None:
-        """Spilled writes leave memory, and come back from the file."""
+        """Drops the in-memory copies of spilled writes; they are later read from the file."""
         self.only_on_file += self._queue.forget_spilled()
 
     async def lines(self, start: int, end: int) -> tuple[list[bytes], int]:
-        """Some lines of the file from an offset on, and where they end."""
+        """Reads some lines of the file from an offset on; returns them and the offset after them."""
         return await self._thread.run(partial(self._spill.read, start, end))
 
     @property
     def marked_end(self) -> int:
-        """The offset behind the last line whose write is marked as spilled."""
+        """The offset after the last line whose write is marked as spilled."""
         return self._marked_end
 
     async def keep_file(self) -> None:
-        """Make the spill file again where somebody has removed it. Raises OSError."""
+        """Recreates the spill file if it was removed. Raises OSError."""
         await self._thread.run(self._spill.keep)
 
     async def clear(self) -> bool:
-        """Empty the file, all of whose writes are stored. False where more has come meanwhile."""
+        """Empties the file after all its writes were stored. False if new lines were added meanwhile."""
         is_empty = await self._thread.run(partial(self._spill.clear, up_to=self._marked_end))
         if is_empty:
             self._marked_end = 0
         return is_empty
 
     async def close(self, *, seconds: float) -> None:
-        """Spill everything that is still queued, and let go of the file."""
+        """Spills everything still queued, and closes the file."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -186,7 +187,7 @@ class Overflow:
                 await self._thread.run(self._spill.close)
         self._thread.stop()
 
-    # Which
+    # Which writes to spill
 
     def _next_due(self, *, everything: bool) -> list[Write[Any]]:
         due_at = time.monotonic() - self.spill_seconds
@@ -210,7 +211,7 @@ class Overflow:
         self._timer = None if self._is_closed else asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
-        """Wake the task for what is due, and let go whose time is over."""
+        """Wakes the task for due writes, and informs callers whose time limit has passed."""
         self._timer = None
         now = time.monotonic()
         next_at: float | None = None
@@ -221,7 +222,7 @@ class Overflow:
             if not write.is_spilled and write.line is not None and spill_at <= now:
                 self._wanted.set()
                 write.due_at = write.due_at or now
-            # An event loop that was held up for long has given the spill no chance yet.
+            # If the event loop was blocked for long, the spill has had no chance to run yet.
             chance_ends_at = 0.0 if write.line is None else (write.due_at or now) + self._give_up_seconds / 4
             give_up_at = max(write.queued_at + self._give_up_seconds, chance_ends_at)
             if give_up_at <= now:
@@ -230,11 +231,11 @@ class Overflow:
             at = spill_at if spill_at > now else give_up_at
             next_at = at if next_at is None else min(next_at, at)
             if spill_at > now:
-                break  # those behind it came later
+                break  # later writes are not due yet
         if next_at is not None:
             self._set_timer(max(next_at - now, _GATHER_SECONDS))
 
-    # How
+    # Spilling
 
     async def _append(self, batch: list[Write[Any]]) -> None:
         while True:
@@ -245,7 +246,7 @@ class Overflow:
             except OSError:
                 if len(batch) == 1:
                     raise
-                batch = batch[: len(batch) // 2]  # perhaps there is room for some
+                batch = batch[: len(batch) // 2]  # a smaller batch may still fit
             finally:
                 self._appending_since = None
         if self.error is not None:
@@ -260,7 +261,7 @@ class Overflow:
             if not write.done.done():
                 write.done.set_result(True)
         if any(write.is_doubtful for write in batch):
-            self.forget_copies()  # they may be stored: only their lines may be tried, which are looked up first
+            self.forget_copies()  # they may be stored: retry them only from their lines, whose replay checks that first
 
     async def _keep_refused(self) -> None:
         path = self._dead_letters_path
@@ -271,7 +272,7 @@ class Overflow:
                 self.unsaved["refused"] += 1
                 exc = refused.reason
                 if failure is None:
-                    # Its traceback is logged once: a caller who is refused again and again must not fill the log.
+                    # Log the traceback once: a caller that is rejected repeatedly must not fill the log.
                     shown = exc if self.unsaved["refused"] == 1 else None
                     logger.error("the database refused a write (%s); it is kept in %s", exc, path, exc_info=shown)
                 else:
@@ -286,7 +287,7 @@ class Overflow:
         self.error = f"the spill file cannot be written: {reason}"
 
     def _give_up(self, write: Write[Any]) -> None:
-        """Its time is over; the write itself goes on being tried."""
+        """Informs the caller that the time limit has passed; the write itself stays queued."""
         if write.done.done():
             return
         if write.line is None:
@@ -294,20 +295,20 @@ class Overflow:
             return
         reason = "spill_failed" if self.error is not None else "spill_stalled"
         self.unsaved[reason] += 1
-        logger.error("the end of a reply is sent though it is not on disk yet (%s)", reason)
+        logger.error("the end of a reply is sent before it is on disk (%s)", reason)
         write.done.set_result(False)
 
     def withdraw(self, write: Write[Any]) -> None:
-        """Tell its caller that it failed, and do not try it any more."""
+        """Fails the write and removes it from further attempts."""
         if not write.done.done():
             write.is_withdrawn = True
             is_tried = write in self._queue.in_flight
             write.done.set_exception(UnavailableError(_MAY_BE_MADE) if is_tried else UnavailableError())
 
     def _cannot_spell(self, write: Write[Any], exc: BaseException) -> None:
-        """It cannot be spilled, and stays in memory for the database."""
+        """Called if the write cannot be serialized: it stays in memory for the database."""
         self.unsaved["spill_failed"] += 1
-        logger.error("a write cannot be spelled out for the spill file", exc_info=exc)
+        logger.error("a write cannot be serialized for the spill file", exc_info=exc)
         write.line = None
         if not write.done.done():
             write.done.set_result(False)
@@ -315,7 +316,7 @@ class Overflow:
     def _abandon(self) -> None:
         left = [write for write in self._queue if not write.is_spilled and not write.is_withdrawn]
         if left:
-            logger.critical("%d writes are lost: neither the database nor the spill file takes them", len(left))
+            logger.critical("%d writes are lost: neither the database nor the spill file accepts them", len(left))
         for write in left:
             self._give_up(write)
 
@@ -326,21 +327,21 @@ def _append_lines(spill: Spill, batch: Iterable[Write[Any]]) -> tuple[list[bytes
         assert write.line is not None
         try:
             lines.append(write.line())
-        except Exception as exc:  # noqa: BLE001 - one write must not stop the others
+        except Exception as exc:  # noqa: BLE001 - one bad write must not block the others
             lines.append(exc)
     spill.append([line for line in lines if isinstance(line, bytes)])
     return lines, spill.end
 
 
 def _keep(path: Path, batch: Sequence[_Refused]) -> list[Exception | None]:
-    """Add them to the dead-letter file with one sync: for each, why it could not be kept."""
+    """Appends the batch to the dead-letter file with one sync; returns an error or None for each write."""
     lines: list[tuple[bytes, str]] = []
     failures: list[Exception | None] = []
     for refused in batch:
         try:
             lines.append((refused.line(), dead_letters.reason_of(refused.reason)))
             failures.append(None)
-        except Exception as exc:  # noqa: BLE001 - one that cannot be spelled out must not stop the others
+        except Exception as exc:  # noqa: BLE001 - one that cannot be serialized must not block the others
             failures.append(exc)
     try:
         dead_letters.append(path, lines)

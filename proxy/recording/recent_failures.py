@@ -1,4 +1,4 @@
-"""Which chats of this process failed a moment ago, so that the same request, sent again, goes into the same session."""
+"""Remembers this process's recently failed chats, so that a retry of the same request continues in the same session."""
 
 import time
 from collections import Counter
@@ -6,34 +6,35 @@ from collections import Counter
 from proxy.storage.exchange import Exchange
 
 _REMEMBERED = 1024
-# Who says that a request is a retry may have waited as long as upstream asked for. Who does not say it is believed for
-# a few seconds.
+# A marked retry may come as late as upstream's Retry-After allows. An unmarked repetition counts only for a few
+# seconds.
 _RETRY_SECONDS = 120.0
 _SECONDS = 10.0
 
 
 class RecentFailures:
-    """The sessions of chats that got no whole reply, by user, length and last chain hash."""
+    """Sessions of chats without a complete reply, by user, number of messages, and last chain hash."""
 
     def __init__(self) -> None:
         self._sessions: dict[tuple[str, int, bytes], tuple[str, float]] = {}
-        # A request is hashed only where one of its user and length has failed: for a long history that is not free.
+        # Checked before hashing: hash a request only if one of the same user and length has failed. Long histories are
+        # costly.
         self._lengths: Counter[tuple[str, int]] = Counter()
 
     def add(self, exchange: Exchange) -> None:
-        """Remember a chat that failed, or was cut."""
+        """Remembers a chat that failed or was cut."""
         if not exchange.chained:
             return
         key = _key(exchange)
         if key in self._sessions:
-            self._drop(key)  # the newest stand last
+            self._drop(key)  # re-inserted below, so that the newest entries are last
         self._sessions[key] = exchange.session.session_id, time.monotonic()
         self._lengths[key[:2]] += 1
         if len(self._sessions) > _REMEMBERED:
             self._drop(next(iter(self._sessions)))
 
     def find(self, exchange: Exchange, *, is_retry: bool) -> str | None:
-        """The session of the failed chat that a request repeats."""
+        """The session of the failed chat that this request repeats."""
         self._forget_old()
         if not self._lengths or (exchange.user_id, len(exchange.chained)) not in self._lengths:
             return None

@@ -1,4 +1,4 @@
-"""The open exchanges: what streams now is written down as it goes, and stored when it ends, however it ends."""
+"""The open exchanges: saves replies while they stream, and stores each exchange when it ends."""
 
 import asyncio
 import itertools
@@ -33,19 +33,19 @@ from proxy.wire.endpoint import Reply
 
 logger = logging.getLogger(__name__)
 
-# After the grace time uvicorn cancels what is open; this is for the cancelled to say how they ended.
+# After the grace period uvicorn cancels open requests; this is the time they have to record their outcome.
 _LAST_WORDS_SECONDS = 5.0
-# How often what processes that are gone have left is looked for.
+# How often to look for spill files and exchanges of dead processes.
 _RECOVERY_SECONDS = 2.0
-_LONGEST_WAIT_SECONDS = 3600.0  # between two tries of what the database has refused
-# How long the events of a response stay after its end, for callers who lost their connection (`starting_after`).
+_LONGEST_WAIT_SECONDS = 3600.0  # between two retries of rejected writes
+# How long the events of a response are kept after its end, for clients that lost their connection (`starting_after`).
 _KEPT_SECONDS = 600.0
-# What streams is written down in turns, each a part of it, so that no turn keeps tokens waiting.
+# Open exchanges are saved in this many groups, one group at a time, so that no single run delays tokens for long.
 _TURNS = 5
 
 
 class OpenExchange:
-    """An exchange between its request and its end. `feed` takes the reply's bytes and never waits or raises."""
+    """An exchange between request and end. `feed` takes the reply's bytes; it never waits or raises."""
 
     __slots__ = (
         "_long",
@@ -62,76 +62,78 @@ class OpenExchange:
     )
 
     def __init__(self, exchange: Exchange, reply: Reply, *, size: int, turn: int = 0) -> None:
-        """`reply` is what the stream is folded to: it may have taken events that were not fed here."""
+        """`reply` folds the stream; it may already have taken events that are not passed to `feed`."""
         self.exchange = exchange
         self._long = long_request(exchange)
         self.reply = reply
-        self.abort: Callable[[], None] | None = None  # ends the work on it
-        self.turn = turn  # of the recorder's, in which it is written down
+        self.abort: Callable[[], None] | None = None  # cancels the work on it
+        self.turn = turn  # the group in which it is saved
         self.opened_at = time.monotonic()
         self.is_placed = False  # its session is known
-        self.is_begun = False  # its request is stored, or on the way
-        self._pending: list[bytes] = []  # streamed, and not written down yet
+        self.is_begun = False  # its request is stored or queued
+        self._pending: list[bytes] = []  # streamed but not saved yet
         self.sequence = 0
-        self.size = size  # bytes of the request, and of the reply so far
+        self.size = size  # bytes of the request and of the reply so far
 
     def in_slices(self, work: Callable[[WriteBatch], Any]) -> Callable[[WriteBatch], Any]:
-        """The work, but that a very long request is stored in slices before."""
+        """Wraps `work` so that a very long request is first stored in slices."""
         return work if self._long is None else self._long.before(work)
 
     @property
     def takes_fragments(self) -> bool:
-        """Whether its exchange has a row, that pieces of the reply can refer to, or will have one before they come.
+        """Whether fragments of the reply can be written: the exchange has a row, or will have one before they are
+        written.
 
-        Where the row is refused, so are the pieces: they are kept beside it.
+        If the row is rejected, so are its fragments: they go to the dead-letter file, too.
         """
         return self.is_begun and (self._long is None or self._long.is_done)
 
     def place(self, session: SessionRef) -> None:
-        """The session it belongs to has been found."""
+        """Called when the exchange's session has been determined."""
         self.exchange.session = session
         self.is_placed = True
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of a streamed reply."""
+        """Takes the next bytes of a streamed reply."""
         self.gather()
         self._pending.append(data)
 
     def unwritten(self) -> bytes:
-        """What has been streamed and is not written down yet: a stream that means the same."""
+        """The part of the stream not saved yet, as an equivalent stream."""
         self.gather()
         if len(self._pending) > 1:
             self._pending = [b"".join(self._pending)]
         return self._pending[0] if self._pending else b""
 
     def has_written(self, data: bytes) -> None:
-        """All that was unwritten is on its way."""
+        """Called when the unwritten part has been queued."""
         self._pending.clear()
         self.sequence += 1
         self.size += len(data)
 
     @property
     def keeps_events(self) -> bool:
-        """Whether its events stay for a while after its end."""
+        """Whether the events are kept for a while after the end."""
         may_be_asked_for = self.exchange.endpoint == responses.PATH and self.exchange.request.get("store") is not False
         return may_be_asked_for and bool(self.sequence or self._pending)
 
     def gather(self) -> None:
-        """Bring together what waits to be looked into, which takes less room then."""
+        """Merges the pending bytes and batched events, which saves memory."""
         if events := self.reply.take_batched():
             self._pending.append(events)
 
 
 class Recorder:
-    """Writes every exchange once. Opened exchanges must be finished: `drain` waits for them."""
+    """Records each exchange once. Every opened exchange must be finished; `drain` waits for that."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.worker_id = uuid7()
         self._settings = settings
         self._database = database
         self._live: list[set[OpenExchange]] = [set() for _ in range(_TURNS)]
-        self._ended: list[str] = []  # exchanges whose pieces are still to be deleted
-        self._kept: deque[tuple[float, str]] = deque()  # those whose pieces stay for a while, and since when
+        self._ended: list[str] = []  # exchanges whose fragments are not deleted yet
+        # exchanges whose fragments are kept for a while, with their end times
+        self._kept: deque[tuple[float, str]] = deque()
         self._strays_at = time.monotonic()
         self._turns = itertools.cycle(range(_TURNS))
         self._ticking: asyncio.Task[None] | None = None
@@ -139,7 +141,7 @@ class Recorder:
         self._is_empty = asyncio.Event()
         self._is_empty.set()
         self.failures = RecentFailures()
-        self.observe: Callable[[Exchange, Outcome], None] | None = None  # told of every exchange that has ended
+        self.observe: Callable[[Exchange, Outcome], None] | None = None  # called with every ended exchange
         self._state_dir = settings.state_path
         self._dead_letters_path = dead_letter_path(database.path, self._state_dir)
         self._retry_refused_at = 0.0
@@ -159,16 +161,16 @@ class Recorder:
 
     @property
     def is_strict(self) -> bool:
-        """Whether the end of a reply waits until it is on disk."""
+        """Whether the end of a reply is sent only after it is on disk."""
         return self._settings.durability == "strict"
 
     @property
     def live_count(self) -> int:
-        """Exchanges in progress."""
+        """The number of exchanges in progress."""
         return sum(map(len, self._live))
 
     async def start(self) -> None:
-        """Store what processes that are gone have left behind, then take exchanges."""
+        """Stores what dead processes have left, then accepts exchanges."""
         try:
             await self._database.keep_alive(self.worker_id)
             await self._database.write(boot_clock.adopt)
@@ -176,20 +178,20 @@ class Recorder:
         except (StorageError, MovedError, OSError) as exc:
             if isinstance(exc, StorageError) and not is_trouble(exc):
                 raise
-            logger.error("what processes that are gone have left cannot be stored yet: %s", exc)
+            logger.error("what dead processes have left cannot be stored yet: %s", exc)
         await self.writer.start()
         self._ticking = asyncio.create_task(self._tick(), name="recorder")
         self._recovering = asyncio.create_task(self._recover_always(), name="recovery")
 
     def open(self, exchange: Exchange, reply: Reply, *, size: int) -> OpenExchange:
-        """Begin to record. Nothing is written before the session is known and some time has passed."""
+        """Starts recording. Nothing is written until the session is known and some time has passed."""
         live = OpenExchange(exchange, reply, size=size, turn=next(self._turns))
         self._live[live.turn].add(live)
         self._is_empty.clear()
         return live
 
     def find_open(self, response_id: str, *, user_id: str | None) -> OpenExchange | None:
-        """The response in progress with this id, in this process; of any user where `user_id` is None."""
+        """This process's response in progress with this id; of any user if `user_id` is None."""
         for lives in self._live:
             for live in lives:
                 exchange = live.exchange
@@ -203,11 +205,11 @@ class Recorder:
         return None
 
     def is_open(self, live: OpenExchange) -> bool:
-        """Whether an exchange is still in progress."""
+        """Whether the exchange is still in progress."""
         return live in self._live[live.turn]
 
     def finish(self, live: OpenExchange, outcome: Outcome) -> asyncio.Future[Any] | None:
-        """Store the exchange with its outcome; the future says when it is on disk. None if the queue is full."""
+        """Stores the exchange with its outcome. The future is done when it is on disk; None if the queue is full."""
         self._live[live.turn].discard(live)
         if not any(self._live):
             self._is_empty.set()
@@ -217,7 +219,7 @@ class Recorder:
         exchange, is_begun = live.exchange, live.is_begun
         if outcome.status != "completed":
             self.failures.add(exchange)
-        size = live.size + len(live.unwritten())  # which folds what waited: who is told of the outcome reads the reply
+        size = live.size + len(live.unwritten())  # folds the batched events; observers of the outcome read the reply
         if is_begun:
             work = live.in_slices(partial(exchange_store.finish_begun, exchange=exchange, outcome=outcome))
         else:
@@ -237,15 +239,15 @@ class Recorder:
         except QueueFullError:
             self.writer.unsaved["queue_full"] += 1
             logger.error("the write queue is full: an exchange is not saved")
-        if self.observe is not None:  # only now: what is told of a chat must never keep it from being stored
+        if self.observe is not None:  # last, so that an error in the observer cannot prevent storing
             try:
                 self.observe(exchange, outcome)
-            except Exception:  # it is stored, whatever is wrong with being told of it
-                logger.exception("a chat that is stored could not be told of")
+            except Exception:  # already stored, whatever fails in the observer
+                logger.exception("the observer failed for a stored chat")
         return saved
 
     async def drain(self) -> None:
-        """Wait for the open exchanges to be finished, write everything, and let go of the files."""
+        """Waits until the open exchanges are finished, writes everything, and closes the files."""
         try:
             async with asyncio.timeout(_LAST_WORDS_SECONDS):
                 await self._is_empty.wait()
@@ -269,21 +271,24 @@ class Recorder:
                 self._delete_fragments()
 
     def _write_down(self, lives: Iterable[OpenExchange]) -> None:
-        """Queue what has come since the last time: one transaction takes it all. What finds no room waits."""
+        """Queues everything streamed since the last time for one transaction.
+
+        What does not fit into the queue waits.
+        """
         youngest = time.monotonic() - self._settings.flush_interval_seconds / 4
         for live in lives:
             if live.is_placed and live.opened_at <= youngest:
                 try:
                     self._write_down_one(live)
-                except Exception:  # what is wrong with one of them must not keep the others from being written down
+                except Exception:  # an error in one exchange must not prevent saving the others
                     logger.exception("a reply in progress could not be written down")
 
     def _write_last_events(self, live: OpenExchange) -> None:
-        """Write down what is left of a stream whose events stay. One that is too much for the queue goes without."""
+        """Saves the rest of a stream whose events are kept. Skipped if it does not fit into the queue."""
         live.is_placed = True
         try:
             self._write_down_one(live)
-        except Exception:  # the exchange itself must be stored all the same
+        except Exception:  # the exchange itself must still be stored
             logger.exception("the last events of a response could not be written down")
 
     def _write_down_one(self, live: OpenExchange) -> None:
@@ -320,7 +325,10 @@ class Recorder:
         live.has_written(data)
 
     def _delete_fragments(self) -> None:
-        """Many together, so that pages they share are written once; what finds no room is for the next time."""
+        """Deletes many at once, so that shared pages are written once.
+
+        What does not fit into the queue is retried later.
+        """
         now = time.monotonic()
         while self._kept and self._kept[0][0] < now - _KEPT_SECONDS:
             self._ended.append(self._kept.popleft()[1])
@@ -337,7 +345,8 @@ class Recorder:
         )
 
     async def _recover_always(self) -> None:
-        """A worker that dies is replaced by others, not by a start; what was refused may be put right meanwhile."""
+        """Recovers periodically: a dead worker is not replaced by a restart, and rejected writes may become
+        storable."""
         wait = _RECOVERY_SECONDS
         while True:
             try:
@@ -350,13 +359,13 @@ class Recorder:
                         )
                         self._retry_refused_at = time.monotonic() + wait
             except (StorageError, OSError, MovedError) as exc:
-                logger.warning("what processes that are gone have left cannot be stored yet: %s", exc)
-            except Exception:  # it must live: nobody else stores what they have left
-                logger.exception("recovery failed; it is tried again")
+                logger.warning("what dead processes have left cannot be stored yet: %s", exc)
+            except Exception:  # must survive: nothing else recovers what dead processes have left
+                logger.exception("recovery failed; it will be retried")
             await asyncio.sleep(_RECOVERY_SECONDS)
 
     async def _recover(self) -> None:
-        """End what processes that are gone have left: first their spill, which is newer than what is in the tables."""
+        """Recovers dead processes: first their spill files, which are newer than the tables."""
         left = spill_files(self._database.path, folder=self._state_dir)
         for worker_id, path in left.items():
             if worker_id != self.worker_id:
@@ -369,12 +378,12 @@ class Recorder:
         try:
             left = OrphanedSpill(path)
         except BlockingIOError:
-            return  # its process lives
+            return  # its process is alive
         try:
             spilled, interrupted = await self._database.write(
                 self._database.files.guard(lambda connection: self._store_abandoned(connection, left, worker_id))
             )
-        except BlockingIOError:  # another process tries again what was refused: its chats can only be ended afterwards
+        except BlockingIOError:  # another process is retrying rejected writes; chats can be ended only after that
             left.close(remove=False)
             return
         except BaseException:
@@ -389,19 +398,20 @@ class Recorder:
             )
 
     def _store_abandoned(self, connection: Connection, left: OrphanedSpill, worker_id: str) -> tuple[int, int]:
-        """Store what a process that is gone has spilled and streamed: how many writes, how many cut chats."""
+        """Stores a dead process's spilled writes and streamed replies; returns the numbers of writes and of cut
+        chats."""
         spilled = 0
         for lines in left.batches():
             refused = replay_lines(connection, lines, spill_codec.replay)
             self._keep_refused(refused)
             spilled += len(lines) - len(refused)
-        # Pieces of a reply whose beginning was refused are among these: once the chat has ended they come too late.
+        # Do this first: fragments of a reply whose row was rejected may be among them, and are useless after its end.
         self._retry_in_database(connection)
         with write_batch(connection) as rows:
             return spilled, exchange_store.recover(rows, worker_id)
 
     async def _retry_refused(self) -> int:
-        """Try again what the database has refused; how many writes it takes now."""
+        """Retries rejected writes; returns how many the database accepted."""
         if not dead_letters.exist(self._dead_letters_path):
             return 0
         return await self._database.write(self._database.files.guard(self._retry_in_database))
@@ -411,7 +421,7 @@ class Recorder:
         stored, left = dead_letters.retry(path, lambda lines: replay_lines(connection, lines, spill_codec.replay))
         if stored:
             logger.warning("%d writes that the database had refused are stored now, %d are not", stored, left)
-            with write_batch(connection) as rows:  # the end of a chat may have been among them, after its pieces
+            with write_batch(connection) as rows:  # they may contain the end of a chat after its fragments
                 _delete_strays(rows)
         return stored
 

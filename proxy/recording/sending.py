@@ -1,7 +1,7 @@
-"""Sends upstream's reply to the caller: a recorded stream, a recorded whole reply, or one that is not recorded.
+"""Sends upstream's reply to the caller: as a recorded stream, a recorded whole reply, or unrecorded.
 
-Nothing is awaited between reading a piece and sending it. In `strict` mode the end of a reply, and only its end, waits
-until the exchange is on disk.
+Nothing is awaited between reading a chunk and sending it. In `strict` mode only the end of a reply waits until the
+exchange is on disk.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from proxy.wire.headers import Headers
 logger = logging.getLogger(__name__)
 
 _SLICE_BYTES = 8 * 2**10
-_WHOLE_BYTES = 64 * 2**20  # a larger reply passes, and its exchange says so
+_WHOLE_BYTES = 64 * 2**20  # a larger reply is relayed but not recorded, and its exchange says so
 
 
 async def send_streamed(
@@ -37,7 +37,7 @@ async def send_streamed(
     first: bytes = b"",
     decoding: Decoding | None = None,
 ) -> None:
-    """Relay an event stream while recording it. `first` has been read of it; `decoding` reads a compressed one."""
+    """Relays and records an event stream. `first` was already read from it; `decoding` decodes a compressed one."""
     tee = Tee(recording, hides_usage=hides_usage) if decoding is None else EncodedTee(recording, decoding)
     await _start(send, response, headers)
     try:
@@ -58,7 +58,7 @@ async def send_streamed(
 async def _pass_in_slices(
     data: bytes, response: Response, send: Send, recording: Recording, tee: Tee, watch: Watch
 ) -> None:
-    """A large piece may hold many thousand events: others get their turn between two slices of it."""
+    """Splits a large chunk, which may contain thousands of events, and lets other tasks run between the slices."""
     for start in range(0, len(data), _SLICE_BYTES):
         out = tee.feed(data[start : start + _SLICE_BYTES])
         if out and not watch.has_left:
@@ -69,13 +69,13 @@ async def _pass_in_slices(
 
 
 async def _push(response: Response, outlet: Outlet, send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
-    """The event loop's own call with a piece of the stream writes it to the caller: no task runs between them."""
+    """Fast path: the event loop's read callback writes each chunk to the caller; no other task runs in between."""
     reply, write = recording.reply, outlet.write
     large: list[bytes] = []
     wait, is_batchable = reply.batched.append, reply.is_batchable
 
     def sink(data: bytes) -> bool:
-        if reply.can_batch and is_batchable(data):  # as in `feed`, for a call less a token
+        if reply.can_batch and is_batchable(data):  # same as in `feed`, inlined to save a call per token
             wait(data)
             return write(data)
         if len(data) > _SLICE_BYTES:
@@ -94,16 +94,16 @@ async def _push(response: Response, outlet: Outlet, send: Send, recording: Recor
 
 
 async def _pull(response: Response, send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
-    """The way of every server and client: a piece is read, and then sent."""
+    """Standard path, for any server and client: reads a chunk, then sends it."""
     while data := await response.read():
         await _pass_in_slices(data, response, send, recording, tee, watch)
 
 
 async def _send_end(response: Response, send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
-    """Send `[DONE]` when the exchange is on disk, whether or not upstream ends its response after it."""
+    """Sends `[DONE]` as soon as the exchange is on disk, even if upstream has not closed its response yet."""
     await committed(recording, recording.end_streamed())
     if response.is_over:
-        return  # then it goes out with the end of the response
+        return  # it is sent together with the end of the response
     held = tee.release()
     if held and not watch.has_left:
         await send({"type": "http.response.body", "body": held, "more_body": True})
@@ -119,9 +119,9 @@ async def send_whole(
     first: bytes = b"",
     decoding: Decoding | None = None,
 ) -> None:
-    """Relay a reply that is not a stream: its body is the end, and goes out when it is on disk.
+    """Relays a non-streamed reply. Its body is the end of the exchange, so it is sent once it is on disk.
 
-    Raises UpstreamError where upstream dies within it: nothing has gone out yet.
+    Raises UpstreamError if upstream fails before the body is complete; nothing has been sent by then.
     """
     body = None if first else response.read_whole_nowait()
     if body is None:
@@ -132,7 +132,7 @@ async def send_whole(
         await committed(recording, recording.end_whole())
         await _start(send, response, headers)
         await send({"type": "http.response.body", "body": body, "more_body": True})
-        body = b""  # only what has been read so far was held
+        body = b""  # release the buffer: only what has been read so far was kept
         await _send_rest(response, send, outlet)
         return
     recording.take_whole(_decoded(body, decoding, recording))
@@ -141,7 +141,7 @@ async def send_whole(
 
 
 def _decoded(body: bytes, decoding: Decoding | None, recording: Recording) -> bytes:
-    """What a compressed reply holds, for the record."""
+    """Decodes a compressed reply for the record."""
     if decoding is None:
         return body
     try:
@@ -152,7 +152,7 @@ def _decoded(body: bytes, decoding: Decoding | None, recording: Recording) -> by
 
 
 async def _read_whole(response: Response, first: bytes) -> bytes:
-    """The body, or what has come of it when it turns out to be too large to keep."""
+    """Reads the body; stops with what has arrived if it is too large to keep."""
     pieces = [first]
     length = len(first)
     try:
@@ -165,7 +165,7 @@ async def _read_whole(response: Response, first: bytes) -> bytes:
 
 
 async def send_unrecorded(response: Response, send: Send, *, headers: Headers, outlet: Outlet | None) -> None:
-    """Relay any reply as it comes. Where upstream dies, the caller's connection ends as abruptly."""
+    """Relays a reply without recording. If upstream fails, the caller's connection is closed as abruptly."""
     body = response.read_whole_nowait()
     if body is not None:
         await _send_at_once(response, send, body, headers=headers, outlet=outlet)
@@ -175,7 +175,7 @@ async def send_unrecorded(response: Response, send: Send, *, headers: Headers, o
 
 
 async def _send_rest(response: Response, send: Send, outlet: Outlet | None) -> None:
-    """Pass what is left of a reply. Where upstream dies, the caller's connection ends as abruptly."""
+    """Relays the rest of a reply. If upstream fails, the caller's connection is closed as abruptly."""
     try:
         if outlet is not None and outlet.is_open:
             while not await response.pump(outlet.write):
@@ -203,10 +203,13 @@ async def _start(send: Send, response: Response, headers: Headers) -> None:
 
 
 async def _send_cut(send: Send, recording: Recording, error: APIError, *, rest: bytes, headers: Headers) -> None:
-    """Say in the stream that upstream died, and save what had come. A response without an end closes its connection."""
+    """Sends an error event because upstream failed, and saves what arrived.
+
+    Without a final chunk the connection closes.
+    """
     saved = recording.end("incomplete", error=error.as_json()["error"])
     await committed(recording, saved)
     if not any(name == b"content-length" for name, _ in headers):
         event = recording.endpoint.error_event(error.as_json()["error"])
-        # An event that was cut in the middle is ended first, so that ours is one of its own.
+        # Terminate an event that was cut in the middle, so that the error is a separate event.
         await send({"type": "http.response.body", "body": (rest + b"\n\n" if rest else b"") + event, "more_body": True})

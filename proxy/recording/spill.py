@@ -1,7 +1,7 @@
-"""The spill file of one process: an append-only file beside the database, for when the database cannot be written.
+"""The spill file of one process: an append-only file for writes while the database cannot be written.
 
-Its space is reserved while there is some, so that a full disk does not take it. It is locked as long as its process
-lives, which also tells the other processes that this one does: the file of a process that is gone can be locked.
+Its space is reserved in advance, so that a full disk cannot prevent spilling. The file is locked while its process
+lives, which also shows other processes that it is alive: the file of a dead process can be locked.
 """
 
 import fcntl
@@ -17,21 +17,21 @@ _BATCH_BYTES = 4 * 2**20
 
 
 class Spill:
-    """Lines of JSON, on disk when `append` returns. Zero bytes follow the last line."""
+    """JSON lines, synced when `append` returns. Zero bytes follow the last line."""
 
     def __init__(self, path: Path, *, reserve_bytes: int) -> None:
         self.path = path
-        self.count = 0  # lines in the file
+        self.count = 0  # number of lines
         self._end = 0
         self._reserve_bytes = reserve_bytes
         self._file = _own(path)
         self._reserve()
 
     def append(self, lines: list[bytes]) -> None:
-        """Add lines; raises OSError when they are not on disk, and then none of them counts."""
+        """Appends lines. Raises OSError if they are not on disk; then none of them counts."""
         if not lines:
             return
-        # The zero byte ends the file for a reader, whatever an append that failed half way has left behind it.
+        # The zero byte marks the end for a reader, even if a failed append has left data behind it.
         data = b"".join(line + b"\n" for line in lines) + b"\0"
         _write_all(self._file, data, self._end)
         os.fsync(self._file)
@@ -42,11 +42,11 @@ class Spill:
 
     @property
     def end(self) -> int:
-        """The offset behind the last line."""
+        """The offset after the last line."""
         return self._end
 
     def read(self, start: int, end: int) -> tuple[list[bytes], int]:
-        """Whole lines from `start` on, at least one and about 4 MiB of them, and the offset behind them."""
+        """Reads whole lines from `start`, at least one and about 4 MiB; returns them and the offset after them."""
         data = b""
         while start + len(data) < end:
             data += os.pread(self._file, min(_BATCH_BYTES, end - start - len(data)), start + len(data))
@@ -56,9 +56,9 @@ class Spill:
         return lines, start + len(data) - len(rest)
 
     def clear(self, *, up_to: int) -> bool:
-        """Forget the lines up to the offset: they are in the database. False where there are more lines.
+        """Removes the lines up to the offset, which are in the database now. False if there are more lines.
 
-        The reserved space stays reserved, as zero bytes.
+        The reserved space is kept as zero bytes.
         """
         if self._end != up_to:
             return False
@@ -69,24 +69,24 @@ class Spill:
             for offset in range(0, used, _BATCH_BYTES):
                 os.pwrite(self._file, bytes(min(_BATCH_BYTES, used - offset)), offset)
             os.fsync(self._file)
-        except OSError as exc:  # lines that stay are replayed by the next start, which changes nothing
+        except OSError as exc:  # remaining lines are replayed at the next start, which changes nothing
             logger.warning("the spill file %s cannot be emptied: %s", self.path, exc.strerror)
         return True
 
     def close(self) -> None:
-        """Give the lock up; an empty file goes, one with lines stays for the next start."""
+        """Releases the lock. Deletes an empty file; one with lines stays for the next start."""
         if not self.count:
             self.path.unlink(missing_ok=True)
         os.close(self._file)
 
     def keep(self) -> None:
-        """Make the file again where somebody has removed it: others would take this process for gone."""
+        """Recreates the file if it was removed: otherwise other processes would treat this one as dead."""
         if not is_at(self._file, self.path):
             self._make_again(self._end)
 
     def _make_again(self, length: int) -> None:
-        """Somebody has removed the file: its lines go into a new one, which is locked as well. Raises OSError."""
-        logger.error("the spill file %s was removed; it is made again", self.path)
+        """Writes the lines of a removed file to a new, locked one. Raises OSError."""
+        logger.error("the spill file %s was removed and is created again", self.path)
         old, new = self._file, _own(self.path)
         try:
             for offset in range(0, length, _BATCH_BYTES):
@@ -110,7 +110,10 @@ class Spill:
 
 
 def _own(path: Path) -> int:
-    """The file, made and locked. Another process that starts may find it before it is locked, and remove it."""
+    """Creates and locks the file.
+
+    A process starting at the same time may remove it before it is locked; then retries.
+    """
     while True:
         file = _open(path)
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -132,7 +135,7 @@ def _open(path: Path) -> int:
 
 
 def is_at(file: int, path: Path) -> bool:
-    """Whether an open file still has this name."""
+    """Whether an open file is still at this path."""
     try:
         return os.path.samestat(os.fstat(file), os.stat(path))
     except FileNotFoundError:
@@ -140,7 +143,7 @@ def is_at(file: int, path: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """A power cut must not take the file's name from it."""
+    """Syncs the folder, so that a power failure cannot lose the file's name."""
     file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(file)
@@ -151,12 +154,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def spill_path(database_path: Path, worker_id: str, *, folder: Path | None = None) -> Path:
-    """Where a process spills: in the state folder, where there is one, else beside the database."""
+    """The path of a process's spill file: in the state folder if set, else beside the database."""
     return (folder or database_path.parent) / f"{database_path.name}-spill-{worker_id}"
 
 
 def spill_files(database_path: Path, *, folder: Path | None = None) -> dict[str, Path]:
-    """The spill files by process, living or gone: also those beside the database, from before the folder was set."""
+    """All spill files by process, alive or dead, including those beside the database from before the folder was set."""
     prefix = f"{database_path.name}-spill-"
     found = {
         path.name.removeprefix(prefix): path
@@ -167,9 +170,9 @@ def spill_files(database_path: Path, *, folder: Path | None = None) -> dict[str,
 
 
 class OrphanedSpill:
-    """The spill file of a process that is gone, taken over.
+    """The spill file of a dead process, taken over by this one.
 
-    Raises BlockingIOError if the process lives, or another one is just taking it over.
+    Raises BlockingIOError if the process is alive, or if another process is taking the file over.
     """
 
     def __init__(self, path: Path) -> None:
@@ -185,18 +188,18 @@ class OrphanedSpill:
             raise BlockingIOError
 
     def batches(self) -> Iterator[list[bytes]]:
-        """Its lines in order, but for a last one that was not finished."""
+        """Its lines in order, without an incomplete last one."""
         return read_batches(self._file, os.fstat(self._file).st_size)
 
     def close(self, *, remove: bool) -> None:
-        """Give it up, for good when its lines are in the database."""
+        """Releases the file; deletes it if its lines are in the database."""
         if remove:
             self._path.unlink(missing_ok=True)
         os.close(self._file)
 
 
 def read_batches(file: int, end: int) -> Iterator[list[bytes]]:
-    """The lines of the file up to `end` or the first zero byte, about 4 MiB at a time."""
+    """Reads the lines up to `end` or the first zero byte, about 4 MiB at a time."""
     offset, rest = 0, b""
     while offset < end and (data := os.pread(file, min(_BATCH_BYTES, end - offset), offset)):
         offset += len(data)

@@ -1,4 +1,4 @@
-"""The recorder's writes as lines of the spill file, and back: what begins, goes on and ends an exchange. Pure."""
+"""Encodes the recorder's writes (begin, fragment, finish) as lines of the spill file, and decodes them. Pure."""
 
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
@@ -15,17 +15,17 @@ from proxy.wire.chat import CHAT
 from proxy.wire.endpoint import Reply
 from proxy.wire.endpoints import endpoint_of
 
-# Lines of versions up to this are read, also those without one (0); keys that are missing have defaults.
+# Lines up to this version can be read, including those without a version (0). Missing keys have defaults.
 VERSION = 1
 
 
 def begin_line(exchange: Exchange, *, worker_id: str) -> bytes:
-    """Stands for `exchange_store.begin`."""
+    """Encodes a call of `exchange_store.begin`."""
     return _line(kind="begin", exchange=_exchange(exchange), worker_id=worker_id)
 
 
 def fragment_line(origin: Origin, *, exchange_id: str, sequence: int, data: bytes) -> bytes:
-    """Stands for `exchange_store.append_fragment`."""
+    """Encodes a call of `exchange_store.append_fragment`."""
     return _line(
         kind="fragment",
         exchange_id=exchange_id,
@@ -38,19 +38,19 @@ def fragment_line(origin: Origin, *, exchange_id: str, sequence: int, data: byte
 
 
 def delete_fragments_line(exchange_ids: Sequence[str]) -> bytes:
-    """Stands for `exchange_store.delete_fragments`."""
+    """Encodes a call of `exchange_store.delete_fragments`."""
     return _line(kind="delete_fragments", exchange_ids=exchange_ids)
 
 
 def finish_line(exchange: Exchange, outcome: Outcome) -> bytes:
-    """Stands for `exchange_store.finish`, or `finish_begun` where it has been begun."""
+    """Encodes a call of `exchange_store.finish`, or `finish_begun` if the exchange was begun."""
     return _line(kind="finish", exchange=_exchange(exchange), outcome=_outcome(outcome))
 
 
 def replay(line: bytes) -> Callable[[WriteBatch], Any]:
-    """What a line stands for, to be done inside a transaction; nothing happens where it is done already.
+    """Decodes a line to a function that runs inside a transaction. It does nothing if its write is already stored.
 
-    What is done raises ValueError for a line that this program does not understand.
+    The function raises ValueError if this program does not understand the line.
     """
     work: Callable[[WriteBatch], Any] | None = None
 
@@ -66,9 +66,9 @@ def replay(line: bytes) -> Callable[[WriteBatch], Any]:
 def _parsed(line: bytes) -> dict[str, Any]:
     entry = json_text.loads(line)
     if not isinstance(entry, dict):
-        raise ValueError("a spilled line is not an object")  # noqa: TRY004 - what is wrong is the text
+        raise ValueError("a spilled line is not an object")  # noqa: TRY004 - its text is invalid
     if entry.get("v", 0) > VERSION:
-        raise ValueError(f"a spilled line of version {entry['v']}: a newer StellarChat reads it")
+        raise ValueError(f"a spilled line of version {entry['v']}; only a newer StellarChat can read it")
     return entry
 
 
@@ -97,7 +97,7 @@ def _in_slices(exchange: Exchange, work: Callable[[WriteBatch], Any]) -> Callabl
 def _append(rows: WriteBatch, *, entry: dict[str, Any], data: bytes) -> None:
     exchange_id, asked_at = entry["exchange_id"], entry.get("asked_at")
     if asked_at is None and not exchange_store.has_row(rows, exchange_id):
-        return  # a line of an older program does not say whether its chat was deleted
+        return  # lines of an older program do not contain the user and session, so a deletion cannot be checked
     origin = Origin(entry.get("user_id", ""), entry.get("session_id", ""), asked_at or timestamp())
     exchange_store.append_fragment(rows, origin, exchange_id=exchange_id, sequence=entry["sequence"], data=data)
 
@@ -136,7 +136,7 @@ def _to_exchange(entry: dict[str, Any]) -> Exchange:
     return Exchange(
         exchange_id=entry["exchange_id"],
         user_id=entry["user_id"],
-        # By now another process may have stored what came later, and made the session.
+        # Another process may meanwhile have stored later messages and created the session.
         session=SessionRef(entry["session_id"], "replayed", entry.get("external_id")),
         endpoint=entry.get("endpoint", CHAT.path),
         request_id=entry.get("request_id", entry["exchange_id"]),

@@ -1,4 +1,4 @@
-"""The tee of a stream: upstream's bytes to the caller as they come, and to the recorder on the side."""
+"""Splits a stream in two: upstream's bytes go to the caller immediately, and a copy goes to the recorder."""
 
 import logging
 
@@ -9,21 +9,21 @@ from proxy.wire.sse import Decoder, Event
 
 logger = logging.getLogger(__name__)
 
-# What is held of one stream at most: an event until it is whole, and what follows its end.
+# Maximum buffered bytes per stream: an incomplete event, and what follows the end event.
 _EVENT_BYTES = 64 * 2**20
 TOO_LARGE = {
-    "message": f"The reply has more than {_EVENT_BYTES} bytes in one piece: its rest is not recorded.",
+    "message": f"The reply has more than {_EVENT_BYTES} bytes in one event; the rest of it is not recorded.",
     "type": "reply_too_large",
 }
 
 
 class Tee:
-    """A stream's bytes: what goes out now, and what is held until its end is on disk."""
+    """Decides for each chunk what is sent now and what is held until the end of the exchange is on disk."""
 
     __slots__ = ("_decoder", "_gave_up", "_held", "_hidden", "_holds", "_last", "_recording", "has_ended")
 
     def __init__(self, recording: Recording, *, hides_usage: bool) -> None:
-        self.has_ended = False  # the end has come: nothing is recorded after it
+        self.has_ended = False  # the end event has arrived; nothing is recorded after it
         self._decoder = Decoder()
         self._recording = recording
         self._hidden = HiddenUsage(recording.reply) if hides_usage else None
@@ -33,7 +33,7 @@ class Tee:
         self._last = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Record a piece of the stream; the bytes of its whole events that the caller gets at once."""
+        """Records a chunk; returns the bytes of its complete events for the caller."""
         reply = self._recording.reply
         if reply.can_batch and reply.is_batchable(data):
             reply.batched.append(data)
@@ -41,7 +41,7 @@ class Tee:
         return self.cut(data)
 
     def cut(self, data: bytes) -> bytes:
-        """The same for a piece that may not wait."""
+        """Like `feed`, for a chunk that may not be batched."""
         recording, reply = self._recording, self._recording.reply
         if self._gave_up:
             return data
@@ -52,18 +52,18 @@ class Tee:
         out = self._pass(self._decoder.feed(data))
         if self._decoder.pending > _EVENT_BYTES or len(self._held) > _EVENT_BYTES:
             out.append(self._give_up())
-        # Between two events, past the first token and before the end, what may wait goes out as it is.
+        # Between two events, after the first token and before the end, batchable bytes are passed on without parsing.
         is_between = not self._decoder.pending and not self.has_ended
         reply.can_batch = is_between and recording.has_token and reply.is_ordinary
         return out[0] if len(out) == 1 else b"".join(out)
 
     def finish(self) -> None:
-        """Upstream has ended cleanly: what it left unterminated is an event all the same, and is sent by `rest`."""
+        """Called after upstream's clean end: an unterminated last event still counts, and is sent by `rest`."""
         if not self._gave_up:
             self._last = b"".join(self._pass(self._decoder.finish()))
 
     def _pass(self, events: list[Event]) -> list[bytes]:
-        """Record events; the bytes of those that go out now."""
+        """Records events; returns the bytes of those that are sent now."""
         recording, reply, hidden = self._recording, self._recording.reply, self._hidden
         out = []
         for event in events:
@@ -81,19 +81,22 @@ class Tee:
         return out
 
     def release(self) -> bytes:
-        """What was held; nothing is from now on."""
+        """Returns the held bytes and stops holding."""
         held, self._held, self._holds = bytes(self._held), bytearray(), False
         return held
 
     def rest(self) -> bytes:
-        """What is left when upstream has ended: the held end, and an event that was not finished."""
+        """The remaining bytes after upstream's end: the held end event, and an incomplete event."""
         if self._gave_up:
             return b""
         return self._last + (self._hidden.end() if self._hidden else b"") + self.release() + self._decoder.rest
 
     def _give_up(self) -> bytes:
-        """This is no event stream, or does not stop after its end: from here on it passes as it is, unrecorded."""
-        logger.warning("a stream has an event of more than %d bytes: its rest is not recorded", _EVENT_BYTES)
+        """Stops recording: this is not an event stream, or it continues after its end.
+
+        The rest is relayed unchanged.
+        """
+        logger.warning("a stream has an event of more than %d bytes; the rest is not recorded", _EVENT_BYTES)
         self._recording.trouble = TOO_LARGE
         rest = self.rest()
         self._gave_up = True
@@ -101,7 +104,7 @@ class Tee:
 
 
 class EncodedTee(Tee):
-    """The tee of a compressed stream, which passes as it is; the end is the piece that has it."""
+    """The tee of a compressed stream: chunks are relayed unchanged; the chunk that contains the end is held."""
 
     __slots__ = ("_decoding",)
 
@@ -110,11 +113,11 @@ class EncodedTee(Tee):
         self._decoding = decoding
 
     def feed(self, data: bytes) -> bytes:
-        """As `Tee.feed`; never batched."""
+        """Like `Tee.feed`, but never batched."""
         return self.cut(data)
 
     def cut(self, data: bytes) -> bytes:
-        """Record what the piece holds; the piece itself, or nothing of it once the end has come."""
+        """Records a chunk's content; returns the chunk, or b"" once the end has arrived."""
         if not self._gave_up:
             self._record(data)
         if self.has_ended and self._holds:
@@ -144,7 +147,7 @@ class EncodedTee(Tee):
                 self.has_ended = self._recording.reply.is_end(event)
 
     def finish(self) -> None:
-        """Record what was left unterminated."""
+        """Records an unterminated last event."""
         if not self._gave_up and not self.has_ended:
             for event in self._decoder.finish():
                 self._recording.take(event)

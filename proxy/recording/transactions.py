@@ -1,4 +1,4 @@
-"""Runs many writes in one transaction, in the writer's thread; one that fails does not take the others with it."""
+"""Runs many writes in one transaction, in the writer's thread. A failing write does not roll back the others."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,21 +14,21 @@ Work = Callable[[WriteBatch], Any]
 
 
 def commit(connection: Connection, works: Sequence[Work]) -> list[Any]:
-    """The results of the first works, committed: as many as fit into a slice of time.
+    """Runs and commits the first `works`, as many as fit into the time slice; returns their results.
 
-    An exception stands for the work that raised it; UNFINISHED for one that wants another transaction.
+    The result of a failed work is its exception; UNFINISHED means that it needs another transaction.
     """
     try:
         with write_batch(connection) as rows:
             return _in_time(rows, works, lambda work: work(rows))
-    except Exception as exc:  # one write cannot be done: find it, and do the others
+    except Exception as exc:  # one write failed: run each on its own to find it
         if is_trouble(exc):
             raise
     try:
         with connection.transaction():
             rows = WriteBatch(connection)
             return _in_time(rows, works, lambda work: _commit_one(connection, work))
-    except Exception as exc:  # what is wrong shows only at the commit: of one alone it is known whose fault it is
+    except Exception as exc:  # the commit failed: commit each write alone to find the one at fault
         if is_trouble(exc):
             raise
         return [exc] if len(works) == 1 else commit(connection, works[:1])
@@ -49,7 +49,7 @@ def _commit_one(connection: Connection, work: Work) -> Any:
             rows = WriteBatch(connection)
             result = work(rows)
             rows.flush()
-    except Exception as exc:  # handed to the one who asked for it
+    except Exception as exc:  # returned to the caller who submitted the write
         if is_trouble(exc) or not connection.in_transaction:
             raise
         return exc
@@ -59,7 +59,7 @@ def _commit_one(connection: Connection, work: Work) -> Any:
 def replay_lines(
     connection: Connection, lines: Sequence[bytes], replay: Callable[[bytes], Work]
 ) -> list[tuple[bytes, BaseException]]:
-    """Do what spilled lines stand for, in as many transactions as that takes; those that cannot be done, and why."""
+    """Replays spilled lines in as many transactions as needed; returns the lines that failed, with their errors."""
     refused = []
     works = [replay(line) for line in lines]
     done = 0
@@ -74,12 +74,12 @@ def replay_lines(
 
 
 def is_trouble(exc: BaseException) -> bool:
-    """Whether the error is the database's and passes, not that of what was asked of it."""
+    """Whether the error is a temporary failure of the database, not caused by the write itself."""
     return trouble(exc) != "none"
 
 
 def is_unknown(exc: BaseException) -> bool:
-    """Whether the answer to a COMMIT was lost."""
+    """Whether the reply to a COMMIT was lost."""
     return trouble(exc) == "unknown"
 
 

@@ -1,7 +1,7 @@
-"""Group commit: one queue of writes, one task, one transaction for all that has gathered.
+"""Group commit: one queue of writes, one task, one transaction for all writes that are waiting.
 
-A write that is done is on disk: in the database (`synchronous=FULL`), or on the synced spill file (`overflow`), from
-where it comes back when the database takes writes again.
+A finished write is on disk: in the database (`synchronous=FULL`), or in the synced spill file (`overflow`), from which
+it is replayed when the database accepts writes again.
 """
 
 import asyncio
@@ -29,22 +29,22 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _BATCH_LIMIT = 256
-# Chats that end together are committed together: a commit costs about as much as storing one of them.
+# Gathers chats that end together: a commit costs about as much as storing one of them.
 _GROUP_SECONDS = 0.004
-# How long the writer waits for another program's lock before it spills; short, so that what streams stays on disk.
+# How long the writer waits for another program's lock before spilling; short, so that streams keep being saved.
 _PATIENCE_MS = 300
-# A lock held, or a disk silent, for longer than this is trouble: until then the spill alone bridges it.
+# A lock or a silent disk is reported as an error after this time; until then writes are only spilled.
 _TROUBLE_SECONDS = 2.0
 _RETRY_SECONDS = 0.5
-_STALLED_SECONDS = 1.0  # how long closing waits for a disk that has not answered before
-# How often an idle writer looks whether the database's files are still there.
+_STALLED_SECONDS = 1.0  # how long closing waits for a disk that has stopped answering
+# How often an idle writer checks that the database's files still exist.
 _LOOK_SECONDS = 1.0
-# So many exchanges refused one after another mean that something is wrong with the database, not with them.
+# This many rejected exchanges in a row mean that the database is at fault, not the exchanges.
 _REFUSED_IN_A_ROW = 3
 
 
 class Writer:
-    """The only one who writes. `submit` never waits; the future it gives is done when the write is on disk."""
+    """The only writer of the database. `submit` never waits; its future is done when the write is on disk."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Writer:
         self._is_closed = False
         self._task: asyncio.Task[None] | None = None
         self._spilling: asyncio.Task[None] | None = None
-        self._started_at: float | None = None  # of what the database is doing now
+        self._started_at: float | None = None  # when the current database call started
         self._refused_since: float | None = None
         self._refused_in_a_row: set[object] = set()
         self._has_recovered = False
@@ -85,44 +85,44 @@ class Writer:
 
     @property
     def last_error(self) -> str | None:
-        """Why writes do not reach the disk, while they do not."""
+        """Why writes do not reach the disk at the moment, else None."""
         if self._error is None and self._is_stalled(_TROUBLE_SECONDS):
             return "the database's disk does not answer"
         return self._error or self.overflow.trouble
 
     @property
     def unsaved(self) -> Counter[str]:
-        """Writes that are not in the database, or were not on disk when their end was sent, by reason."""
+        """Writes that were lost, or not on disk when the end of their reply was sent, by reason."""
         return self.overflow.unsaved
 
     @property
     def waiting(self) -> int:
-        """Writes that are not in the database yet, the spilled ones included."""
+        """The number of writes not in the database yet, including spilled ones."""
         return len(self._queue) + self.overflow.only_on_file
 
     @property
     def spilled(self) -> int:
-        """Writes on the spill file."""
+        """The number of writes in the spill file."""
         return self.overflow.count
 
     @property
     def queued_bytes(self) -> int:
-        """Size of what is queued in memory."""
+        """The size of the in-memory queue."""
         return self._queue.size
 
     @property
     def oldest_seconds(self) -> float:
-        """How long the oldest queued write has waited."""
+        """The age of the oldest queued write."""
         oldest_at = self._queue.oldest_at
         return 0.0 if oldest_at is None else time.monotonic() - oldest_at
 
     def has_recovered(self) -> bool:
-        """Whether the database takes writes again after it has refused all for a while; true once."""
+        """Whether the database accepts writes again after an outage; True once per outage."""
         has_recovered, self._has_recovered = self._has_recovered, False
         return has_recovered
 
     async def start(self) -> None:
-        """Begin writing."""
+        """Starts the writer's tasks."""
         await self._set_patience()
         self._task = asyncio.create_task(self._run(), name="writer")
         self._spilling = asyncio.create_task(self.overflow.run(), name="spill")
@@ -139,8 +139,11 @@ class Writer:
         spilled: Callable[[], bytes] | None = None,
         about: str | None = None,
     ) -> asyncio.Future[T]:
-        """Queue a change. Raises QueueFullError; the future raises what `work` raises, or UnavailableError if the
-        database refuses. For a write that can be spilled it says whether it is on disk. `about`: its exchange."""
+        """Queues a change. Raises QueueFullError.
+
+        The future raises what `work` raises, or UnavailableError if the database fails; for a write with a spill line
+        it is done when that is on disk. `about` is its exchange.
+        """
         if self._is_closed:
             raise QueueFullError
         write = Write(work, asyncio.get_running_loop().create_future(), size, spilled, about=about)
@@ -150,17 +153,17 @@ class Writer:
         return write.done
 
     def has_room(self, size: int) -> bool:
-        """Whether the queue takes one more write of this size."""
+        """Whether another write of this size fits into the queue."""
         return self._queue.has_room(size) and not self._is_closed
 
     async def flushed(self) -> None:
-        """Wait until what is queued now is on disk, but not longer than a chat would."""
+        """Waits until everything queued now is on disk, at most as long as a chat would wait."""
         newest = self._queue.newest
         if newest is not None:
             await asyncio.wait([newest.done], timeout=self._commit_timeout_seconds)
 
     async def close(self) -> None:
-        """Write or spill what is queued, and end; a disk that does not answer is not waited for."""
+        """Writes or spills the queue, then stops. Does not wait for a disk that has stopped answering."""
         self._is_closing = True
         self._wanted.set()
         if self._task is not None:
@@ -181,12 +184,12 @@ class Writer:
         while not self._is_closing or len(self._queue) or self.overflow.count:
             try:
                 await self._turn()
-            except Exception:  # the writer must live: without it every chat would wait at its end
+            except Exception:  # must survive: without the writer every chat would wait at its end
                 logger.exception("the writer failed; it goes on")
                 self._queue.put_back()
                 await asyncio.sleep(_RETRY_SECONDS)
             if self._is_closing and self._refused_since is not None:
-                return  # what is left is spilled
+                return  # the rest is spilled
 
     async def _turn(self) -> None:
         try:
@@ -209,7 +212,7 @@ class Writer:
         if self._database.files.is_another:
             await self._database.reopen()
             await self._set_patience()
-            logger.warning("another database was put in the place of the one that was served; it is served now")
+            logger.warning("the database file was replaced; the new one is used from now on")
         await self._in_database(self._database.probe)
 
     async def _wait(self, seconds: float) -> None:
@@ -226,7 +229,7 @@ class Writer:
             async with asyncio.timeout(_LOOK_SECONDS):
                 await self._wanted.wait()
         except TimeoutError:
-            await self._in_database(lambda _connection: None)  # which looks after the files
+            await self._in_database(lambda _connection: None)  # this checks the files
 
     async def _in_database(self, work: Callable[[Connection], T]) -> T:
         self._started_at = time.monotonic()
@@ -266,7 +269,7 @@ class Writer:
             self.overflow.refuse(write, result)
             return
         if write.line is not None and result is False:
-            self.unsaved["deleted"] += 1  # while it was streaming or waiting
+            self.unsaved["deleted"] += 1  # deleted while it was streaming or queued
         if result:
             self._has_recovered |= self._refuses_all
             self._refused_in_a_row.clear()
@@ -280,7 +283,7 @@ class Writer:
     # The spill file
 
     async def _replay_spill(self) -> None:
-        """Bring back what is on the file alone."""
+        """Replays the writes that are only in the spill file."""
         self.overflow.forget_copies()
         count, offset, end = self.overflow.only_on_file, 0, self.overflow.marked_end
         while offset < end:
@@ -310,30 +313,33 @@ class Writer:
         return self._refused_since is not None and self._error is not None
 
     def _accept(self) -> None:
-        """The database has taken a write."""
+        """Called when the database has accepted a write."""
         if self._error is not None:
             logger.warning("the database can be written again")
         self._error = self._refused_since = None
 
     def _refuse(self, exc: Exception) -> None:
-        """The database has not taken a write; another program's lock is trouble only when it lasts."""
+        """Called when the database has failed a write.
+
+        Another program's lock counts as an error only if it persists.
+        """
         now = time.monotonic()
         self._retry_at = now + _RETRY_SECONDS
         self._refused_since = self._refused_since or now
         if isinstance(exc, MovedError):
             for write in self._queue.in_flight:
-                write.is_doubtful = True  # it is in a file that may come back
+                write.is_doubtful = True  # the file it was written to may be moved back
         if is_unknown(exc):
             self._look_first()
         self._queue.put_back()
         if not is_lock(exc) or now - self._refused_since >= _TROUBLE_SECONDS:
             if self._error is None:
-                logger.error("the database cannot be written (%s); chats go on, what they say is spilled", exc)
+                logger.error("the database cannot be written (%s); chats continue and are spilled to a file", exc)
             self._error = str(exc)
         self.overflow.wake()
 
     def _look_first(self) -> None:
-        """What was in flight may be stored: only its line, which is looked up first, may be tried again."""
+        """Marks writes in flight as doubtful: they may be stored, so only their lines may be retried."""
         for write in self._queue.in_flight:
             if write.line is not None:
                 write.work = _made_of_line(write.line, self._replay)
@@ -342,7 +348,7 @@ class Writer:
 
 
 def _made_of_line(line: Callable[[], bytes], replay: Callable[[bytes], Work]) -> Work:
-    """What a line stands for. It is spelled out in the writer's thread."""
+    """Replays a write's line. The line is serialized in the writer's thread."""
     work: Work | None = None
 
     def replayed(rows: WriteBatch) -> Any:
