@@ -13,7 +13,8 @@ from proxy.routes import parameters
 from proxy.routes.parameters import caller_of, named_user, services_of, visible_user
 from proxy.routes.resource import Resource
 from proxy.search.deadline import Deadline
-from proxy.search.query import ORDERS, QUERY_LENGTH_MAX, Found, Order, Query, SearchUnavailableError, search
+from proxy.search.engines import search
+from proxy.search.query import ORDERS, QUERY_LENGTH_MAX, Found, Order, Query
 from proxy.services import Services, State
 from proxy.storage.page import Page
 
@@ -21,8 +22,6 @@ from proxy.storage.page import Page
 async def search_messages(request: Request[State]) -> Response:
     """The messages that hold `q`, by relevance (among the newest of them) or, with `order=newest`, by time."""
     services = services_of(request)
-    if services.settings.is_postgresql:
-        raise SearchUnavailableError
     query, page, order = await _query(services, request), parameters.page_of(request), _order_of(request)
     await services.recorder.writer.flushed()
     user_id = caller_of(request).user_id or query.user_id or ""
@@ -64,8 +63,9 @@ def _order_of(request: Request[State]) -> Order:
 
 
 def _found(services: Services, query: Query, page: Page, order: Order, deadline: Deadline) -> JSON:
-    path = services.database.path
-    found, has_more = search(path, query, limit=page.limit, offset=page.offset, order=order, deadline=deadline)
+    found, has_more = search(
+        services.settings, query, limit=page.limit, offset=page.offset, order=order, deadline=deadline
+    )
     return {"results": [_result(each) for each in found], "has_more": has_more}
 
 

@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from proxy.errors import APIError
 from proxy.search import rank
 from proxy.search.deadline import Deadline, TimeOutError
 from proxy.search.rank import Match
@@ -233,11 +232,3 @@ def _grams_asked(folded: str) -> list[str]:
     grams = list(dict.fromkeys(folded[start : start + _GRAM] for start in range(len(folded) - _GRAM + 1)))
     step = max(1, -(-len(grams) // _GRAMS_ASKED))
     return [quoted(gram) for gram in grams[::step]]
-
-
-class SearchUnavailableError(APIError):
-    """The history is not in a file."""
-
-    def __init__(self) -> None:
-        message = "Search is only there with SQLite so far: this history is on PostgreSQL."
-        super().__init__(message, status=501, code="search_unavailable")

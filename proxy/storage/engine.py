@@ -25,14 +25,19 @@ def database_of(settings: Settings) -> Database:
 
 
 @contextmanager
-def opened(settings: Settings, *, migrates: bool = True, makes: bool = True) -> Iterator[Connection]:
+def opened(
+    settings: Settings, *, migrates: bool = True, makes: bool = True, statement_seconds: float | None = None
+) -> Iterator[Connection]:
     """A connection for a command. Raises ConfigurationError.
 
-    Without `migrates`, a newer schema is an error; without `makes`, a missing file is.
+    Without `migrates`, a newer schema is an error; without `makes`, a missing file is. A server ends statements that take
+    longer than `statement_seconds`.
     """
     if settings.is_postgresql:
         _want_psycopg()
-        with _opened_postgresql(settings.database_url, migrates=migrates) as connection:
+        with _opened_postgresql(
+            settings.database_url, migrates=migrates, statement_seconds=statement_seconds
+        ) as connection:
             yield connection
         return
     connect = sqlite.connect if makes else sqlite.connect_existing
@@ -46,11 +51,11 @@ def opened(settings: Settings, *, migrates: bool = True, makes: bool = True) -> 
 
 
 @contextmanager
-def _opened_postgresql(url: str, *, migrates: bool) -> Iterator[Connection]:
+def _opened_postgresql(url: str, *, migrates: bool, statement_seconds: float | None) -> Iterator[Connection]:
     from proxy.storage import postgresql
 
     try:
-        connection = postgresql.connect(url)
+        connection = postgresql.connect(url, statement_seconds=statement_seconds)
     except StorageError as exc:
         raise ConfigurationError(f"cannot use the database {postgresql.without_password(url)}: {exc}") from exc
     with closing(connection):

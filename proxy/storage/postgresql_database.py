@@ -25,6 +25,8 @@ T = TypeVar("T")
 _CLOSE_SECONDS = 3.0
 # Other processes treat this one as dead after 15 seconds without a heartbeat (`workers.sql`).
 _BEAT_SECONDS = 4.0
+# How long a start waits for the write of another process; then it goes on without.
+_LOCK_MS = 5_000
 
 
 class _Thread:
@@ -63,7 +65,7 @@ class PostgresqlDatabase(Database):
     def __init__(self, url: str, path: Path) -> None:
         super().__init__(path)
         self.url = url
-        self._lock_ms = 0
+        self._lock_ms = _LOCK_MS
         self._writing = _Thread(self._connect_writer, "writer")
         self._reading: asyncio.Queue[_Thread] = asyncio.Queue()
         self._looking_up: asyncio.Queue[_Thread] = asyncio.Queue()
@@ -143,8 +145,7 @@ class PostgresqlDatabase(Database):
 
     def _connect_writer(self) -> PostgresqlConnection:
         connection = postgresql.connect(self.url)
-        if self._lock_ms:
-            self._set_lock_timeout(connection)
+        self._set_lock_timeout(connection)
         return connection
 
     def _set_lock_timeout(self, connection: PostgresqlConnection) -> None:

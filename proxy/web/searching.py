@@ -8,7 +8,8 @@ from starlette.responses import Response
 
 from proxy.errors import APIError
 from proxy.search.deadline import Deadline
-from proxy.search.query import ORDERS, QUERY_LENGTH_MAX, Found, Query, SearchUnavailableError, search
+from proxy.search.engines import search
+from proxy.search.query import ORDERS, QUERY_LENGTH_MAX, Found, Query
 from proxy.web.parts import Pieces
 from proxy.web.visits import Visit
 
@@ -31,8 +32,7 @@ async def search_messages(visit: Visit) -> Response:
     if text.strip():
         query = Query(text=text, user_id=visit.user_id, role=role)
         await visit.services.recorder.writer.flushed()
-        path = visit.services.database.path
-        work = partial(_search, visit, query, offset=offset, order=order, path=path)
+        work = partial(_search, visit, query, offset=offset, order=order)
         try:
             hits, has_more = await visit.services.searches.run(visit.visitor.user_id, work)
         except APIError as exc:
@@ -54,12 +54,8 @@ def _offset(text: str) -> int:
     return min(int(text), _OFFSET_MAX) if text.isascii() and text.isdecimal() and len(text) < 9 else 0
 
 
-def _search(
-    visit: Visit, query: Query, deadline: Deadline, *, offset: int, order: Any, path: Any
-) -> tuple[list[JSON], bool]:
-    if visit.services.settings.is_postgresql:
-        raise SearchUnavailableError
-    found, has_more = search(path, query, limit=_PAGE, offset=offset, order=order, deadline=deadline)
+def _search(visit: Visit, query: Query, deadline: Deadline, *, offset: int, order: Any) -> tuple[list[JSON], bool]:
+    found, has_more = search(visit.services.settings, query, limit=_PAGE, offset=offset, order=order, deadline=deadline)
     return [_hit(each, query.text) for each in found], has_more
 
 

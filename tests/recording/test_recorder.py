@@ -1,9 +1,8 @@
 import asyncio
 import os
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ from proxy import ids
 from proxy.recording.recorder import OpenExchange, Recorder
 from proxy.recording.spill import spill_files
 from proxy.settings import Settings
-from proxy.storage.database import Database
+from proxy.storage.engine import database_of
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
-from proxy.storage.sqlite import connect
-from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.wire.chat_reply import Completion
+from tests.engines import connected, on_both_engines, rows_of
 from tests.fake_upstream import DONE, FakeUpstream, chat_chunk, event, fake_upstream, garbage, sse, until
 from tests.serving import running_proxy, settings_for
+
+pytestmark = on_both_engines
 
 CHAT = "/v1/chat/completions"
 HELLO = [event(chat_chunk(1, {"role": "assistant", "content": ""})), event(chat_chunk(1, {"content": "Hel"}))]
@@ -65,11 +65,7 @@ async def upstream() -> AsyncIterator[FakeUpstream]:
 
 
 def rows(folder: Path, sql: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(folder / "stellarchat.db")
-    try:
-        return connection.execute(sql).fetchall()
-    finally:
-        connection.close()
+    return rows_of(folder / "stellarchat.db", sql)
 
 
 async def eventually(condition: Callable[[], object]) -> None:
@@ -90,13 +86,15 @@ def statuses(folder: Path) -> list[str]:
 
 
 def spilled(folder: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in folder.glob("*-spill-*"))
+    return b"".join(path.read_bytes() for path in folder.rglob("*-spill-*"))
 
 
-def lock(folder: Path) -> SqliteConnection:
-    connection = connect(folder / "stellarchat.db")
-    connection.execute("BEGIN IMMEDIATE")
-    return connection
+def lock(folder: Path) -> ExitStack:
+    """Hold the lock that whoever writes takes, until it is closed."""
+    stack = ExitStack()
+    connection = stack.enter_context(closing(connected(folder / "stellarchat.db")))
+    stack.enter_context(connection.transaction())
+    return stack
 
 
 # A recorder by itself
@@ -104,7 +102,7 @@ def lock(folder: Path) -> SqliteConnection:
 
 @asynccontextmanager
 async def recording(settings: Settings) -> AsyncIterator[Recorder]:
-    database = Database(settings.database_path)
+    database = database_of(settings)
     await database.open()
     recorder = Recorder(database, settings)
     await recorder.start()
@@ -164,7 +162,7 @@ async def test_what_a_killed_process_had_written_down_is_incomplete_at_the_next_
             assert replies(tmp_path) == [("Hel", "incomplete")]
             assert statuses(tmp_path) == ["incomplete"]
             assert rows(tmp_path, "SELECT * FROM exchange_fragments") == []
-            assert len(spill_files(settings.database_path)) == 1
+            assert len(spill_files(settings.database_path, folder=settings.state_path)) == 1
 
 
 async def test_pieces_of_replies_that_ended_just_before_a_kill_go_at_the_next_start(tmp_path: Path) -> None:

@@ -11,9 +11,12 @@ import pytest
 from proxy.recording import sending, tee
 from proxy.storage import exchange_store
 from proxy.storage.errors import StorageError
+from tests.engines import on_both_engines
 from tests.fake_upstream import FakeUpstream, chat_chunk, chat_completion, event, fake_upstream, sse, whole_json
 from tests.recording.test_recorder import CHAT, HELLO, WORLD, eventually, rows
 from tests.serving import running_proxy, settings_for
+
+pytestmark = on_both_engines
 
 ASKED: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = b"".join([*HELLO, *WORLD])

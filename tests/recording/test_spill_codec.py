@@ -8,18 +8,19 @@ from proxy import ids
 from proxy.recording import spill_codec
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
-from proxy.storage.sqlite import connect, prepare
 from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
 from proxy.wire.sse import Event
+from tests.engines import connected, on_both_engines
 from tests.fake_upstream import chat_chunk, event
+
+pytestmark = on_both_engines
 
 
 @pytest.fixture
 def connection(tmp_path: Path) -> Iterator[SqliteConnection]:
-    opened = connect(tmp_path / "x.db")
-    prepare(opened)
+    opened = connected(tmp_path / "x.db")
     yield opened
     opened.close()
 
@@ -68,8 +69,7 @@ def test_a_replayed_finish_stores_what_the_finish_would_have(
     exchange = exchange_of()
     with write_batch(connection) as rows:
         exchange_store.finish(rows, exchange, outcome)
-    other = connect(tmp_path / "other.db")
-    prepare(other)
+    other = connected(tmp_path / "other.db")
     with write_batch(other) as rows:
         spill_codec.replay(spill_codec.finish_line(exchange, outcome))(rows)
     for query in (_EXCHANGES, _MESSAGES):

@@ -34,6 +34,7 @@ from tests.recording.test_recorder import (
     spilled,
 )
 from tests.serving import running_proxy, settings_for
+from tests.stored import opened
 
 CHAT = "/v1/chat/completions"
 BEFORE, MOMENT, AFTER = (f"2026-01-01T00:00:00.00{number}Z" for number in (1, 2, 3))
@@ -200,7 +201,6 @@ async def test_what_another_process_has_spilled_does_not_come_back(upstream: Fak
         other = lock(tmp_path)
         assert (await http.post(there + CHAT, json=body)).status_code == 200
         assert b"kept beside" in spilled(tmp_path)
-        other.execute("ROLLBACK")
         other.close()
         assert (await http.delete(here + "/v1/users/ann")).status_code == 200
         await eventually(lambda: b"kept beside" not in spilled(tmp_path))
@@ -219,9 +219,9 @@ async def test_what_a_killed_process_has_spilled_does_not_come_back(tmp_path: Pa
         assert ended is not None
         assert await ended
         await die(killed)
-        other.execute("ROLLBACK")
-        delete_user(other, "u", now=timestamp())
         other.close()
+        with opened(tmp_path / "stellarchat.db") as connection:
+            delete_user(connection, "u", now=timestamp())
         async with recording(settings):
             assert [rows(tmp_path, f"SELECT * FROM {table}") for table in TABLES] == [[]] * len(TABLES)
             assert not spilled(tmp_path).strip(b"\0")
