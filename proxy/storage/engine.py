@@ -30,8 +30,8 @@ def opened(
 ) -> Iterator[Connection]:
     """A connection for a command. Raises ConfigurationError.
 
-    Without `migrates`, a newer schema is an error; without `makes`, a missing file is. A server ends statements that take
-    longer than `statement_seconds`.
+    Without `migrates`, a newer schema is an error; without `makes`, a missing file is. A server ends statements that
+    take longer than `statement_seconds`.
     """
     if settings.is_postgresql:
         _want_psycopg()
