@@ -104,24 +104,73 @@ JOIN users AS u ON u.user_no = s.user_no
 ORDER BY s.prompt_tokens + s.completion_tokens DESC, s.requests DESC, u.user_id
 LIMIT :limit;
 
+-- columns: page_session
+s.session_no, s.session_id, s.user_id, s.title, s.is_active, s.message_count, s.tokens, s.updated_at
+
+-- columns: is_newest_and_shown
+s.updated_at >= :since
+       AND s.updated_at < :until
+       AND (CAST(:user_id AS TEXT) IS NULL OR s.user_id = :user_id)
+       AND {uses_model}
+       AND NOT EXISTS (
+           SELECT 1
+           FROM exchanges AS n
+           WHERE n.session_no = e.session_no
+             AND n.exchange_no > e.exchange_no
+             AND (e.status <> 'in_progress' OR n.status = 'in_progress')
+       )
+
+-- columns: uses_model
+(CAST(:model AS TEXT) IS NULL
+        OR EXISTS (
+            SELECT 1
+            FROM exchanges AS x
+            LEFT JOIN parameters AS y ON y.parameters_no = x.parameters_no
+            WHERE x.session_no = s.session_no
+              AND COALESCE(x.model, y.model) = :model
+        ))
+
 -- name: list_page_sessions_of_user
--- A user's sessions below a moment, newest activity first.
-SELECT session_no, session_id, user_id, title, is_active, message_count, tokens, updated_at
-FROM sessions
-WHERE user_id = :user_id
-  AND updated_at >= :since
-  AND (updated_at, session_id) < (:before, :before_id)
-ORDER BY updated_at DESC, session_id DESC
+-- A user's sessions below a moment, newest activity first, and whether each ever used a model.
+SELECT {page_session}, {uses_model} AS fits
+FROM sessions AS s
+WHERE s.user_id = :user_id
+  AND s.updated_at >= :since
+  AND (s.updated_at, s.session_id) < (:before, :before_id)
+ORDER BY s.updated_at DESC, s.session_id DESC
 LIMIT :limit;
 
 -- name: list_page_sessions
 -- The same of all users. Asked once for active ones and once for the others, so that the index on both is used.
-SELECT session_no, session_id, user_id, title, is_active, message_count, tokens, updated_at
-FROM sessions
-WHERE is_active = :is_active
-  AND updated_at >= :since
-  AND (updated_at, session_id) < (:before, :before_id)
-ORDER BY updated_at DESC, session_id DESC
+SELECT {page_session}, {uses_model} AS fits
+FROM sessions AS s
+WHERE s.is_active = :is_active
+  AND s.updated_at >= :since
+  AND (s.updated_at, s.session_id) < (:before, :before_id)
+ORDER BY s.updated_at DESC, s.session_id DESC
+LIMIT :limit;
+
+-- name: list_page_sessions_in_trouble
+-- The sessions of cut or failed exchanges, newest exchange first, and whether each is to be shown: it is that of
+-- its session's newest exchange. The conditions stand in the list of columns, so that a page can go on from any row.
+SELECT e.exchange_no, {page_session}, {is_newest_and_shown} AS fits
+FROM exchanges AS e
+JOIN sessions AS s ON s.session_no = e.session_no
+WHERE e.status IN ('failed', 'incomplete')
+  AND e.status = :status
+  AND e.exchange_no < :before
+ORDER BY e.exchange_no DESC
+LIMIT :limit;
+
+-- name: list_page_sessions_in_progress
+-- The same of exchanges in progress, which are few. The plus signs keep SQLite from walking all exchanges by number
+-- (https://sqlite.org/optoverview.html#disqualifying_where_clause_terms_using_unary_).
+SELECT e.exchange_no, {page_session}, {is_newest_and_shown} AS fits
+FROM exchanges AS e
+JOIN sessions AS s ON s.session_no = e.session_no
+WHERE e.status = 'in_progress'
+  AND +e.exchange_no < :before
+ORDER BY +e.exchange_no DESC
 LIMIT :limit;
 
 -- name: session_exists

@@ -28,16 +28,35 @@ class WebSession(NamedTuple):
 
 
 def list_sessions(
-    connection: Connection, *, user_id: str | None, since: str, before: tuple[str, str], limit: int
+    connection: Connection, *, user_id: str | None, model: str | None, since: str, before: tuple[str, str], limit: int
 ) -> list[Row]:
-    """Sessions before a time and id, most recently active first; all users' if `user_id` is None."""
-    below = {"since": since, "before": before[0], "before_id": before[1], "limit": limit}
+    """Sessions before a time and id, most recently active first; all users' if `user_id` is None. `fits` tells whether
+    one ever used the model."""
+    below = {"model": model, "since": since, "before": before[0], "before_id": before[1], "limit": limit}
     if user_id is not None:
         return connection.all("list_page_sessions_of_user", {"user_id": user_id, **below})
     both = [
         row for active in (True, False) for row in connection.all("list_page_sessions", {"is_active": active, **below})
     ]
     return sorted(both, key=lambda row: (row["updated_at"], row["session_id"]), reverse=True)[:limit]
+
+
+def list_sessions_by_status(
+    connection: Connection,
+    status: str,
+    *,
+    user_id: str | None,
+    model: str | None,
+    since: str,
+    until: str,
+    before: int,
+    limit: int,
+) -> list[Row]:
+    """The sessions of exchanges of a status below a number, newest first. `fits`: whether one is to be shown."""
+    parameters = {"user_id": user_id, "model": model, "since": since, "until": until, "before": before, "limit": limit}
+    if status == "in_progress":
+        return connection.all("list_page_sessions_in_progress", parameters)
+    return connection.all("list_page_sessions_in_trouble", {"status": status, **parameters})
 
 
 def session_exists(connection: Connection, *, user_id: str | None) -> bool:

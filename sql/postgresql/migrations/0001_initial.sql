@@ -163,6 +163,7 @@ CREATE INDEX idx_exchanges_session_no ON exchanges (session_no, exchange_no);
 CREATE INDEX idx_exchanges_user_no ON exchanges (user_no, exchange_id);
 CREATE INDEX idx_exchanges_completion_id ON exchanges (user_no, completion_id) WHERE completion_id <> '';
 CREATE INDEX idx_exchanges_in_progress ON exchanges (worker_id) WHERE status = 'in_progress';
+CREATE INDEX idx_exchanges_in_trouble ON exchanges (status, exchange_no) WHERE status IN ('failed', 'incomplete');
 CREATE INDEX idx_exchanges_parameters ON exchanges (parameters_no);
 
 CREATE FUNCTION parameters_go_with_their_last_exchange() RETURNS TRIGGER LANGUAGE plpgsql AS $$
