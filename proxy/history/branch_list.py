@@ -1,6 +1,7 @@
-"""Lists a session's branches: the ends of its tree, each with the conversation it belongs to.
+"""Lists a session's branches: the leaves of its tree, each with the conversation it belongs to.
 
-No branch is walked. A message knows the first of its conversation, and a conversation the message it is shown below.
+No branch is traversed: a message knows the first message of its conversation, and a conversation knows the message it
+is displayed below.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ def list_branches(connection: Connection, id_: str, *, user_id: str | None, page
     """One page of a session's branches, newest first. Raises NotFoundError."""
     session = find_session(connection, id_, user_id=user_id)
     total = queries.tree.count_leaves(connection, session_no=session.session_no)
-    # Where no more are left, none is looked for among all messages.
+    # Do not search all messages for leaves if no more are left.
     limit = max(0, min(page.limit, total - page.offset))
     leaves = queries.tree.page_leaves(connection, session.session_id, limit=limit, offset=page.offset) if limit else []
     roots = _Roots(connection, session)
@@ -28,7 +29,7 @@ def list_branches(connection: Connection, id_: str, *, user_id: str | None, page
 
 @dataclass(slots=True)
 class _Roots:
-    """The conversations of a session, each looked up once."""
+    """The conversations of a session; each is looked up once."""
 
     connection: Connection
     session: Session
@@ -36,7 +37,7 @@ class _Roots:
     beginnings: dict[int, Beginning | None] = field(default_factory=dict)
 
     def branch(self, leaf: Leaf) -> JSON:
-        """A branch as the routes show it."""
+        """A branch as the routes return it."""
         root = self._shown_root(leaf.root_no)
         return {
             "message_id": leaf.message_id,
@@ -47,7 +48,7 @@ class _Roots:
         }
 
     def _shown_root(self, root_no: int | None) -> Beginning | None:
-        """Where the branch begins on which a conversation is shown."""
+        """The first message of the branch, following conversations displayed below others up to the top."""
         root = self._beginning(root_no)
         while root is not None and root.parent_no is not None:
             above = queries.messages.get_node(self.connection, root.parent_no)

@@ -1,6 +1,6 @@
-"""Reads what was recorded: a session's branches page by page, its exchanges, a user's sessions.
+"""Reads recorded history: a session's branches page by page, its exchanges, a user's sessions.
 
-A branch is walked by the numbers of its messages; only what is shown is loaded.
+A branch is traversed by message numbers; only the messages of the page are loaded.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +23,12 @@ from proxy.wire.hash_chain import UNCHAINED_ROLES
 Order = Literal["asc", "desc"]
 Show = Callable[[Message, dict[str, str]], JSON]
 
-# A piece of a streamed branch ends when it has grown to this.
+# Size at which a chunk of a streamed branch is sent.
 _PIECE_BYTES = 2**20
 
 
 def find_session(connection: Connection, id_: str, *, user_id: str | None) -> Session:
-    """The session with this id, its own or its client's. Raises NotFoundError; another user's is not there either."""
+    """The session with this own or external id. Raises NotFoundError, also for another user's session."""
     session_id = queries.sessions.find_session_id(connection, id_=id_, user_id=user_id)
     session = None if session_id is None else queries.sessions.get_session(connection, session_id, user_id=user_id)
     if session is None:
@@ -37,12 +37,12 @@ def find_session(connection: Connection, id_: str, *, user_id: str | None) -> Se
 
 
 def get_session(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
-    """The session as the routes show it."""
+    """The session as the routes return it."""
     return session_json(find_session(connection, id_, user_id=user_id))
 
 
 def list_sessions(connection: Connection, *, user_id: str, page: Page, active_only: bool) -> JSON:
-    """One page of a user's sessions, newest activity first."""
+    """One page of a user's sessions, most recently active first."""
     cursor = None if page.after is None else _cursor_of(connection, page.after, user_id=user_id)
     rows = queries.sessions.list_sessions(
         connection, user_id=user_id, page=page, active_only=active_only, cursor=cursor
@@ -53,7 +53,7 @@ def list_sessions(connection: Connection, *, user_id: str, page: Page, active_on
 
 
 def _cursor_of(connection: Connection, id_: str, *, user_id: str) -> tuple[str, str]:
-    """Where a session stands in the list, or stood before it was deleted. Raises InvalidRequestError."""
+    """A session's position in the list, even if it was deleted. Raises InvalidRequestError."""
     session_id = queries.sessions.find_session_id(connection, id_=id_, user_id=user_id)
     session = None if session_id is None else queries.sessions.get_session(connection, session_id, user_id=user_id)
     if session is not None:
@@ -67,7 +67,7 @@ def _cursor_of(connection: Connection, id_: str, *, user_id: str) -> tuple[str, 
 def list_exchanges(
     connection: Connection, id_: str, *, user_id: str | None, page: Page, names_upstreams: bool = False
 ) -> JSON:
-    """One page of a session's exchanges in the order they were stored."""
+    """One page of a session's exchanges, in storage order."""
     session = find_session(connection, id_, user_id=user_id)
     if page.after is not None:
         before = queries.exchanges.get_exchange(connection, page.after)
@@ -88,7 +88,7 @@ def list_messages(
     order: Order = "asc",
     through: str | None = None,
 ) -> JSON:
-    """One page of a branch, with what is known of each message."""
+    """One page of a branch, each message with its metadata."""
     session = find_session(connection, id_, user_id=user_id)
     numbers = [step.message_no for step in get_branch(connection, session, through=through)]
     return _messages_page(connection, session, numbers, page=page, order=order, show=message_json)
@@ -103,14 +103,14 @@ def list_openai_messages(
     order: Order = "asc",
     through: str | None = None,
 ) -> JSON:
-    """One page of a branch as OpenAI messages, ready to be sent."""
+    """One page of a branch as OpenAI messages that can be sent to upstream."""
     session = find_session(connection, id_, user_id=user_id)
     numbers = as_sent(connection, get_branch(connection, session, through=through))
     return _messages_page(connection, session, numbers, page=page, order=order, show=openai_message)
 
 
 def get_branch(connection: Connection, session: Session, *, through: str | None = None) -> list[BranchNode]:
-    """The newest branch of a session, or the newest one through a message, from the root to the leaf."""
+    """The session's newest branch, or the newest one through a message, from root to leaf."""
     leaf_no = session.leaf_no
     if through is not None:
         message_no = queries.messages.find_message_no(connection, through, session_id=session.session_id)
@@ -123,12 +123,12 @@ def get_branch(connection: Connection, session: Session, *, through: str | None 
 
 
 def as_sent(connection: Connection, branch: Sequence[BranchNode]) -> list[int]:
-    """The numbers of a branch's messages in the order of its last request, with the system messages that one had."""
+    """The message numbers of a branch in the order of its last request, with that request's system messages."""
     return as_sent_by(connection, branch)[0]
 
 
 def as_sent_by(connection: Connection, branch: Sequence[BranchNode]) -> tuple[list[int], ExchangeRow | None]:
-    """The same, and the exchange of that request."""
+    """Like `as_sent`, and the exchange of that request."""
     position, exchange = _last_exchange(connection, branch)
     if exchange is None:
         return [step.message_no for step in branch], None
@@ -137,23 +137,23 @@ def as_sent_by(connection: Connection, branch: Sequence[BranchNode]) -> tuple[li
 
 
 def as_far_as_sent(path: Sequence[BranchNode], exchange: ExchangeRow) -> list[BranchNode]:
-    """Of the path to a request's last message what that request held: a client may leave older turns out."""
+    """The part of a request's path that the request contained: a client may drop older turns."""
     chained = [step for step in path if step.role not in UNCHAINED_ROLES]
     return chained if exchange.linked_count is None else chained[len(chained) - exchange.linked_count :]
 
 
 def as_requested(path: Sequence[BranchNode], exchange: ExchangeRow) -> list[int]:
-    """The numbers of the messages above an exchange's replies, with the system messages where its request had them."""
+    """The message numbers of an exchange's request, with its system messages at their original positions."""
     numbers = [step.message_no for step in path if step.role not in UNCHAINED_ROLES]
     for placed, (to_come, message_no) in enumerate(placed_messages(exchange.context)):
-        # Those placed before this one stand before it; null is the very beginning.
+        # `placed` earlier system messages are already in the list; None means the very beginning.
         index = placed if to_come is None else max(len(numbers) - to_come, placed)
         numbers.insert(index, message_no)
     return numbers
 
 
 def _last_exchange(connection: Connection, branch: Sequence[BranchNode]) -> tuple[int, ExchangeRow | None]:
-    """The exchange that a branch stands at, and where its last message is."""
+    """The last exchange on a branch, and the index of its last message."""
     for position in range(len(branch) - 1, -1, -1):
         exchange_no = branch[position].exchange_no
         exchange_id = None if exchange_no is None else queries.exchanges.find_exchange_id(connection, exchange_no)
@@ -170,7 +170,7 @@ def _messages_page(
     rows = [queries.messages.get_message(connection, number) for number in numbers[start:stop]]
     shown = [
         show(row, _blobs(connection, row)) for row in rows if row is not None
-    ]  # a context may name one that is gone
+    ]  # a context may refer to a deleted message
     if order == "desc":
         shown.reverse()
     return {"messages": shown, "total": len(numbers), "session_info": session_json(session)}
@@ -179,7 +179,7 @@ def _messages_page(
 def page_of(
     connection: Connection, session: Session, numbers: list[int], *, page: Page, order: Order
 ) -> tuple[int, int]:
-    """Where a page of a branch begins and ends, in ascending order."""
+    """The start and end index of a page of a branch, in ascending order."""
     ordered = numbers[::-1] if order == "desc" else numbers
     start = page.offset
     if page.after is not None:
@@ -198,7 +198,7 @@ def _position_after(connection: Connection, session: Session, ordered: list[int]
 
 
 def _position_after_deleted(connection: Connection, session: Session, ordered: list[int], message_id: str) -> int:
-    """Ids are in the order in which messages are stored, so that of one that is gone still says where it stood."""
+    """The position of a deleted message: ids are ordered by storage time, so its id still tells where it was."""
     before = queries.messages.find_message_no_before(connection, message_id, session_no=session.session_no) or 0
     above = sum(number <= before for number in ordered)
     is_ascending = len(ordered) < 2 or ordered[0] < ordered[-1]
@@ -206,7 +206,7 @@ def _position_after_deleted(connection: Connection, session: Session, ordered: l
 
 
 def get_message(connection: Connection, message_no: int, *, show: Show = message_json) -> JSON:
-    """A message that is there."""
+    """A message that is known to exist."""
     row = queries.messages.get_message(connection, message_no)
     assert row is not None
     return show(row, _blobs(connection, row))
@@ -216,11 +216,11 @@ def _blobs(connection: Connection, row: Message) -> dict[str, str]:
     return queries.messages.list_message_blobs(connection, row.message_no) if row.content_form == "json" else {}
 
 
-# --- whole branches and histories, piece by piece
+# --- whole branches and histories, chunk by chunk
 
 
 def open_branch(connection: Connection, id_: str, *, user_id: str | None) -> tuple[JSON, list[int]]:
-    """A session and the numbers of its newest branch, to be read with `read_piece`."""
+    """A session and the message numbers of its newest branch, for `read_piece`."""
     session = find_session(connection, id_, user_id=user_id)
     return session_json(session), [step.message_no for step in get_branch(connection, session)]
 
@@ -228,7 +228,7 @@ def open_branch(connection: Connection, id_: str, *, user_id: str | None) -> tup
 def read_piece(
     connection: Connection, numbers: Sequence[int], *, start: int, change: Callable[[JSON], JSON] = dict
 ) -> tuple[list[str], int]:
-    """JSON texts of the next messages, about a megabyte of them, and where to go on. What was deleted is left out."""
+    """JSON texts of the next messages, about a megabyte, and the next start index. Deleted messages are skipped."""
     texts: list[str] = []
     size, position = 0, start
     while position < len(numbers) and size < _PIECE_BYTES:
@@ -243,7 +243,7 @@ def read_piece(
 def open_history(
     connection: Connection, *, user_id: str, page: Page, since: str | None, until: str | None
 ) -> tuple[JSON, list[str], int]:
-    """A user, the ids of one page of its sessions, newest activity first, and how many there are."""
+    """A user, the ids of one page of its sessions (most recently active first), and the total number of sessions."""
     user = queries.users.get_user(connection, user_id)
     if user is None:
         raise NotFoundError("No such user.")

@@ -1,7 +1,7 @@
-"""Messages as the items of OpenAI's conversations, and items as messages. Pure.
+"""Converts messages to items of OpenAI's Conversations API, and back. Pure.
 
-A reply may be several items: what it thought, what it said, and each call it made. So an item's id is its kind, the
-message's id, and for a call a digest of the call, which stays when another call is deleted.
+A reply may become several items: reasoning, message, and one per tool call. An item's id consists of its kind, the
+message id and, for a call, a digest of the call, so that it stays the same when another call is deleted.
 """
 
 import re
@@ -18,7 +18,7 @@ from proxy.wire import json_text
 LOGPROBS = "message.output_text.logprobs"
 
 _ID = re.compile(r"(rs|msg|fc|ctc|fco)_([^_]{1,128})(?:_([0-9a-z]+))?")
-# The order of a message's items.
+# The order of items within a message.
 _RANK = {"rs": 0, "msg": 1, "fc": 2, "ctc": 2, "fco": 3}
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
 _REASONING = ("reasoning", "reasoning_content")
@@ -27,7 +27,7 @@ _SAID = ("content", "refusal", "annotations", "audio")
 
 @dataclass(frozen=True, slots=True)
 class ItemId:
-    """The parts of an item's id."""
+    """A parsed item id."""
 
     text: str
     kind: str
@@ -36,21 +36,21 @@ class ItemId:
 
     @property
     def rank(self) -> int:
-        """Where it stands among the items of its message."""
+        """The item's position among the items of its message."""
         return _RANK[self.kind]
 
 
 def parse_id(text: str) -> ItemId | None:
-    """The parts of an id, if it is one."""
+    """Parses an item id; None if it is not one."""
     match = _ID.fullmatch(text)
     return None if match is None else ItemId(text, match[1], match[2], match[3])
 
 
-# --- messages as items
+# --- messages to items
 
 
 def items_of(row: Message, blobs: dict[str, str], *, include: Collection[str] = ()) -> list[JSON]:
-    """A message's items in their order. Of one that was cut, the last is incomplete."""
+    """A message's items in order. If the message was cut, the last item is incomplete."""
     message = openai_message(row, blobs)
     if row.role in ("tool", "function"):
         items = [_output(message, row.message_id)]
@@ -92,7 +92,7 @@ def _parts(content: Any) -> list[Any]:
 
 
 def _input_part(part: Any) -> JSON:
-    """A part of a request's message; one that OpenAI's conversations do not have stays as it is."""
+    """Converts a part of a request message; a part unknown to OpenAI's conversations is left unchanged."""
     if not isinstance(part, dict):
         return {"type": "input_text", "text": part if isinstance(part, str) else json_text.dumps(part)}
     kind = part.get("type")
@@ -117,7 +117,7 @@ def _output_part(part: Any, message: JSON) -> JSON:
 
 
 def _annotation(annotation: JSON) -> JSON:
-    """Chats put what is known of a citation one level deeper."""
+    """Moves a citation's fields up: chat completions nest them one level deeper."""
     kind = str(annotation.get("type"))
     inner = annotation.get(kind)
     return {"type": kind, **inner} if isinstance(inner, dict) else annotation
@@ -138,7 +138,7 @@ def _logprob(token: JSON) -> JSON:
 
 
 def calls_of(message: Mapping[str, Any]) -> list[tuple[str, JSON]]:
-    """A reply's calls, each with what its item's id ends with. The old single call is one, too."""
+    """A reply's calls with the id suffix of each item. The legacy `function_call` counts as one."""
     calls: list[tuple[str, JSON]] = []
     old = message.get("function_call")
     for call in [*_objects(message.get("tool_calls")), *([{"function": old}] if isinstance(old, dict) else [])]:
@@ -182,11 +182,11 @@ def _objects(value: Any) -> list[JSON]:
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
-# --- a message without one of its items
+# --- deleting an item from a message
 
 
 def without(message: Mapping[str, Any], item: ItemId) -> JSON | None:
-    """What is left of a message, or None where that is nothing."""
+    """The message without the item; None if nothing remains."""
     if message["role"] != "assistant":
         return None
     if item.kind == "rs":
@@ -205,12 +205,11 @@ def without(message: Mapping[str, Any], item: ItemId) -> JSON | None:
     return left if says_something else None
 
 
-# --- items as messages
+# --- items to messages
 
 
 def messages_of(items: Sequence[Any]) -> list[JSON]:
-    """The messages of the items that a caller adds; those of one reply become one message. Raises
-    InvalidRequestError."""
+    """Converts a caller's items to messages; the items of one reply become one message. Raises InvalidRequestError."""
     messages: list[JSON] = []
     reply: JSON | None = None
     for number, item in enumerate(items):
@@ -227,7 +226,7 @@ def messages_of(items: Sequence[Any]) -> list[JSON]:
 
 
 def _goes_on(reply: JSON, kind: str) -> bool:
-    """Whether an item belongs to the reply of the items before it: thought, then said, then called."""
+    """Whether an item continues the current reply, in the order reasoning, message, calls."""
     if kind == "reasoning":
         return False
     is_open = reply["content"] is None and "refusal" not in reply and "tool_calls" not in reply
@@ -235,7 +234,7 @@ def _goes_on(reply: JSON, kind: str) -> bool:
 
 
 class _Given:
-    """An item as a caller gives it."""
+    """An item as sent by a caller."""
 
     def __init__(self, item: Any, param: str) -> None:
         if not isinstance(item, dict):
@@ -249,7 +248,7 @@ class _Given:
         return self.kind in ("reasoning", "function_call", "custom_tool_call") or self._role() == "assistant"
 
     def add_to(self, reply: JSON) -> None:
-        """Put the item into a reply."""
+        """Adds the item to a reply."""
         if self.kind == "reasoning":
             parts = [*_objects(self._item.get("summary")), *_objects(self._item.get("content"))]
             reply["reasoning"] = "\n".join(str(part.get("text") or "") for part in parts)
@@ -269,7 +268,7 @@ class _Given:
             reply["content"] = "".join(texts) if texts or not refusals else None
 
     def message(self) -> JSON:
-        """The message of an item that is none of a reply."""
+        """The message of an item that is not part of a reply."""
         if self.kind in ("function_call_output", "custom_tool_call_output"):
             output = self._item.get("output")
             content = output if isinstance(output, str) else self._sent(self._checked_parts(output, "output"))
@@ -307,7 +306,7 @@ class _Given:
         return str(part["text"])
 
     def _sent(self, parts: Iterable[JSON]) -> Any:
-        """Content as a chat has it: a lone text as a string."""
+        """Chat content; a single text becomes a string."""
         content = [self._sent_part(part) for part in parts]
         is_text = len(content) == 1 and content[0]["type"] == "text"
         return content[0]["text"] if is_text else content

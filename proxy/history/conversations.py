@@ -1,4 +1,4 @@
-"""Sessions as OpenAI's conversations, and what was said in them as items."""
+"""OpenAI's Conversations API on top of sessions: a conversation is a session, its messages are shown as items."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
@@ -23,7 +23,7 @@ ID_PREFIX = "conv_"
 
 
 def find_conversation(connection: Connection, id_: str, *, user_id: str | None) -> Session:
-    """The session behind a conversation. Raises NotFoundError."""
+    """The session of a conversation. Raises NotFoundError."""
     try:
         return find_session(connection, id_, user_id=user_id)
     except NotFoundError as exc:
@@ -31,7 +31,7 @@ def find_conversation(connection: Connection, id_: str, *, user_id: str | None) 
 
 
 def conversation_json(session: Session) -> JSON:
-    """A session as OpenAI has it."""
+    """A session as an OpenAI conversation object."""
     return {
         "id": ID_PREFIX + session.session_id,
         "object": "conversation",
@@ -57,7 +57,7 @@ def list_items(
     order: Order,
     include: Collection[str] = (),
 ) -> JSON:
-    """One page of the items of the newest branch. Only messages that are shown are loaded."""
+    """One page of the items of the newest branch. Only the messages of the page are loaded."""
     session = find_conversation(connection, id_, user_id=user_id)
     numbers = [step.message_no for step in branches.get_branch(connection, session)]
     after, after_no = _cursor(connection, session, page.after)
@@ -80,7 +80,7 @@ def list_items(
 def get_item(
     connection: Connection, id_: str, item_id: str, *, user_id: str | None, include: Collection[str] = ()
 ) -> JSON:
-    """One item, of whatever branch. Raises NotFoundError."""
+    """One item on any branch. Raises NotFoundError."""
     session = find_conversation(connection, id_, user_id=user_id)
     _, number = _find_item(connection, session, item_id)
     return next(item for item in _items(connection, number, include=include) if item["id"] == item_id)
@@ -108,7 +108,7 @@ def _find_item(connection: Connection, session: Session, item_id: str) -> tuple[
 
 
 def _cursor(connection: Connection, session: Session, after: str | None) -> tuple[ItemId | None, float | None]:
-    """The item to go on after, and the number of its message. It may have been deleted since: then its place counts."""
+    """The item to continue after, and its message's number. For a deleted item, a position between messages."""
     if after is None:
         return None, None
     parsed = conversation_items.parse_id(after)
@@ -118,12 +118,12 @@ def _cursor(connection: Connection, session: Session, after: str | None) -> tupl
     if number is not None:
         return parsed, number
     before = queries.messages.find_item_no(connection, parsed.message_id, session_id=session.session_id)
-    # Half a step on: the message before it has been listed in ascending order, and is still to come in descending.
+    # Half a step: the message before it is already listed in ascending order, and comes next in descending order.
     return None, (before or 0) + 0.5
 
 
 def _after(shown: list[JSON], after: ItemId, *, order: Order) -> list[JSON]:
-    """What follows an item among those of its message; of one that was deleted, what may follow it."""
+    """The items after `after` within its message; if it was deleted, the items that could follow it."""
     ids = [item["id"] for item in shown]
     if after.text in ids:
         return shown[ids.index(after.text) + 1 :]
@@ -139,7 +139,7 @@ def _after(shown: list[JSON], after: ItemId, *, order: Order) -> list[JSON]:
 def create_conversation(
     connection: Connection, *, user_id: str, metadata: Mapping[str, str], messages: Sequence[JSON]
 ) -> JSON:
-    """Make a session of the user, with what was said already."""
+    """Creates a session with initial messages."""
     now = timestamp()
     session_id = uuid7()
     queries.users.upsert_user(connection, user_id=user_id, now=now)
@@ -157,14 +157,14 @@ def create_conversation(
 
 
 def update_conversation(connection: Connection, id_: str, *, user_id: str | None, metadata: Mapping[str, str]) -> JSON:
-    """Set the metadata."""
+    """Replaces the metadata."""
     change = sessions.SessionPatch(metadata=json_text.dumps(metadata))
     shown = sessions.update_session(connection, id_, user_id=user_id, change=change)
     return get_conversation(connection, shown["session_id"], user_id=user_id)
 
 
 def delete_conversation(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
-    """Delete the session and all that is its."""
+    """Deletes the session with all its data."""
     session_id = sessions.delete_session(connection, id_, user_id=user_id)
     return {"id": ID_PREFIX + session_id, "object": "conversation.deleted", "deleted": True}
 
@@ -177,7 +177,7 @@ def add_items(
     messages: Sequence[JSON],
     include: Collection[str] = (),
 ) -> JSON:
-    """Store messages at the end of the session's main branch and show their items."""
+    """Appends messages to the session's main branch and returns their items."""
     session = find_conversation(connection, id_, user_id=user_id)
     numbers = _append(connection, session.session_id, messages)
     added = [item for number in numbers for item in _items(connection, number, include=include)]
@@ -185,7 +185,7 @@ def add_items(
 
 
 def delete_item(connection: Connection, id_: str, item_id: str, *, user_id: str | None) -> JSON:
-    """Take an item out of the conversation, and show that. The message goes with its last item."""
+    """Removes an item and returns the conversation. The message is deleted with its last item."""
     session = find_conversation(connection, id_, user_id=user_id)
     item, number = _find_item(connection, session, item_id)
     left = conversation_items.without(branches.get_message(connection, number, show=_message), item)

@@ -1,8 +1,7 @@
-"""Where the last deleted sessions stood in their list: who deletes what is listed asks for the page after one that is
-gone.
+"""Remembers the list positions of recently deleted sessions, for clients that delete a page and then ask for the next.
 
-Another process does not know of them, and a client mostly keeps to its connection; there, and after a restart, the
-moment at which an id was made stands for the place.
+Other processes do not know these positions, but a client usually keeps its connection. Otherwise, and after a restart,
+the creation time in the id is used as the position.
 """
 
 from proxy.ids import made_at
@@ -12,7 +11,7 @@ _places: dict[tuple[str, str], tuple[str, str]] = {}
 
 
 def remember(user_id: str, *ids: str | None, updated_at: str, session_id: str) -> None:
-    """Keep the place of a session that is deleted, under each of its ids. By the writer's thread alone."""
+    """Stores a deleted session's position under each of its ids. Called only in the writer's thread."""
     for id_ in ids:
         if id_ is not None:
             _places[user_id, id_] = updated_at, session_id
@@ -21,7 +20,7 @@ def remember(user_id: str, *ids: str | None, updated_at: str, session_id: str) -
 
 
 def place_of(user_id: str, id_: str) -> tuple[str, str] | None:
-    """Time of the last change and id of a session that is gone; None for what is no id of ours."""
+    """A deleted session's update time and id; None if the id is not one of ours."""
     known = _places.get((user_id, id_))
     if known is not None:
         return known

@@ -1,4 +1,4 @@
-"""Stored messages in the shape of the dialect that asks for them: Responses items, or Anthropic's messages."""
+"""Converts stored messages to the requested dialect: Responses items or Anthropic messages."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -18,7 +18,7 @@ Row = tuple[JSON, JSON | None]
 
 
 def row_of(connection: Connection, message_no: int) -> Row:
-    """A stored message as OpenAI has it, and its residue."""
+    """A stored message in OpenAI's shape, and its residue."""
     found: list[JSON | None] = []
 
     def show(row: Message, blobs: dict[str, str]) -> JSON:
@@ -30,12 +30,12 @@ def row_of(connection: Connection, message_no: int) -> Row:
 
 
 def rows_of(connection: Connection, numbers: Sequence[int]) -> list[Row]:
-    """Stored messages as OpenAI has them, each with its residue."""
+    """Stored messages in OpenAI's shape, each with its residue."""
     return [row_of(connection, number) for number in numbers]
 
 
 def wire_of(exchange: ExchangeRow | None) -> JSON:
-    """What an exchange knows that is no part of its conversation."""
+    """An exchange's own data that is not part of the conversation."""
     return json_text.stored_object(exchange.wire, "wire") if exchange is not None else {}
 
 
@@ -49,8 +49,11 @@ def list_messages(
     through: str | None = None,
     dialect: Dialect,
 ) -> JSON:
-    """One page of a branch in a dialect. A page counts stored messages; what they are in the dialect is not cut: it is
-    on the page of its first."""
+    """One page of a branch in a dialect.
+
+    A page counts stored messages. If several of them form one object of the dialect, it is on the page of its first
+    one.
+    """
     session = branches.find_session(connection, id_, user_id=user_id)
     branch = branches.get_branch(connection, session, through=through)
     numbers, exchange = branches.as_sent_by(connection, branch)
@@ -96,5 +99,5 @@ def _goes_on(before: Row, row: Row) -> bool:
 
 
 def items_of(rows: Sequence[Row]) -> list[Any]:
-    """The items of stored messages."""
+    """Converts stored messages to items."""
     return [item for message, residue in rows for item in responses_items.items_of(message, residue)]

@@ -1,4 +1,4 @@
-"""The events of a response from one on, byte for byte, of what its stream has left on disk and in memory."""
+"""Replays the events of a response from a given number on, byte for byte, from disk and memory."""
 
 from collections.abc import Iterable
 
@@ -10,20 +10,20 @@ from proxy.wire.sse import Decoder, Event
 
 
 class Replay:
-    """Takes a stream as far as it has been written down, again and again, and gives what is new and wanted of it."""
+    """Reads a growing stream repeatedly and returns only new events after the requested number."""
 
     def __init__(self, exchange_id: str, *, after: int) -> None:
         self.exchange_id = exchange_id
-        self.last = after  # the number of the newest event that was given, or is not wanted
-        self.has_ended = False  # the terminal event has been read
+        self.last = after  # number of the newest event returned or skipped
+        self.has_ended = False  # the terminal event was read
         self._after = after
         self._decoder = Decoder()
-        self._next = 0  # the first piece that has not been read
-        self._read_bytes = 0  # of the pieces before it
-        self._taken_bytes = 0  # of the whole stream
+        self._next = 0  # first fragment not read yet
+        self._read_bytes = 0  # total size of the fragments before it
+        self._taken_bytes = 0  # bytes consumed of the whole stream
 
     def read(self, connection: Connection, *, stop: int | None, tail: bytes) -> bytes:
-        """The new events: of the pieces up to `stop`, and of what comes after those and is not written down yet."""
+        """Returns the new events from the fragments up to `stop` and from `tail`, the part not on disk yet."""
         fresh = b"".join(
             queries.fragments.list_fragment_range(connection, self.exchange_id, start=self._next, stop=stop)
         )

@@ -1,4 +1,4 @@
-"""Responses read back, and what a request that names one goes on from. A response's id is a place in the tree."""
+"""Reads stored Responses, and resolves what a request refers to. A response's id is a position in the message tree."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ from proxy.storage.removal import remove_exchange
 from proxy.wire import json_text, responses, responses_state
 
 _SHOWN = frozenset({"completed", "incomplete"})
-# What OpenAI's clients expect in a response also where it is null. Nulls are not stored.
+# Keys that OpenAI's clients expect even if null. Nulls are not stored.
 _NULLS: JSON = dict.fromkeys(
     (
         "error",
@@ -40,7 +40,7 @@ _NULLS: JSON = dict.fromkeys(
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a request names of ours: its session and how that was named, what was said there, and single items by id."""
+    """What a request refers to: the session and how it was named, the history, and single items by id."""
 
     session_id: str | None = None
     source: str = ""
@@ -49,15 +49,15 @@ class Resolved:
 
     @property
     def is_known(self) -> bool:
-        """Whether a response or a conversation was found."""
+        """Whether a response or conversation was found."""
         return self.session_id is not None
 
 
-# --- what a request goes on from
+# --- resolving references
 
 
 def resolve(connection: Connection, request: JSON, *, user_id: str) -> Resolved:
-    """What a request names of this user's; what is not there is upstream's affair."""
+    """Resolves a request's references to this user's data; unknown references are left to upstream."""
     items = {
         item_id: item
         for item_id in responses_state.references_of(request)
@@ -79,7 +79,7 @@ def resolve(connection: Connection, request: JSON, *, user_id: str) -> Resolved:
 
 
 def _find(connection: Connection, id_: str, *, user_id: str | None) -> ExchangeRow | None:
-    """The exchange of a response that may be referred to."""
+    """The exchange of a response, if other requests may refer to it."""
     exchange_id = queries.completions.find_stored_exchange(connection, id_, user_id=user_id)
     row = None if exchange_id is None else queries.exchanges.get_exchange(connection, exchange_id)
     if (
@@ -92,20 +92,20 @@ def _find(connection: Connection, id_: str, *, user_id: str | None) -> ExchangeR
 
 
 def _through(connection: Connection, row: ExchangeRow) -> list[JSON]:
-    """What was said up to and with a response, but for its instructions: those are never inherited."""
+    """The conversation up to and including a response, without instructions, which OpenAI never inherits."""
     rows = rows_of(connection, [*_asked(connection, row), *queries.messages.list_replies(connection, row)[:1]])
     return [item for item in items_of(rows) if isinstance(item, dict)]
 
 
 def _asked(connection: Connection, row: ExchangeRow) -> list[int]:
-    """The messages of a request, without its instructions."""
+    """A request's message numbers, without its instructions."""
     path = [] if row.leaf_no is None else queries.messages.list_path(connection, row.leaf_no)[::-1]
     numbers = branches.as_requested(branches.as_far_as_sent(path, row), row)
     return numbers[1:] if wire_of(row).get("instructions") is True else numbers
 
 
 def _newest(connection: Connection, session_id: str) -> list[JSON]:
-    """What was said on the newest branch of a session, without instructions."""
+    """The conversation on a session's newest branch, without instructions."""
     session = queries.sessions.get_session(connection, session_id)
     assert session is not None
     numbers, exchange = branches.as_sent_by(connection, branches.get_branch(connection, session))
@@ -115,7 +115,7 @@ def _newest(connection: Connection, session_id: str) -> list[JSON]:
 
 
 def _find_item(connection: Connection, item_id: str, *, user_id: str) -> JSON | None:
-    """An item by upstream's id, or by ours."""
+    """An item by upstream's id or by ours."""
     number = queries.responses.find_response_item(connection, item_id, user_id=user_id)
     if number is not None and _may_be_referred_to(connection, number):
         items = items_of([row_of(connection, number)])
@@ -134,7 +134,7 @@ def _find_item(connection: Connection, item_id: str, *, user_id: str) -> JSON | 
 
 
 def _may_be_referred_to(connection: Connection, message_no: int) -> bool:
-    """Whether the request of a message's exchange did not say `store: false`."""
+    """False if the message's request was sent with `store: false`."""
     row = queries.messages.get_message(connection, message_no)
     exchange = (
         None if row is None or row.exchange_id is None else queries.exchanges.get_exchange(connection, row.exchange_id)
@@ -142,11 +142,11 @@ def _may_be_referred_to(connection: Connection, message_no: int) -> bool:
     return exchange is None or json_text.stored_object(exchange.parameters, "parameters").get("store") is not False
 
 
-# --- read back
+# --- reading
 
 
 def find_response(connection: Connection, id_: str, *, user_id: str | None) -> ExchangeRow:
-    """The exchange of a response. Raises NotFoundError; another user's is not there either."""
+    """The exchange of a response. Raises NotFoundError, also for another user's response."""
     row = _find(connection, id_, user_id=user_id)
     if row is None or row.status not in _SHOWN:
         raise NotFoundError("No such response.")
@@ -154,12 +154,12 @@ def find_response(connection: Connection, id_: str, *, user_id: str | None) -> E
 
 
 def has_events(connection: Connection, *, exchange_id: str) -> bool:
-    """Whether what a response has streamed is still there."""
+    """Whether the response's streamed events are still stored."""
     return bool(queries.fragments.list_fragment_range(connection, exchange_id, start=0, stop=1))
 
 
 def get_response(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
-    """The response as upstream sent it; of one that was cut, what had come."""
+    """The response as upstream sent it; if it was cut, the part that arrived."""
     row = find_response(connection, id_, user_id=user_id)
     sent = json_text.stored_object(row.completion, "completion")
     output = items_of(rows_of(connection, queries.messages.list_replies(connection, row)[:1]))
@@ -176,7 +176,7 @@ def get_response(connection: Connection, id_: str, *, user_id: str | None) -> JS
 
 
 def _echoed(connection: Connection, row: ExchangeRow) -> JSON:
-    """What a response repeats of its request, which is not stored again."""
+    """The fields that a response repeats from its request; they are not stored twice."""
     parameters = json_text.stored_object(row.parameters, "parameters")
     wire = wire_of(row)
     shown = {key: value for key, value in parameters.items() if key not in ("stream", "stream_options", "include")}
@@ -190,7 +190,7 @@ def _echoed(connection: Connection, row: ExchangeRow) -> JSON:
 
 
 def list_input_items(connection: Connection, id_: str, *, user_id: str | None, page: Page, order: Order) -> JSON:
-    """One page of the items of a response's request, the history that it went on from included."""
+    """One page of the input items of a response's request, including the history it continued."""
     row = find_response(connection, id_, user_id=user_id)
     numbers = _asked(connection, row)
     items = [
@@ -212,7 +212,7 @@ def list_input_items(connection: Connection, id_: str, *, user_id: str | None, p
 
 
 def _with_id(item: JSON, suffix: str) -> JSON:
-    """An input item as OpenAI lists it: each has a type and an id."""
+    """An input item in OpenAI's list format: with type and id."""
     kind = item.get("type") or "message"
     said: JSON = {"type": kind, **item}
     if kind == "message":
@@ -225,6 +225,6 @@ def _with_id(item: JSON, suffix: str) -> JSON:
 
 
 def delete_response(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
-    """Delete the exchange and its reply. The request's messages are the session's, and go with that."""
+    """Deletes the exchange and its reply. The request's messages belong to the session and stay."""
     remove_exchange(connection, find_response(connection, id_, user_id=user_id))
     return {"id": id_, "object": "response", "deleted": True}

@@ -1,4 +1,4 @@
-"""How users, sessions, messages and exchanges look in JSON. Pure."""
+"""Serializes users, sessions, messages and exchanges to the JSON of the HTTP API. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +30,7 @@ _INTERNAL_COLUMNS = frozenset(
 
 
 def user_json(user: User) -> JSON:
-    """A user as the history shows it."""
+    """A user in the history API."""
     return {
         "user_id": user.user_id,
         "username": user.username,
@@ -40,7 +40,7 @@ def user_json(user: User) -> JSON:
 
 
 def session_json(session: Session) -> JSON:
-    """A session as `/v1/sessions` shows it."""
+    """A session in `/v1/sessions`."""
     return {
         "session_id": session.session_id,
         "user_id": session.user_id,
@@ -56,13 +56,13 @@ def session_json(session: Session) -> JSON:
 
 
 def openai_message(row: Message, blobs: Mapping[str, str]) -> JSON:
-    """The message as OpenAI has it, to be sent back as it is: keys that say nothing are left out."""
+    """A message in OpenAI's shape that can be sent back; empty keys are omitted."""
     message = _as_sent(row, blobs)
     return {key: value for key, value in message.items() if value is not None or key == "content"}
 
 
 def message_json(row: Message, blobs: Mapping[str, str]) -> JSON:
-    """A message as `/v1/sessions` shows it: what is known of it, and its other OpenAI keys where it has them."""
+    """A message in `/v1/sessions`: its metadata, and its other OpenAI keys if present."""
     others = _as_sent(row, blobs)
     choice = json_text.stored_object(row.choice, "choice")
     others.update((key, choice.get(key)) for key in ("finish_reason", "logprobs") if choice.get(key) is not None)
@@ -85,7 +85,7 @@ def message_json(row: Message, blobs: Mapping[str, str]) -> JSON:
 
 
 def exchange_json(row: ExchangeRow, *, names_upstream: bool) -> JSON:
-    """An exchange as `/v1/sessions` shows it."""
+    """An exchange in `/v1/sessions`."""
     columns = {name: getattr(row, name) for name in ExchangeRow.__slots__ if name not in _INTERNAL_COLUMNS}
     if names_upstream:
         columns["upstream"] = row.upstream
@@ -94,13 +94,13 @@ def exchange_json(row: ExchangeRow, *, names_upstream: bool) -> JSON:
 
 
 def plain_session(session: JSON) -> JSON:
-    """A session as `/api/sessions` shows it."""
+    """A session in `/api/sessions`."""
     names = ("title", "created_at", "updated_at", "is_active", "user_id", "metadata", "message_count", "tokens")
     return {"id": session["session_id"]} | {name: session[name] for name in names}
 
 
 def plain_message(message: JSON) -> JSON:
-    """A message as `/api/sessions` shows it, with its other OpenAI keys."""
+    """A message in `/api/sessions`, including its other OpenAI keys."""
     left_out = ("message_id", "parent_id", "exchange_id", "siblings", "status", "model")
     return {"id": message["message_id"]} | {key: value for key, value in message.items() if key not in left_out}
 

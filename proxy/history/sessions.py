@@ -1,4 +1,4 @@
-"""Sessions as callers make, change, fill and delete them. Everything here runs inside the writer's transaction."""
+"""Creates, changes, extends and deletes sessions for callers, inside the writer's transaction."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from proxy.wire.message import DEFAULT_TITLE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionPatch:
-    """What to set on a session; None stays as it is. `metadata` is JSON text."""
+    """Values to set on a session; None leaves a value unchanged. `metadata` is JSON text."""
 
     title: str | None = None
     is_active: bool | None = None
@@ -26,7 +26,7 @@ class SessionPatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewMessage:
-    """A message posted by hand: OpenAI's, and what is known about it. `metadata` is JSON text."""
+    """A manually posted message in OpenAI's shape, with its metadata (JSON text)."""
 
     message: dict[str, Any]
     model: str | None = None
@@ -42,9 +42,9 @@ def create_session(
     given: SessionPatch,
     key: IdempotencyKey | None = None,
 ) -> JSON:
-    """Make a session of the user; a retry with the same key finds it.
+    """Creates a session; a retry with the same key returns the existing one.
 
-    Raises APIError 409 where the user has one with this id.
+    Raises APIError 409 if the user already has a session with this id.
     """
     return idempotency.once(
         connection,
@@ -84,7 +84,7 @@ def _create_session(
 
 
 def update_session(connection: Connection, id_: str, *, user_id: str | None, change: SessionPatch) -> JSON:
-    """Change a session and show it. Raises NotFoundError."""
+    """Changes and returns a session. Raises NotFoundError."""
     session_id = find_session(connection, id_, user_id=user_id).session_id
     if change != SessionPatch():
         queries.sessions.update_session(
@@ -99,7 +99,7 @@ def update_session(connection: Connection, id_: str, *, user_id: str | None, cha
 
 
 def delete_session(connection: Connection, id_: str, *, user_id: str | None) -> str:
-    """Delete a session and all that is its; its own id. A chat that still streams does not bring it back.
+    """Deletes a session with all its data; returns its own id. Chats still streaming do not recreate it.
 
     Raises NotFoundError.
     """
@@ -121,7 +121,7 @@ def append_message(
     new: NewMessage,
     key: IdempotencyKey | None = None,
 ) -> JSON:
-    """Store a message at the end of a session's main branch and show it; a retry with the same key finds it.
+    """Appends a message to the session's main branch and returns it; a retry with the same key returns the stored one.
 
     Raises NotFoundError.
     """

@@ -1,7 +1,7 @@
-"""Exchanges as OpenAI's stored chat completions: found by upstream's id, filtered, shown, changed and deleted.
+"""OpenAI's stored chat completions API on top of exchanges: find, filter, read, change and delete.
 
-An id is upstream's where it is one of the user's own. A client may send a request id again, and vLLM makes the
-completion's id of it: then the newest exchange has it, and the others go by their own.
+A completion is found by upstream's id among the user's own. A client may repeat a request id, from which vLLM builds
+the completion id: then the newest exchange has that id, and older ones are found by their own ids.
 """
 
 import re
@@ -25,18 +25,18 @@ from proxy.wire import json_text
 from proxy.wire.message import readable, to_openai
 
 _SHOWN = frozenset({"completed", "incomplete"})
-# How many exchanges are looked at in one read, so that a filter that fits few holds no reader for long.
+# Exchanges examined per read, so that a filter with few matches does not block a reader for long.
 _STEP = 500
-_FIRST, _LAST = "", "~"  # before and after every id
-# Where the last deleted ones stood: who deletes what is listed asks for the page after one that is gone. Written by the
-# writer's thread alone; another process does not know of them, and a client mostly keeps to its connection.
+_FIRST, _LAST = "", "~"  # sort before and after every id
+# Positions of recently deleted completions, for clients that delete a page and then ask for the next. Written only in
+# the writer's thread; other processes do not know them, but a client usually keeps its connection.
 _DELETED_MAX = 10_000
 _deleted: dict[tuple[str, str], str] = {}
-# Parameters of a request that mean something else in a completion.
+# Request parameters that have another meaning in a completion.
 _NOT_PARAMETERS = frozenset(
     {"id", "object", "created", "choices", "usage", "system_fingerprint", "moderation", "status", "messages"}
 )
-# What OpenAI shows of a request's parameters also where it had none.
+# Request parameters that OpenAI returns even if the request did not set them.
 _PARAMETERS: JSON = {
     "tools": None,
     "tool_choice": None,
@@ -51,7 +51,7 @@ _PARAMETERS: JSON = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which completions of a user are listed. All of `metadata` must match."""
+    """Which of a user's completions to list. Every `metadata` pair must match."""
 
     user_id: str
     session_id: str | None = None
@@ -61,7 +61,7 @@ class Filter:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether exchanges are to be looked at that are not shown."""
+        """Whether the filter skips exchanges."""
         return self.model is not None or bool(self.metadata)
 
 
@@ -69,7 +69,7 @@ class Filter:
 
 
 def find_exchange(connection: Connection, id_: str, *, user_id: str | None) -> ExchangeRow:
-    """The exchange with this id, upstream's or its own. Raises NotFoundError; another user's is not there either."""
+    """The exchange with upstream's or its own id. Raises NotFoundError, also for another user's exchange."""
     exchange_id = queries.completions.find_stored_exchange(connection, id_, user_id=user_id)
     row = queries.exchanges.get_exchange(connection, exchange_id or id_.removeprefix(COMPLETION_PREFIX))
     if row is None or row.status not in _SHOWN or user_id not in (None, row.user_id):
@@ -78,12 +78,12 @@ def find_exchange(connection: Connection, id_: str, *, user_id: str | None) -> E
 
 
 def get_completion(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
-    """The completion as upstream sent it, with its request's parameters and metadata."""
+    """The completion as upstream sent it, plus its request's parameters and metadata."""
     return _completion(connection, find_exchange(connection, id_, user_id=user_id))
 
 
 def start_of(connection: Connection, wanted: Filter, after: str | None) -> str:
-    """Where a list begins. Raises InvalidRequestError."""
+    """The position where a list starts. Raises InvalidRequestError."""
     if after is None:
         return _FIRST if wanted.order == "asc" else _LAST
     try:
@@ -96,7 +96,7 @@ def start_of(connection: Connection, wanted: Filter, after: str | None) -> str:
 
 
 def scan(connection: Connection, wanted: Filter, *, after: str, limit: int) -> tuple[list[str], str | None]:
-    """The exchanges that fit among the next ones, and where to go on, if there are more to look at."""
+    """The matching exchanges among the next ones, and where to continue (None: no more exchanges)."""
     step = _STEP if wanted.is_narrow else limit
     newest_first = wanted.order == "desc"
     if wanted.session_id is None:
@@ -112,7 +112,7 @@ def scan(connection: Connection, wanted: Filter, *, after: str, limit: int) -> t
 
 
 def get_completions(connection: Connection, exchange_ids: Sequence[str]) -> list[JSON]:
-    """These exchanges as completions; what was deleted is left out."""
+    """Exchanges as completions; deleted ones are skipped."""
     rows = [queries.exchanges.get_exchange(connection, exchange_id) for exchange_id in exchange_ids]
     return [_completion(connection, row) for row in rows if row is not None]
 
@@ -130,13 +130,13 @@ def list_messages(connection: Connection, id_: str, *, user_id: str | None, page
         branches.get_message(connection, numbers[position], show=_store_message) | {"id": f"{prefix}{position}"}
         for position in positions[: page.limit]
         if queries.export.find_message_id(connection, numbers[position])
-        is not None  # a context may name one that is gone
+        is not None  # a context may refer to a deleted message
     ]
     return page_json(shown, has_more=len(positions) > page.limit)
 
 
 def page_json(data: Sequence[JSON], *, has_more: bool) -> JSON:
-    """A list as OpenAI has it."""
+    """An OpenAI list object."""
     return {
         "object": "list",
         "data": data,
@@ -147,7 +147,7 @@ def page_json(data: Sequence[JSON], *, has_more: bool) -> JSON:
 
 
 def pairs_of(metadata: str | None) -> dict[str, str]:
-    """Metadata as OpenAI has it: strings. What is none is given as JSON text."""
+    """Metadata as OpenAI defines it: string values. Other values are returned as JSON text."""
     value = json_text.stored(metadata)
     if not isinstance(value, dict):
         return {}
@@ -155,7 +155,7 @@ def pairs_of(metadata: str | None) -> dict[str, str]:
 
 
 def unix_seconds(timestamp: str) -> int:
-    """A stored point in time as OpenAI has it."""
+    """A stored timestamp as Unix time."""
     return int(datetime.fromisoformat(timestamp).timestamp())
 
 
@@ -163,7 +163,7 @@ def unix_seconds(timestamp: str) -> int:
 
 
 def update_metadata(connection: Connection, id_: str, *, user_id: str | None, metadata: Mapping[str, str]) -> JSON:
-    """Set the metadata of a completion and show it. Its session, which is shown there, stays."""
+    """Replaces a completion's metadata and returns it. Its session, which is part of the output, cannot change."""
     row = find_exchange(connection, id_, user_id=user_id)
     kept = dict(metadata)
     session_id = kept.pop("session_id", None)
@@ -174,7 +174,7 @@ def update_metadata(connection: Connection, id_: str, *, user_id: str | None, me
 
 
 def delete_completion(connection: Connection, id_: str, *, user_id: str | None) -> JSON:
-    """Delete the exchange and its replies. The request's messages are the session's, and go with that."""
+    """Deletes the exchange and its replies. The request's messages belong to the session and stay."""
     row = find_exchange(connection, id_, user_id=user_id)
     remove_exchange(connection, row)
     _deleted[row.user_id, id_] = row.exchange_id
@@ -183,7 +183,7 @@ def delete_completion(connection: Connection, id_: str, *, user_id: str | None) 
     return {"object": "chat.completion.deleted", "id": id_, "deleted": True}
 
 
-# --- how they look
+# --- serializing
 
 
 def _fits(candidate: Candidate, wanted: Filter) -> bool:
@@ -224,7 +224,7 @@ def _completion(connection: Connection, row: ExchangeRow) -> JSON:
 
 
 def _usage(row: ExchangeRow) -> JSON | None:
-    """The usage as its columns say it, where they say all of it; null where the reply gave none."""
+    """The usage from its columns if they contain all of it; None if the reply had none."""
     usage = {
         "prompt_tokens": row.prompt_tokens,
         "completion_tokens": row.completion_tokens,
@@ -238,7 +238,7 @@ def _choices(connection: Connection, row: ExchangeRow) -> list[JSON]:
     choices = [branches.get_message(connection, number, show=_choice) for number in numbers]
     if choices or row.status == "completed":
         return choices
-    # Cut before it had said anything.
+    # The reply was cut before any content arrived.
     message = {"role": "assistant", "content": None}
     return [{"index": 0, "message": message, "logprobs": None, "finish_reason": None}]
 
@@ -264,7 +264,7 @@ def _message(row: Message, blobs: Mapping[str, str]) -> JSON:
 
 
 def _index_after(positions: Sequence[int], after: str, id_: str) -> int:
-    """Where a page begins. The number counts: the completion before it may go by another id since."""
+    """The index where a page starts. Only the number in `after` counts: the completion's id may have changed."""
     number = after.rpartition("-")[2]
     if not re.fullmatch("[0-9]{1,9}", number) or int(number) not in positions:
         raise InvalidRequestError(f"{id_} has no such message.", param="after")
