@@ -1,4 +1,4 @@
-"""The only module that speaks HTTP to vLLM: through our own transport, or any of httpx's."""
+"""One upstream: opens requests, probes health, reads models. Uses our own connection pool, or an httpx transport."""
 
 import logging
 import math
@@ -35,33 +35,34 @@ _MODEL_LIST_BYTES = 16 * 2**20
 
 
 class Response(Protocol):
-    """A response whose head has come."""
+    """A response whose head has arrived."""
 
     status: int
     headers: Headers
 
     @property
     def is_over(self) -> bool:
-        """Whether it is known that nothing of the body follows."""
+        """Whether the end of the body is already known."""
 
     async def read(self) -> bytes:
-        """The next piece of the body, b"" at its end. Raises Failure."""
+        """The next piece of the body; b"" at its end. Raises Failure."""
 
     def read_whole_nowait(self) -> bytes | None:
-        """The body, for who has read none of it; None where it has not come to its end."""
+        """Returns the whole body if it has been received and not read, else None."""
 
     async def pump(self, sink: Sink) -> bool:
-        """Give the body to the sink, each piece as it comes, until the end (True) or until the sink says to stop.
+        """Passes each piece of the body to `sink` as it arrives. True at the end of the body, False if the sink
+        stopped.
 
-        Raises Failure, and what the sink raises.
+        Raises Failure, and whatever the sink raises.
         """
 
     def close(self) -> None:
-        """Leave; upstream notices where the body has not ended."""
+        """Closes the response; if the body is incomplete, this closes the connection."""
 
 
 class Upstream:
-    """One engine, or a router in front of several: its connections, its health and the models it serves."""
+    """An inference server, or a router in front of several: its connections, health, and models."""
 
     def __init__(
         self, settings: Settings, address: UpstreamAddress, transport: httpx.AsyncBaseTransport | None = None
@@ -73,10 +74,10 @@ class Upstream:
         self.name = f"{parts.scheme}://{self.host.decode()}{parts.path.rstrip('/')}"
         self.multiplier = multiplier_of(self.name)
         self.open_count = 0
-        self.request_count = self.error_count = 0  # since they were taken last; for metrics alone
+        self.request_count = self.error_count = 0  # since the last metrics collection
         self.health = Health()
         self.models: frozenset[str] | None = None if address.model is None else frozenset({address.model})
-        self.described: dict[str, dict[str, Any]] = {}  # the models as upstream describes them, by id
+        self.described: dict[str, dict[str, Any]] = {}  # model id to upstream's own description
         self._own_hosts = _own_hosts(parts)
         self._logged_at = -math.inf
         self._prefix = parts.path.rstrip("/").removesuffix("/v1").encode()
@@ -94,7 +95,8 @@ class Upstream:
                 limits=httpx.Limits(max_connections=settings.upstream_connections, keepalive_expiry=4.0)
             )
         self._client: ConnectionPool | HTTPXClient
-        self._probes: ConnectionPool | HTTPXClient  # chats never wait for a connection that a probe holds
+        # separate, so that chats never wait for a connection used by a probe
+        self._probes: ConnectionPool | HTTPXClient
         if transport is None:
             is_tls = parts.scheme == "https"
             tls: ssl.SSLContext | None = system_tls() if is_tls else None
@@ -106,10 +108,10 @@ class Upstream:
             self._client = self._probes = HTTPXClient(transport, f"{parts.scheme}://{parts.netloc}")
 
     async def open(self, method: bytes, target: bytes, headers: Headers, body: Body) -> Response:
-        """The response, as soon as its head is there. `target` is path and query as the caller sent them; `headers` are
-        without `Host`.
+        """Sends a request; returns the response when its head has arrived.
 
-        Raises UpstreamError: nothing of the answer has come.
+        `target` is the path and query as sent by the caller; `headers` do not contain `Host`. Raises UpstreamError; no
+        part of a response has been received then.
         """
         sent = [(b"host", self.host), *headers]
         if self._replaces_authorization:
@@ -128,7 +130,7 @@ class Upstream:
         return response
 
     def _seen_by_caller(self, location: bytes) -> bytes:
-        """A redirect to this upstream, as one to the proxy: without the origin, which only we may be able to reach."""
+        """Rewrites a redirect to this upstream to a relative one: callers may not be able to reach its address."""
         match = _ABSOLUTE.fullmatch(location)
         if match is None or match[1].lower() not in self._own_hosts:
             return location
@@ -136,14 +138,14 @@ class Upstream:
         return path.removeprefix(self._prefix) or b"/"
 
     def _log_failure(self, error: UpstreamError, exc: Failure) -> None:
-        """Say why for the operator, once a second at most."""
+        """Logs the reason for the operator, at most once a second."""
         now = time.monotonic()
         if now - self._logged_at >= 1.0:
             self._logged_at = now
             logger.warning("%s: %s (%s)", self.name, error.message, exc)
 
     async def probe(self) -> bool:
-        """Whether it says that it can serve; `health` knows afterwards, too."""
+        """Asks upstream's health endpoint, updates `health`, and returns whether it is ready."""
         self.health.watch_silence(now=time.monotonic(), open_count=self.open_count, received=self._received)
         try:
             response = await self._ask(b"/health")
@@ -158,7 +160,7 @@ class Upstream:
         return False
 
     async def read_models(self) -> None:
-        """Ask what it serves. What it said before stays where it does not answer."""
+        """Reads the model list. Keeps the previous one if upstream does not answer."""
         if self.address.model is not None:
             return
         try:
@@ -181,13 +183,13 @@ class Upstream:
         return await self._probes.request(b"GET", self._prefix + path, headers, b"", timeouts=_PROBE_TIMEOUTS)
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Closes all connections."""
         await self._client.aclose()
         await self._probes.aclose()
 
 
 def _authorization_of(settings: Settings, parts: SplitResult) -> Headers:
-    """The key of the settings, or the user and password of the address (RFC 7617)."""
+    """The configured API key, or the user and password of the address (RFC 7617)."""
     if parts.username is not None:
         credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         return [(b"authorization", b"Basic " + b64encode(credentials.encode()))]
@@ -196,7 +198,7 @@ def _authorization_of(settings: Settings, parts: SplitResult) -> Headers:
 
 
 def _own_hosts(parts: SplitResult) -> frozenset[bytes]:
-    """How this upstream may name itself in a redirect, with and without its port where that is the usual one."""
+    """The host values this upstream may use in redirects: with and without the default port."""
     netloc = parts.netloc.rpartition("@")[2].lower()
     usual = "443" if parts.scheme == "https" else "80"
     bare = netloc.removesuffix(f":{usual}")
@@ -205,7 +207,7 @@ def _own_hosts(parts: SplitResult) -> frozenset[bytes]:
 
 
 async def _read_json(response: Response) -> Any:
-    """Raises Failure, and ValueError for what is no JSON, or too long."""
+    """Raises Failure; ValueError if it is not JSON or too long."""
     body = bytearray()
     try:
         while piece := await response.read():

@@ -1,4 +1,4 @@
-"""What went wrong with upstream: the library's exceptions in words."""
+"""Translates httpx exceptions about upstream to UpstreamError."""
 
 import errno
 import re
@@ -9,14 +9,14 @@ import httpx
 
 from proxy.errors import UpstreamError
 
-# What reading a response may raise; `failure` puts it in words.
+# Base class of everything that reading a response may raise; `failure` translates it.
 Failure = httpx.HTTPError
 
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 
 
 def failure(exc: Failure) -> UpstreamError:
-    """What went wrong with upstream, in words fit for the caller: the cause, and no address."""
+    """The error for the caller: its cause in words, without upstream's address."""
     if isinstance(exc, httpx.ConnectTimeout | httpx.PoolTimeout):
         return UpstreamError(
             "Upstream could not be reached in time.", status=504, code="upstream_timeout", is_unsent=True
@@ -40,11 +40,11 @@ def _cause_of(exc: BaseException) -> str:
         if isinstance(cause, socket.gaierror):
             return "its name is not known"
         if isinstance(cause, ssl.SSLCertVerificationError):
-            # "Hostname mismatch, certificate is not valid for '10.0.0.1'." would tell callers the address.
+            # For example "Hostname mismatch, certificate is not valid for '10.0.0.1'." would reveal the address.
             return f"its certificate is not trusted ({cause.verify_message.partition(', certificate is not')[0]})"
         if isinstance(cause, ssl.SSLError):
             return "it does not speak TLS as we do"
-        # asyncio puts the errors of several addresses into the text of one.
+        # If several addresses were tried, asyncio joins their errors into one message.
         numbers = [int(number) for number in _ERRNO.findall(str(cause))] if isinstance(cause, OSError) else []
         known = next((_CAUSES[number] for number in numbers if number in _CAUSES), None)
         if known is not None:

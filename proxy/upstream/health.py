@@ -1,21 +1,24 @@
-"""Whether one upstream is in use: what its probes and requests say, folded to a state. Pure."""
+"""Tracks whether one upstream is in rotation, from its probes and requests. Pure."""
 
 from dataclasses import dataclass
 
 _FAILURES_TO_LEAVE = 2
 _SUCCESSES_TO_RETURN = 2
-# An engine that has stalled still answers /health with 200 (seen on vLLM): silence counts, too.
+# A stalled vLLM still answers /health with 200, so open requests without data are a sign of failure, too.
 _SILENCE_SECONDS = 20.0
 _SILENT = "open requests receive nothing"
 
 
 @dataclass(slots=True)
 class Health:
-    """The state of one upstream. It leaves after two failures in a row and returns after two good probes."""
+    """The state of one upstream.
 
-    reason: str | None = None  # why it is not in use, or the last request failed
-    is_known: bool = False  # a probe has been answered or has failed
-    is_in: bool = True  # whether new requests go to it; stored, since each request asks it of every upstream
+    It is removed after two failures in a row, and restored after two successful probes.
+    """
+
+    reason: str | None = None  # why it is out of rotation, or why the last request failed
+    is_known: bool = False  # the first probe has completed
+    is_in: bool = True  # whether it receives new requests; stored, because every request reads it for every upstream
     _is_out: bool = False
     _is_silent: bool = False
     _failures: int = 0
@@ -24,7 +27,7 @@ class Health:
     _silent_since: float | None = None
 
     def failed(self, reason: str) -> None:
-        """A probe or a request failed before its reply. The first probe decides alone."""
+        """Records a failed probe, or a request that failed before its reply. The first probe decides alone."""
         self._successes = 0
         self._failures += 1
         self.reason = reason
@@ -34,7 +37,7 @@ class Health:
         self.is_known = True
 
     def answered(self) -> None:
-        """A probe was answered with 200."""
+        """Records a probe answered with 200."""
         self._failures = 0
         self._successes += 1
         if not self.is_known or self._successes >= _SUCCESSES_TO_RETURN or not self._is_out:
@@ -44,10 +47,10 @@ class Health:
         self.is_known = True
 
     def watch_silence(self, *, now: float, open_count: int, received: int) -> None:
-        """Leave when open requests have received nothing for a while. `received` only has to change with the bytes.
+        """Removes the upstream if its open requests have received no data for a while.
 
-        A long reply that is not a stream is silent, too: the choice falls back on silent upstreams where no other is
-        left.
+        `received` may be any value that changes with each received byte. A long non-streamed reply is silent, too, so
+        the choice falls back to silent upstreams if no other is available.
         """
         if open_count == 0 or received != self._received:
             self._received, self._silent_since, self._is_silent = received, None, False

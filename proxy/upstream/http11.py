@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection: writes a request, reads its response, notices when either side has gone."""
+"""A single HTTP/1.1 client connection: writes a request, feeds the response, detects when either side has closed."""
 
 import asyncio
 import math
@@ -16,7 +16,7 @@ SMALL_BODY_BYTES = 64 * 1024
 
 
 class Connection(asyncio.Protocol):
-    """A socket and its parser, for one exchange after the other. Closed at the first thing out of order."""
+    """A socket and its parser, used for one exchange at a time. Closed on the first protocol violation."""
 
     __slots__ = (
         "_busy",
@@ -45,14 +45,14 @@ class Connection(asyncio.Protocol):
         on_closed: Callable[["Connection"], None],
         on_lost: Callable[["Connection"], None],
     ) -> None:
-        """`on_free`: ready for another exchange; `on_closed`: takes no more; `on_lost`: its socket is closed too."""
+        """`on_free`: can take another exchange; `on_closed`: takes no more; `on_lost`: its socket is closed as well."""
         self._on_free = on_free
         self._on_closed = on_closed
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport  # once made
+        self._transport: asyncio.Transport  # set in `connection_made`
         self._made = False
-        self._response: Response  # of the exchange when busy, else of the last one
+        self._response: Response  # of the current exchange, else of the last one
         self._busy = False
         self._parser = ResponseParser()
         self._timer: asyncio.TimerHandle | None = None
@@ -61,14 +61,14 @@ class Connection(asyncio.Protocol):
         self._write_paused = False
         self.closed = False
         self.exchanges = 0
-        self.received = 0  # how often bytes have come
+        self.received = 0  # number of reads; changes with each received byte
 
     @property
     def usable(self) -> bool:
         return not self.closed and not self._transport.is_closing()
 
     def send(self, head: bytes, body: Body, length: int | None, *, head_only: bool, timeouts: Timeouts) -> Response:
-        """Write a request; what cannot be written at once is written by a task that the response owns."""
+        """Writes a request. The part that cannot be written at once is written by a task that the response owns."""
         self.exchanges += 1
         self._busy = True
         self._response = response = Response(self, self._loop, timeouts.read_s)
@@ -95,7 +95,7 @@ class Connection(asyncio.Protocol):
     async def _upload(
         self, response: Response, body: AsyncIterable[bytes] | None, length: int | None, write_s: float
     ) -> None:
-        """Without a body: wait until what has been written is on its way."""
+        """Writes the body; without one, waits until the data written so far has been sent."""
         error: Exception | None = None
         try:
             if body is None:
@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
             else:
                 response.replayable = False
                 await self._write_pieces(aiter(body), length, write_s)
-        except Exception as exc:  # noqa: BLE001 - whatever the caller's own body raises is for the caller to see
+        except Exception as exc:  # noqa: BLE001 - errors of the caller's own body are reported to the caller
             error = exc
         response.is_uploading = False
         if error is None:
@@ -157,9 +157,10 @@ class Connection(asyncio.Protocol):
     # Time
 
     def expect(self, wait_s: float) -> None:
-        """The response's reader waits from now on, at most so long.
+        """Starts the response's read timeout.
 
-        One timer serves all waits of the connection: a wait only moves the deadline, and the timer looks when it fires.
+        One timer serves all waits of the connection: a wait only moves the deadline, which the timer checks when it
+        fires.
         """
         self._deadline = deadline = self._loop.time() + wait_s
         if deadline < self._timer_at:
@@ -186,7 +187,7 @@ class Connection(asyncio.Protocol):
         response.finish(httpx.ReadTimeout("Upstream was silent for too long"))
         self.close()
 
-    # What the event loop reports
+    # Callbacks of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -196,7 +197,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if not self._busy:
-            self.close()  # nobody asked
+            self.close()  # data without a request
             return
         self.received += 1
         response, parser = self._response, self._parser
@@ -237,7 +238,7 @@ class Connection(asyncio.Protocol):
             return httpx.RemoteProtocolError("Upstream closed the connection without a response")
         if self._parser.body_is_framed:
             return httpx.RemoteProtocolError("Upstream closed the connection within the body")
-        return None  # a body may end with its connection
+        return None  # valid: a body without a length ends with its connection
 
     def _refuse(self, response: Response, reason: str) -> None:
         response.finish(None if self._parser.is_complete else httpx.RemoteProtocolError(reason))

@@ -1,4 +1,4 @@
-"""Any httpx transport behind the same calls as our own pool."""
+"""Adapts an httpx transport to the interface of our own connection pool."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -43,7 +43,7 @@ class _HTTPXResponse:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._stream = response.stream
         self._pieces: AsyncIterator[bytes] = aiter(response.stream)
-        self.is_over = False  # that is only known when it has been read
+        self.is_over = False  # unknown until it has been read
 
     async def read(self) -> bytes:
         async for piece in self._pieces:
@@ -53,7 +53,7 @@ class _HTTPXResponse:
         return b""
 
     def read_whole_nowait(self) -> None:
-        """It is not known before it has been read."""
+        """None: an httpx response cannot be read without waiting."""
 
     async def pump(self, sink: Sink) -> bool:
         while data := await self.read():

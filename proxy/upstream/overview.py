@@ -1,4 +1,4 @@
-"""What an operator wants to know of the upstreams: which are in use, why others are not, and what they serve."""
+"""Summarises the upstreams for operators: which are in rotation, why others are not, and their models."""
 
 import asyncio
 from contextlib import suppress
@@ -10,13 +10,13 @@ _MODELS_SHOWN = 100
 
 
 def counts(upstreams: Upstreams) -> dict[str, int]:
-    """How many are in use, and how many are not."""
+    """The number of upstreams in rotation, and out of it."""
     up = sum(upstream.health.is_in for upstream in upstreams.all)
     return {"up": up, "down": len(upstreams.all) - up}
 
 
 def overview(upstreams: Upstreams) -> list[dict[str, Any]]:
-    """Each one's address without credentials, and its state as this process sees it."""
+    """Each upstream's address without credentials, and its state in this process."""
     return [
         {
             "url": upstream.name,
@@ -30,7 +30,7 @@ def overview(upstreams: Upstreams) -> list[dict[str, Any]]:
 
 
 async def ask_for_models(upstreams: Upstreams, *, seconds: float) -> None:
-    """Wait a little for the model lists that have never been read; reading goes on beyond that."""
+    """Waits briefly for model lists that were never read; reading continues in the background."""
     if all(upstream.models is not None for upstream in upstreams.all):
         return
     with suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""The connections to one origin: kept alive, counted, and opened when none is free."""
+"""A pool of keep-alive connections to one origin."""
 
 import asyncio
 import math
@@ -15,8 +15,8 @@ from proxy.upstream.response import Response
 from proxy.wire.headers import Headers
 
 CLOSE_LIMIT_S = 1.0
-# An upstream that closes an idle connection while a request is on its way to it has not read the request, and that is
-# seen within a round trip. One that closes later may have worked on it.
+# If an upstream closes an idle connection while a request is on its way, the request was not read, and the close
+# arrives within a round trip. If it closes later, it may have started to work on the request.
 _IDLE_CLOSE_S = 0.5
 
 
@@ -35,43 +35,43 @@ class Origin:
 class Limits:
     max_connections: int = 4096
     max_waiting: int = 4096
-    """Requests that may wait for a connection; one more is refused at once with httpx.PoolTimeout."""
+    """Requests that may wait for a connection; one more fails immediately with httpx.PoolTimeout."""
     idle_s: float = 4.0
-    """vLLM closes an idle connection after 5 seconds; ours goes first."""
+    """Shorter than vLLM's 5 seconds, so that our side closes idle connections first."""
 
 
 def system_tls() -> ssl.SSLContext:
-    """TLS as the system trusts it, for HTTP/1.1."""
+    """A TLS context with the system's trusted certificates, for HTTP/1.1."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
 
 
 class ConnectionPool:
-    """The connections to one origin, in one event loop. The last one used is used next."""
+    """Connections to one origin, for one event loop. The most recently used one is reused first."""
 
     def __init__(self, *, origin: Origin, limits: Limits | None = None, timeouts: Timeouts | None = None) -> None:
         self._origin = origin
         self._limits = limits or Limits()
         self._timeouts = timeouts or Timeouts()
-        self._slots = 0  # connections that are open or being opened
-        self._open: set[Connection] = set()  # those that hold a slot
-        self._sockets: set[Connection] = set()  # those whose socket is not closed yet
-        self._idle: OrderedDict[Connection, float] = OrderedDict()  # since when, oldest first
+        self._slots = 0  # connections open or being opened
+        self._open: set[Connection] = set()  # connections that hold a slot
+        self._sockets: set[Connection] = set()  # connections whose socket is not closed yet
+        self._idle: OrderedDict[Connection, float] = OrderedDict()  # idle since, oldest first
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
         self._all_lost: asyncio.Future[None] | None = None
         self._closed = False
-        self._received_before = 0  # by connections that are closed
+        self._received_before = 0  # by closed connections
 
     @property
     def received(self) -> int:
-        """How often bytes have come from upstream; tells a working engine from a stalled one."""
+        """Number of reads from upstream; tells a working upstream from a stalled one."""
         return self._received_before + sum(connection.received for connection in self._open)
 
     @property
     def connections(self) -> int:
-        """Open or being opened."""
+        """Connections open or being opened."""
         return self._slots
 
     @property
@@ -80,16 +80,16 @@ class ConnectionPool:
 
     @property
     def sockets(self) -> int:
-        """Not closed yet, or being opened."""
+        """Sockets not closed yet, or being opened."""
         return len(self._sockets)
 
     async def request(
         self, method: bytes, target: bytes, headers: Headers, body: Body, *, timeouts: Timeouts | None = None
     ) -> Response:
-        """Send a request, return its response as soon as its head is there. Names of headers are in lower case.
+        """Sends a request; returns its response when the head has arrived. Header names must be lower case.
 
-        All headers are the caller's, Host included, but for the framing. A request that finds a kept connection closed
-        at once, before a byte of the answer, is sent once more, on a new one. Raises httpx.TransportError.
+        `headers` must contain Host; only the framing headers are added. If a kept-alive connection turns out to be
+        closed before any byte of the response, the request is sent once more on a new one. Raises httpx.TransportError.
         """
         timeouts = timeouts or self._timeouts
         head, length = request_head(method, target, headers, body)
@@ -112,7 +112,7 @@ class ConnectionPool:
         return response
 
     async def aclose(self) -> None:
-        """Close every connection, in use or not, and wait until their sockets are closed."""
+        """Closes all connections, including those in use, and waits until their sockets are closed."""
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -127,7 +127,7 @@ class ConnectionPool:
             self._all_lost = asyncio.get_running_loop().create_future()
             await asyncio.wait((self._all_lost,), timeout=CLOSE_LIMIT_S)
 
-    # Connections come
+    # Acquiring connections
 
     def _take_idle(self) -> Connection | None:
         while self._idle:
@@ -138,7 +138,7 @@ class ConnectionPool:
         return None
 
     async def _acquire(self, timeouts: Timeouts) -> Connection:
-        """A kept connection that came free while waiting, or a new one."""
+        """Returns a kept-alive connection that becomes free, or a new one."""
         if self._take_slot():
             return await self._connect(timeouts)
         try:
@@ -154,20 +154,20 @@ class ConnectionPool:
         connection = await self._acquire(timeouts)
         if connection.exchanges == 0:
             return connection
-        self._open.discard(connection)  # its slot is ours now
+        self._open.discard(connection)  # we take over its slot
         self._received_before += connection.received
         connection.close()
         return await self._connect(timeouts)
 
     def _take_slot(self) -> bool:
-        """Whether one more connection may be opened, which then counts."""
+        """Takes a slot for a new connection, if one is free."""
         if self._slots >= self._limits.max_connections:
             return False
         self._slots += 1
         return True
 
     async def _wait_for_connection(self) -> Connection | None:
-        """A connection, or None for the right to open one."""
+        """Waits for a connection; None is the permission to open one."""
         while True:
             if self._take_slot():
                 return None
@@ -182,14 +182,14 @@ class ConnectionPool:
                 raise
             if connection is None or connection.usable:
                 return connection
-            connection.close()  # it was closed on its way to us
+            connection.close()  # closed just before it was handed over
 
     def _leave_queue(self, waiter: "asyncio.Future[Connection | None]") -> None:
         if waiter.cancelled():
-            # A waiter that is not done is passed over by _next_waiter; this keeps the queue short.
+            # _next_waiter skips finished waiters; removing this one keeps the queue short.
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
-        elif waiter.exception() is None:  # served and cancelled at the same time: hand it on
+        elif waiter.exception() is None:  # served and cancelled at once: pass it on to the next waiter
             connection = waiter.result()
             if connection is None:
                 self._release_slot()
@@ -197,16 +197,16 @@ class ConnectionPool:
                 self._give_back(connection)
 
     async def _connect(self, timeouts: Timeouts) -> Connection:
-        """Open a connection for a slot that is taken already."""
+        """Opens a connection for a slot already taken."""
         connection = Connection(on_free=self._give_back, on_closed=self._forget, on_lost=self._lost)
         self._open.add(connection)
         self._sockets.add(connection)
         try:
             async with asyncio.timeout(_finite(timeouts.connect_s)):
                 await self._open_socket(connection)
-        except BaseException as exc:  # cancelled, too: the slot must not be lost
+        except BaseException as exc:  # also on cancellation: the slot must not leak
             connection.close()
-            self._lost(connection)  # uvloop does not report the loss of a socket whose opening was cancelled
+            self._lost(connection)  # uvloop does not report the loss of a socket if opening it was cancelled
             if isinstance(exc, TimeoutError):
                 raise httpx.ConnectTimeout(f"No connection to {self._origin.host} in time") from exc
             if isinstance(exc, OSError):
@@ -228,7 +228,7 @@ class ConnectionPool:
         if connection.closed:
             raise httpx.ConnectError("The connection was closed as soon as it was open")
 
-    # Connections go
+    # Releasing connections
 
     def _give_back(self, connection: Connection) -> None:
         waiter = self._next_waiter()
@@ -243,7 +243,7 @@ class ConnectionPool:
         self._sweeper = asyncio.get_running_loop().call_later(seconds, self._sweep)
 
     def _sweep(self) -> None:
-        """Close what has been idle for too long; one timer for all."""
+        """Closes connections that were idle for too long; one timer serves all."""
         self._sweeper = None
         expired = monotonic() - self._limits.idle_s
         while self._idle:

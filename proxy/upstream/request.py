@@ -1,4 +1,4 @@
-"""What a request is before it is written: its limits in time, its head and its framing."""
+"""A request to upstream before it is written: its timeouts, its serialized head, and its body framing."""
 
 from collections.abc import AsyncIterable
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ _CR, _LF = 13, 10
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Longest waits; `math.inf` is no limit."""
+    """Maximum waits in seconds; `math.inf` means no limit."""
 
     connect_s: float = 10.0
     write_s: float = 60.0
-    """Upstream takes nothing of what is to be written."""
+    """Upstream reads nothing of the request."""
     head_s: float = 600.0
-    """From the end of the request to the response's head."""
+    """From the end of the request to the head of the response."""
     read_s: float = 300.0
-    """Silence within a body."""
+    """Between two reads of a body."""
     pool_s: float = 10.0
-    """No connection is free."""
+    """Until a connection is free."""
 
 
 def request_head(method: bytes, target: bytes, headers: Headers, body: Body) -> tuple[bytes, int | None]:
-    """The head with its framing, and the body's length (None: chunked). Raises httpx.LocalProtocolError."""
+    """The serialized head with framing, and the body's length (None: chunked). Raises httpx.LocalProtocolError."""
     length = len(body) if isinstance(body, bytes) else None
     lines = [b"%b %b HTTP/1.1" % (method, target)]
     for header in headers:
@@ -43,7 +43,7 @@ def request_head(method: bytes, target: bytes, headers: Headers, body: Body) -> 
     elif length or method in _METHODS_WITH_BODY:
         lines.append(b"content-length: %d" % length)
     head = b"\r\n".join(lines) + b"\r\n\r\n"
-    # Counting is the cheap proof that no value brings a line of its own.
+    # Comparing the number of line ends is a cheap check against header injection.
     ends = len(lines) + 1
     if head.count(_LF) != ends or head.count(_CR) != ends or 0 in head:
         raise httpx.LocalProtocolError("Illegal character in the request head")

@@ -1,4 +1,4 @@
-"""A response of upstream: its head, and a pipe that holds the body until its one reader takes it."""
+"""A response of upstream: its head, and a buffer that passes the body from the connection to its single reader."""
 
 import asyncio
 import math
@@ -10,26 +10,26 @@ import httpx
 from proxy.wire.headers import Headers
 
 Sink = Callable[[bytes], bool]
-"""Takes a piece of a body at once, and says whether the next may come."""
+"""Receives a piece of a body; returns whether to continue."""
 
 UPLOAD_STOP_S = 1.0
 
 
 class Source(Protocol):
-    """The connection that a response comes from."""
+    """The connection that feeds a response."""
 
     def expect(self, wait_s: float) -> None:
-        """The response's reader waits from now on, at most so long."""
+        """Starts the read timeout: the response's reader is waiting."""
 
     def resume_reading(self) -> None:
-        """There is room for more."""
+        """The buffer has room again."""
 
     def close(self) -> None:
-        """Take no more."""
+        """Closes the connection."""
 
 
 class Response:
-    """A response; its body waits here, in pieces, until its one reader takes it."""
+    """A response whose body is buffered until its single reader takes it."""
 
     __slots__ = (
         "_connection",
@@ -60,30 +60,30 @@ class Response:
         self._loop = loop
         self._read_s = read_s
         self._pieces: list[bytes] = []
-        self.unread_bytes = 0  # bytes off the wire, framing included, so that endless framing is bounded too
+        self.unread_bytes = 0  # bytes received including framing, so that endless framing is limited, too
         self._paused = False
-        self._over = False  # nothing will follow what is in _pieces
+        self._over = False  # nothing will follow after _pieces
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._sink: Sink | None = None  # gets what comes while its reader waits in `pump`
+        self._sink: Sink | None = None  # receives pieces directly while the reader waits in `pump`
         self._upload: asyncio.Task[None] | None = None
         self.is_uploading = False
-        self.replayable = True  # nothing has been taken from a body that can be read once
+        self.replayable = True  # the request can be sent again: nothing was read from a one-shot body
 
     @property
     def is_over(self) -> bool:
-        """The body has come to its end, and has been read."""
+        """Whether the body has ended and was read."""
         return self._over and self._error is None and not self._pieces
 
     @property
     def unanswered(self) -> bool:
-        """The exchange ended before a byte of an answer."""
+        """Whether the exchange ended before the first byte of a response."""
         return self._over and not self.unread_bytes and not self.status
 
     async def read(self) -> bytes:
-        """The next bytes of the body, b"" at its end. Waits only when none are there.
+        """The next bytes of the body; b"" at its end. Waits only if nothing is buffered.
 
-        Raises httpx.ReadTimeout, ReadError, RemoteProtocolError (cut short); what came before is read first.
+        Raises httpx.ReadTimeout, ReadError, or RemoteProtocolError (incomplete body), after the buffered data was read.
         """
         while not self._pieces:
             if self._over:
@@ -94,16 +94,16 @@ class Response:
         return self._take()
 
     def read_whole_nowait(self) -> bytes | None:
-        """The body, for who has read none of it; None where it has not come to its end."""
+        """Returns the whole body if it has been received and not read, else None."""
         if not self._over or self._error is not None:
             return None
         return self._take() if self._pieces else b""
 
     async def pump(self, sink: Sink) -> bool:
-        """Give the body to the sink, each piece as soon as it has come. True at the body's end, False when the sink
-        said to stop: what comes then waits here for the next call.
+        """Passes each piece of the body to `sink` as it arrives. True at the end of the body, False if the sink
+        stopped.
 
-        Raises what `read` raises, and what the sink does.
+        After False, further data is buffered for the next call. Raises what `read` raises, and what the sink raises.
         """
         while True:
             if self._pieces and not sink(self._take()):
@@ -125,7 +125,7 @@ class Response:
         self._connection.expect(self._read_s)
         try:
             await waiter
-        except BaseException:  # cancelled: nobody will read on
+        except BaseException:  # cancelled: nobody will read the rest
             self.close()
             raise
         finally:
@@ -142,13 +142,13 @@ class Response:
         return data
 
     async def wait_for_head(self, head_s: float) -> None:
-        """Raises what kept the head from coming. An upload in progress has its own time limits."""
+        """Raises the error that prevented the head. An upload in progress has its own timeouts."""
         try:
             while not self.status and not self._over:
                 self._waiter = waiter = self._loop.create_future()
                 self._connection.expect(math.inf if self.is_uploading else head_s)
                 await waiter
-        except BaseException:  # cancelled: nobody will read the answer
+        except BaseException:  # cancelled: nobody will read the response
             await self.aclose()
             raise
         finally:
@@ -157,36 +157,36 @@ class Response:
             raise self._error
 
     def close(self) -> None:
-        """Leave. Drops the connection unless the response is whole."""
+        """Closes the response. Closes the connection, too, unless the response is complete."""
         if not self._over:
             self.finish(httpx.ReadError("The response was closed"))
             self._pieces.clear()
             self._connection.close()
 
     async def aclose(self) -> None:
-        """As `close`, and wait until an upload has stopped."""
+        """Like `close`, and waits until the upload has stopped."""
         self.close()
         if self._upload is not None and not self._upload.done():
             await asyncio.wait((self._upload,), timeout=UPLOAD_STOP_S)
 
-    # For the connection
+    # Called by the connection
 
     @property
     def has_pieces(self) -> bool:
-        """Whether something of the body waits to be read."""
+        """Whether part of the body is buffered."""
         return bool(self._pieces)
 
     @property
     def is_awaited(self) -> bool:
-        """Whether the reader waits."""
+        """Whether the reader is waiting."""
         return self._waiter is not None and not self._waiter.done()
 
     def append(self, piece: bytes) -> None:
-        """Take a piece of the body."""
+        """Buffers a piece of the body."""
         self._pieces.append(piece)
 
     def push(self) -> bool:
-        """Hand what has come to the sink of a reader in `pump`. False where there is none, or nothing has come."""
+        """Passes buffered pieces to the sink of a reader in `pump`. False if there is no such reader, or no data."""
         sink = self._sink
         if sink is None or not self._pieces:
             return False
@@ -194,7 +194,7 @@ class Response:
             if sink(self._take()):
                 self._connection.expect(self._read_s)
                 return True
-        except Exception as exc:  # noqa: BLE001 - it is for the reader to see
+        except Exception as exc:  # noqa: BLE001 - raised in the reader instead
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_exception(exc)
         self._sink = None
@@ -202,21 +202,21 @@ class Response:
         return True
 
     def note_pause(self) -> None:
-        """The connection reads no more until the reader has taken what waits."""
+        """Records that the connection stopped reading until the buffer is taken."""
         self._paused = True
 
     def end_pause(self) -> bool:
-        """The exchange is over. Whether the connection had stopped reading."""
+        """Called at the end of the exchange; returns whether the connection had stopped reading."""
         was_paused, self._paused = self._paused, False
         return was_paused
 
     def begin_upload(self, upload: "asyncio.Task[None]") -> None:
-        """The request's body is being written."""
+        """Records the task that writes the request's body."""
         self.is_uploading = True
         self._upload = upload
 
     def finish(self, error: Exception | None) -> None:
-        """Nothing follows. An upload still running has lost its purpose."""
+        """Ends the response. Stops an upload that is still running."""
         if not self._over:
             self._over = True
             self._error = error

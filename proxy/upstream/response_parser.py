@@ -1,8 +1,8 @@
-"""Parses the responses of one connection, with llhttp (httptools) and stricter.
+"""Parses the responses of one connection with llhttp (httptools), plus stricter checks.
 
-llhttp is strict by itself about line ends, header characters, lengths, and chunk sizes; the callbacks here refuse what
-it lets pass: other transfer codings, odd versions, control characters in the reason, oversized heads (RFC 9112 §6.3,
-§11).
+llhttp itself is strict about line ends, header characters, lengths and chunk sizes. The callbacks here reject what it
+accepts: other transfer codings, unknown versions, control characters in the reason phrase, oversized heads
+(RFC 9112 §6.3, §11).
 """
 
 import re
@@ -14,7 +14,7 @@ from proxy.upstream.request import FRAMING
 from proxy.upstream.response import Response
 
 UNREAD_LIMIT_BYTES = 64 * 1024
-"""Bytes off the wire that may wait unread: a head has to fit; a body beyond it stops the reading."""
+"""Maximum unread bytes received: a larger head is an error, a larger body pauses reading."""
 HEADER_LIMIT = 256
 
 _VERSIONS = {"1.1": b"HTTP/1.1", "1.0": b"HTTP/1.0"}
@@ -22,7 +22,7 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class ResponseParser:
-    """Fills one response after the other. `llhttp.feed_data` raises httptools.HttpParserError."""
+    """Parses one response after another. `llhttp.feed_data` raises httptools.HttpParserError."""
 
     __slots__ = (
         "_chunked",
@@ -41,32 +41,32 @@ class ResponseParser:
         self.llhttp = httptools.HttpResponseParser(self)
 
     def begin(self, response: Response, *, head_only: bool) -> None:
-        """What comes from now on is this response."""
+        """Starts a response; the following data belongs to it."""
         self._response = response
         self._head_only = head_only
         self._chunked = self._length_given = False
         self._interim = self.is_complete = self.has_extra = self._keep_alive = False
 
     def end(self) -> bool:
-        """The response is complete. Whether the connection can be used again."""
-        if self._head_only:  # the old one waits for a body that a response to HEAD does not have
+        """Ends a response; returns whether the connection can be reused."""
+        if self._head_only:  # the old parser still expects the body that a response to HEAD does not have
             self.llhttp = httptools.HttpResponseParser(self)
         return self._keep_alive and not self.has_extra
 
     @property
     def body_is_framed(self) -> bool:
-        """Whether the body has an end of its own; another one ends with its connection."""
+        """Whether the body has an explicit end; otherwise it ends when the connection closes."""
         return self._chunked or self._length_given
 
     def close(self) -> None:
-        """Break the reference cycle with llhttp's parser: no GC pass is needed."""
+        """Breaks the reference cycle with llhttp's parser, so that no GC pass is needed."""
         del self.llhttp
 
-    # What the parser reports; an exception raised here makes it stop
+    # Callbacks of the parser; an exception raised here stops it
 
     def on_message_begin(self) -> None:
         if self.is_complete:
-            self.has_extra = True  # a second answer to one request
+            self.has_extra = True  # a second response to one request
 
     def on_status(self, reason: bytes) -> None:
         if not self.is_complete:
@@ -75,7 +75,7 @@ class ResponseParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         response = self._response
         if response.status:
-            return  # trailers are not passed on
+            return  # trailers are dropped
         name = name.lower()
         value = value.rstrip()
         if name in FRAMING:
@@ -106,12 +106,12 @@ class ResponseParser:
         response.http_version = version or b""
         response.status = status
         if status in (204, 304):
-            self._length_given = True  # of nothing, whatever it says
+            self._length_given = True  # there is no body, whatever Content-Length says
         if status >= 300:
             response.stop_upload()
         if self._head_only:
             self.is_complete = True
-            self.has_extra = self._chunked  # a body in spite of HEAD would go unnoticed by the parser's events
+            self.has_extra = self._chunked  # the parser would not report a body sent in spite of HEAD
 
     def _check_head(self, response: Response, status: int, version: bytes | None) -> None:
         if version is None or (self._chunked and version == b"HTTP/1.0"):

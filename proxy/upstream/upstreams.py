@@ -1,4 +1,4 @@
-"""The upstreams of the settings: which serves a request, failover before the first byte, health and models."""
+"""All upstreams of the settings: chooses one per request, retries another one, watches health and models."""
 
 import asyncio
 import logging
@@ -20,16 +20,16 @@ from proxy.wire.headers import Headers
 logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 5.0
-# How often the model lists are asked for, and at most when a model is asked for that nobody is known to serve.
+# Interval between model list reads, also the minimum between reads caused by requests for an unknown model.
 _MODELS_SECONDS = 30.0
 _UNKNOWN_MODEL_SECONDS = 1.0
 _CHECK_SECONDS = 1.0
-# Answers that say the request was not worked on; another upstream may take it.
+# Status codes that mean the request was not processed, so another upstream may try it.
 _NOT_WORKED_ON = frozenset({502, 503, 504})
 
 
 class UnknownModelError(APIError):
-    """404 in vLLM's words: no upstream serves the model."""
+    """404 with vLLM's message: no upstream serves the model."""
 
     def __init__(self, model: str) -> None:
         super().__init__(
@@ -37,19 +37,19 @@ class UnknownModelError(APIError):
         )
 
     def as_json(self) -> dict[str, Any]:
-        """vLLM's code is a number."""
+        """Like vLLM, returns the code as a number."""
         return {"error": {**super().as_json()["error"], "code": 404}}
 
 
 @dataclass(slots=True)
 class OpenedResponse:
-    """A response whose head has come, and the upstream it comes from. Close it once."""
+    """A response whose head has arrived, and its upstream. Close it once."""
 
     response: Response
     upstream: Upstream
 
     def close(self) -> None:
-        """Leave; upstream notices where the body has not ended."""
+        """Closes the response; if the body is incomplete, this closes the connection to upstream."""
         self.upstream.open_count -= 1
         self.response.close()
 
@@ -61,31 +61,32 @@ class Upstreams:
         self._transport = transport
         self._settings = settings
         self._all = [Upstream(settings, address, transport) for address in settings.upstreams]
-        self._leaving: list[Upstream] = []  # taken off the list; their streams go on to the end
+        self._leaving: list[Upstream] = []  # removed from the settings; their streams may finish
         self._watching: asyncio.Task[None] | None = None
-        self._by_model: dict[str, list[Upstream]] = {}  # found once until the model lists are read again
+        self._by_model: dict[str, list[Upstream]] = {}  # cache, valid until the model lists are read again
         self._models_at = 0.0
-        self._has_asked = False  # all of them for their models
+        self._has_asked = False  # all upstreams were asked for their models
         self._refreshing: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[str] | None = None
         self._checked_at = 0.0
 
     @property
     def all(self) -> tuple[Upstream, ...]:
-        """The upstreams of the settings, in their order."""
+        """The upstreams in the order of the settings."""
         return tuple(self._all)
 
     @property
     def are_several(self) -> bool:
-        """Whether a request's model and conversation decide where it goes."""
+        """Whether requests are routed by model and conversation."""
         return len(self._all) > 1
 
     def start(self) -> None:
-        """Begin to probe: several all the time, a single one while it is not known to answer."""
+        """Starts probing: always if there are several upstreams, otherwise only while the single one does not
+        answer."""
         self._watching = asyncio.create_task(self._watch(), name="upstreams")
 
     async def close(self) -> None:
-        """Stop probing, and close every connection."""
+        """Stops probing and closes all connections."""
         for task in (self._watching, self._refreshing, self._checking):
             if task is not None:
                 task.cancel()
@@ -94,7 +95,7 @@ class Upstreams:
             await upstream.close()
 
     def reload(self, addresses: Iterable[UpstreamAddress]) -> None:
-        """Take a new list. One that left gets no more requests, and finishes its streams."""
+        """Replaces the list. A removed upstream gets no new requests, and its streams may finish."""
         known = {upstream.address: upstream for upstream in self._all}
         wanted = tuple(addresses)
         self._all = [
@@ -111,7 +112,7 @@ class Upstreams:
         if len(self._all) == 1 and self._all[0].address.model is None:
             return self._all[0]
         if not self._has_asked and model is not None:
-            await self._refresh_models()  # else the first requests would go to any of them
+            await self._refresh_models()  # otherwise the first requests would be routed without knowing the models
         candidates = self._serving(model)
         if not candidates and model is not None:
             await self._look_for(model)
@@ -132,10 +133,11 @@ class Upstreams:
         model: str | None = None,
         key: bytes | None = None,
     ) -> OpenedResponse:
-        """The response, as soon as its head is there. Requests with the same `key` go to the same upstream.
+        """Sends a request; returns the response when its head has arrived. Requests with equal `key` use the same
+        upstream.
 
-        A request that no engine has worked on (refused connection, 502, 503, 504) goes once to another upstream. Raises
-        APIError: nothing of an answer has come.
+        A request that was not processed (connection refused, 502, 503, 504) is sent once to another upstream. Raises APIError;
+        no part of a response has been received then.
         """
         key = key or secrets.token_bytes(8)
         upstream = await self.pick(model, key)
@@ -157,17 +159,17 @@ class Upstreams:
         try:
             second = await _open(other, method, target, headers, body)
         except UpstreamError:
-            return opened  # the first one's answer says more
-        except BaseException:  # the caller left
+            return opened  # the first upstream's answer is more informative
+        except BaseException:  # the caller disconnected
             opened.close()
             raise
         opened.close()
         return second
 
     async def check(self) -> str:
-        """ "ok" where a request would find an upstream, else why not, without addresses; at most a second old.
+        """Returns "ok" if a request would find an upstream, else the reason, without addresses; at most a second old.
 
-        However many ask at once, each upstream is probed once.
+        Concurrent calls share one probe per upstream.
         """
         if self._checking is None or (self._checking.done() and time.monotonic() - self._checked_at >= _CHECK_SECONDS):
             self._checking = asyncio.create_task(self._check(), name="ready")
@@ -183,7 +185,7 @@ class Upstreams:
         return "; ".join(reasons)
 
     async def list_models(self) -> list[dict[str, Any]]:
-        """The models of all upstreams, each once, as the first one that serves it describes it."""
+        """The models of all upstreams without duplicates; the first upstream that serves a model describes it."""
         await self._refresh_models()
         models: dict[str, dict[str, Any]] = {}
         for upstream in self._all:
@@ -199,25 +201,26 @@ class Upstreams:
             named = [upstream for upstream in self._all if upstream.models is not None and model in upstream.models]
             if named:
                 self._by_model[model] = named
-        # One whose list has never been read may serve anything.
+        # An upstream whose list was never read may serve any model.
         return named or [upstream for upstream in self._all if upstream.models is None and upstream.health.is_in]
 
     def _other(self, upstream: Upstream, model: str | None, key: bytes, body: Body) -> Upstream | None:
-        """Where a request may go that its upstream has not worked on. A body that is read as it comes is gone."""
+        """Another upstream for a request that was not processed; None if the body was a stream, which cannot be
+        resent."""
         if not isinstance(body, bytes):
             return None
         others = [each for each in self._serving(model) if each is not upstream and each.health.is_in]
         return choose(others, key) if others else None
 
     async def _look_for(self, model: str) -> None:
-        """Ask for the model lists again: a model may have been loaded just now."""
+        """Reads the model lists again, because the model may have been loaded recently."""
         if time.monotonic() - self._models_at < _UNKNOWN_MODEL_SECONDS:
             return
         logger.debug("no upstream is known to serve %.100r: asking them", model)
         await self._refresh_models()
 
     async def _refresh_models(self) -> None:
-        """Read all model lists, one reading at a time for all who wait."""
+        """Reads all model lists; concurrent callers share one run."""
         if self._refreshing is None or self._refreshing.done():
             self._models_at = time.monotonic()
             self._refreshing = asyncio.create_task(self._read_models(), name="models")
@@ -233,7 +236,7 @@ class Upstreams:
         while True:
             try:
                 await self._probe_all()
-            except Exception:  # it must live: without it an upstream that is back would never be used again
+            except Exception:  # must survive: otherwise a recovered upstream would never be used again
                 logger.exception("the upstreams could not be probed")
             await asyncio.sleep(PROBE_SECONDS)
 
