@@ -1,7 +1,7 @@
-"""The short way out: a piece of a reply written to its caller's connection at once, framed as uvicorn frames it.
+"""Writes reply chunks directly to the caller's transport, framed like uvicorn does, instead of through ASGI `send`.
 
-`send` is a coroutine behind others, which costs more than all else about a token, and writes a head and its body one by
-one, each with a system call. What can be written without it is; every other framing goes through `send`.
+`send` passes through several coroutines, which is the largest cost per token, and makes one system call for the head
+and one for the body. Replies in any other framing still use `send`.
 """
 
 import re
@@ -20,7 +20,7 @@ _FOR_SEND = frozenset({b"connection", b"transfer-encoding"})
 
 
 class NotingSend:
-    """A `send` that notes the status of the reply. It changes nothing, so a reply may still go the short way."""
+    """Wraps `send` to record the reply's status. It does not modify messages, so direct writing stays possible."""
 
     __slots__ = ("__self__", "_send", "status")
 
@@ -37,7 +37,7 @@ class NotingSend:
 
 
 class Outlet:
-    """Where the reply to one request goes."""
+    """The destination of one request's reply."""
 
     __slots__ = ("_cycle", "_flow", "_on_left", "_transport")
 
@@ -48,7 +48,7 @@ class Outlet:
         self._on_left: Callable[[], None] | None = None
 
     def watch(self, on_left: Callable[[], None]) -> bool:
-        """Have `on_left` called once if the caller leaves before its reply has ended. False if it has left."""
+        """Calls `on_left` once if the caller disconnects before its reply has ended. False if it already has."""
         if self._cycle.disconnected or self._cycle.response_complete:
             return False
         self._on_left = on_left
@@ -56,30 +56,30 @@ class Outlet:
         return True
 
     def keep_reading(self) -> None:
-        """While it is watched: a caller who is not read from is not seen to leave."""
+        """Keeps reading from the connection while it is watched: otherwise a disconnect would go unnoticed."""
         if self._on_left is not None:
             self._flow.resume_reading()
 
     def unwatch(self) -> None:
-        """Nobody wants to know any more."""
+        """Stops watching."""
         self._on_left = None
 
     def caller_has_left(self) -> None:
-        """For the connection: its caller has left, and waits for no reply."""
+        """Called by the connection when its caller has disconnected."""
         on_left, self._on_left = self._on_left, None
         if on_left is not None:
             on_left()
 
     @property
     def is_open(self) -> bool:
-        """Whether the reply has begun, has not ended, and is in chunks."""
+        """Whether the reply has started, has not ended, and uses chunked encoding."""
         cycle = self._cycle
         return cycle.response_started and not cycle.response_complete and bool(cycle.chunked_encoding)
 
     def answer(self, send: Send, status: int, headers: Headers, body: bytes) -> bool:
-        """Write a whole reply at once. False where that is for `send` to do, and nothing has been written.
+        """Writes a whole reply at once. False if `send` must be used; nothing has been written then.
 
-        Whoever has put a `send` of its own before uvicorn's wants to see the reply, and perhaps to change it.
+        A middleware that has wrapped uvicorn's `send` expects to see the reply, and may change it.
         """
         cycle = self._cycle
         if getattr(send, "__self__", None) is not cycle:
@@ -101,7 +101,7 @@ class Outlet:
         return True
 
     def _head(self, status: int, headers: Headers, length: int) -> bytes | None:
-        """The head of a reply that says how long it is, and is of that length."""
+        """The serialized head of a reply whose Content-Length is correct; else None."""
         if status not in STATUS_LINE or self._cycle.default_headers:
             return None
         lines = [STATUS_LINE[status][:-2]]
@@ -125,17 +125,17 @@ class Outlet:
         return head
 
     def write(self, data: bytes) -> bool:
-        """Write a piece that is not empty, unless the caller has left. False where the caller is slow: `drain` then."""
+        """Writes a non-empty chunk unless the caller has left. False if the caller is slow: then await `drain`."""
         if not self._cycle.disconnected:
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return not self._flow.write_paused
 
     async def drain(self) -> None:
-        """Wait until the caller has taken most of it, or has left."""
+        """Waits until the caller has read most of the buffer, or has left."""
         await self._flow.drain()
 
 
 def outlet_of(scope: Scope) -> Outlet | None:
-    """The short way to the caller of this request, where its connection has one."""
+    """The outlet of this request's connection, if it has one."""
     find = scope.get("extensions", {}).get(EXTENSION)
     return None if find is None else find(scope)

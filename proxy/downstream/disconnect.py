@@ -1,4 +1,4 @@
-"""Notices that a caller leaves before its reply has ended, and cancels the work or lets it finish."""
+"""Detects that a caller disconnects before its reply has ended; cancels the work or lets it finish."""
 
 import asyncio
 from typing import Any
@@ -7,20 +7,20 @@ from starlette.types import Receive
 
 from proxy.downstream.direct_writer import Outlet
 
-# Where the connection does not say so by itself, a caller who leaves within the first moments is noticed after them:
-# most replies end before, and need no watch.
+# If the connection cannot report a disconnect itself, watching starts after this delay: most replies end earlier and
+# need no watch.
 _WATCH_AFTER_SECONDS = 0.05
 
 
 class Orphans:
-    """The replies that are read to their end though their caller has left: how many, and how many there may be."""
+    """Counts replies that are read to the end although their caller has disconnected, up to a limit."""
 
     def __init__(self, *, limit: int = 0) -> None:
         self.limit = limit
         self.count = 0
 
     def take(self) -> bool:
-        """Whether there is room for one more, which then counts."""
+        """Takes a place if the limit is not reached."""
         if self.count >= self.limit:
             return False
         self.count += 1
@@ -28,7 +28,7 @@ class Orphans:
 
 
 class Watch:
-    """Notices that the caller leaves while its request is worked on, and cancels the work, or lets it finish."""
+    """Watches for a disconnect during a request; then cancels the work, or lets it finish."""
 
     def __init__(
         self,
@@ -38,8 +38,8 @@ class Watch:
         orphans: Orphans | None = None,
         after: asyncio.Event | None = None,
     ) -> None:
-        """With `orphans` the work finishes where they have room. `after`: somebody else still receives the request's
-        body until then."""
+        """With `orphans`, the work may finish if there is a free place. `after` is set once the request's body was
+        received by someone else."""
         self.has_left = False
         self.has_cancelled = False
         self._orphans = orphans
@@ -56,7 +56,7 @@ class Watch:
             self._start = asyncio.get_running_loop().call_later(_WATCH_AFTER_SECONDS, self._begin)
 
     def stop(self) -> None:
-        """The work is done. What refers to this, and this to it, is let go: else it would wait for the collector."""
+        """Stops watching. Breaks the reference cycle so that no GC pass is needed."""
         if self._outlet is not None:
             self._outlet.unwatch()
         if self._start is not None:

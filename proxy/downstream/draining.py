@@ -1,4 +1,4 @@
-"""The end of a server: how many replies it waits for, and how many it cuts, each in one line for all its workers."""
+"""Logs the shutdown of a server: how many replies it waits for and how many it cancels, one line for all workers."""
 
 import logging
 import os
@@ -14,13 +14,13 @@ from uvicorn.supervisors import multiprocess
 logger = logging.getLogger(__name__)
 
 _UVICORN = logging.getLogger("uvicorn.error")
-# What uvicorn 0.54 says, with the count, when the grace time is over and before it cancels what is open.
+# uvicorn 0.54 logs this message, with the count, before it cancels open requests after the grace period.
 _CANCELS = "Cancel %s running task(s), timeout graceful shutdown exceeded"
 _COUNT, _COUNT_SECONDS = b"count", 2.0
 
 
 def say_draining(count: int, grace_seconds: int | None) -> None:
-    """Written past the buffers: a signal may come while one of them is being written to."""
+    """Writes directly to the file descriptor: a signal may arrive while a buffered stream is being written."""
     waiting = f"{count} open {'reply gets' if count == 1 else 'replies get'}"
     text = f"Draining: {waiting} up to {grace_seconds} s to end; a second signal leaves at once.\n"
     with suppress(OSError):
@@ -28,7 +28,7 @@ def say_draining(count: int, grace_seconds: int | None) -> None:
 
 
 def say_cut(count: int) -> None:
-    """Nothing where no reply was cut."""
+    """Logs nothing if no reply was cancelled."""
     if count:
         logger.warning(
             "the drain is over: %d open %s cut, and saved as far as %s come (STELLARCHAT_DRAIN_GRACE_SECONDS)",
@@ -38,28 +38,30 @@ def say_cut(count: int) -> None:
 
 
 class CutReplies(logging.Filter):
-    """Counts the replies that the end of the grace time cuts. uvicorn logs a traceback for each: none of them is news,
-    since every one is stored as incomplete."""
+    """Counts the replies cancelled at the end of the grace period, and suppresses uvicorn's traceback for each.
+
+    The tracebacks carry no information: every such reply is stored as incomplete.
+    """
 
     def __init__(self, tell: Callable[[int], None] = lambda _count: None) -> None:
-        """`tell` is called with the count at once: uvicorn ends a worker by the signal that it got."""
+        """`tell` is called with the count immediately, because uvicorn ends a worker with the signal it received."""
         super().__init__()
         self._tell = tell
         self.count = 0
         _UVICORN.addFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is logged."""
+        """Whether to log the record."""
         if record.msg == _CANCELS and isinstance(record.args, tuple):
             self.count = int(str(record.args[0]))
             self._tell(self.count)
             return False
-        # uvicorn's own message of the cancellation is in it; any other is a fault of ours.
+        # Suppress only uvicorn's cancellation; any other traceback is our own error.
         return not (self.count and record.exc_info and "graceful shutdown exceeded" in str(record.exc_info[1]))
 
 
 class Worker(multiprocess.Process):
-    """A worker process that tells the supervisor what it waits for and what it has cut."""
+    """A worker process that reports its open and cancelled replies to the supervisor."""
 
     def __init__(self, config: Config, sockets: list[socket]) -> None:
         self._cut = get_context("spawn").Value("i", 0)
@@ -67,14 +69,14 @@ class Worker(multiprocess.Process):
 
     @property
     def cut(self) -> int:
-        """How many replies it has cut, when it has ended."""
+        """How many replies it cancelled, known after it has ended."""
         return int(self._cut.value)
 
     def open_replies(self) -> int:
-        """What is open in it now; 0 where it does not answer."""
+        """The number of open replies; 0 if the worker does not answer."""
         with suppress(OSError, EOFError):
             self.parent_conn.send(_COUNT)
-            # Answers to earlier questions, which came too late, may lie before it.
+            # Skip late answers to earlier questions.
             while self.parent_conn.poll(_COUNT_SECONDS):
                 answer = self.parent_conn.recv()
                 if isinstance(answer, tuple):
@@ -82,16 +84,17 @@ class Worker(multiprocess.Process):
         return 0
 
     def pong(self) -> None:
-        """Answer the supervisor: whether the worker has started, or how many replies are open."""
+        """Answers the supervisor: whether the worker has started, or how many replies are open."""
         wants_count = self.child_conn.recv() == _COUNT
         self.child_conn.send((len(self.server.server_state.tasks),) if wants_count else self.server.started)
 
     def target(self, sockets: list[socket] | None = None) -> None:
-        """Run the worker, in its own process."""
+        """Runs in the worker process."""
         CutReplies(lambda count: setattr(self._cut, "value", count))
         super().target(sockets)
 
 
 def use_workers() -> None:
-    """Have uvicorn's supervisor start such workers: it names its own class, also when it replaces one that died."""
+    """Makes uvicorn's supervisor use `Worker`: it refers to its own class by name, also when it replaces a dead
+    worker."""
     multiprocess.Process = Worker  # type: ignore[misc]

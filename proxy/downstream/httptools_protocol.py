@@ -1,7 +1,7 @@
-"""The server's side of HTTP: uvicorn's protocol with limits on what a caller may send, and how slowly.
+"""uvicorn's HTTP protocol with limits on the size and speed of requests.
 
-uvicorn itself waits for ever for the end of a request's head and for a caller to take its reply, and bounds neither the
-size of a head nor what it reads of a body that nobody wants.
+uvicorn waits indefinitely for a request head and for a client that does not read its response, and limits neither the
+size of a head nor how much of an unwanted body it reads.
 """
 
 import asyncio
@@ -24,21 +24,23 @@ from proxy.downstream.write_stall import WriteStallTimer
 from proxy.errors import APIError
 from proxy.settings import Settings
 
-# What a caller may still send of a body after the reply to it: enough for most to come to its end, and be reused.
+# How much of a request body is still read after its response: enough for most bodies to end, so the connection is
+# reused.
 UNWANTED_LIMIT_BYTES = 4 * 2**20
 UNWANTED_SECONDS = 5.0
-# A body that comes slower than this, over one time limit, is not awaited any longer.
+# A slower body, averaged over one timeout, is not awaited any longer.
 BODY_BYTES_A_SECOND = 100
 _PIPELINE_LIMIT = 256
 
 
 class _UntilClosed(RequestResponseCycle):
-    """A response to HTTP/1.0: without Content-Length it ends with the connection, since 1.0 has no chunks."""
+    """A response to an HTTP/1.0 request: without Content-Length it ends with the connection, because 1.0 has no
+    chunks."""
 
     _is_unframed = False
 
     async def send(self, message: Any) -> None:
-        """Write one ASGI message."""
+        """Sends one ASGI message."""
         if message["type"] == "http.response.start":
             names = {name.lower() for name, _ in message.get("headers", ())}
             if b"content-length" not in names:
@@ -49,7 +51,7 @@ class _UntilClosed(RequestResponseCycle):
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection of a caller. Its limits are those of the settings in the lifespan state."""
+    """One client connection, with the limits of the settings in the lifespan state."""
 
     def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
@@ -58,11 +60,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._timeout_seconds = settings.caller_timeout_seconds
         self.timeout_keep_alive = settings.idle_timeout_seconds  # type: ignore[assignment]
         self._is_in_head = False
-        self._head_bytes = 0  # of a head that came in more than one piece
+        self._head_bytes = 0  # of a head received in several reads
         self._piece_bytes = 0
         self._body_bytes = 0
         self._has_body_in_piece = False
-        self._between_bytes = 0  # of chunk framing and trailers since the last byte of a body
+        self._between_bytes = 0  # bytes of chunk framing and trailers since the last byte of a body
         self._trailer_bytes = 0
         self._unwanted_bytes = 0
         self._refusal: APIError | None = None
@@ -73,15 +75,15 @@ class LimitedProtocol(HttpToolsProtocol):
         self._body_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A caller has come: it has to say something."""
+        """Starts the request-head timeout."""
         super().connection_made(transport)
         self._write_stall = WriteStallTimer(self.loop, transport, timeout_seconds=self._timeout_seconds)
         self._head_timer = self.loop.call_later(self._timeout_seconds, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The caller has gone; uvicorn tells the last request of a pipeline, and not the one in work."""
+        """Informs the request in progress; uvicorn informs only the last request of a pipeline."""
         self.stop_timers()
-        self._extensions.clear()  # requests hold it too, and it refers to this
+        self._extensions.clear()  # breaks the cycle: requests refer to it, and it refers to this object
         working = self._working
         is_awaited = working is not None and not working.response_complete
         if working is not None and working is not self.cycle and is_awaited:
@@ -94,14 +96,14 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
 
     def stop_timers(self) -> None:
-        """Nothing more is expected of this connection here."""
+        """Stops all timers of this connection."""
         for timer in (self._head_timer, self._body_timer):
             if timer is not None:
                 timer.cancel()
         self._write_stall.end()
 
     def data_received(self, data: bytes) -> None:
-        """Parse the next piece."""
+        """Parses received data."""
         if self.transport.is_closing():
             return
         self._piece_bytes, self._has_body_in_piece = len(data), False
@@ -123,13 +125,16 @@ class LimitedProtocol(HttpToolsProtocol):
     def _begin_timers(self) -> None:
         if self._body_timer is None and self.cycle is not None and self.cycle.more_body:
             self._await_body()
-        # No request in work, and no body awaited: then a head is.
+        # If no request is in progress and no body is expected, a head is expected.
         if self._head_timer is None and (self._is_in_head or self.cycle is None or self.cycle.response_complete):
             self._head_timer = self.loop.call_later(self._timeout_seconds, self._head_is_late)
 
     def _parse(self, data: bytes) -> None:
-        """Feed the parser. It skips the body of a request that asks for another protocol (Java's HTTP client does with
-        its first one, for h2c): such a request is parsed again without the wish."""
+        """Feeds the parser.
+
+        The parser skips the body of a request with an Upgrade header (Java's HTTP client sends one for h2c with its
+        first request). Such a request is parsed again without that header.
+        """
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -141,12 +146,12 @@ class LimitedProtocol(HttpToolsProtocol):
             self._parse(b"\r\n".join(lines) + b"\r\n\r\n" + data[upgrade.args[0] :])
 
     def on_message_begin(self) -> None:
-        """The first byte of a request has come."""
+        """The first byte of a request has arrived."""
         self._is_in_head = True
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header line; after the body it is a trailer, which is dropped (RFC 9110 §6.5.1)."""
+        """Collects a header; after the body it is a trailer, which is dropped (RFC 9110 §6.5.1)."""
         if not self._is_in_head:
             self._trailer_bytes += len(name) + len(value) + 4
             if self._trailer_bytes > self._head_limit:
@@ -158,8 +163,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
-        self._has_body_in_piece = True  # the piece holds the end of a head, which has a limit of its own
+        """The head is complete."""
+        self._has_body_in_piece = True  # this read contains the end of a head, which has its own limit
         if self._head_bytes + self._piece_bytes > self._head_limit and self._size_of_head() > self._head_limit:
             self._stop_parser(head_is_too_large(self._head_limit))
         version = self.parser.get_http_version()
@@ -167,7 +172,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if error is not None:
             self._stop_parser(error)
         if self.parser.should_upgrade():
-            return  # it comes again, see _parse
+            return  # parsed again, see _parse
         self._is_in_head = False
         if len(self.pipeline) >= _PIPELINE_LIMIT:
             self._stop_parser(
@@ -180,14 +185,15 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if version == "1.0":
             self.cycle.waiting_for_100_continue = False
-            self.cycle.__class__ = _UntilClosed  # its task has not begun yet
+            self.cycle.__class__ = _UntilClosed  # possible because its task has not started yet
         if self.pipeline and self._outlet is not None:
-            self._outlet.keep_reading()  # uvicorn has paused it; what comes is bounded, by number and by size
-        # Its task has not begun yet. A request is not to refer to itself: the garbage collector would have to find it.
+            self._outlet.keep_reading()  # uvicorn has paused reading; pipelined data is limited by number and size
+        # Its task has not started yet. Avoid a reference cycle from the request to itself, which only the GC would
+        # free.
         self.scope["extensions"] = self._extensions
 
     def on_body(self, body: bytes) -> None:
-        """A piece of a body; of one that nobody wants any more not too much is read."""
+        """Passes on part of a body; limits how much of an unwanted body is read."""
         self._has_body_in_piece = True
         if self.cycle.response_complete:
             self._unwanted_bytes += len(body)
@@ -198,7 +204,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The whole request is there."""
+        """The request is complete."""
         if self.parser.should_upgrade():
             return
         if self._body_timer is not None:
@@ -209,7 +215,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """The reply is written; what it answered may not have come to its end."""
+        """The response was written, possibly before the end of its request."""
         self._outlet = None
         super().on_response_complete()
         if self.transport.is_closing():
@@ -221,27 +227,26 @@ class LimitedProtocol(HttpToolsProtocol):
             self._body_timer = self.loop.call_later(UNWANTED_SECONDS, self.transport.abort)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Nothing more has come; what was written should have been taken by now."""
+        """The idle timeout has passed; the client should also have read its response by now."""
         super().timeout_keep_alive_handler()
         self._write_stall.begin_if_closing()
 
     def pause_writing(self) -> None:
-        """The caller is slower than its reply."""
+        """The client reads slower than its response is produced."""
         super().pause_writing()
         self._write_stall.begin()
 
     def resume_writing(self) -> None:
-        """It has taken most of it."""
         super().resume_writing()
         self._write_stall.end()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no request, as every other error is told."""
+        """Rejects invalid HTTP with an error in the usual JSON format."""
         self._refuse(self._refusal or bad_http(msg))
 
     def _stop_parser(self, error: APIError) -> NoReturn:
         self._refusal = error
-        raise ValueError(error.message)  # httptools stops, and send_400_response comes next
+        raise ValueError(error.message)  # stops httptools; send_400_response is called next
 
     def _outlet_of(self, scope: Scope) -> Outlet | None:
         working = self._working
@@ -260,7 +265,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _refuse(self, error: APIError) -> None:
-        """Answer outside the application, unless that would be read as the answer to another request; then close."""
+        """Sends an error outside the application, unless it could be taken for another request's response; then
+        closes."""
         if self.transport.is_closing():
             return
         working = self._working
@@ -269,7 +275,7 @@ class LimitedProtocol(HttpToolsProtocol):
             working.disconnected = True
             working.message_event.set()
             self._tell_outlet()
-        # A request that has its answer, and whose body is broken after that, gets no other one.
+        # A request that was already answered, and whose body is malformed after that, gets no second response.
         is_next = working is None or (working.response_complete and not working.more_body)
         if is_next or is_of_working:
             self.transport.write(refusal(error))
@@ -282,7 +288,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         self._head_timer = None
         if self._working is not None and not self._working.response_complete:
-            # A request is in work: the next one has time, but not for ever.
+            # Another request is in progress: the next head gets more time, but not indefinitely.
             self._head_timer = self.loop.call_later(self._timeout_seconds, self._head_is_late)
         elif self._is_in_head:
             self._refuse(request_is_late())
@@ -294,7 +300,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._body_timer = self.loop.call_later(self._timeout_seconds, self._look_at_body, self.flow.read_paused)
 
     def _look_at_body(self, was_paused: bool) -> None:  # noqa: FBT001 - called by the timer
-        """Whether the body still comes; where it waits for us, that is not the caller's fault."""
+        """Checks that the body is still arriving. Time during which we paused reading does not count."""
         is_slow = self._body_bytes < BODY_BYTES_A_SECOND * self._timeout_seconds
         if is_slow and not (was_paused or self.flow.read_paused or self.cycle.waiting_for_100_continue):
             self.transport.abort()

@@ -1,4 +1,4 @@
-"""Responses to what is not a valid HTTP request; they are written before the application is asked. Pure."""
+"""Builds the responses to invalid HTTP requests, which are rejected before they reach the application. Pure."""
 
 import re
 from ipaddress import AddressValueError, IPv6Address
@@ -15,24 +15,24 @@ _VERSIONS = ("1.1", "1.0")
 
 
 def refusal(error: APIError) -> bytes:
-    """A whole response, after which the connection closes."""
+    """A complete response; the connection is closed after it."""
     body = orjson.dumps(error.as_json())
     head = STATUS_LINE[error.status] + b"content-type: application/json\r\nconnection: close\r\n"
     return head + b"content-length: %d\r\n\r\n" % len(body) + body
 
 
 def bad_http(message: str) -> APIError:
-    """400 for what is no HTTP."""
+    """400 for invalid HTTP."""
     return APIError(message, status=400, type_="invalid_request_error", code="bad_http")
 
 
 def request_is_late() -> APIError:
-    """408."""
+    """408 Request Timeout."""
     return APIError("The request did not come to its end.", status=408, type_="invalid_request_error")
 
 
 def head_is_too_large(limit_bytes: int) -> APIError:
-    """431: trailers count as headers."""
+    """431. Trailers count as headers."""
     return APIError(
         f"The request's headers are larger than {limit_bytes} bytes.",
         status=431,
@@ -42,7 +42,7 @@ def head_is_too_large(limit_bytes: int) -> APIError:
 
 
 def head_error(method: bytes, target: bytes, version: str, headers: Headers) -> APIError | None:
-    """What is wrong with a request line and its `Host`, if anything (RFC 9112 §2.3, §3, §6.1)."""
+    """The error in a request line or `Host` header, if any (RFC 9112 §2.3, §3, §6.1)."""
     if version not in _VERSIONS:
         return _bad_version(version)
     if method == b"CONNECT":
@@ -61,7 +61,7 @@ def head_error(method: bytes, target: bytes, version: str, headers: Headers) -> 
 
 
 def is_host(value: bytes) -> bool:
-    """Whether this is `host` or `host:port`: a name, an IPv4 address, or an IPv6 address in brackets."""
+    """Whether this is `host` or `host:port` with a name, an IPv4 address, or a bracketed IPv6 address."""
     match = _HOST.fullmatch(value)
     if match is None or (match[2] and int(match[2]) > 65_535):
         return False
@@ -69,7 +69,7 @@ def is_host(value: bytes) -> bool:
 
 
 def without_upgrade(headers: Headers) -> Headers:
-    """The headers without the wish to leave HTTP/1.1, so that the body is read as one of HTTP/1.1."""
+    """Removes the Upgrade headers, so that the body is parsed as HTTP/1.1."""
     kept = []
     for name, value in headers:
         if name == b"connection":

@@ -1,4 +1,4 @@
-"""The body of a caller's request: whole, or piece by piece, and never more of it than the limit."""
+"""Reads a request's body, whole or in pieces, up to the size limit."""
 
 from collections.abc import AsyncIterator
 
@@ -8,11 +8,11 @@ from proxy.errors import too_large
 
 
 class DepartedError(Exception):
-    """The caller left before its request was complete."""
+    """The caller disconnected before its request was complete."""
 
 
 async def read_body(receive: Receive, *, limit_bytes: int) -> bytes:
-    """The whole request body. Raises DepartedError, or APIError 413 before a body over the limit is read to its end."""
+    """Reads the whole body. Raises DepartedError; raises APIError 413 as soon as the limit is exceeded."""
     message = await receive()
     if not message.get("more_body") and message["type"] == "http.request":
         body: bytes = message["body"]
@@ -26,7 +26,7 @@ async def read_body(receive: Receive, *, limit_bytes: int) -> bytes:
 
 
 async def stream_body(receive: Receive, *, limit_bytes: int) -> AsyncIterator[bytes]:
-    """The request body as it comes."""
+    """Yields the body as it arrives."""
     length = 0
     async for piece in _pieces(await receive(), receive):
         length += len(piece)

@@ -1,4 +1,4 @@
-"""A time limit for callers that read nothing of their response."""
+"""A write timeout for clients that do not read their response."""
 
 import asyncio
 
@@ -15,18 +15,18 @@ class WriteStallTimer:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
-        """Something waits to be read."""
+        """Called when data is waiting to be read by the client."""
         if self._timer is None:
             left = self._transport.get_write_buffer_size()
             self._timer = self._loop.call_later(self._timeout_seconds, self._look, left)
 
     def begin_if_closing(self) -> None:
-        """The connection closes once its buffer is empty."""
+        """Called when the connection closes as soon as its buffer is empty."""
         if self._transport.is_closing() and self._transport.get_write_buffer_size():
             self.begin()
 
     def end(self) -> None:
-        """The client has read enough, or is gone."""
+        """Called when the client has read enough, or is gone."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -136,8 +136,8 @@ class Upstreams:
         """Sends a request; returns the response when its head has arrived. Requests with equal `key` use the same
         upstream.
 
-        A request that was not processed (connection refused, 502, 503, 504) is sent once to another upstream. Raises APIError;
-        no part of a response has been received then.
+        A request that was not processed (connection refused, 502, 503, 504) is sent once to another upstream. Raises
+        APIError; no part of a response has been received then.
         """
         key = key or secrets.token_bytes(8)
         upstream = await self.pick(model, key)
