@@ -155,17 +155,38 @@ def chat_of(number: int, request: JSON) -> JSON:
     }
 
 
+def chat_events(whole: JSON, request: JSON) -> list[bytes]:
+    """A chat's chunks, its usage where that is asked for, and the end."""
+    message, finish = whole["choices"][0]["message"], whole["choices"][0]["finish_reason"]
+    text = message["content"] or ""
+    deltas: list[JSON] = [{"role": "assistant", "content": ""}]
+    deltas += [{"content": text[start : start + 4]} for start in range(0, len(text), 4)]
+    deltas += [{"tool_calls": [{"index": 0, **call}]} for call in message.get("tool_calls", ())]
+    head = {**whole, "object": "chat.completion.chunk"}
+    usage = head.pop("usage")
+    chunks = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    chunks.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
+    if (request.get("stream_options") or {}).get("include_usage"):
+        chunks.append({**head, "choices": [], "usage": usage})
+    return [*(b"data: " + dumps(each) + b"\n\n" for each in chunks), b"data: [DONE]\n\n"]
+
+
+def stream_of(path: str, whole: JSON, request: JSON) -> list[bytes]:
+    if path == "/v1/chat/completions":
+        return chat_events(whole, request)
+    return events_text(response_events(whole) if path == "/v1/responses" else message_events(whole))
+
+
 def every_dialect() -> Behaviour:
-    """Answers each endpoint in its dialect, streaming where it is asked to. Chats are never streamed."""
+    """Answers each endpoint in its dialect, streaming where it is asked to."""
 
     async def behave(call: Call, wire: Wire) -> None:
         request = call.json()
         makers = {"/v1/responses": response_of, "/v1/messages": message_of, "/v1/chat/completions": chat_of}
         whole = makers[call.path](call.number, request)
-        if request.get("stream") and call.path != "/v1/chat/completions":
-            events = response_events(whole) if call.path == "/v1/responses" else message_events(whole)
+        if request.get("stream"):
             await wire.head(200, STREAM_HEADERS)
-            for each in events_text(events):
+            for each in stream_of(call.path, whole, request):
                 await wire.send(chunk_bytes(each))
             await wire.send(b"0\r\n\r\n")
             return
