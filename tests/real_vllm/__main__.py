@@ -9,7 +9,6 @@ again, and waits until it is used.
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import re
@@ -31,6 +30,7 @@ from tests.serving import running_proxy, settings_for
 
 CHAT = "/v1/chat/completions"
 MODEL = "smollm2"
+_RETURN_SECONDS = 600
 ADMIN = "real-vllm-0123456789abcdef0123456789"
 _QUESTION = "In one short sentence, tell me something new about number {}, and why it matters to people who count. "
 
@@ -45,7 +45,7 @@ async def main() -> None:
     parser.add_argument("--kill", type=int, help="the process group of the first upstream")
     parser.add_argument("--restart", help="the command that starts it again")
     options = parser.parse_args()
-    for name, chosen_by in (("affinity", choose), ("random", _at_random)):
+    for name, chosen_by in (("affinity", choose), ("random", _at_random)) if options.conversations else ():
         with mock.patch(
             "proxy.upstream.upstreams.choose", chosen_by
         ):  # not a test: the two ways to choose are compared
@@ -124,18 +124,36 @@ async def _measure_failover(options: argparse.Namespace) -> None:
             await asyncio.sleep(15)
             print("15 s later:", dict(ended))
             ended.clear()
-            started = time.monotonic()
             subprocess.Popen(shlex.split(options.restart), start_new_session=True)  # noqa: ASYNC220
-            while not ended[f"whole {options.upstreams[0]}"] and time.monotonic() - started < 180:
-                await asyncio.sleep(0.5)
-            is_used = bool(ended[f"whole {options.upstreams[0]}"])
-            print(
-                "used again" if is_used else "NOT used",
-                f"{time.monotonic() - started:.0f} s after its start:",
-                dict(ended),
-            )
+            await _watch_return(http, options.upstreams[0], ended)
+            print("until then:", dict(ended))
             stop.set()
             await asyncio.gather(*load)
+
+
+async def _watch_return(http: httpx.AsyncClient, url: str, ended: Counter[str]) -> None:
+    """Say when the engine answers its probe, when the proxy counts it, and when a chat has ended on it."""
+    started = time.monotonic()
+
+    async def answers() -> bool:
+        try:
+            return (await http.get(f"{url}/health", timeout=5)).status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    async def is_counted() -> bool:
+        return bool((await http.get("/ready")).json()["upstreams"]["down"] == 0)
+
+    async def is_used() -> bool:
+        return bool(ended[f"whole {url}"])
+
+    for what, has_come in (("/health answers", answers), ("/ready counts it", is_counted), ("a chat ended", is_used)):
+        while not await has_come():
+            if time.monotonic() - started > _RETURN_SECONDS:
+                print(f"NOT: {what}")
+                return
+            await asyncio.sleep(0.5)
+        print(f"{what} {time.monotonic() - started:.1f} s after its start")
 
 
 async def _load(http: httpx.AsyncClient, number: int, ended: Counter[str], stop: asyncio.Event) -> None:
@@ -153,18 +171,18 @@ async def _stream(http: httpx.AsyncClient, text: str) -> str:
         "max_tokens": 48,
         "stream": True,
     }
+    where, text = "-", ""
     try:
         async with http.stream("POST", CHAT, json=body) as reply:
             where = reply.headers.get("x-stellarchat-upstream", "-")
-            lines = [line async for line in reply.aiter_lines() if line.startswith("data: ")]
+            async for piece in reply.aiter_text():
+                text += piece
     except httpx.HTTPError as exc:
-        return f"cut {type(exc).__name__}"
+        begun = text.count('"content":') > 1  # the first event has the role, and no text
+        return f"cut after {'its first tokens' if begun else 'its head'} {type(exc).__name__} {where}"
     if reply.status_code != httpx.codes.OK:
-        return f"error {reply.status_code}"
-    if lines and lines[-1] == "data: [DONE]":
-        return f"whole {where}"
-    begun = any(json.loads(line[6:]).get("choices") for line in lines)
-    return f"cut after it had begun {where}" if begun else f"cut before its first event {where}"
+        return f"error {reply.status_code} {where}"
+    return f"whole {where}" if text.endswith("data: [DONE]\n\n") else f"without an end {where}"
 
 
 def _client(url: str) -> httpx.AsyncClient:
