@@ -1,4 +1,4 @@
-"""Whose a chat is, and which session it says it belongs to (spec §5). Pure."""
+"""Determines a chat's user and the session id it carries, from headers and body. Pure."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ _OLD_CLAUDE_CODE = re.compile(r"user_.*_session_([0-9a-f-]{36})")
 
 
 def user_of(headers: Headers, request: Mapping[str, Any]) -> str:
-    """The user of a chat where no key says it: the first of header, body, and the one that is always there."""
+    """The user of a chat without a key: from the header, else from the body, else the default user."""
     named = user_header(headers)
     if named is not None:
         return named
@@ -29,7 +29,7 @@ def user_of(headers: Headers, request: Mapping[str, Any]) -> str:
 
 
 def user_header(headers: Headers) -> str | None:
-    """The user that `X-User-Id` names."""
+    """The user named by `X-User-Id`."""
     value = value_of(headers, b"x-user-id")
     return text_of(value) if value else None
 
@@ -37,12 +37,12 @@ def user_header(headers: Headers) -> str | None:
 def session_of(
     headers: Headers, request: Mapping[str, Any], *, vendor_headers: tuple[bytes, ...]
 ) -> tuple[str, str] | None:
-    """The session id a chat carries, and where: header, body, metadata or vendor. Raises InvalidRequestError.
+    """The session id of a chat and its source: header, body, metadata or vendor. Raises InvalidRequestError.
 
-    Only the header and the body's `session_id` must be valid ids. Metadata and the headers of other products may hold
-    anything: what is no id there is ignored.
+    Only the header and the body's `session_id` must be valid ids. Metadata and other products' headers may contain any
+    value; invalid ids there are ignored.
     """
-    given = dict(reversed(headers))  # the first of those that are repeated
+    given = dict(reversed(headers))  # the first of repeated headers wins
     header = given.get(b"x-session-id")
     if header:
         return checked_id(text_of(header), param="X-Session-Id"), "header"
@@ -63,7 +63,7 @@ def session_of(
 def _vendor_values(
     given: Mapping[bytes, bytes], metadata: Mapping[str, Any], vendor_headers: tuple[bytes, ...]
 ) -> Iterator[Any]:
-    """What may be the session id of another product, the most specific first."""
+    """Candidate session ids of other products, the most specific first."""
     for name in vendor_headers:
         if value := given.get(name):
             yield text_of(value)
@@ -88,14 +88,14 @@ def _claude_code_session(user_id: Any) -> Any:
 
 
 def is_id(value: Any) -> TypeGuard[str]:
-    """Whether a value has the form of a session id."""
+    """Whether a value is a valid session id."""
     return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 def checked_id(value: Any, *, param: str) -> str:
-    """A session id as a client may give it; without the `conv_` that OpenAI's conversations put before it."""
+    """Validates a client's session id; removes the `conv_` prefix of OpenAI's conversations."""
     if not is_id(value):
-        raise InvalidRequestError("A session id is 1 to 128 visible ASCII characters.", param=param)
+        raise InvalidRequestError("A session id must be 1 to 128 visible ASCII characters.", param=param)
     return _without_prefix(value)
 
 

@@ -1,4 +1,4 @@
-"""A request's part of its key's tokens: held before upstream is asked, charged by what was relayed when it is over."""
+"""Charges a request's tokens to its key: reserves an estimate before the request, settles the real usage after it."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,14 +10,14 @@ from proxy.wire import headers
 from proxy.wire.headers import Headers
 from proxy.wire.token_meter import TokenMeter
 
-# Held for a reply without a limit of its own, where none of the key's was longer.
+# Reserved for a reply without max_tokens, until the key has had a longer one.
 _UNLIMITED_TOKENS = 16_384
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _CHOICES_MAX = 128
 
 
 class Charge:
-    """Of one request whose key has a quota."""
+    """The charge of one request whose key has a token quota."""
 
     def __init__(self, tokens: DayTokens, *, per_day: int) -> None:
         self._tokens = tokens
@@ -26,7 +26,7 @@ class Charge:
         self._meter: TokenMeter | None = None
 
     def reserve(self, *, request_bytes: int, request: Mapping[str, Any] | None = None) -> None:
-        """Hold what the request may use, once; `request` is its JSON where it is known. Raises APIError 429."""
+        """Reserves the tokens that the request may use, once. `request` is its JSON, if known. Raises APIError 429."""
         if self._meter is not None:
             return
         meter = TokenMeter(request_bytes=request_bytes)
@@ -35,7 +35,7 @@ class Charge:
         self._held, self._meter = held, meter
 
     def metered(self, response: Response) -> Response:
-        """The response, counted while it is read."""
+        """Wraps the response to count its tokens while it is read."""
         if self._meter is None:
             return response
         media_type = headers.value_of(response.headers, b"content-type") or b""
@@ -43,7 +43,7 @@ class Charge:
         return _Metered(response, self._meter)
 
     def settle(self) -> None:
-        """The request is over: charge what it has used, and let go of what was held."""
+        """Charges the tokens used and releases the reservation. Called at the end of the request."""
         if self._meter is not None:
             self._tokens.add(self._meter.total)
             self._tokens.reserved -= self._held
@@ -51,7 +51,7 @@ class Charge:
 
 
 class _Metered:
-    """A response whose body is counted on its way."""
+    """A response whose tokens are counted while it is read."""
 
     def __init__(self, response: Response, meter: TokenMeter) -> None:
         self._response = response
@@ -96,7 +96,7 @@ class _Metered:
 
 
 def _limit_of(request: Mapping[str, Any]) -> int | None:
-    """The longest reply that the request allows."""
+    """The maximum reply length that the request allows."""
     limits = [request[name] for name in _LIMITS if isinstance(request.get(name), int) and request[name] >= 0]
     choices = request.get("n")
     count = min(choices, _CHOICES_MAX) if isinstance(choices, int) and choices > 0 else 1

@@ -1,4 +1,4 @@
-"""The door of the application: who is calling, whether they may come in, and how many at a time."""
+"""Authenticates requests and enforces limits: keys, concurrency, quotas, allowed hosts and origins."""
 
 import asyncio
 import logging
@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 _METRICS = "/metrics"
 _READ = frozenset({b"authorization", b"x-api-key", b"content-length"})
 
-REFRESH_SECONDS = 2.0  # how late a change to a key is noticed
+REFRESH_SECONDS = 2.0  # maximum delay until a changed key takes effect
 _TOUCH_SECONDS = 60.0
-_ADMIN_SECONDS = 1.0  # /ready waits no longer for a key to be looked up
+_ADMIN_SECONDS = 1.0  # the longest that /ready waits for a key look-up
 
 Write = Callable[[Callable[[Connection], None]], Awaitable[None]]
 
@@ -40,24 +40,24 @@ _STRANGER = Caller(None, has_key=True)
 
 @dataclass(slots=True)
 class Admission:
-    """A request that was let in."""
+    """An admitted request."""
 
     caller: Caller
     cached_key: CachedKey | None = None
-    rate_limit_headers: Headers | None = None  # what is left of the key's quotas
+    rate_limit_headers: Headers | None = None  # the key's remaining quotas
     is_audited: bool = False
     charge: Charge | None = None
 
 
 class Gate:
-    """One process's keys and counts."""
+    """The keys and request counts of one process."""
 
     def __init__(self, settings: Settings, database: Database, *, write: Write) -> None:
         self._settings = settings
         self._database = database
         self._write = write
         self.keys = KeyCache(database, admin_key=settings.admin_key)
-        # Once keys are required they stay so: deleting the last one must not open the door to everyone.
+        # Once keys are required, they stay required: deleting the last key must not open the server to everyone.
         self.requires_key = settings.auth == "required" or (
             settings.auth == "auto" and (settings.admin_key is not None or not settings.is_loopback)
         )
@@ -68,13 +68,13 @@ class Gate:
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Find out whether there are keys, and look again every few seconds."""
+        """Checks whether keys exist, and starts refreshing them every few seconds."""
         await self._look_for_keys()
         await self.keys.refresh()
         self._task = asyncio.create_task(self._run(), name="gate")
 
     async def close(self) -> None:
-        """Stop looking, and save when the keys were used, and for how much."""
+        """Stops refreshing, and saves the keys' last use and tokens."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -84,42 +84,42 @@ class Gate:
 
     @property
     def is_open_locally(self) -> bool:
-        """Whether no key is asked for, and only this machine can reach the server."""
+        """Whether no key is required and the server is reachable only from this machine."""
         return self._settings.is_loopback and not self.requires_key
 
     def check_origin(self, scope: Scope) -> None:
-        """Where no key is asked for, refuse other names than this server's, and other sites' pages. Raises APIError."""
+        """If no key is required, rejects foreign Host values and other sites' pages. Raises APIError."""
         if not self.is_open_locally:
             return
         self._origins.check_host(scope["headers"])
         if self._origins.is_foreign(scope["headers"]):
             if scope["method"] not in SAFE_METHODS:
                 raise foreign_origin()
-            scope["state"]["is_foreign"] = True  # it may read, and have nothing relayed
+            scope["state"]["is_foreign"] = True  # may read, but nothing is relayed for it
 
     async def is_admin(self, headers: Headers) -> bool:
-        """Whether a request to a route that needs no key is an admin's. Nobody is refused."""
+        """Whether the request has an admin key, for routes that need no key. Never rejects."""
         secret, _ = self._presented(headers)
         if secret is None or not self.keys.is_ours(secret):
             return False
         try:
             async with asyncio.timeout(_ADMIN_SECONDS):
                 cached_key = self.keys.held(secret) or await self.keys.find(secret)
-        except (APIError, TimeoutError):  # the database does not answer, which /ready has to say
+        except (APIError, TimeoutError):  # the database does not answer, which /ready reports itself
             return False
         return cached_key is not None and cached_key.caller.is_admin and cached_key.is_good(time.time())
 
     async def admit(self, scope: Scope) -> Admission:
-        """Let a request in, and count it until it leaves. Raises APIError."""
+        """Admits a request and counts it until `leave`. Raises APIError."""
         secret, length = self._presented(scope["headers"])
         if length is not None and int(length) > self._settings.body_limit_bytes:
             raise too_large(self._settings.body_limit_bytes)
         cached_key = None
         if secret is not None and (self.requires_key or self.keys.is_ours(secret)):
-            # Nearly always it has been seen lately, and nothing is awaited.
+            # Usually the key is cached, so nothing is awaited.
             cached_key = self.keys.held(secret) or await self.keys.find(secret)
         if self._settings.web and is_page(scope):
-            admission = Admission(ANYONE)  # it has a login of its own, and looks at nothing but its cookie
+            admission = Admission(ANYONE)  # the page has its own login and uses only its cookie
         else:
             admission = self._identify(scope["path"], secret, cached_key)
         self._enter(admission)
@@ -135,7 +135,7 @@ class Gate:
         return admission
 
     def leave(self, admission: Admission) -> None:
-        """The request is over."""
+        """Called at the end of the request."""
         self._running -= 1
         if admission.charge is not None:
             admission.charge.settle()
@@ -155,7 +155,7 @@ class Gate:
         return Admission(cached_key.caller, cached_key)
 
     def _without_duty(self, secret: bytes | None, cached_key: CachedKey | None) -> Admission:
-        """Where no key is asked for, an admin's still makes an admin; any key of ours stays here."""
+        """With auth off, admin keys still grant admin; our keys are never forwarded."""
         if secret is None or not self.keys.is_ours(secret):
             return Admission(ANYONE)
         if cached_key is None or not cached_key.caller.is_admin or not cached_key.is_good(time.time()):
@@ -163,8 +163,11 @@ class Gate:
         return Admission(cached_key.caller, cached_key)
 
     def _presented(self, headers: Headers) -> tuple[bytes | None, bytes | None]:
-        """The key of a request, and its length. The key is in `Authorization: Bearer` or `x-api-key`; where both are
-        there, it is the one of our form."""
+        """The request's key, and its length.
+
+        The key is in `Authorization: Bearer` or `x-api-key`; if both are present, the one in the format of our keys
+        counts.
+        """
         key = length = None
         for name, value in headers:
             if name not in _READ:
@@ -204,7 +207,10 @@ class Gate:
         self._running += 1
 
     async def _check_quotas(self, admission: Admission, cached_key: CachedKey) -> None:
-        """Count the request. Tokens are looked at where something is relayed: one's own history can always be read."""
+        """Counts the request.
+
+        Token quotas apply only to relayed requests: reading one's own history is always possible.
+        """
         row, usage = cached_key.row, cached_key.usage
         if row.requests_per_minute is not None:
             admission.rate_limit_headers = take_request(usage, per_minute=row.requests_per_minute, now=time.monotonic())
@@ -215,7 +221,7 @@ class Gate:
             admission.charge = Charge(usage.tokens, per_day=row.tokens_per_day)
 
     async def _read_tokens(self, key_id: str, tokens: DayTokens) -> None:
-        """Look from time to time what other workers have charged."""
+        """Reads periodically what other workers have charged."""
         day, now = _day(), time.monotonic()
         tokens.begin_day(day)
         if now - tokens.read_at < REFRESH_SECONDS:
@@ -226,13 +232,13 @@ class Gate:
                 lambda connection: queries.keys.get_key_tokens(connection, key_id, day=day)
             )
         except StorageError as exc:
-            logger.error("a key's tokens could not be looked up: %s", exc)
+            logger.error("the tokens used by a key could not be read: %s", exc)
             return
         if saves == tokens.saves and day == tokens.day:
             tokens.saved, tokens.read_at = saved, now
 
     async def _save_tokens(self) -> None:
-        """Save what keys were charged: one write for all of them."""
+        """Saves the tokens charged to keys, in a single write."""
         used = {key_id: (tokens, tokens.unsaved) for key_id, tokens in self.keys.unsaved_tokens()}
         if not used:
             return
@@ -247,7 +253,7 @@ class Gate:
         try:
             await self._write(save)
         except APIError as exc:
-            logger.warning("what keys have used was not saved: %s", exc)
+            logger.warning("the tokens used by keys could not be saved: %s", exc)
             return
         for key_id, (tokens, count) in used.items():
             if tokens.day == day:
@@ -266,9 +272,9 @@ class Gate:
             await self._look_for_keys()
             await self._save_tokens()
             await self.keys.refresh()
-        except Exception as exc:  # noqa: BLE001 - it must live: without it no key is ever revoked
-            # Nobody can revoke a key while the database is gone; those who are in stay in.
-            logger.error("the API keys could not be looked at: %s", exc)
+        except Exception as exc:  # noqa: BLE001 - must survive: otherwise no revocation would ever take effect
+            # No key can be revoked while the database is unavailable, so cached keys stay valid.
+            logger.error("the API keys could not be refreshed: %s", exc)
 
     async def _look_for_keys(self) -> None:
         if self._settings.auth == "auto" and not self.requires_key:
@@ -277,18 +283,18 @@ class Gate:
             await self._remember()
 
     async def _remember(self) -> None:
-        """A door that was ever locked stays locked, also when the keys are gone."""
+        """Stores that keys are required, so that this stays true even if all keys are deleted."""
         if not await self._database.look_up(queries.keys.keys_were_required):
             now = timestamp()
             try:
                 await self._write(lambda connection: queries.keys.require_keys(connection, now=now))
             except APIError as exc:
-                logger.warning("that keys are required was not saved: %s", exc)
+                logger.warning("could not save that API keys are required: %s", exc)
                 return
         self._is_remembered = True
 
     async def _touch(self) -> None:
-        """Save when keys were last used: one write for all of them."""
+        """Saves the keys' last use, in a single write."""
         self._touched_at = time.monotonic()
         used_at = self.keys.used_at
         if not used_at:
@@ -302,7 +308,7 @@ class Gate:
         try:
             await self._write(touch)
         except APIError as exc:
-            logger.warning("when keys were last used was not saved: %s", exc)
+            logger.warning("the last use of keys could not be saved: %s", exc)
 
 
 def _day() -> str:
@@ -310,5 +316,5 @@ def _day() -> str:
 
 
 def _is_notable(scope: Scope) -> bool:
-    """Whether an admin's request is logged: all but its own chats."""
+    """Whether to log an admin's request: everything except its own chats."""
     return scope["path"] not in ENDPOINTS or scope["method"] != "POST" or user_header(scope["headers"]) is not None

@@ -1,4 +1,4 @@
-"""API keys: making them, and finding the one a caller presents without asking the database for each request."""
+"""API keys: creates them, and caches them so that most requests need no database look-up."""
 
 import asyncio
 import binascii
@@ -31,7 +31,7 @@ _PREFIX_BYTES = PREFIX.encode()
 _RANDOM_BYTES = 32
 _HINT_LENGTH = len(PREFIX) + 4
 
-# Strangers' keys: how many are remembered, how long, and how many are looked up at a time.
+# Limits for unknown keys: how many are remembered, for how long, and how many are looked up at once.
 _UNKNOWN_LIMIT = 4096
 _UNKNOWN_SECONDS = 2.0
 _LOOKUP_LIMIT = 64
@@ -42,7 +42,7 @@ _Found = tuple[list[ApiKey], list[tuple[str, bytes]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewKey:
-    """What a new key is for."""
+    """The properties of a new key."""
 
     user_id: str
     name: str | None = None
@@ -53,7 +53,7 @@ class NewKey:
 
 
 def create_key(connection: Connection, grant: NewKey) -> tuple[str, ApiKey]:
-    """Make a key and store its hash; the caller owns the transaction. The key itself is nowhere but in the result."""
+    """Creates a key and stores its hash; the caller manages the transaction. The key itself is only returned."""
     secret = PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
     now = timestamp()
     row = ApiKey(
@@ -77,29 +77,29 @@ def create_key(connection: Connection, grant: NewKey) -> tuple[str, ApiKey]:
 
 
 def hash_of(secret: bytes) -> bytes:
-    """What is stored of a key. It has 256 random bits, so that a fast hash is enough."""
+    """The stored hash of a key. A fast hash is sufficient because keys have 256 random bits."""
     return sha256(secret).digest()
 
 
 @dataclass(slots=True)
 class CachedKey:
-    """A key that was presented and found."""
+    """A key from the database that has been presented recently."""
 
     row: ApiKey
     caller: Caller
     usage: Usage
     expires: float | None = field(init=False)
-    used: float = 0.0  # Unix time of the last request; 0: none since it was last looked at
+    used: float = 0.0  # Unix time of the last request; 0: none since the last refresh
 
     def __post_init__(self) -> None:
         self.expires = None if self.row.expires_at is None else datetime.fromisoformat(self.row.expires_at).timestamp()
 
     def is_good(self, now: float) -> bool:
-        """Whether it lets its cached_key in."""
+        """Whether the key is valid at this time."""
         return self.row.revoked_at is None and (self.expires is None or now < self.expires)
 
     def check(self, now: float) -> None:
-        """Raises APIError 401 where the key no longer lets anyone in."""
+        """Raises APIError 401 if the key is revoked or expired."""
         if self.row.revoked_at is not None:
             raise bad_key("This API key has been revoked.")
         if self.expires is not None and now >= self.expires:
@@ -107,34 +107,35 @@ class CachedKey:
 
 
 def bad_key(message: str, *, code: str | None = "invalid_api_key") -> APIError:
-    """401, as OpenAI says it."""
+    """401 in OpenAI's format."""
     return APIError(
         message, status=401, type_="invalid_request_error", code=code, headers={"WWW-Authenticate": "Bearer"}
     )
 
 
 class KeyCache:
-    """The keys in use, by hash. `refresh`, every few seconds, is when a change to a key takes effect."""
+    """The keys in use, by hash. Changes take effect with `refresh`, every few seconds."""
 
     def __init__(self, database: Database, *, admin_key: str | None) -> None:
         self._database = database
         self._held: dict[bytes, CachedKey] = {}
-        self._known: set[bytes] = set()  # hashes of all keys there are: strangers' keys do not hold them up
+        # hashes of all existing keys, which can be looked up without waiting behind unknown keys
+        self._known: set[bytes] = set()
         self._known_id = ""
         self._unknown: dict[bytes, float] = {}
         self._pending: dict[bytes, asyncio.Task[CachedKey | None]] = {}
         self._usages: dict[str, Usage] = {}
-        self._stranger = asyncio.Semaphore(1)  # strangers' keys take one reader at most
+        self._stranger = asyncio.Semaphore(1)  # unknown keys use at most one database reader
         self._admin = None if admin_key is None else _given_admin(admin_key)
         self._admin_key = None if admin_key is None else admin_key.encode()
-        self.used_at: dict[str, float] = {}  # by key, Unix time; not in the database yet
+        self.used_at: dict[str, float] = {}  # key id to Unix time; not saved yet
 
     def is_ours(self, secret: bytes) -> bool:
-        """Whether it looks like a key of this server, known or not."""
+        """Whether the value has the format of our keys."""
         return secret.startswith(_PREFIX_BYTES) or (self._admin is not None and self._is_admin(hash_of(secret)))
 
     def is_within(self, value: bytes) -> bool:
-        """Whether a header's value holds a key of this server, also as the password of `Basic`."""
+        """Whether a header value contains one of our keys, including as the password of `Basic`."""
         if _PREFIX_BYTES in value or (self._admin_key is not None and self._admin_key in value):
             return True
         if value[:6].lower() != b"basic ":
@@ -146,19 +147,19 @@ class KeyCache:
         return _PREFIX_BYTES in plain or (self._admin_key is not None and self._admin_key in plain)
 
     def without_ours(self, headers: Headers) -> Headers:
-        """The headers that hold no key of this server."""
-        # Nearly always none does, and that costs one look at all values together.
+        """The headers without those that contain one of our keys."""
+        # Usually none does; joining the values allows a single check.
         together = b"\0".join([value for _, value in headers])
         if not (self.is_within(together) or b"basic " in together.lower()):
             return headers
         return [header for header in headers if not self.is_within(header[1])]
 
     def unsaved_tokens(self) -> Iterator[tuple[str, DayTokens]]:
-        """The keys that were charged since that was saved."""
+        """The keys with charged tokens that are not saved yet."""
         return ((key_id, usage.tokens) for key_id, usage in self._usages.items() if usage.tokens.unsaved)
 
     def held(self, secret: bytes) -> CachedKey | None:
-        """The key, revoked or not, if it has been seen lately."""
+        """The cached key, revoked or not."""
         key_hash = hash_of(secret)
         cached_key = self._held.get(key_hash)
         if cached_key is None or not hmac.compare_digest(cached_key.row.key_hash, key_hash):
@@ -167,9 +168,9 @@ class KeyCache:
         return cached_key
 
     async def find(self, secret: bytes) -> CachedKey | None:
-        """The key, revoked or not, if there is one.
+        """Looks up a key, revoked or not.
 
-        Raises UnavailableError, or APIError where too many unknown keys come at a time.
+        Raises UnavailableError, or APIError if too many unknown keys are being looked up.
         """
         key_hash = hash_of(secret)
         if self._is_admin(key_hash):
@@ -180,12 +181,12 @@ class KeyCache:
         return cached_key
 
     def forget_user(self, user_id: str) -> None:
-        """The user was deleted: its keys are looked up anew."""
+        """Discards the keys of a deleted user, so that they are looked up again."""
         for key_hash in [key_hash for key_hash, cached_key in self._held.items() if cached_key.row.user_id == user_id]:
             del self._held[key_hash]
 
     async def refresh(self) -> None:
-        """Look again at the keys that were used since the last time, and let go of the others."""
+        """Reloads the keys used since the last refresh, and discards the others."""
         used = [key_hash for key_hash, cached_key in self._held.items() if cached_key.used]
         for cached_key in self._held.values():
             if cached_key.used:
@@ -203,20 +204,20 @@ class KeyCache:
         }
 
     def _keep(self, rows: dict[bytes, ApiKey], *, asked: set[bytes]) -> None:
-        """Take what the database says of the keys that were asked for.
+        """Updates the cache with the result of a refresh.
 
-        One that was forgotten meanwhile stays so, and one that was found meanwhile is newer than the answer.
+        Keys that were discarded meanwhile stay discarded; keys that were added meanwhile are newer than the result.
         """
         before, self._held = self._held, {}
         for key_hash, cached_key in before.items():
             if key_hash in rows:
                 self._held[key_hash] = self._holder(rows[key_hash])
-                self._held[key_hash].used = cached_key.used  # used while the database was asked
+                self._held[key_hash].used = cached_key.used  # used while the query was running
             elif key_hash not in asked and cached_key.used:
                 self._held[key_hash] = cached_key
 
     async def close(self) -> None:
-        """Wait for what is being looked up."""
+        """Waits for look-ups in progress."""
         if self._pending:
             await asyncio.wait(self._pending.values())
 
@@ -241,12 +242,12 @@ class KeyCache:
                 self._read(key_hash) if is_known else self._read_stranger(key_hash), name="key"
             )
             task.add_done_callback(lambda done: self._looked_up(key_hash, done))
-        return await asyncio.shield(task)  # others may wait for it too
+        return await asyncio.shield(task)  # other requests may await the same look-up
 
     def _looked_up(self, key_hash: bytes, task: asyncio.Task[CachedKey | None]) -> None:
         self._pending.pop(key_hash, None)
         if not task.cancelled():
-            task.exception()  # those who asked may have left
+            task.exception()  # retrieve it: the waiting requests may have been cancelled
 
     async def _read_stranger(self, key_hash: bytes) -> CachedKey | None:
         async with self._stranger:
@@ -280,7 +281,7 @@ def _finding(hashes: list[bytes], *, after: str) -> Callable[[Connection], _Foun
 
 
 def _given_admin(secret: str) -> CachedKey:
-    """The admin key of the settings, which is in no table."""
+    """The admin key of the settings, which is not stored in a table."""
     row = ApiKey(
         key_id="STELLARCHAT_ADMIN_KEY",
         user_id=DEFAULT_USER_ID,

@@ -1,4 +1,4 @@
-"""Lets requests through the gate before any route is looked for. `/health` and `/ready` need no key."""
+"""Middleware that passes every request through the gate before routing. `/health` and `/ready` need no key."""
 
 import logging
 
@@ -10,14 +10,14 @@ from proxy.errors import APIError, error_response
 from proxy.wire.headers import Headers
 
 audit = logging.getLogger("stellarchat.audit")
-audit.setLevel(logging.INFO)  # what admins do is written down, however little else is
+audit.setLevel(logging.INFO)  # admin actions are always logged, whatever the log level
 
 _OPEN = frozenset({"/health", "/ready"})
 _RATE_LIMIT = b"x-ratelimit-"
 
 
 class GateMiddleware:
-    """Lets requests through the gate of the lifespan state; what it refuses reaches no route."""
+    """Admits requests through the gate of the lifespan state; a rejected request reaches no route."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -48,7 +48,7 @@ class GateMiddleware:
             gate.leave(admission)
 
     async def _audited(self, scope: Scope, receive: Receive, send: Send, admission: Admission) -> None:
-        """Answer an admin's request, and log what was asked, for whom, and whether it was done."""
+        """Runs an admin's request, and logs what it did, for which user, and the status."""
         status = 0
 
         async def noting(message: Message) -> None:
@@ -72,7 +72,7 @@ class GateMiddleware:
 
 
 def _with_headers(send: Send, rate_limit_headers: Headers) -> Send:
-    """Ours replace upstream's, which are about another key."""
+    """Adds our rate limit headers, replacing upstream's, which refer to another key."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -1,7 +1,7 @@
-"""Which names and pages may use a server that asks for no key: DNS rebinding and other sites' pages may not. Pure.
+"""Checks the Host and Origin of requests to a server without keys, against DNS rebinding and other sites' pages. Pure.
 
-A developer's server on localhost is in reach of every page that the developer's browser opens. The browser says where a
-request comes from (`Origin`, https://www.w3.org/TR/fetch-metadata/), and under which name it reached us (`Host`).
+Every page in a developer's browser can send requests to a server on localhost. The browser states the page
+(`Origin`, https://www.w3.org/TR/fetch-metadata/) and the name by which it reached the server (`Host`).
 """
 
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from proxy.wire.headers import Headers, value_of
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _OWN_SITE = frozenset({b"same-origin", b"same-site", b"none"})
-# What changes nothing by itself; a route that relays it asks `refuse_foreign`.
+# Methods without side effects; a route that relays them must call `refuse_foreign`.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """The rule of one process's settings."""
+    """The allowed names and origins of one process."""
 
-    names: frozenset[str]  # of this server, in lower case
+    names: frozenset[str]  # names of this server, in lower case
     cors_origins: frozenset[str]
 
     @classmethod
     def of(cls, settings: Settings) -> "Origins":
-        """What these settings allow."""
+        """Builds the rules from the settings."""
         host = settings.host.lower()
         own = f"[{host}]" if ":" in host else host
         return cls(_LOOPBACK | {own, *settings.allowed_hosts}, frozenset(settings.cors_origins))
 
     def check_host(self, headers: Headers) -> None:
-        """Raises APIError 403 where the caller used a name that is not this server's."""
+        """Raises APIError 403 if the caller used a name that is not this server's."""
         host = value_of(headers, b"host")
         if name_of(host or b"") not in self.names:
             raise APIError(
@@ -44,11 +44,11 @@ class Origins:
             )
 
     def is_foreign(self, headers: Headers) -> bool:
-        """Whether another site's page asks, and CORS does not allow that."""
+        """Whether the request comes from another site's page without CORS permission."""
         origin = site = None
         for name, value in headers:
             if name == b"origin":
-                origin = value if origin is None else b""  # two of them are understood as none of ours
+                origin = value if origin is None else b""  # two Origin headers count as foreign
             elif name == b"sec-fetch-site":
                 site = value.lower() if site is None else b""
         if origin is None and site is None:
@@ -63,7 +63,7 @@ class Origins:
         return "*" in self.cors_origins or origin.decode("latin-1") in self.cors_origins
 
     def _is_ours(self, origin: bytes, headers: Headers) -> bool:
-        """Pages under a name of this machine are its own, on whichever port."""
+        """Pages under any name of this machine, on any port, are trusted."""
         try:
             parts = urlsplit(origin.decode("ascii"))
         except (UnicodeDecodeError, ValueError):

@@ -1,4 +1,4 @@
-"""Which requests are for the history page, which has a login of its own. Pure."""
+"""Recognises requests for the history page, which has its own login. Pure."""
 
 from starlette.types import Scope
 
@@ -6,11 +6,11 @@ from proxy.wire.headers import value_of
 
 
 def is_page(scope: Scope) -> bool:
-    """Whether a request is for the history page, or is a browser's that will be led there."""
+    """Whether a request is for the history page, or comes from a browser that will be redirected there."""
     path: str = scope["path"]
     return path == "/ui" or path.startswith("/ui/") or (path == "/" and is_browser(scope))
 
 
 def is_browser(scope: Scope) -> bool:
-    """Whether the caller wants a page to look at."""
+    """Whether the caller is a browser that accepts HTML."""
     return scope["method"] in ("GET", "HEAD") and b"text/html" in (value_of(scope["headers"], b"accept") or b"")

@@ -1,8 +1,8 @@
-"""What a request's path may reach upstream: decided on one canonical form, before anything is relayed. Pure.
+"""Decides by its canonical path whether a request may reach upstream, and for whom. Pure.
 
-Upstream, or a server in front of it, may decode, merge, fold or cut a path in ways of its own (nginx decodes and merges
-slashes where proxy_pass has a URI). A path that such a reading could change is relayed for nobody. What is left has one
-reading, which decides whether an ordinary caller may ask for it.
+Upstream, or a server in front of it, may decode, normalise or truncate a path in its own way (nginx decodes and merges
+slashes if proxy_pass has a URI). A path that could be read differently is not relayed at all. Any other path has a
+single meaning, which decides whether an ordinary caller may request it.
 """
 
 import re
@@ -10,7 +10,7 @@ import unicodedata
 from enum import Enum
 from urllib.parse import unquote_to_bytes
 
-# Harmless routes outside /v1. Whatever is on neither list may control the engine, and needs an admin key.
+# Harmless routes outside /v1. A path in neither list may control the engine, and requires an admin key.
 _HARMLESS = frozenset(
     {
         "/classify",
@@ -25,15 +25,15 @@ _HARMLESS = frozenset(
         "/version",
     }
 )
-# Below /v1, wherever they stand and whatever follows them.
+# Control routes below /v1, at any position and with any suffix.
 _CONTROLS = ("load_lora_adapter", "unload_lora_adapter")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-# What ends a path, parts it, or escapes for some server.
+# Characters that end, separate or escape path segments in some server.
 _RESERVED = frozenset("\\;?#%")
 
 
 class Reach(Enum):
-    """Who may have upstream asked for a path."""
+    """Who may request a path from upstream."""
 
     ANYONE = "anyone"
     ADMINS = "admins"
@@ -41,7 +41,7 @@ class Reach(Enum):
 
 
 def reach_of(raw_path: bytes) -> Reach:
-    """Who may ask upstream for this path, as it stands in the request line without its query."""
+    """Who may request this raw path (from the request line, without the query)."""
     path = canonical(raw_path)
     if path is None:
         return Reach.NOBODY
@@ -53,20 +53,20 @@ def reach_of(raw_path: bytes) -> Reach:
 
 
 def canonical(raw_path: bytes) -> str | None:
-    """The decoded path, or None where another server might read it as another one."""
+    """The decoded path; None if another server might read it differently."""
     if not raw_path.startswith(b"/") or _BAD_ESCAPE.search(raw_path) or b"#" in raw_path:
         return None
     try:
         path = unquote_to_bytes(raw_path).decode()
     except UnicodeDecodeError:
         return None
-    # Full-width slashes and dots become ordinary ones where a server normalises Unicode.
+    # Servers that normalise Unicode turn full-width slashes and dots into ordinary ones.
     folded = unicodedata.normalize("NFKC", path)
     if not folded.isprintable() or not path.isprintable() or not _RESERVED.isdisjoint(folded):
         return None
     if folded.count("/") != path.count("/"):
         return None
-    # A slash at the end is a path of its own; in between, an empty segment is not.
+    # A trailing slash is part of the path; an empty segment in the middle is not allowed.
     segments = folded.removesuffix("/").split("/")[1:] if folded != "/" else []
     if any(not segment.strip(" .") or segment != segment.strip() for segment in segments):
         return None

@@ -1,4 +1,4 @@
-"""How much a key may ask for: requests at a time, requests a minute, tokens a day. Pure."""
+"""A key's quotas: concurrent requests, requests per minute, tokens per day. Pure."""
 
 import math
 import time
@@ -12,51 +12,51 @@ _SECONDS_A_DAY = 86_400
 
 @dataclass(slots=True)
 class Usage:
-    """What one key does just now, in this process."""
+    """The current usage of one key in this process."""
 
     running: int = 0
-    requests: float = 0.0  # of the last minute, draining evenly
+    requests: float = 0.0  # requests of the last minute, leaking evenly
     requests_at: float = 0.0  # time.monotonic()
     tokens: "DayTokens" = field(default_factory=lambda: DayTokens())
 
     def is_idle(self) -> bool:
-        """Whether nothing would be lost by forgetting it."""
+        """Whether this object can be dropped without loss."""
         is_settled = not self.tokens.unsaved and not self.tokens.reserved
         return self.running == 0 and is_settled and time.monotonic() - self.requests_at > 60
 
 
 @dataclass(slots=True)
 class DayTokens:
-    """A key's tokens of one day, by UTC: in the database, on the way there, and held for requests under way."""
+    """A key's tokens of one UTC day: saved in the database, not saved yet, and reserved by requests in progress."""
 
     day: str = ""
     saved: int = 0
     unsaved: int = 0
     reserved: int = 0
-    largest: int = 0  # what one request has used at most, for the next that says no limit
-    read_at: float = -math.inf  # time.monotonic() of when `saved` was read
-    saves: int = 0  # a reading that began before a saving ended is too old
+    largest: int = 0  # the most that one request has used; the estimate for requests without max_tokens
+    read_at: float = -math.inf  # time.monotonic() when `saved` was read
+    saves: int = 0  # counts saves; a read that started before a save ended is outdated
 
     @property
     def used(self) -> int:
-        """What has been relayed."""
+        """The tokens used so far."""
         return self.saved + self.unsaved
 
     def begin_day(self, day: str) -> None:
-        """Forget what was used on another day."""
+        """Resets the counts if the day has changed."""
         if day != self.day:
             self.day, self.saved, self.unsaved, self.read_at = day, 0, 0, -math.inf
 
     def add(self, tokens: int) -> None:
-        """Charge for a request that has ended."""
+        """Adds the tokens of a finished request."""
         self.unsaved += tokens
         self.largest = max(self.largest, tokens)
 
     def reserve(self, tokens: int, *, per_day: int, unix_time: float) -> None:
-        """Hold tokens for a request. Raises APIError 429 where the day's are used, or held by others.
+        """Reserves tokens for a request. Raises APIError 429 if the day's tokens are used or reserved.
 
-        With one request of a key at the end of its quota no two can pass it: what is used exceeds the quota by one
-        reply at most.
+        Since requests reserve in advance, concurrent requests cannot exceed the quota together: it is exceeded by at
+        most one reply.
         """
         if self.used >= per_day:
             headers = token_headers(self, per_day=per_day, unix_time=unix_time)
@@ -66,19 +66,19 @@ class DayTokens:
         if self.used + self.reserved >= per_day:
             headers = token_headers(self, per_day=per_day, unix_time=unix_time)
             message = (
-                f"Rate limit reached: what is left of {per_day} tokens per day is held for requests under way; "
-                "a lower max_tokens holds less."
+                f"Rate limit reached: the rest of {per_day} tokens per day is reserved by requests in progress; "
+                "a lower max_tokens reserves less."
             )
             raise over("tokens", message, wait_seconds=1, rate_limit_headers=headers)
         self.reserved += tokens
 
 
 def take_request(usage: Usage, *, per_minute: int, now: float) -> Headers:
-    """Count a request; the headers that tell what is left. Raises APIError 429 where nothing is."""
+    """Counts a request; returns the rate limit headers. Raises APIError 429 if the quota is used up."""
     drained = (now - usage.requests_at) * per_minute / 60
     used = max(0.0, usage.requests - drained)
     wait_seconds = (used + 1 - per_minute) * 60 / per_minute
-    # A rounding error of the clock must not refuse the last request of a full minute.
+    # Tolerance: a rounding error must not reject the last request of a minute's quota.
     is_over = wait_seconds > 1e-6
     usage.requests = used if is_over else used + 1
     usage.requests_at = now
@@ -92,18 +92,18 @@ def take_request(usage: Usage, *, per_minute: int, now: float) -> Headers:
 
 
 def token_headers(tokens: DayTokens, *, per_day: int, unix_time: float) -> Headers:
-    """The headers that tell what is left of the day's tokens."""
+    """The rate limit headers for the day's tokens."""
     left = per_day - tokens.used - tokens.reserved
     return _headers("tokens", limit=per_day, left=left, reset=seconds_left(unix_time))
 
 
 def seconds_left(unix_time: float) -> float:
-    """Of the day, by UTC."""
+    """Seconds until the end of the UTC day."""
     return _SECONDS_A_DAY - unix_time % _SECONDS_A_DAY
 
 
 def over(kind: str, message: str, *, wait_seconds: float, rate_limit_headers: Headers | None = None) -> APIError:
-    """429, as OpenAI says it."""
+    """429 in OpenAI's format."""
     headers = {name.decode(): value.decode() for name, value in rate_limit_headers or ()}
     headers["Retry-After"] = str(max(1, math.ceil(wait_seconds)))
     return APIError(message, status=429, type_=kind, code="rate_limit_exceeded", headers=headers)
