@@ -1,4 +1,4 @@
-"""The whole route table."""
+"""The route table."""
 
 from starlette.routing import Route
 
@@ -23,7 +23,7 @@ from proxy.web.markdown_process import MarkdownProcess
 
 
 def route_table(settings: Settings, markdown: MarkdownProcess) -> list[Route]:
-    """Every route but a recorded POST, which `app` serves itself; what no other takes is relayed."""
+    """All routes except the recorded POSTs, which `app` dispatches itself. Unmatched requests are relayed."""
     routes = [
         *health.routes,
         *metrics.routes,

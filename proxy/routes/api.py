@@ -1,4 +1,4 @@
-"""`/api/sessions`: the same sessions for clients that count pages, with ids under `id`."""
+"""`/api/sessions`: sessions for clients that use page numbers; ids are in the key `id`."""
 
 from functools import partial
 
@@ -16,7 +16,6 @@ from proxy.services import State
 
 
 async def create_session(request: Request[State]) -> Response:
-    """Make a session."""
     given = await parameters.read_optional_object(request)
     user_id = named_user(request)
     work = partial(
@@ -30,7 +29,6 @@ async def create_session(request: Request[State]) -> Response:
 
 
 async def list_sessions(request: Request[State]) -> Response:
-    """One page of the caller's sessions."""
     number, page = numbered_page_of(request)
     active_only = parameters.flag(request, "active_only")
     work = partial(branches.list_sessions, user_id=named_user(request), page=page, active_only=active_only)
@@ -40,7 +38,6 @@ async def list_sessions(request: Request[State]) -> Response:
 
 
 async def get_session(request: Request[State]) -> Response:
-    """One session with its messages."""
     services = services_of(request)
     work = partial(branches.open_branch, id_=session_id_of(request), user_id=visible_user(request))
     session, numbers = await services.read(work)
@@ -50,23 +47,21 @@ async def get_session(request: Request[State]) -> Response:
 
 
 async def update_session(request: Request[State]) -> Response:
-    """Change the title."""
+    """Changes the title."""
     change = parameters.change(await parameters.read_object(request))
     if change == sessions.SessionPatch():
-        raise InvalidRequestError("title is a non-empty string.", param="title")
+        raise InvalidRequestError("title must be a non-empty string.", param="title")
     work = partial(sessions.update_session, id_=session_id_of(request), user_id=visible_user(request), change=change)
     return json_response(plain_session(await services_of(request).write(work)))
 
 
 async def delete_session(request: Request[State]) -> Response:
-    """Delete a session and all that is its."""
     work = partial(sessions.delete_session, id_=session_id_of(request), user_id=visible_user(request))
     await services_of(request).write(work)
     return json_response({"success": True})
 
 
 async def append_message(request: Request[State]) -> Response:
-    """Store a message by hand."""
     given = await parameters.read_object(request)
     user_id = visible_user(request)
     work = partial(

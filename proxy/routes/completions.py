@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`, read back: OpenAI's stored chat completions, over what was recorded."""
+"""`GET`, `POST` and `DELETE` on `/v1/chat/completions`: OpenAI's stored chat completions, from recorded exchanges."""
 
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,6 @@ from proxy.wire.chat import CHAT
 
 
 async def list_completions(request: Request[State]) -> Response:
-    """One page of the caller's completions."""
     services = services_of(request)
     page, wanted = openai_page_of(request), _filter_of(request)
     found: list[str] = []
@@ -38,13 +37,12 @@ async def list_completions(request: Request[State]) -> Response:
 
 
 async def get_completion(request: Request[State]) -> Response:
-    """One completion."""
     work = partial(stored_completions.get_completion, id_=_id_of(request), user_id=visible_user(request))
     return json_response(await services_of(request).read(work))
 
 
 async def update_completion(request: Request[State]) -> Response:
-    """Set the metadata."""
+    """Replaces the metadata."""
     metadata = await parameters.read_metadata(request)
     work = partial(
         stored_completions.update_metadata, id_=_id_of(request), user_id=visible_user(request), metadata=metadata
@@ -53,13 +51,12 @@ async def update_completion(request: Request[State]) -> Response:
 
 
 async def delete_completion(request: Request[State]) -> Response:
-    """Delete a completion."""
     work = partial(stored_completions.delete_completion, id_=_id_of(request), user_id=visible_user(request))
     return json_response(await services_of(request).write(work))
 
 
 async def list_messages(request: Request[State]) -> Response:
-    """One page of the messages that a completion answers."""
+    """One page of the messages of a completion's request."""
     work = partial(
         stored_completions.list_messages,
         id_=_id_of(request),
@@ -92,7 +89,7 @@ def _filter_of(request: Request[State]) -> Filter:
 
 
 def _open(connection: Connection, *, wanted: Filter, after: str | None) -> tuple[Filter, str] | None:
-    """The filter with the session's own id, and where the list begins; None where there is no such session."""
+    """The filter with the session's own id, and the start of the list; None if there is no such session."""
     if wanted.session_id is not None:
         try:
             id_ = checked_id(wanted.session_id, param="metadata.session_id")
@@ -103,7 +100,7 @@ def _open(connection: Connection, *, wanted: Filter, after: str | None) -> tuple
     return wanted, stored_completions.start_of(connection, wanted, after)
 
 
-# What does not begin like a completion's id is upstream's: vLLM has routes below, such as /render.
+# Only ids with a completion's prefix match: vLLM has other routes below this path, such as /render.
 routes = [
     Route(CHAT.path, LocalOrUpstream(GET=list_completions), methods=["GET"]),
     Route(f"{CHAT.path}/chatcmpl-{{id:path}}/messages", LocalOrUpstream(GET=list_messages)),

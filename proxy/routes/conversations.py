@@ -1,4 +1,4 @@
-"""`/v1/conversations`: OpenAI's conversations, over sessions."""
+"""`/v1/conversations`: OpenAI's Conversations API; each conversation is a session."""
 
 from functools import partial
 
@@ -27,7 +27,6 @@ _ITEMS_MAX = 20
 
 
 async def create_conversation(request: Request[State]) -> Response:
-    """Make a conversation."""
     given = await parameters.read_optional_object(request)
     work = partial(
         conversations.create_conversation,
@@ -39,13 +38,12 @@ async def create_conversation(request: Request[State]) -> Response:
 
 
 async def get_conversation(request: Request[State]) -> Response:
-    """One conversation."""
     work = partial(conversations.get_conversation, id_=session_id_of(request), user_id=visible_user(request))
     return json_response(await services_of(request).read(work))
 
 
 async def update_conversation(request: Request[State]) -> Response:
-    """Set the metadata."""
+    """Replaces the metadata."""
     metadata = await parameters.read_metadata(request)
     work = partial(
         conversations.update_conversation,
@@ -57,13 +55,11 @@ async def update_conversation(request: Request[State]) -> Response:
 
 
 async def delete_conversation(request: Request[State]) -> Response:
-    """Delete a conversation and all that is its."""
     work = partial(conversations.delete_conversation, id_=session_id_of(request), user_id=visible_user(request))
     return json_response(await services_of(request).write(work))
 
 
 async def list_items(request: Request[State]) -> Response:
-    """One page of a conversation's items."""
     work = partial(
         conversations.list_items,
         id_=session_id_of(request),
@@ -76,7 +72,7 @@ async def list_items(request: Request[State]) -> Response:
 
 
 async def add_items(request: Request[State]) -> Response:
-    """Store items at the end of a conversation."""
+    """Appends items to a conversation."""
     messages = _messages_in(await parameters.read_object(request))
     work = partial(
         conversations.add_items,
@@ -89,7 +85,6 @@ async def add_items(request: Request[State]) -> Response:
 
 
 async def get_item(request: Request[State]) -> Response:
-    """One item."""
     work = partial(
         conversations.get_item,
         id_=session_id_of(request),
@@ -101,7 +96,7 @@ async def get_item(request: Request[State]) -> Response:
 
 
 async def delete_item(request: Request[State]) -> Response:
-    """Delete an item; the answer is the conversation."""
+    """Deletes an item; returns the conversation."""
     work = partial(
         conversations.delete_item,
         id_=session_id_of(request),
@@ -114,7 +109,7 @@ async def delete_item(request: Request[State]) -> Response:
 def _messages_in(given: Values) -> list[JSON]:
     items = given.get("items")
     if not isinstance(items, list) or not 1 <= len(items) <= _ITEMS_MAX:
-        raise InvalidRequestError(f"items is a list of 1 to {_ITEMS_MAX} items.", param="items")
+        raise InvalidRequestError(f"items must be a list of 1 to {_ITEMS_MAX} items.", param="items")
     return messages_of(items)
 
 

@@ -1,4 +1,4 @@
-"""`GET /v1/sessions/{id}/export`: one session as a file."""
+"""`GET /v1/sessions/{id}/export`: downloads one session as a file."""
 
 from email.utils import formatdate
 from functools import partial
@@ -19,7 +19,7 @@ from proxy.services import State
 
 
 async def export_session(request: Request[State]) -> Response:
-    """The session in the format asked for."""
+    """Streams the session in the requested format."""
     services = services_of(request)
     format_ = _format(request)
     find = partial(branches.find_session, id_=session_id_of(request), user_id=visible_user(request))
@@ -44,7 +44,7 @@ def _format(request: Request[State]) -> Format:
     for format_ in FORMATS:
         if format_ == asked:
             return format_
-    raise InvalidRequestError(f"format is one of {', '.join(FORMATS)}.", param="format")
+    raise InvalidRequestError(f"format must be one of {', '.join(FORMATS)}.", param="format")
 
 
 routes = [Route("/v1/sessions/{session_id:path}/export", Resource(GET=export_session))]

@@ -1,4 +1,4 @@
-"""Alive, and able to serve."""
+"""`/health` (the process is alive) and `/ready` (database and upstream work)."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from proxy.upstream.overview import counts, overview
 
 
 async def get_health(_request: Request[State]) -> Response:
-    """The process is alive, whatever else is not."""
+    """Succeeds as long as the process is alive."""
     return json_response({"status": "ok"})
 
 
 async def get_ready(request: Request[State]) -> Response:
-    """Able to serve: the database takes writes and upstream answers."""
+    """Succeeds if the database can be written and upstream answers."""
     services: Services = request.state["services"]
     writer = services.recorder.writer
     checks = {
@@ -36,13 +36,16 @@ async def get_ready(request: Request[State]) -> Response:
 
 
 async def _sees_addresses(request: Request[State]) -> bool:
-    """Everybody may ask, without a key; the upstreams' addresses are for admins, and for a local user without keys."""
+    """Upstream addresses are shown only to admins, and to local users if no keys are required.
+
+    Anyone may call /ready.
+    """
     gate: Gate = request.state["gate"]
     return gate.is_open_locally or await gate.is_admin(request.scope["headers"])
 
 
 def _upstreams(services: Services, *, names: bool) -> dict[str, Any]:
-    """How many are in use and how many are not, and where `names` each one's address, and why it is not in use."""
+    """The number of upstreams in and out of rotation; with `names`, also each address and the reason."""
     known = services.upstreams
     return {**counts(known), "list": overview(known)} if names else {**counts(known)}
 

@@ -1,7 +1,7 @@
-"""Large bodies: what one caller sends is counted in pieces and read in threads of its own, so that no other waits.
+"""Limits the work that a large request body causes: counts its values before parsing, and processes it in a thread.
 
-Parsing cannot be interrupted and takes Python's lock for as long as it lasts. So a body may hold only so many values,
-far more than any model's context does, and what is done with a large one beside parsing is done in a thread.
+Parsing cannot be interrupted and holds the GIL. So the number of JSON values is limited (far above what any model's
+context can hold), and all other processing of a large body runs in a thread.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from proxy.wire.value_count import ValueCount
 T = TypeVar("T")
 
 LARGE_BYTES = 256 * 2**10
-_PIECE_BYTES = 16 * 2**10  # of the densest text a few milliseconds
+_PIECE_BYTES = 16 * 2**10  # a few milliseconds of work even for the densest text
 _threads = ThreadPoolExecutor(2, thread_name_prefix="large-body")
 
 
 async def refuse_too_many_values(body: bytes, *, limit: int) -> None:
-    """Raises APIError 413 where the body has more values than any model's context would hold."""
+    """Raises APIError 413 if the body has more values than any model's context could hold."""
     if len(body) > LARGE_BYTES and await _may_have_more(body, limit) and await _has_more(body, limit):
         raise APIError(
             f"The request body has more than {limit} JSON values.",
@@ -31,14 +31,14 @@ async def refuse_too_many_values(body: bytes, *, limit: int) -> None:
 
 
 async def off_the_loop(work: Callable[[], T], *, size: int) -> T:
-    """What `work` returns or raises; where it is about a large body, another thread does it."""
+    """Runs `work`, in another thread if `size` is large; returns or raises its result."""
     if size <= LARGE_BYTES:
         return work()
     return await asyncio.get_running_loop().run_in_executor(_threads, work)
 
 
 async def _may_have_more(body: bytes, limit: int) -> bool:
-    """A first look, which also counts what stands in strings: it takes a hundredth of the time."""
+    """A quick upper bound that also counts characters inside strings: a hundred times faster than the exact count."""
     count = 0
     for start in range(0, len(body), LARGE_BYTES):
         piece = body[start : start + LARGE_BYTES]
@@ -48,7 +48,7 @@ async def _may_have_more(body: bytes, limit: int) -> bool:
 
 
 async def _has_more(body: bytes, limit: int) -> bool:
-    if b"\0" in body:  # UTF-16, whose strings cannot be told apart by their bytes
+    if b"\0" in body:  # UTF-16: quotes cannot be found bytewise
         return True
     values = ValueCount()
     for start in range(0, len(body), _PIECE_BYTES):

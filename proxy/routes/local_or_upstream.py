@@ -1,4 +1,4 @@
-"""Routes that OpenAI's API has and vLLM has not: answered from the history, or by upstream where a setting says so."""
+"""Routes of OpenAI's API that vLLM does not have: served from the history, or relayed if a setting says so."""
 
 from starlette.types import Receive, Scope, Send
 
@@ -8,10 +8,10 @@ from proxy.services import Services
 
 
 class LocalOrUpstream(Resource):
-    """A resource that a setting gives back to upstream, every method of it."""
+    """A resource whose methods are all relayed to upstream if a setting says so."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request, or let upstream do it."""
+        """Handles the request, or relays it."""
         services: Services = scope["state"]["services"]
         if services.settings.readback:
             await super().__call__(scope, receive, send)

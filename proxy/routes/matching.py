@@ -1,7 +1,7 @@
-"""How a path finds its route: exactly, and with a percent-encoded slash as part of an id.
+"""Stricter path matching than Starlette's: to the exact end, and with percent-encoded slashes inside ids.
 
-Starlette's patterns end in `$`, which also matches before a newline at the end, and they are matched with the decoded
-path, in which the session `a/messages` looks like the messages of the session `a`.
+Starlette's patterns end with `$`, which also matches before a trailing newline. It matches the decoded path, in which
+the session `a/messages` looks like the messages of session `a`.
 """
 
 import re
@@ -13,11 +13,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 _ENCODED_SLASH = re.compile(rb"%2f", re.IGNORECASE)
-_IN_ID = "\udc2f"  # a lone surrogate: no decoded path holds one
+_IN_ID = "\udc2f"  # a lone surrogate, which no decoded path contains
 
 
 class _IdConvertor(Convertor[str]):
-    """Ids that callers make up hold any character: slashes, and newlines, which Starlette's `.*` does not match."""
+    """Client-defined ids may contain any character: slashes, and newlines, which Starlette's `.*` does not match."""
 
     regex = r"[\s\S]*"
 
@@ -29,7 +29,7 @@ class _IdConvertor(Convertor[str]):
 
 
 def exact(routes: Sequence[Route]) -> list[Route]:
-    """The routes, each matching to the very end of a path, with `{name:path}` for an id of any characters."""
+    """The routes with exact end matching, and `{name:path}` for ids with any characters."""
     for route in routes:
         pattern = route.path_regex.pattern.removesuffix("$").replace(
             f">{PathConvertor.regex})", f">{_IdConvertor.regex})"
@@ -42,13 +42,12 @@ def exact(routes: Sequence[Route]) -> list[Route]:
 
 
 class EncodedSlashes:
-    """Routes what is inside by the path with its percent-encoded slashes kept apart from the plain ones."""
+    """Middleware that routes by a path in which encoded slashes differ from plain ones."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request."""
         if scope["type"] == "http" and _ENCODED_SLASH.search(scope["raw_path"]):
             parts = _ENCODED_SLASH.split(scope["raw_path"])
             scope = {**scope, "path": _IN_ID.join(unquote(part.decode("ascii")) for part in parts)}

@@ -1,4 +1,4 @@
-"""`GET /metrics`: ours; upstream's own is upstream's."""
+"""`GET /metrics`: the proxy's own metrics, not upstream's."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,7 +10,7 @@ from proxy.telemetry.metrics import CONTENT_TYPE
 
 
 async def get_metrics(request: Request[State]) -> Response:
-    """All workers' numbers."""
+    """The sum over all workers."""
     return Response(await request.state["observer"].text(), headers={"content-type": CONTENT_TYPE})
 
 

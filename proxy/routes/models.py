@@ -1,4 +1,4 @@
-"""`GET /v1/models`: upstream's own answer, or the models of several upstreams in one list."""
+"""`GET /v1/models`: relayed for a single upstream; a merged list for several."""
 
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -11,10 +11,9 @@ PATH = "/v1/models"
 
 
 class Models:
-    """An ASGI endpoint."""
+    """The ASGI endpoint."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request, or let the only upstream do it."""
         services: Services = scope["state"]["services"]
         if not services.upstreams.are_several or scope["method"] != "GET":
             await Passthrough()(scope, receive, send)

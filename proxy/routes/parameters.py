@@ -1,4 +1,4 @@
-"""What callers give to the session and history routes, checked: every wrong value is a 400 that names it."""
+"""Validates the parameters of the session and history routes: every invalid value is a 400 that names it."""
 
 import re
 from collections.abc import Mapping
@@ -31,49 +31,49 @@ _OFFSET_MAX = 2**53
 _TITLE_LENGTH_MAX = 500
 _TOKENS_MAX = 2**31
 _METADATA_BYTES_MAX = 64 * 1024
-# What OpenAI's metadata may hold.
+# Limits of OpenAI's metadata.
 _PAIRS_MAX = 16
 _PAIR_KEY_LENGTH_MAX = 64
 _PAIR_VALUE_LENGTH_MAX = 512
-_NESTING_MAX = 200  # what json can write again, with room for what a response puts around it
+_NESTING_MAX = 200  # serializable by json, with room for the response around it
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-# The keys of a message that say what we know of it; they are not part of what is said.
+# Keys of a message that are our metadata and not part of the OpenAI message.
 _OUR_KEYS = frozenset(
     {"message_id", "session_id", "parent_id", "exchange_id", "model", "tokens", "metadata", "status", "siblings"}
     | {"created_at"}
 )
-# A "+" in a query is a space.
+# An unescaped "+" in a query string is decoded as a space.
 _UNESCAPED_OFFSET = re.compile(r"(T\S*) (\d\d:?\d\d)$")
 
 Values = Mapping[str, Any]
 
 
-# --- who and which
+# --- user and ids
 
 
 def services_of(request: Request[State]) -> Services:
-    """What the handlers share."""
+    """The shared services."""
     return request.state["services"]
 
 
 def caller_of(request: Request[State]) -> Caller:
-    """Who is calling."""
+    """The caller of the request."""
     caller: Caller = request.scope["state"].get("caller", ANYONE)
     return caller
 
 
 def visible_user(request: Request[State]) -> str | None:
-    """Whose data this request by id may touch; None: any user's."""
+    """The user whose data this request by id may access; None: any user's."""
     return acting_user(caller_of(request), _headers(request))
 
 
 def named_user(request: Request[State], name: str | None = None) -> str:
-    """The user whose list is asked for, or whose session is made."""
+    """The user whose list is requested, or whose session is created."""
     return owner_of(caller_of(request), _headers(request), named=name)
 
 
 def session_id_of(request: Request[State]) -> str:
-    """The session id of the path, in the form it is stored in. One that cannot be stored is not found."""
+    """The session id in the path, as it is stored. Raises NotFoundError if it is not a valid id."""
     try:
         requested = RequestedId(checked_id(request.path_params["session_id"], param="session_id"))
     except InvalidRequestError as exc:
@@ -91,7 +91,7 @@ def _headers(request: Request[State]) -> Headers:
 
 
 def page_of(request: Request[State]) -> Page:
-    """`limit`, `offset` and `after`."""
+    """Parses `limit`, `offset` and `after`."""
     query = request.query_params
     return Page(
         limit=integer(query, "limit", default=50, least=1, most=_LIMIT_MAX),
@@ -101,7 +101,7 @@ def page_of(request: Request[State]) -> Page:
 
 
 def numbered_page_of(request: Request[State]) -> tuple[int, Page]:
-    """`page`, from 1, and `size`."""
+    """Parses `page` (from 1) and `size`."""
     query = request.query_params
     number = integer(query, "page", default=1, least=1, most=_OFFSET_MAX // _LIMIT_MAX)
     size = integer(query, "size", default=20, least=1, most=_LIMIT_MAX)
@@ -109,38 +109,38 @@ def numbered_page_of(request: Request[State]) -> tuple[int, Page]:
 
 
 def openai_page_of(request: Request[State]) -> Page:
-    """`limit` and `after` as OpenAI's lists have them."""
+    """Parses `limit` and `after` as in OpenAI's lists."""
     query = request.query_params
-    limit = integer(query, "limit", default=20, least=0, most=_OPENAI_LIMIT_MAX)  # OpenAI's gives no minimum
+    limit = integer(query, "limit", default=20, least=0, most=_OPENAI_LIMIT_MAX)  # OpenAI documents no minimum
     return Page(limit=limit, after=text(query, "after"))
 
 
 def order_of(request: Request[State], *, default: Order = "asc") -> Order:
-    """`order`."""
+    """Parses `order`."""
     order = request.query_params.get("order", default)
     if order not in ("asc", "desc"):
-        raise InvalidRequestError("order is asc or desc.", param="order")
+        raise InvalidRequestError("order must be asc or desc.", param="order")
     return "desc" if order == "desc" else "asc"
 
 
 def message_format(request: Request[State]) -> str | None:
-    """The shape in which messages are asked for."""
+    """Parses `format`: the message shape."""
     form = request.query_params.get("format")
     if form not in (None, "openai", "responses", "anthropic"):
-        raise InvalidRequestError("format is openai, responses or anthropic, or left out.", param="format")
+        raise InvalidRequestError("format must be openai, responses or anthropic, or omitted.", param="format")
     return form
 
 
 def flag(request: Request[State], name: str) -> bool:
-    """A boolean of the query, false where it is left out."""
+    """Parses a boolean query parameter; False if omitted."""
     value = request.query_params.get(name, "false")
     if value.lower() not in _BOOLEANS:
-        raise InvalidRequestError(f"{name} is true or false.", param=name)
+        raise InvalidRequestError(f"{name} must be true or false.", param=name)
     return _BOOLEANS[value.lower()]
 
 
 def moment(request: Request[State], name: str) -> str | None:
-    """A point in time of the query, as it is stored; without an offset it is UTC."""
+    """Parses a point in time into its stored form; without an offset it is UTC."""
     value = request.query_params.get(name)
     if value is None:
         return None
@@ -148,7 +148,7 @@ def moment(request: Request[State], name: str) -> str | None:
         given = datetime.fromisoformat(_UNESCAPED_OFFSET.sub(r"\1+\2", value))
         given = given.replace(tzinfo=UTC) if given.tzinfo is None else given.astimezone(UTC)
     except (ValueError, OverflowError) as exc:
-        message = f"{name} is an ISO 8601 point in time, such as 2026-11-22T09:58:54Z."
+        message = f"{name} must be an ISO 8601 point in time, such as 2026-11-22T09:58:54Z."
         raise InvalidRequestError(message, param=name) from exc
     return given.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
@@ -158,7 +158,7 @@ def integer(query: Mapping[str, str], name: str, *, default: int, least: int, mo
     if value is None:
         return default
     if re.fullmatch(r"[0-9]{1,18}", value) is None or not least <= int(value) <= most:
-        raise InvalidRequestError(f"{name} is a whole number from {least} to {most}.", param=name)
+        raise InvalidRequestError(f"{name} must be a whole number from {least} to {most}.", param=name)
     return int(value)
 
 
@@ -166,13 +166,13 @@ def integer(query: Mapping[str, str], name: str, *, default: int, least: int, mo
 
 
 async def read_object(request: Request[State]) -> Values:
-    """The JSON object of the request's body."""
+    """Reads the request body as a JSON object."""
     raw = await _read_body(request)
     return await off_the_loop(partial(_object, raw), size=len(raw))
 
 
 def idempotency_key(request: Request[State], given: Values, user_id: str | None) -> IdempotencyKey | None:
-    """What a retry is known by, if the caller sent an `Idempotency-Key`."""
+    """The idempotency key of a request with an `Idempotency-Key` header."""
     sent = request.headers.get("idempotency-key")
     if sent is None:
         return None
@@ -181,7 +181,7 @@ def idempotency_key(request: Request[State], given: Values, user_id: str | None)
 
 
 async def read_optional_object(request: Request[State]) -> Values:
-    """The same, where the body may be left out."""
+    """Like `read_object`, but the body may be empty."""
     raw = await _read_body(request)
     return await off_the_loop(partial(_object, raw), size=len(raw)) if raw.strip() else {}
 
@@ -191,7 +191,7 @@ async def _read_body(request: Request[State]) -> bytes:
     try:
         body = await read_body(request.receive, limit_bytes=settings.body_limit_bytes)
     except DepartedError as exc:
-        raise APIError("The body did not come whole.", status=400, type_="invalid_request_error") from exc
+        raise APIError("The body is incomplete.", status=400, type_="invalid_request_error") from exc
     await refuse_too_many_values(body, limit=settings.values_limit)
     return body
 
@@ -209,42 +209,42 @@ def _object(raw: bytes) -> Values:
 
 
 def text(values: Values, name: str) -> str | None:
-    """A string that the database can hold, where it is given."""
+    """A string that the database can store; None if omitted."""
     value = values.get(name)
     if value is None:
         return None
     if not isinstance(value, str) or not value or "\0" in value or not _encodes(value):
-        raise InvalidRequestError(f"{name} is a non-empty string.", param=name)
+        raise InvalidRequestError(f"{name} must be a non-empty string.", param=name)
     return value
 
 
 def title(values: Values) -> str | None:
-    """A session's title, where it is given."""
+    """A session's title; None if omitted."""
     value = text(values, "title")
     if value is not None and len(value) > _TITLE_LENGTH_MAX:
-        raise InvalidRequestError(f"title is at most {_TITLE_LENGTH_MAX} characters long.", param="title")
+        raise InvalidRequestError(f"title must be at most {_TITLE_LENGTH_MAX} characters long.", param="title")
     return value
 
 
 def external_id(values: Values) -> str | None:
-    """The id that the caller made up for a session, where it is given."""
+    """The client's own session id; None if omitted."""
     value = values.get("session_id")
     return None if value is None else checked_id(value, param="session_id")
 
 
 def change(values: Values) -> SessionPatch:
-    """What is to be set on a session."""
+    """The changes to apply to a session."""
     is_active = values.get("is_active")
     if is_active is not None and not isinstance(is_active, bool):
-        raise InvalidRequestError("is_active is true or false.", param="is_active")
+        raise InvalidRequestError("is_active must be true or false.", param="is_active")
     return SessionPatch(title=title(values), is_active=is_active, metadata=_metadata(values))
 
 
 def new_message(values: Values) -> NewMessage:
-    """A message to be stored."""
+    """The message to store."""
     message = {key: value for key, value in values.items() if key not in _OUR_KEYS}
     if message.get("role") not in ROLES:
-        raise InvalidRequestError(f"role is one of {', '.join(ROLES)}.", param="role")
+        raise InvalidRequestError(f"role must be one of {', '.join(ROLES)}.", param="role")
     _check_content(message)
     return NewMessage(message=message, model=text(values, "model"), tokens=_tokens(values), metadata=_metadata(values))
 
@@ -252,13 +252,13 @@ def new_message(values: Values) -> NewMessage:
 def _check_content(message: Values) -> None:
     calls = message.get("tool_calls")
     if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-        raise InvalidRequestError("tool_calls is a list of objects.", param="tool_calls")
+        raise InvalidRequestError("tool_calls must be a list of objects.", param="tool_calls")
     content = message.get("content")
     if content is None and message["role"] == "assistant" and calls:
         return
     is_parts = isinstance(content, list) and all(isinstance(part, dict) for part in content)
     if not (isinstance(content, str) or is_parts):
-        raise InvalidRequestError("content is a string or a list of parts.", param="content")
+        raise InvalidRequestError("content must be a string or a list of parts.", param="content")
 
 
 def _tokens(values: Values) -> int:
@@ -266,7 +266,7 @@ def _tokens(values: Values) -> int:
     if tokens is None:
         return 0
     if not isinstance(tokens, int) or isinstance(tokens, bool) or not 0 <= tokens <= _TOKENS_MAX:
-        raise InvalidRequestError(f"tokens is a whole number from 0 to {_TOKENS_MAX}.", param="tokens")
+        raise InvalidRequestError(f"tokens must be a whole number from 0 to {_TOKENS_MAX}.", param="tokens")
     return tokens
 
 
@@ -275,32 +275,32 @@ def _metadata(values: Values) -> str | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise InvalidRequestError("metadata is an object.", param="metadata")
+        raise InvalidRequestError("metadata must be an object.", param="metadata")
     written = json_text.dumps(value)
     if len(written.encode()) > _METADATA_BYTES_MAX:
-        raise InvalidRequestError(f"metadata is at most {_METADATA_BYTES_MAX} bytes of JSON.", param="metadata")
+        raise InvalidRequestError(f"metadata must be at most {_METADATA_BYTES_MAX} bytes of JSON.", param="metadata")
     return written
 
 
 async def read_metadata(request: Request[State]) -> dict[str, str]:
-    """OpenAI's `metadata` from a body that has to hold it, and nothing else."""
+    """Reads OpenAI's `metadata` from a body that must contain only this key."""
     given = only(await read_object(request), "metadata")
     if "metadata" not in given:
-        raise InvalidRequestError("metadata is what can be set.", param="metadata")
+        raise InvalidRequestError("only metadata can be set.", param="metadata")
     return pairs(given)
 
 
 def pairs(values: Values) -> dict[str, str]:
-    """OpenAI's `metadata`: a few strings by name. Null and left out are none."""
+    """OpenAI's `metadata`: a small object of strings; {} if null or omitted."""
     value = values.get("metadata")
     if value is None:
         return {}
     if not isinstance(value, dict) or len(value) > _PAIRS_MAX:
-        raise InvalidRequestError(f"metadata is an object of at most {_PAIRS_MAX} pairs.", param="metadata")
+        raise InvalidRequestError(f"metadata must be an object of at most {_PAIRS_MAX} pairs.", param="metadata")
     for key, text_ in value.items():
         if not isinstance(text_, str) or len(text_) > _PAIR_VALUE_LENGTH_MAX or len(key) > _PAIR_KEY_LENGTH_MAX:
             raise InvalidRequestError(
-                f"metadata has keys of at most {_PAIR_KEY_LENGTH_MAX} characters and strings of at most "
+                f"metadata may have keys of at most {_PAIR_KEY_LENGTH_MAX} characters and strings of at most "
                 f"{_PAIR_VALUE_LENGTH_MAX} as values.",
                 param="metadata",
             )
@@ -308,7 +308,7 @@ def pairs(values: Values) -> dict[str, str]:
 
 
 def only(values: Values, *names: str) -> Values:
-    """The body, which may hold nothing but these."""
+    """The body, if it contains no other keys than these."""
     for name in values:
         if name not in names:
             raise InvalidRequestError(f"{name} cannot be given here.", param=name)

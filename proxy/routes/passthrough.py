@@ -1,4 +1,4 @@
-"""Every other route of upstream: relayed as it is, not recorded."""
+"""The fallback route: relays all other requests to upstream unrecorded."""
 
 import asyncio
 import re
@@ -25,24 +25,24 @@ from proxy.wire import chat_request, headers
 from proxy.wire.headers import Headers
 
 UPSTREAM_HEADER = b"x-stellarchat-upstream"
-"""Which upstream answered; for admins alone."""
+"""The upstream that answered; sent only to admins."""
 
-# A larger body is searched for its model at both ends.
+# In a larger body, the model is searched for only near both ends.
 _PARSED_BYTES = 256 * 2**10
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"')
 
 
 class Passthrough:
-    """An ASGI endpoint for all that no other route takes."""
+    """The ASGI endpoint for requests that no other route matches."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Relay the request. Raises APIError where it is not for this caller."""
+        """Relays the request. Raises APIError if this caller may not send it."""
         refuse_unless_reachable(scope)
         await open_unrecorded(scope["state"]["services"], scope, receive, send)
 
 
 def refuse_unless_reachable(scope: Scope) -> None:
-    """Raises APIError where upstream is not to be asked for this, or not by this caller."""
+    """Raises APIError if the path may not be relayed, or not for this caller."""
     caller: Caller = scope["state"].get("caller", ANYONE)
     if scope["state"].get("is_foreign"):
         raise foreign_origin()
@@ -70,9 +70,9 @@ async def open_unrecorded(
     sent: Headers | None = None,
     key: bytes | None = None,
 ) -> None:
-    """Relay a request and its answer; the body is read on the way where it is not given, `sent` are its headers.
+    """Relays a request and its response. If `body` is None, the body is streamed; `sent` are the headers for upstream.
 
-    Of several upstreams one serves the model that the body names; `key` keeps a conversation on its upstream.
+    With several upstreams, one that serves the model named in the body is chosen; equal `key`s use the same upstream.
     """
     charge = _charge_unparsed(scope, body)
     if sent is None:
@@ -111,7 +111,7 @@ async def open_unrecorded(
 
 
 def reserve_tokens(scope: Scope, *, request_bytes: int, request: dict[str, Any] | None) -> Charge | None:
-    """Hold what a request may use of its key's quota, where it has one. Raises APIError 429."""
+    """Reserves the tokens that a request may use if its key has a quota. Raises APIError 429."""
     charge: Charge | None = scope["state"].get("charge")
     if charge is not None:
         charge.reserve(request_bytes=request_bytes, request=request)
@@ -119,7 +119,7 @@ def reserve_tokens(scope: Scope, *, request_bytes: int, request: dict[str, Any] 
 
 
 def _charge_unparsed(scope: Scope, body: Body | None) -> Charge | None:
-    """The same for a request whose JSON is not looked at; what only reads is free."""
+    """Like `reserve_tokens`, for a request whose JSON is not parsed; read-only requests are free."""
     if scope["method"] in SAFE_METHODS:
         return None
     length = headers.value_of(scope["headers"], b"content-length")
@@ -128,16 +128,18 @@ def _charge_unparsed(scope: Scope, body: Body | None) -> Charge | None:
 
 
 def target_of(scope: Scope) -> bytes:
-    """Path and query as the caller sent them. Raises InvalidRequestError where the query holds a key of ours."""
+    """Path and query as the caller sent them. Raises InvalidRequestError if the query contains one of our keys."""
     query: bytes = scope["query_string"]
     if query and scope["state"]["gate"].keys.is_within(unquote_to_bytes(query)):
-        raise InvalidRequestError("A key of this server does not belong in an address: send it in Authorization.")
+        raise InvalidRequestError(
+            "A key of this server must not be part of the URL: send it in the Authorization header."
+        )
     path: bytes = scope["raw_path"]
     return path + b"?" + query if query else path
 
 
 def upstream_headers(services: Services, scope: Scope) -> Headers:
-    """The caller's headers as upstream gets them."""
+    """The caller's headers as they are sent to upstream."""
     given: Headers = scope["headers"]
     caller: Caller = scope["state"].get("caller", ANYONE)
     api_key = services.settings.upstream_api_key
@@ -151,7 +153,7 @@ def upstream_headers(services: Services, scope: Scope) -> Headers:
 
 
 class _Upload:
-    """A request body on its way to upstream. The caller is watched only when it has sent all of it."""
+    """A request body streamed to upstream. The caller is watched only after it has sent all of it."""
 
     def __init__(self, receive: Receive, limit_bytes: int) -> None:
         self.has_ended = asyncio.Event()
@@ -166,13 +168,13 @@ class _Upload:
 
 
 def _names_model(given: Headers) -> bool:
-    """Whether the body may say which model is asked for."""
+    """Whether the body may name a model."""
     media_type = headers.value_of(given, b"content-type") or b""
     return _has_body(given) and media_type.partition(b";")[0].strip().lower().endswith(b"json")
 
 
 def model_of(body: bytes) -> str | None:
-    """The model that a JSON body names. In a large one the first member of that name counts: parsing takes too long."""
+    """The model named in a JSON body. In a large body, the first member with that name: parsing would take too long."""
     if len(body) <= _PARSED_BYTES:
         request = chat_request.parse(body)
         model = request.get("model") if request else None

@@ -1,4 +1,4 @@
-"""A `POST` to a recorded endpoint, whatever its dialect: relayed and recorded."""
+"""The `POST` route of every recorded endpoint: parses the request, prepares its exchange, and runs the chat."""
 
 import asyncio
 import sys
@@ -32,14 +32,14 @@ _RETRY_COUNT = b"x-stainless-retry-count"
 
 
 class RecordedEndpoint:
-    """An ASGI endpoint: this is the hot path, so no request object is made."""
+    """The ASGI endpoint. Hot path: no request object is created."""
 
     def __init__(self, endpoint: Endpoint, orphans: Orphans) -> None:
         self._endpoint = endpoint
         self._orphans = orphans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Relay the chat, and record it however it ends."""
+        """Relays the chat, and records it however it ends."""
         try:
             await self._relay(scope, receive, send)
         except DepartedError:
@@ -74,17 +74,17 @@ class RecordedEndpoint:
                 services, scope, receive, send, body=chat.body, sent=chat.headers, key=chat.routing_key
             )
         else:
-            scope["state"]["is_recorded"] = True  # the recorder tells of it
+            scope["state"]["is_recorded"] = True  # the recorder reports this request
             await RecordedChat(services, chat, exchange, self._orphans, outlet_of(scope)).run(receive, send)
 
     async def _parse(self, settings: Settings, text: bytes) -> Request | None:
-        """The request, or None where it cannot be recorded. Raises APIError 413 for one that is too much to record."""
+        """Parses the request; None if it cannot be recorded. Raises APIError 413 if it is too large to record."""
         try:
             await refuse_too_many_values(text, limit=settings.values_limit)
         except APIError:
             if self._endpoint.name in settings.record:
                 raise
-            return None  # nothing of it is to be recorded: upstream judges it
+            return None  # not recorded; upstream validates it
         return await off_the_loop(partial(self._endpoint.parse, text), size=len(text))
 
     def _exchange(
@@ -98,7 +98,7 @@ class RecordedEndpoint:
         *,
         is_encoded: bool,
     ) -> Exchange | None:
-        """What is to be recorded, or None; `chat` gets the body without what is ours. Raises InvalidRequestError."""
+        """The exchange to record, or None. Removes our own keys from `chat`'s body. Raises InvalidRequestError."""
         given: Headers = scope["headers"]
         settings, body = services.settings, request.body
         named = session_of(given, body, vendor_headers=services.vendor_headers)
@@ -114,7 +114,7 @@ class RecordedEndpoint:
         chat.is_retry = (headers.value_of(given, _RETRY_COUNT) or b"0") != b"0"
         chat.request_id = headers.value_of(chat.headers, b"x-request-id") or b""
         request_id = headers.text_of(chat.request_id)
-        # A request that was given its id here gives it to its exchange.
+        # An id that we generated for the request is also used for its exchange.
         is_ours = headers.value_of(given, b"x-request-id") is None
         return Exchange(
             exchange_id=request_id if is_ours else uuid7(),
@@ -133,13 +133,13 @@ class RecordedEndpoint:
             return False
         if body.get("store") is not False or settings.store_false == "record":
             return True
-        # Clients of Responses say it with every request, and mean only that they keep the state themselves.
+        # Responses clients send `store: false` with every request, meaning only that they keep the state themselves.
         return settings.store_false == "auto" and self._endpoint.path == responses.PATH
 
     async def _resolve(
         self, services: Services, scope: Scope, chat: Chat, request: Request
     ) -> tuple[Request, Resolved]:
-        """Put the history of what a request names in front of its input; `chat` gets the body with it."""
+        """Inserts the history that the request refers to before its input; updates `chat`'s body."""
         body = request.body
         if services.settings.responses_state != "proxy":
             return request, Resolved()
@@ -150,7 +150,7 @@ class RecordedEndpoint:
             async with asyncio.timeout(services.settings.commit_timeout_seconds):
                 resolved = await services.read(partial(resolve, request=body, user_id=user_id))
         except (TimeoutError, UnavailableError) as exc:
-            raise UnavailableError("The history of the response cannot be read just now; try again.") from exc
+            raise UnavailableError("The history of the response cannot be read at the moment; try again.") from exc
         if not (resolved.is_known or resolved.items):
             return request, resolved
         splice = partial(responses_state.spliced, chat.body, body, history=resolved.history, items=resolved.items)
@@ -159,7 +159,7 @@ class RecordedEndpoint:
 
 
 async def _decoded(body: bytes, coding: bytes, services: Services) -> bytes:
-    """What a compressed request holds, for the record; nothing where it cannot be read: upstream judges it."""
+    """Decodes a compressed request for the record; b"" if that fails (upstream then reports the error)."""
     limit_bytes = services.settings.body_limit_bytes
     try:
         return await off_the_loop(partial(decoded, body, coding, limit_bytes=limit_bytes), size=sys.maxsize)
@@ -168,7 +168,7 @@ async def _decoded(body: bytes, coding: bytes, services: Services) -> bytes:
 
 
 def _session_ref(named: tuple[str, str] | None, resolved: Resolved) -> SessionRef:
-    """The session that a chat says it belongs to, or a new one."""
+    """The session named by the chat, or a new one."""
     if resolved.session_id is not None:
         return SessionRef(resolved.session_id, resolved.source)
     return SessionRef(uuid7(), named[1], named[0]) if named else SessionRef(uuid7(), "new")
@@ -177,7 +177,7 @@ def _session_ref(named: tuple[str, str] | None, resolved: Resolved) -> SessionRe
 def _route(
     services: Services, chat: Chat, request: Request, *, user_id: str, named_id: str | None, given: Headers
 ) -> None:
-    """Say which conversation the chat belongs to: to the choice of an upstream, and to a router behind it."""
+    """Sets the conversation's routing key, for the choice of an upstream and for a router behind it."""
     settings = services.settings
     is_told = (
         settings.forward_session and "session_id" not in request.body and headers.value_of(given, _SESSION) is None
@@ -192,7 +192,7 @@ def _route(
 
 
 def user_for(caller: Caller, given: Headers, request: dict[str, Any]) -> str:
-    """Whose chat it is: the key's user, or the one an admin names; without keys what the request says."""
+    """The chat's user: the key's user, the one an admin names, or without keys the one in the request."""
     if caller.user_id is None:
         return user_of(given, request)
     return (caller.is_admin and user_header(given)) or caller.user_id

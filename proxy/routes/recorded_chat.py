@@ -1,4 +1,4 @@
-"""One recorded chat on its way: upstream is asked, the reply is relayed, and the recording ends however that ends."""
+"""Runs one recorded chat: asks upstream, relays the reply, and ends the recording in every case."""
 
 import asyncio
 from dataclasses import dataclass
@@ -23,30 +23,30 @@ from proxy.wire import headers, sse
 from proxy.wire.content_coding import Decoding, Undecodable, decoding_of
 from proxy.wire.headers import Headers
 
-# What upstreams answer to an option that they do not know; and how many models are remembered that do not.
+# Statuses that upstreams return for an unknown option; and how many models without that option are remembered.
 _REFUSALS = frozenset({400, 415, 422, 501})
 _REMEMBERED = 1024
 
 
 @dataclass(slots=True)
 class Chat:
-    """A chat as it goes to upstream."""
+    """A chat as it is sent to upstream."""
 
     target: bytes
     headers: Headers
     body: bytes
     request_id: bytes
     hides_usage: bool = False
-    body_as_sent: bytes | None = None  # where `body` asks for the usage
+    body_as_sent: bytes | None = None  # the original, if `body` has a usage request added
     is_retry: bool = False
     model: str | None = None
     routing_key: bytes | None = None
     charge: Charge | None = None
-    names_upstream: bool = False  # to the caller, an admin
+    names_upstream: bool = False  # in a response header, for admins
 
 
 class RecordedChat:
-    """One chat that is recorded, from its request to its end."""
+    """One recorded chat, from request to end."""
 
     def __init__(
         self, services: Services, chat: Chat, exchange: Exchange, orphans: Orphans, outlet: Outlet | None
@@ -64,22 +64,22 @@ class RecordedChat:
         self._recording.live.abort = self._abort
 
     def _abort(self) -> None:
-        """End the work on the chat, since another request asks for it."""
+        """Cancels the chat at the request of another call."""
         if not self._is_aborted and self._work is not None:
             self._is_aborted = True
             self._work.cancel()
 
     async def run(self, receive: Receive, send: Send) -> None:
-        """Relay it, and end the recording on every way out."""
+        """Relays the chat, and ends the recording in every case."""
         watch = Watch(receive, outlet=self._outlet, orphans=self._orphans)
         try:
-            # Upstream works already while the session is looked for.
+            # The session look-up runs in parallel with upstream.
             self._search.begin(is_retry=self._chat.is_retry)
             await self._relay(send, watch)
         except APIError as exc:
             if isinstance(exc, UpstreamError):
                 self._recording.upstream = exc.upstream
-            watch.stop()  # there is no work left that a caller who leaves could end
+            watch.stop()  # the work is over, so a disconnect no longer cancels anything
             await self._end("failed", exc.as_json()["error"])
             exc.headers = {**(exc.headers or {}), **self._own_headers()}
             raise
@@ -95,10 +95,10 @@ class RecordedChat:
             raise
         finally:
             watch.stop()
-            self._recording.live.abort = self._work = None  # break the reference cycle: no GC pass is needed
+            self._recording.live.abort = self._work = None  # break the reference cycle so that no GC pass is needed
 
     def _own_headers(self) -> dict[str, str]:
-        """The headers that every reply to a recorded request has, also an error of ours."""
+        """Our headers on every reply to a recorded request, including error replies."""
         session, upstream = self._exchange.session, self._recording.upstream
         named = {UPSTREAM_HEADER.decode(): upstream} if upstream and self._chat.names_upstream else {}
         return {
@@ -130,7 +130,7 @@ class RecordedChat:
         )
 
     async def _open_as_sent(self, refused: OpenedResponse) -> OpenedResponse:
-        """Ask again with the body as it came: upstream may not know the option that asks for the usage."""
+        """Repeats the request with its original body: upstream may not support the added usage option."""
         chat, services = self._chat, self._services
         refused.close()
         assert chat.body_as_sent is not None
@@ -170,7 +170,7 @@ class RecordedChat:
             )
 
     def _decoding(self, response: Response) -> Decoding | None:
-        """How a compressed reply is read for the record. One that cannot be read says so in its exchange."""
+        """The decoder for a compressed reply. If there is none, the exchange says so."""
         coding = headers.list_of(response.headers, b"content-encoding")
         limit_bytes = self._services.settings.body_limit_bytes
         try:
@@ -179,7 +179,7 @@ class RecordedChat:
             return Undecodable(str(exc))
 
     async def _is_stream(self, response: Response) -> tuple[bool, bytes]:
-        """Whether events come, by the media type or by how the body begins; and what was read to know it."""
+        """Whether the reply is an event stream, by media type or by its first bytes; also returns the bytes read."""
         media_type = headers.value_of(response.headers, b"content-type") or b""
         if media_type.partition(b";")[0].strip().lower() == b"text/event-stream":
             return True, b""
@@ -198,7 +198,7 @@ class RecordedChat:
         return sse.looks_like_stream(text), first
 
     async def _end(self, status: Status, error: Any) -> None:
-        """End the recording, also where this is cancelled, and wait until it is on disk."""
+        """Ends the recording, even if cancelled, and waits until it is on disk."""
         if self._search.is_done:
             self._recording.end(status, error=error)
         else:

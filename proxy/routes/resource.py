@@ -1,4 +1,4 @@
-"""One path and its methods. Without this a method that is not there would be relayed to upstream."""
+"""The methods of one path. Without this class, a method that we do not support would be relayed to upstream."""
 
 from collections.abc import Awaitable, Callable
 
@@ -13,7 +13,7 @@ Handler = Callable[[Request[State]], Awaitable[Response]]
 
 
 class Resource:
-    """An ASGI endpoint of a handler a method; any other method is a 405 that says which there are."""
+    """An ASGI endpoint with one handler per method; other methods get a 405 with `Allow`."""
 
     def __init__(self, **handlers: Handler) -> None:
         if "GET" in handlers:
@@ -21,7 +21,6 @@ class Resource:
         self._handlers = handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request."""
         handler = self._handlers.get(scope["method"])
         if handler is None:
             raise HTTPException(405, headers={"Allow": ", ".join(self._handlers)})

@@ -1,4 +1,4 @@
-"""`/v1/responses/{id}`: what was recorded of a response. An id that is none of the caller's is upstream's affair."""
+"""`/v1/responses/{id}`: reads, streams, cancels and deletes recorded responses. Unknown ids are relayed to upstream."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,10 +27,10 @@ _POLL_SECONDS = 0.2
 
 
 class OursOrUpstreams(Resource):
-    """A resource whose ids may also be upstream's."""
+    """A resource whose ids may also exist only at upstream."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request for what is ours, else let upstream do it."""
+        """Handles requests for recorded responses, and relays the others."""
         services: Services = scope["state"]["services"]
         if services.settings.responses_state == "proxy":
             try:
@@ -51,7 +51,7 @@ async def get_response(request: Request[State]) -> Response:
 
 
 async def _stream(request: Request[State]) -> Response:
-    """The events of a response after one, also while they come."""
+    """The events of a response after a given one, including those still being produced."""
     services, id_, user_id = services_of(request), _id_of(request), visible_user(request)
     after = parameters.integer(request.query_params, "starting_after", default=-1, least=-1, most=2**31)
     live = services.recorder.find_open(id_, user_id=user_id)
@@ -61,7 +61,7 @@ async def _stream(request: Request[State]) -> Response:
         row = await services.read(partial(responses.find_response, id_=id_, user_id=user_id))
         exchange_id = row.exchange_id
         if not await services.read(partial(responses.has_events, exchange_id=exchange_id)):
-            raise InvalidRequestError("The events of this response are not kept any more.", param="stream")
+            raise InvalidRequestError("The events of this response are no longer stored.", param="stream")
     events = _events(services, Replay(exchange_id, after=after), live)
     headers = {"date": formatdate(usegmt=True), "cache-control": "no-store"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
@@ -69,7 +69,7 @@ async def _stream(request: Request[State]) -> Response:
 
 async def _events(services: Services, replay: Replay, live: OpenExchange | None) -> AsyncIterator[bytes]:
     while live is not None and services.recorder.is_open(live):
-        # Both at one moment: what is written down then leaves what is not.
+        # Read both without awaiting in between, so that together they form the whole stream.
         stop, tail = live.sequence, live.unwritten()
         if new := await services.read(partial(replay.read, stop=stop, tail=tail)):
             yield new
@@ -82,26 +82,25 @@ async def _events(services: Services, replay: Replay, live: OpenExchange | None)
 
 
 async def cancel_response(request: Request[State]) -> Response:
-    """End a response in progress, and show it; one that has ended is shown as it is."""
+    """Cancels a response in progress and returns it; a finished one is returned unchanged."""
     services, id_, user_id = services_of(request), _id_of(request), visible_user(request)
     live = services.recorder.find_open(id_, user_id=user_id)
     if live is not None and live.abort is not None:
         live.abort()
         async with asyncio.timeout(services.settings.commit_timeout_seconds):
-            while services.recorder.is_open(live):  # noqa: ASYNC110 - rare: not worth an event in every exchange
+            while services.recorder.is_open(live):  # noqa: ASYNC110 - rare, so polling is cheaper than an event in every exchange
                 await asyncio.sleep(_POLL_SECONDS / 10)
     work = partial(responses.get_response, id_=id_, user_id=user_id)
     return json_response(await services.read(work))
 
 
 async def delete_response(request: Request[State]) -> Response:
-    """Delete a response."""
     work = partial(responses.delete_response, id_=_id_of(request), user_id=visible_user(request))
     return json_response(await services_of(request).write(work))
 
 
 async def list_input_items(request: Request[State]) -> Response:
-    """One page of what a response answers, newest first."""
+    """One page of the input items of a response, newest first."""
     work = partial(
         responses.list_input_items,
         id_=_id_of(request),
@@ -116,7 +115,7 @@ def _id_of(request: Request[State]) -> str:
     return str(request.path_params["id"])
 
 
-# What is below an id is asked for before the id itself.
+# Longer paths must come before the id itself.
 routes = [
     Route("/v1/responses/{id}/input_items", OursOrUpstreams(GET=list_input_items)),
     Route("/v1/responses/{id}/cancel", OursOrUpstreams(POST=cancel_response)),

@@ -1,4 +1,4 @@
-"""`GET /v1/search`: messages that hold a text."""
+"""`GET /v1/search`: full-text search in messages."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ from proxy.storage.page import Page
 
 
 async def search_messages(request: Request[State]) -> Response:
-    """The messages that hold `q`, by relevance (among the newest of them) or, with `order=newest`, by time."""
+    """The messages that contain `q`: by relevance (among the newest ones), or by time with `order=newest`."""
     services = services_of(request)
     query, page, order = await _query(services, request), parameters.page_of(request), _order_of(request)
     await services.recorder.writer.flushed()
@@ -33,7 +33,7 @@ async def _query(services: Services, request: Request[State]) -> Query:
     given = request.query_params
     text = parameters.text(given, "q")
     if not text or len(text) > QUERY_LENGTH_MAX:
-        raise InvalidRequestError(f"q is a text of 1 to {QUERY_LENGTH_MAX} characters.", param="q")
+        raise InvalidRequestError(f"q must be a text of 1 to {QUERY_LENGTH_MAX} characters.", param="q")
     user_id = given.get("user_id")
     session_id = parameters.text(given, "session_id")
     reach = visible_user(request) if user_id is None else named_user(request, user_id)
@@ -42,7 +42,7 @@ async def _query(services: Services, request: Request[State]) -> Query:
         session_id = (await services.read(find)).session_id
     role = parameters.text(given, "role")
     if role is not None and role not in parameters.ROLES:
-        raise InvalidRequestError(f"role is one of {', '.join(parameters.ROLES)}.", param="role")
+        raise InvalidRequestError(f"role must be one of {', '.join(parameters.ROLES)}.", param="role")
     return Query(
         text=text,
         user_id=reach,
@@ -59,7 +59,7 @@ def _order_of(request: Request[State]) -> Order:
     for order in ORDERS:
         if given == order:
             return order
-    raise InvalidRequestError(f"order is one of {', '.join(ORDERS)}.", param="order")
+    raise InvalidRequestError(f"order must be one of {', '.join(ORDERS)}.", param="order")
 
 
 def _found(services: Services, query: Query, page: Page, order: Order, deadline: Deadline) -> JSON:
@@ -70,7 +70,7 @@ def _found(services: Services, query: Query, page: Page, order: Order, deadline:
 
 
 def _result(found: Found) -> JSON:
-    """A hit as the route shows it."""
+    """A hit in the response."""
     return {"session": session_json(found.session), "message": found.message, "snippet": found.hit.snippet}
 
 

@@ -1,4 +1,4 @@
-"""Which session a recorded chat belongs to: looked for while upstream works already."""
+"""Looks up the session of a recorded chat, in parallel with the upstream request."""
 
 import asyncio
 import logging
@@ -16,12 +16,12 @@ from proxy.wire.message import title_of
 
 logger = logging.getLogger(__name__)
 
-# The headers wait for the claim of a new session; while the database is locked they do not wait longer.
+# The response headers wait for a new session to be claimed, but at most this long if the database is locked.
 _CLAIM_SECONDS = 0.3
 
 
 class SessionSearch:
-    """The search for one chat's session. The recording is told of it; without one it keeps the session it was given."""
+    """Looks up one chat's session and tells the recording. If that fails, the chat keeps its provisional session."""
 
     def __init__(self, services: Services, recording: Recording, exchange: Exchange) -> None:
         self._services = services
@@ -35,12 +35,12 @@ class SessionSearch:
         return self._search is None or self._search.done()
 
     def then(self, work: Callable[[], object]) -> None:
-        """Do something as soon as the session is known, also where nobody waits for it."""
+        """Calls `work` as soon as the session is known, even if nobody awaits it."""
         assert self._search is not None
         self._search.add_done_callback(lambda _: work())
 
     def begin(self, *, is_retry: bool) -> None:
-        """Look for it, where it takes a look."""
+        """Starts the look-up, if one is needed."""
         exchange = self._exchange
         if exchange.session.external_id is not None:
             self._search = asyncio.create_task(self._find(self._find_named(exchange.session)))
@@ -54,31 +54,34 @@ class SessionSearch:
             self._recording.live.is_placed = True
 
     async def found(self) -> None:
-        """Wait until the session is known."""
+        """Waits until the session is known."""
         if self._search is not None:
             await asyncio.wait([self._search])
 
     async def _find(self, search: Coroutine[Any, Any, SessionRef]) -> None:
-        """Place the chat. One whose session is not found in time goes on; its messages find their place when stored."""
+        """Sets the chat's session.
+
+        If the look-up times out, the chat continues; its messages are placed when stored.
+        """
         session = self._exchange.session
         try:
             async with asyncio.timeout(self._services.settings.commit_timeout_seconds):
                 session = await search
-        except Exception as exc:  # noqa: BLE001 - nothing that goes wrong with the recording may end a chat
+        except Exception as exc:  # noqa: BLE001 - recording errors must never end a chat
             logger.warning("the session of a chat could not be looked up: %r", exc)
         self._recording.live.place(session)
 
     async def _find_named(self, asked: SessionRef) -> SessionRef:
         assert asked.external_id is not None
-        # No write needs to be waited for: a session that is being made is found by the claim, which queues behind it.
+        # No need to wait for pending writes: if the session is being created, the claim queues behind that write.
         session_id = await self._services.database.look_up(partial(session_lookup.find_named, exchange=self._exchange))
         if session_id is not None:
             return SessionRef(session_id, asked.source)
-        # A request without messages may be refused, and would leave an empty session.
+        # Do not create a session for a request without messages: it may be rejected, and the session would stay empty.
         return await self._claim(asked) if self._exchange.messages else asked
 
     async def _claim(self, asked: SessionRef) -> SessionRef:
-        """Make the session now, so that its id holds also where another worker makes it at this moment."""
+        """Creates the session now, so that its id is valid even if another worker creates it at the same time."""
         try:
             async with asyncio.timeout(_CLAIM_SECONDS):
                 session_id = await self._services.write(
@@ -98,7 +101,7 @@ class SessionSearch:
     async def _find_stitched(self) -> SessionRef:
         exchange = self._exchange
         query = partial(session_lookup.list_stitched, exchange=exchange)
-        # In strict mode a reply that was seen is on disk.
+        # In strict mode, every reply that a client has seen is already in the database.
         read = self._services.database.look_up if self._recording.is_strict else self._services.look_up
         places = await read(query)
         return (

@@ -1,4 +1,4 @@
-"""`/v1/sessions` and `/v1/users/{user_id}/history`: what was recorded, and what is kept by hand."""
+"""`/v1/sessions` and `/v1/users/{user_id}/history`: reads and edits sessions, messages, branches and exchanges."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,6 @@ from proxy.storage.page import Page
 
 
 async def create_session(request: Request[State]) -> Response:
-    """Make a session."""
     given = await parameters.read_object(request)
     user_id = named_user(request, parameters.text(given, "user_id"))
     work = partial(
@@ -33,7 +32,6 @@ async def create_session(request: Request[State]) -> Response:
 
 
 async def list_sessions(request: Request[State]) -> Response:
-    """One page of a user's sessions."""
     work = partial(
         branches.list_sessions,
         user_id=named_user(request, parameters.text(request.query_params, "user_id")),
@@ -44,26 +42,23 @@ async def list_sessions(request: Request[State]) -> Response:
 
 
 async def get_session(request: Request[State]) -> Response:
-    """One session."""
     work = partial(branches.get_session, id_=session_id_of(request), user_id=visible_user(request))
     return json_response(await services_of(request).read(work))
 
 
 async def update_session(request: Request[State]) -> Response:
-    """Change what is given."""
     change = parameters.change(await parameters.read_object(request))
     work = partial(sessions.update_session, id_=session_id_of(request), user_id=visible_user(request), change=change)
     return json_response(await services_of(request).write(work))
 
 
 async def delete_session(request: Request[State]) -> Response:
-    """Delete a session and all that is its."""
     work = partial(sessions.delete_session, id_=session_id_of(request), user_id=visible_user(request))
     return json_response({"session_id": await services_of(request).write(work), "deleted": True})
 
 
 async def append_message(request: Request[State]) -> Response:
-    """Store a message by hand."""
+    """Stores a message posted by hand."""
     given = await parameters.read_object(request)
     user_id = visible_user(request)
     work = partial(
@@ -98,7 +93,6 @@ async def list_messages(request: Request[State]) -> Response:
 
 
 async def list_branches(request: Request[State]) -> Response:
-    """One page of a session's branches."""
     work = partial(
         branch_list.list_branches,
         id_=session_id_of(request),
@@ -109,7 +103,6 @@ async def list_branches(request: Request[State]) -> Response:
 
 
 async def list_exchanges(request: Request[State]) -> Response:
-    """One page of a session's exchanges."""
     work = partial(
         branches.list_exchanges,
         id_=session_id_of(request),
@@ -121,7 +114,7 @@ async def list_exchanges(request: Request[State]) -> Response:
 
 
 async def get_history(request: Request[State]) -> Response:
-    """A user's sessions with what was said in them: one page, or as lines all of them."""
+    """A user's sessions with their messages: one page as JSON, or all of them as JSON lines."""
     services = services_of(request)
     is_lines = streaming_json.LINES in request.headers.get("accept", "")
     user_id = named_user(request, parameters.text(request.path_params, "user_id"))
@@ -138,7 +131,7 @@ async def get_history(request: Request[State]) -> Response:
     return streaming_json.json_response(streaming_json.history(services, user, session_ids, total=total))
 
 
-# Ids that clients make up may hold slashes, so the longer paths come first.
+# Client-defined ids may contain slashes, so longer paths come first.
 routes = [
     Route("/v1/sessions", Resource(GET=list_sessions, POST=create_session)),
     Route("/v1/sessions/{session_id:path}/messages", Resource(GET=list_messages, POST=append_message)),

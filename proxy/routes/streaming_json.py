@@ -1,4 +1,4 @@
-"""Responses that hold whole branches: written piece by piece, so that memory stays bounded however long they are."""
+"""Streams JSON responses that contain whole branches, so that memory use does not depend on their length."""
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from email.utils import formatdate
@@ -16,12 +16,12 @@ LINES = "application/x-ndjson"
 
 
 def json_response(content: AsyncIterator[str]) -> Response:
-    """A JSON response of pieces of text."""
+    """A JSON response streamed in chunks."""
     return StreamingResponse(content, media_type="application/json", headers={"date": formatdate(usegmt=True)})
 
 
 def lines_response(content: AsyncIterator[str]) -> Response:
-    """A response of one JSON text a line."""
+    """A response with one JSON text per line."""
     return StreamingResponse(content, media_type=LINES, headers={"date": formatdate(usegmt=True)})
 
 
@@ -36,7 +36,7 @@ async def history(services: Services, user: JSON, session_ids: Iterable[str], *,
 
 
 async def history_lines(services: Services, session_ids: Iterable[str], *, user_id: str) -> AsyncIterator[str]:
-    """A session with its messages a line."""
+    """One session with its messages per line."""
     newline = ""
     async for piece, is_start in _sessions(services, session_ids, user_id=user_id):
         yield newline + piece if is_start else piece
@@ -47,7 +47,7 @@ async def history_lines(services: Services, session_ids: Iterable[str], *, user_
 async def branch(
     services: Services, session: JSON, numbers: list[int], *, change: Callable[[JSON], JSON]
 ) -> AsyncIterator[str]:
-    """`{...session, messages: [...]}`. A reader is kept only while a piece is read."""
+    """`{...session, messages: [...]}`. Holds a database reader only while a chunk is read."""
     yield json_text.dumps(session)[:-1] + ',"messages":['
     position, comma = 0, ""
     while position < len(numbers):
@@ -61,12 +61,12 @@ async def branch(
 
 
 async def _sessions(services: Services, session_ids: Iterable[str], *, user_id: str) -> AsyncIterator[tuple[str, bool]]:
-    """The texts of sessions in pieces, and whether one begins with this piece."""
+    """The JSON text of sessions in chunks; the flag marks the first chunk of a session."""
     for session_id in session_ids:
         try:
             session, numbers = await services.read(partial(recorded.open_branch, id_=session_id, user_id=user_id))
         except NotFoundError:
-            continue  # deleted since the list was read
+            continue  # deleted after the list was read
         is_start = True
         async for piece in branch(services, session, numbers, change=dict):
             yield piece, is_start

@@ -1,4 +1,4 @@
-"""`DELETE /v1/users/{user_id}`: everything of a user goes."""
+"""`DELETE /v1/users/{user_id}`: deletes a user with all its data."""
 
 import asyncio
 
@@ -17,13 +17,13 @@ from proxy.storage import queries, tombstones
 from proxy.storage.connection import Connection
 from proxy.storage.wal import empty_log
 
-# Few enough that chats which wait for the same writer do not notice.
+# Rows per transaction; small enough not to delay chats that wait for the same writer.
 _BATCH = 200
-_NOTICED_SECONDS = REFRESH_SECONDS + 1.0  # the time to look included
+_NOTICED_SECONDS = REFRESH_SECONDS + 1.0  # including the time of the refresh itself
 
 
 async def delete_user(request: Request[State]) -> Response:
-    """Delete the user's sessions, messages, exchanges and keys, some at a time, then the user."""
+    """Deletes the user's sessions, messages, exchanges and keys in batches, then the user."""
     user_id = named_user(request, request.path_params["user_id"])
     services = services_of(request)
     if await services.read(lambda connection: queries.users.get_user(connection, user_id)) is None:
@@ -35,7 +35,7 @@ async def delete_user(request: Request[State]) -> Response:
 
 
 async def _close_the_door(services: Services, gate: Gate, user_id: str) -> None:
-    """Revoke the user's keys, and wait until no process lets them in: a chat let in later would make the user anew."""
+    """Revokes the user's keys and waits until every process has noticed: a later chat would create the user again."""
     revoked = await services.write(
         lambda connection: queries.keys.revoke_keys_of_user(connection, user_id, now=timestamp())
     )
@@ -51,7 +51,10 @@ async def _delete(services: Services, user_id: str) -> None:
 
 
 def _delete_rest(connection: Connection, user_id: str) -> None:
-    """What a chat has stored in between goes with the row; what is still to come of earlier ones does not come back."""
+    """Deletes the user row and what chats have stored meanwhile.
+
+    Chats that started earlier cannot store anything later.
+    """
     tombstones.add_tombstone(connection, "user", user_id, now=moment())
     queries.users.delete_user(connection, user_id)
 
