@@ -1,4 +1,4 @@
-"""How long a search may go on: it binds SQLite's work and Python's alike, and can be moved up to now."""
+"""A search's time limit, which applies to SQLite and Python code alike, and can be ended early."""
 
 import threading
 import time
@@ -7,14 +7,14 @@ from proxy.errors import APIError
 
 
 class TimeOutError(APIError):
-    """The search took longer than it may."""
+    """The search exceeded its time limit."""
 
     def __init__(self) -> None:
-        super().__init__("The search took too long; narrow it down.", status=503, code="search_timeout")
+        super().__init__("The search took too long; use a more specific query.", status=503, code="search_timeout")
 
 
 class Deadline:
-    """Counts from the moment it is made."""
+    """A time limit that starts when the object is created."""
 
     def __init__(self, seconds: float) -> None:
         self._at = time.monotonic() + seconds
@@ -26,10 +26,10 @@ class Deadline:
         return self._cancelled.is_set() or time.monotonic() > self._at
 
     def cancel(self) -> None:
-        """End the search at its next step, from any thread."""
+        """Ends the search at its next check; may be called from any thread."""
         self._cancelled.set()
 
     def check(self) -> None:
-        """Raise TimeOutError if the time is up."""
+        """Raises TimeOutError if the time is up."""
         if self.is_over:
             raise TimeOutError

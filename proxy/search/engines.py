@@ -1,4 +1,4 @@
-"""Searches the history on the engine that it is on."""
+"""Dispatches a search to the configured database engine."""
 
 from proxy.search import query, scan
 from proxy.search.deadline import Deadline
@@ -11,7 +11,7 @@ from proxy.storage.engine import opened
 def search(
     settings: Settings, asked: Query, *, limit: int, offset: int = 0, order: Order = "relevance", deadline: Deadline
 ) -> tuple[list[Found], bool]:
-    """A page of hits, and whether there are more. Raises TimeOutError."""
+    """One page of hits, and whether there are more. Raises TimeOutError."""
     if not settings.is_postgresql:
         return query.search(settings.database_path, asked, limit=limit, offset=offset, order=order, deadline=deadline)
     with opened(settings, migrates=False, statement_seconds=SEARCH_SECONDS) as connection:

@@ -1,14 +1,14 @@
-"""Fills the search index: derived data in a file of its own, filled in spare time, so that no chat waits for it.
+"""Fills the search index in the background. The index is derived data in a separate file, so no chat waits for it.
 
-What is indexed are FTS5's trigrams of a message, case-folded: all its runs of three characters. Words would need to
-know where Chinese or Thai words end. A query of three characters or more is all its trigrams. FTS5 finds nothing
-shorter by itself, and most Chinese words have two characters: such a query is any of the trigrams that begin with it,
-to which end every message is followed by two characters more. FTS5 keeps for each trigram the messages it is in, and
-nothing else. The user is one more, so that a search stays among its own user's messages.
+Messages are indexed as FTS5 trigrams of their case-folded text; indexing words would require word boundaries, which
+Chinese and Thai do not mark. A query of three or more characters is the set of its trigrams. FTS5 alone cannot find
+shorter strings, but most Chinese words have two characters: such a query becomes any trigram that starts with it. For
+that purpose two padding characters follow every message. FTS5 stores only which messages contain a trigram. The user is
+indexed as one more trigram, which limits a search to that user's messages.
 
-The index comes in segments of message numbers, which are never used twice. Where most of a segment's messages have been
-deleted it is dropped, and made again of what is left: retention shrinks the index too. So is one that holds a message
-of a deleted user, of whom nothing shall be left.
+The index consists of segments of message numbers, which are never reused. A segment is dropped and rebuilt when most of
+its messages were deleted, so that retention shrinks the index too, or when it contains a message of a deleted user,
+whose text must not remain.
 """
 
 import fcntl
@@ -22,18 +22,18 @@ from proxy.storage import free_pages, search_file
 from proxy.storage.search_file import STATEMENTS, WHOLE_BYTES, Segment, statement
 from proxy.storage.sqlite import connect_existing
 
-# Messages of a segment that are looked at to see how many are left: each may be a read from the disk.
+# Messages sampled per segment to estimate how many are left: each one may be a disk read.
 _SAMPLE = 256
-# Follows each message, so that its last characters are what a run of three begins with.
+# Follows every message, so that its last characters also start a trigram.
 _PADDING = "\x02" * 2
 _BATCH = 400
 _BATCH_BYTES = 2**19
 _END = 2**63 - 1
-_GIVE_BACK_SECONDS = 5.0  # after a segment is dropped; what is left goes with the next one
+_GIVE_BACK_SECONDS = 5.0  # after a segment is dropped; the remaining pages are freed with the next one
 
 
 class Index:
-    """The index, for the one process that fills it. Raises BlockingIOError where another does."""
+    """The index, opened by the one process that fills it. Raises BlockingIOError if another process does."""
 
     def __init__(self, database: Path) -> None:
         self._path = search_file.index_path(database)
@@ -55,7 +55,7 @@ class Index:
         self._seen: int | None = None
 
     def close(self) -> None:
-        """Leave the index to others."""
+        """Releases the index to other processes."""
         try:
             self._connection.close()
             self._messages.close()
@@ -63,20 +63,20 @@ class Index:
             os.close(self._lock)
 
     def make_anew(self) -> None:
-        """Throw the index away and begin again."""
+        """Deletes the index and starts again."""
         self._connection.close()
         search_file.remove(self._path)
         self._connection = search_file.open_index(self._path)
         self._seen = None
 
     def backlog(self) -> int:
-        """About how many messages wait to be indexed."""
+        """Approximate number of messages not indexed yet."""
         newest = self._newest_below(_END) or 0
         segments = search_file.segments_of(self._connection)
         return newest - segments[0].indexed_no if segments else newest
 
     def step(self) -> int:
-        """Index some messages, of the newest segment first; how many. Begins again where damage was found."""
+        """Indexes a batch of messages of the newest segment; returns how many. Rebuilds a damaged index."""
         if search_file.is_marked_damaged(self._path):
             self.make_anew()
         version = self._messages.execute("PRAGMA data_version").fetchone()[0]
@@ -94,7 +94,7 @@ class Index:
         return 0
 
     def clean(self) -> int:
-        """Drop the segments that hold mostly deleted messages, any of a deleted user, or those of another database;
+        """Drops segments with mostly deleted messages, with messages of a deleted user, or of another database; returns
         how many."""
         dropped = 0
         for segment in search_file.segments_of(self._connection):
@@ -126,13 +126,13 @@ class Index:
         return len(entries)
 
     def _indexed_text(self, message_no: int, content: Any) -> bytes:
-        """A message's text as FTS5 gets it. A long one is folded piece by piece: the GIL is free between them."""
+        """The text to index. A long message is case-folded in pieces, releasing the GIL in between."""
         return b"".join(folded_text(piece).encode() for piece in self._pieces(message_no, content)) + _PADDING.encode()
 
     def _pieces(self, message_no: int, content: Any) -> Iterator[str]:
         if isinstance(content, int):
             yield from search_file.pieces_of(self._messages, message_no)
-        elif isinstance(content, bytes):  # no text of ours is stored as bytes, but a file may hold anything
+        elif isinstance(content, bytes):  # we never store bytes here, but a damaged file may contain them
             yield search_file.text_of(content)
         elif content is not None:
             yield str(content)
@@ -149,7 +149,7 @@ class Index:
         return number
 
     def _is_thin(self, segment: Segment) -> bool:
-        """Whether most of its messages are deleted, as far as a sample tells."""
+        """Whether most of its messages are deleted, estimated from a sample."""
         size = segment.indexed_no - segment.first + 1
         span = {"first": segment.first, "last": segment.indexed_no, "step": max(1, size // _SAMPLE)}
         sampled, living = self._messages.execute(STATEMENTS["sample_messages"], span).fetchone()
@@ -160,7 +160,7 @@ class Index:
         return row is not None and row[0] != segment.indexed_id
 
     def _holds_deleted_user(self, segment: Segment) -> bool:
-        """Whether anything is left of a user who was deleted, and perhaps made anew."""
+        """Whether it contains messages of a user who was deleted, and possibly created again."""
         match = statement("list_of_term", segment.segment)
         for (user_digest,) in self._messages.execute(STATEMENTS["list_deleted_users"]).fetchall():
             term = quoted(search_file.owner_of(user_digest))

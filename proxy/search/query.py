@@ -1,11 +1,11 @@
-"""Finds text in messages: every message that holds it, whatever the script, the case, or the length of the query.
+"""Substring search in messages on SQLite: any script, case-insensitive, any query length.
 
-The index only names candidates; each is looked through before it counts, and what is not indexed is looked through too.
-So a search is right while the index lags, is missing, or turns out to be damaged half way.
+The index only yields candidates: each one is verified against its text, and messages not indexed yet are scanned. So
+results are correct even if the index lags, is missing, or turns out to be damaged.
 
-Hits are ranked by their texts (FTS5 keeps nothing here that bm25 could use): the newest of them among each other, and
-all older ones follow newest first. What a message scores depends on itself and the query alone; so pages are parts of
-one order, which only a new hit can shift.
+Hits are ranked by their own text, because FTS5 stores nothing here that bm25 could use: the newest hits are ordered by
+score, all older ones by time. A score depends only on the message and the query, so pages are consistent and can be
+shifted only by a new hit.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ ORDERS: tuple[Order, ...] = get_args(Order)
 
 _GRAM = 3
 _GRAMS_ASKED = 24
-# More runs of three than this begin with characters that most messages have: it is quicker to look through these.
+# If more trigrams than this start with the query, scanning is faster: most messages contain one of them anyway.
 _RUNS_ASKED = 500
 _LAST_CHARACTER = "\U0010ffff"
 _END = 2**63 - 1
@@ -36,7 +36,7 @@ _END = 2**63 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """What is looked for, and where. `text` is not empty. Without a user it is looked for in everyone's messages."""
+    """What to search for. `text` is not empty; without a user, all users' messages are searched."""
 
     text: str
     user_id: str | None = None
@@ -48,37 +48,36 @@ class Query:
 
 
 class Hit(NamedTuple):
-    """A message that holds the text, and the text around it, marked with `**`."""
+    """A matching message, and the text around the match, marked with `**`."""
 
     message_no: int
     match: Match
 
     @property
     def snippet(self) -> str:
-        """The text around the first occurrence."""
+        """The text around the first match."""
         return self.match.snippet
 
 
 class Found(NamedTuple):
-    """A hit with the columns of its message but for its text, and its session."""
+    """A hit with its message's columns (without the text) and its session."""
 
     hit: Hit
     message: dict[str, Any]
     session: Session
 
 
-# A message's number, and its text: None where a filter leaves it out, its size in bytes where that is too large to be
-# read at once.
+# A message number, and its text: None if a filter excludes it, or its size in bytes if it is too large to read at once.
 _Candidate = tuple[int, Any]
 
 
 def search(
     database: Path, query: Query, *, limit: int, offset: int = 0, order: Order = "relevance", deadline: Deadline
 ) -> tuple[list[Found], bool]:
-    """A page of hits, and whether there are more. Raises TimeOutError.
+    """One page of hits, and whether there are more. Raises TimeOutError.
 
-    By relevance (a text that holds what is asked often, as words of its own, and little else; of equals the newer one),
-    or just the newest first.
+    Relevance: frequent matches, matches of whole words, and short texts score higher; equal scores are ordered newest
+    first.
     """
     with search_file.opened(database) as connection:
         hits, has_more = find(connection, query, limit=limit, offset=offset, order=order, deadline=deadline)
@@ -105,17 +104,17 @@ def find(
 
 
 def folded_text(text: str) -> str:
-    """Text without case, as it is indexed; FTS5 would not read on after a NUL."""
+    """Case-folded text as it is indexed, without NUL: FTS5 stops reading there."""
     return text.casefold().replace("\0", "\x02")
 
 
 def quoted(term: str) -> str:
-    """A term as FTS5 takes it literally."""
+    """Quotes a term for an FTS5 query."""
     return '"' + term.replace('"', '""') + '"'
 
 
 def _found(connection: Connection, hit: Hit) -> Found | None:
-    """None where the message was deleted since."""
+    """The hit's columns; None if the message was deleted meanwhile."""
     cursor = connection.execute(STATEMENTS["get_hit"], {"message_no": hit.message_no})
     row = cursor.fetchone()
     if row is None:
@@ -126,7 +125,7 @@ def _found(connection: Connection, hit: Hit) -> Found | None:
 
 
 def _looked_at(connection: Connection, query: Query, deadline: Deadline) -> Iterator[Hit | None]:
-    """Every candidate, newest first; None for one that is no hit."""
+    """Verifies every candidate, newest first; yields None for one that does not match."""
     needle = query.text.casefold()
     for message_no, content in _Candidates(connection, query):
         deadline.check()
@@ -143,12 +142,12 @@ def _pieces(connection: Connection, message_no: int, content: Any, deadline: Dea
         for piece in search_file.pieces_of(connection, message_no):
             deadline.check()
             yield piece
-    else:  # no text of ours is stored as bytes, but a file may hold anything
+    else:  # we never store bytes here, but a damaged file may contain them
         yield search_file.text_of(content) if isinstance(content, bytes) else str(content)
 
 
 class _Candidates:
-    """Every message that may hold the text, newest first; without its text where a filter leaves it out."""
+    """Every message that may match, newest first; without its text if a filter excludes it."""
 
     def __init__(self, connection: Connection, query: Query) -> None:
         self._connection = connection
@@ -170,13 +169,13 @@ class _Candidates:
         first, end = self._first(), _END
         for segment in search_file.segments_of(self._connection):
             yield from self._unindexed(after=max(segment.indexed_no, first - 1), end=end)
-            # What lies below a segment and above the next one is not indexed: it is a segment not begun yet.
+            # Messages between two segments are not indexed yet.
             end = segment.first
             yield from self._of_segment(segment, first)
         yield from self._unindexed(after=first - 1, end=end)
 
     def _first(self) -> int:
-        """The number below which every message is older than `since`: there is no need to look at them."""
+        """The first message number that can be newer than `since`."""
         since = self._query.since
         if since is None:
             return 0
@@ -188,8 +187,7 @@ class _Candidates:
         yield from self._connection.execute(STATEMENTS["list_not_indexed"], span)
 
     def _of_segment(self, segment: Segment, first: int) -> Iterator[_Candidate]:
-        """The candidates that the index names; where it turns out to be damaged, all messages that it had still to
-        name."""
+        """The candidates from the index; if it turns out to be damaged, all remaining messages of the segment."""
         end = segment.indexed_no + 1
         try:
             for candidate in self._indexed(segment, first):
@@ -210,7 +208,7 @@ class _Candidates:
             yield from self._connection.execute(statement("list_indexed", segment.segment), span)
 
     def _match(self, segment: Segment) -> str | None:
-        """What FTS5 finds the candidates of a segment by: None: it has none, "": they are all its messages."""
+        """The FTS5 query for a segment's candidates. None: no candidates; "": all messages."""
         conditions = list(self._grams)
         if self._query.user_id is not None:
             owner = quoted(search_file.owner(self._query.user_id))
@@ -228,7 +226,7 @@ class _Candidates:
 
 
 def _grams_asked(folded: str) -> list[str]:
-    """The trigrams that what is looked for has, or enough of them; none where it is shorter."""
+    """The query's trigrams, or enough of them; [] if it is shorter than three characters."""
     grams = list(dict.fromkeys(folded[start : start + _GRAM] for start in range(len(folded) - _GRAM + 1)))
     step = max(1, -(-len(grams) // _GRAMS_ASKED))
     return [quoted(gram) for gram in grams[::step]]

@@ -1,7 +1,6 @@
-"""Looks one text through for another, scores what it finds, and ranks the newest hits. Pure.
+"""Verifies and scores a candidate's text, and ranks the newest hits. Pure.
 
-A text comes in pieces, so that a giant one neither fills the memory nor keeps the GIL: what is done at a time is
-bounded by a piece.
+Texts are processed in pieces, so that a huge message neither fills memory nor holds the GIL for long.
 """
 
 import re
@@ -9,37 +8,37 @@ from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import NamedTuple, Protocol, TypeVar
 
-# The hits that are ranked among each other end with the one that reaches a bound: so many, so much text, or so many
-# candidates looked through since the newest hit.
+# Only the newest hits are ranked. The group ends at the first limit reached: number of hits, amount of text, or
+# candidates examined since the newest hit.
 RANKED_MAX = 1000
 RANKED_CHARACTERS_MAX = 2**22
 RANKED_CANDIDATES_MAX = 2**15
 
-# BM25's parameters. It has one term, the query, and its typical length is fixed: an average would change with every
-# message, and the order of pages with it.
+# BM25 parameters. The query is the only term, and the average length is a constant: a real average would change with
+# every message, and with it the order of pages.
 _SATURATION = 1.2
 _LENGTH_SHARE = 0.75
 _TYPICAL_LENGTH = 1000
-# An occurrence within a word, such as "cat" in "location", counts so much of one that is a word of its own.
+# Weight of a match inside a word ("cat" in "location") relative to a whole word.
 _PART_OF_WORD = 0.1
-_OCCURRENCES_MAX = 32  # of a message; more hardly raise its score
+_OCCURRENCES_MAX = 32  # per message; further matches hardly change the score
 
 _SNIPPET_BEFORE = 60  # characters
 _SNIPPET_AFTER = 100
-_FOLDED_MAX = 3  # characters that one can become without its case
+_FOLDED_MAX = 3  # one character may become up to this many when case-folded
 
-# Two characters of one word. Thai to Myanmar, Khmer, Chinese and Japanese have no spaces: there every edge is a word's.
+# Two adjacent characters of one word. Thai to Myanmar, Khmer, Chinese and Japanese are excluded: they use no spaces.
 _WITHIN_WORD = re.compile(
     r"[^\W\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff]{2}"
 )
 
 
 class Match(NamedTuple):
-    """What a text that holds the needle scores, from 0 to 1, and the text around its first occurrence as a word."""
+    """A text's score from 0 to 1, and the text around its first whole-word match."""
 
     score: float
     snippet: str
-    length: int  # case-folded characters that were looked through
+    length: int  # case-folded characters examined
 
 
 class _Scored(Protocol):
@@ -51,7 +50,7 @@ Found = TypeVar("Found", bound=_Scored)
 
 
 def look_through(pieces: Iterable[str], needle: str) -> Match | None:
-    """The match of a case-folded needle in a text, or None. Reads no further than its score can change much."""
+    """Finds a case-folded needle in a text; None if absent. Stops when more text could hardly change the score."""
     text = _Text(needle)
     for piece, is_last in _with_last(pieces):
         text.add(piece, is_last=is_last)
@@ -61,7 +60,7 @@ def look_through(pieces: Iterable[str], needle: str) -> Match | None:
 
 
 def newest_ranked(looked_at: Iterator[Found | None]) -> Iterator[Found]:
-    """Of candidates newest first (None: no hit) the newest hits by score, then the others newest first."""
+    """Given candidates newest first (None: no hit): the newest hits sorted by score, then the others unsorted."""
     newest: list[Found] = []
     characters = candidates = 0
     for found in looked_at:
@@ -71,21 +70,21 @@ def newest_ranked(looked_at: Iterator[Found | None]) -> Iterator[Found]:
         candidates += bool(newest)
         if len(newest) >= RANKED_MAX or characters >= RANKED_CHARACTERS_MAX or candidates >= RANKED_CANDIDATES_MAX:
             break
-    newest.sort(key=attrgetter("match.score"), reverse=True)  # stable: of equals the newer one stays first
+    newest.sort(key=attrgetter("match.score"), reverse=True)  # stable sort: equal scores stay newest first
     yield from newest
     yield from filter(None, looked_at)
 
 
 class _Text:
-    """A text that is looked through window by window; a window begins with the end of the one before it."""
+    """A text examined in windows; each window overlaps the end of the previous one."""
 
     def __init__(self, needle: str) -> None:
         self._needle = needle
-        # The end of a window is left to the next one: so far the text around an occurrence reaches.
+        # The end of each window is left to the next one: a match needs this much context.
         self._margin = _FOLDED_MAX * _SNIPPET_AFTER
         self._tail_length = self._margin + len(needle) + _SNIPPET_BEFORE
         self._tail = ""
-        self._unseen = 0  # case-folded characters at the end of the tail in which an occurrence may begin
+        self._unseen = 0  # case-folded characters at the end of the tail in which a match may still start
         self._weight = 0.0
         self._length = 0
         self._snippet: str | None = None
@@ -93,7 +92,7 @@ class _Text:
         self.occurrences = 0
 
     def add(self, piece: str, *, is_last: bool) -> None:
-        """Look a piece through, together with what the one before left."""
+        """Examines a piece together with the rest of the previous one."""
         window = self._tail + piece
         folded = window.casefold()
         overlap = len(self._tail.casefold())
@@ -111,7 +110,7 @@ class _Text:
         self._tail = window[-self._tail_length :]
 
     def match(self) -> Match | None:
-        """What was found, if anything."""
+        """The result so far."""
         if self._snippet is None:
             return None
         long = 1 - _LENGTH_SHARE + _LENGTH_SHARE * self._length / _TYPICAL_LENGTH
@@ -127,7 +126,7 @@ class _Text:
 
 
 def _with_last(pieces: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Each piece, and whether it is the last."""
+    """Each piece, and whether it is the last one."""
     before: str | None = None
     for piece in pieces:
         if before is not None:
@@ -142,7 +141,7 @@ def _is_within_word(text: str, at: int) -> bool:
 
 
 def _snippet(text: str, start: int, end: int, *, is_same_length: bool) -> str:
-    """The hit with some text around it. Start and end count case-folded characters, which may be more."""
+    """The match with surrounding text. Positions count case-folded characters, which may be more than the original."""
     if not is_same_length:
         start, end = _unfolded(text, start), _unfolded(text, end - 1) + 1
     before, after = max(0, start - _SNIPPET_BEFORE), min(len(text), end + _SNIPPET_AFTER)
@@ -152,7 +151,7 @@ def _snippet(text: str, start: int, end: int, *, is_same_length: bool) -> str:
 
 
 def _unfolded(text: str, at: int) -> int:
-    """The position of the character that a position in the case-folded text belongs to. Halves what it folds."""
+    """The original position for a position in the case-folded text, by bisection."""
     low, high, folded = 0, len(text), 0
     while high - low > 1:
         middle = (low + high) // 2

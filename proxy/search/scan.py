@@ -1,6 +1,6 @@
-"""Finds text on PostgreSQL, where no index is kept: the server leaves out most messages, the rest are looked through.
+"""Substring search on PostgreSQL, which has no index here: the server pre-filters, the rest is verified in Python.
 
-The results are those of `query.py`: what decides is the same look through each candidate.
+Verification is shared with `query.py`, so both engines return the same results.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from proxy.storage.connection import Connection
 from proxy.storage.errors import StorageInterruptedError
 from proxy.storage.queries.search import Candidate
 
-_CANDIDATES = 2000  # that the server is asked for at once
+_CANDIDATES = 2000  # fetched from the server per query
 _BATCH_BYTES = 2**20
-_PIECE = 2**17  # characters of a text that are looked through at once
+_PIECE = 2**17  # characters of a text examined at once
 _END = 2**63 - 1
-_CASES_END = 0x20000  # no character from here on has a case
+_CASES_END = 0x20000  # no character from here on has upper and lower case
 
 
 def search(
@@ -32,7 +32,7 @@ def search(
     order: Order = "relevance",
     deadline: Deadline,
 ) -> tuple[list[Found], bool]:
-    """A page of hits, and whether there are more. Raises TimeOutError."""
+    """One page of hits, and whether there are more. Raises TimeOutError."""
     try:
         looked_at = _looked_at(connection, query, deadline)
         found = filter(None, looked_at) if order == "newest" else rank.newest_ranked(looked_at)
@@ -44,14 +44,14 @@ def search(
 
 
 def _found(connection: Connection, hit: Hit) -> Found | None:
-    """None where the message was deleted since."""
+    """The hit's columns; None if the message was deleted meanwhile."""
     message = queries.search.get_hit(connection, hit.message_no)
     session = None if message is None else queries.sessions.get_session(connection, message.pop("session_id"))
     return None if message is None or session is None else Found(hit, message, session)
 
 
 def _looked_at(connection: Connection, query: Query, deadline: Deadline) -> Iterator[Hit | None]:
-    """Every candidate, newest first; None for one that is no hit."""
+    """Verifies every candidate, newest first; yields None for one that does not match."""
     needle = query.text.casefold()
     for batch in _batches(connection, query, deadline):
         texts = queries.search.texts_of(connection, [candidate.message_no for candidate in batch])
@@ -62,7 +62,7 @@ def _looked_at(connection: Connection, query: Query, deadline: Deadline) -> Iter
 
 
 def _batches(connection: Connection, query: Query, deadline: Deadline) -> Iterator[list[Candidate]]:
-    """The candidates, newest first, so many together as may be held in memory."""
+    """The candidates, newest first, in batches limited by memory."""
     conditions: dict[str, Any] = {
         name: getattr(query, name) for name in ("user_id", "session_id", "role", "model", "since", "until")
     }
@@ -93,7 +93,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def unchanged_run(text: str) -> str | None:
-    """The longest part of a text that every text which holds it, in whatever case, holds as it stands."""
+    """The longest part of the query that occurs literally in every match, whatever its case."""
     runs = [""]
     for character in text:
         if character in _changed():
@@ -105,7 +105,7 @@ def unchanged_run(text: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _changed() -> frozenset[str]:
-    """The characters that case folding changes, or makes of others."""
+    """The characters that case folding changes or produces."""
     changed = set()
     for code in range(_CASES_END):
         character = chr(code)

@@ -1,4 +1,4 @@
-"""Whose long work runs now: one of a user's at a time and few in all, in threads that nothing else uses."""
+"""Schedules searches and other long work fairly: one per user, few in total, in dedicated threads."""
 
 import asyncio
 from collections import Counter
@@ -14,19 +14,19 @@ T = TypeVar("T")
 SEARCH_SECONDS = 10.0
 _AT_ONCE = 2
 _WAITING_MAX = 64
-_OF_USER_MAX = 4  # running and waiting
+_OF_USER_MAX = 4  # running or waiting
 _WAIT_SECONDS = 30.0
 
 
 class BusyError(APIError):
-    """As many of these wait as may."""
+    """The limit of waiting calls, per user or in total, is reached."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"Too many {name}s at once; try again in a moment.", status=429, code=f"{name}_busy")
+        super().__init__(f"Too many {name} requests at once; try again in a moment.", status=429, code=f"{name}_busy")
 
 
 class Turns:
-    """Fair: a user waits behind their own first, and only one of each user's stands in the common queue."""
+    """Fair scheduling: a user's calls wait for each other, and only one of them stands in the common queue."""
 
     def __init__(self, name: str = "search", *, seconds: float = SEARCH_SECONDS) -> None:
         self._name = name
@@ -38,7 +38,7 @@ class Turns:
         self._running: set[Deadline] = set()
 
     async def run(self, user_id: str, work: Callable[[Deadline], T]) -> T:
-        """Run `work` in a thread when it is this user's turn. Raises BusyError, and whatever `work` does."""
+        """Runs `work` in a thread when it is this user's turn. Raises BusyError, and whatever `work` raises."""
         if self._counts[user_id] >= _OF_USER_MAX or self._counts.total() >= _WAITING_MAX:
             raise BusyError(self._name)
         self._counts[user_id] += 1
@@ -59,7 +59,7 @@ class Turns:
                 del self._counts[user_id], self._of_user[user_id]
 
     def close(self) -> None:
-        """End what runs at its next step."""
+        """Ends running work at its next check."""
         for deadline in self._running:
             deadline.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -75,6 +75,6 @@ class Turns:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, deadline)
         finally:
-            deadline.cancel()  # where the request was given up: the thread is free again at its next step
+            deadline.cancel()  # if the request was cancelled, this frees the thread at its next check
             self._running.discard(deadline)
             self._places.release()
