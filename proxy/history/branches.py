@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from proxy.errors import InvalidRequestError, NotFoundError
-from proxy.history import deleted_cursors
+from proxy.history import branch_page, deleted_cursors
 from proxy.history.serializers import JSON, exchange_json, message_json, openai_message, session_json, user_json
 from proxy.ids import made_at
 from proxy.storage import queries
@@ -90,8 +90,18 @@ def list_messages(
 ) -> JSON:
     """One page of a branch, each message with its metadata."""
     session = find_session(connection, id_, user_id=user_id)
-    numbers = [step.message_no for step in get_branch(connection, session, through=through)]
-    return _messages_page(connection, session, numbers, page=page, order=order, show=message_json)
+    leaf_no = _find_leaf(connection, session, through)
+    found = None
+    if leaf_no is not None:
+        is_descending = order == "desc"
+        found = branch_page.find_page(connection, session, leaf_no, page=page, is_descending=is_descending)
+    if found is None:
+        numbers = _path_to(connection, leaf_no)
+        return _messages_page(
+            connection, session, [step.message_no for step in numbers], page=page, order=order, show=message_json
+        )
+    numbers, total = found
+    return _shown(connection, session, numbers, total=total, order=order, show=message_json)
 
 
 def list_openai_messages(
@@ -111,15 +121,20 @@ def list_openai_messages(
 
 def get_branch(connection: Connection, session: Session, *, through: str | None = None) -> list[BranchNode]:
     """The session's newest branch, or the newest one through a message, from root to leaf."""
-    leaf_no = session.leaf_no
-    if through is not None:
-        message_no = queries.messages.find_message_no(connection, through, session_id=session.session_id)
-        if message_no is None:
-            raise InvalidRequestError("There is no such message in this session.", param="branch")
-        leaf_no = queries.messages.newest_leaf_below(connection, message_no, session_no=session.session_no)
-    if leaf_no is None:
-        return []
-    return queries.messages.list_path(connection, leaf_no)[::-1]
+    return _path_to(connection, _find_leaf(connection, session, through))
+
+
+def _find_leaf(connection: Connection, session: Session, through: str | None) -> int | None:
+    if through is None:
+        return session.leaf_no
+    message_no = queries.messages.find_message_no(connection, through, session_id=session.session_id)
+    if message_no is None:
+        raise InvalidRequestError("There is no such message in this session.", param="branch")
+    return queries.messages.newest_leaf_below(connection, message_no, session_no=session.session_no)
+
+
+def _path_to(connection: Connection, leaf_no: int | None) -> list[BranchNode]:
+    return [] if leaf_no is None else queries.messages.list_path(connection, leaf_no)[::-1]
 
 
 def as_sent(connection: Connection, branch: Sequence[BranchNode]) -> list[int]:
@@ -167,13 +182,19 @@ def _messages_page(
     connection: Connection, session: Session, numbers: list[int], *, page: Page, order: Order, show: Show
 ) -> JSON:
     start, stop = page_of(connection, session, numbers, page=page, order=order)
-    rows = [queries.messages.get_message(connection, number) for number in numbers[start:stop]]
+    return _shown(connection, session, numbers[start:stop], total=len(numbers), order=order, show=show)
+
+
+def _shown(
+    connection: Connection, session: Session, numbers: Sequence[int], *, total: int, order: Order, show: Show
+) -> JSON:
+    rows = [queries.messages.get_message(connection, number) for number in numbers]
     shown = [
         show(row, _blobs(connection, row)) for row in rows if row is not None
     ]  # a context may refer to a deleted message
     if order == "desc":
         shown.reverse()
-    return {"messages": shown, "total": len(numbers), "session_info": session_json(session)}
+    return {"messages": shown, "total": total, "session_info": session_json(session)}
 
 
 def page_of(

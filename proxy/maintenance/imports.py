@@ -12,7 +12,7 @@ from typing import Any
 from proxy.maintenance.export import VERSION
 from proxy.maintenance.import_rows import RowError, checked
 from proxy.settings import ConfigurationError
-from proxy.storage import queries
+from proxy.storage import ancestry, queries
 from proxy.storage.connection import Connection
 from proxy.storage.errors import StorageError, trouble
 from proxy.storage.exchange_columns import asked_model
@@ -221,6 +221,8 @@ class _Reader:
         queries.messages.insert_messages(self._connection, [row | {"message_no": None}])
         stored = self._place(row["message_id"])
         assert stored is not None
+        if ancestry.wants_jump(row["depth"]):
+            ancestry.add_jump(self._connection, stored.message_no, depth=row["depth"])
         if root_id == row["message_id"]:
             queries.imports.set_root(self._connection, stored.message_no)
         for digest in blobs:

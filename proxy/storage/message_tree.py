@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from proxy.ids import uuid7
-from proxy.storage import queries
+from proxy.storage import ancestry, queries
 from proxy.storage.connection import Connection
 from proxy.storage.exchange import Exchange
 from proxy.storage.queries.responses import insert_response_items
@@ -186,6 +186,8 @@ def insert(
     delta.messages += 1
     delta.tokens += tokens
     delta.leaf_no = number
+    if ancestry.wants_jump(place.depth):
+        ancestry.add_jump(rows.about(place.session_id), number, depth=place.depth)
     return number
 
 

@@ -119,6 +119,7 @@ def separate(connection: Connection, session: Session, root: MessageNode) -> Non
     )
     if len(numbers) <= _MOVED_MAX:
         queries.tree.detach_from_parent(connection, root.message_no)
+        queries.jumps.delete_jumps(connection, numbers)
         queries.tree.raise_messages(connection, numbers, levels=root.depth)
 
 

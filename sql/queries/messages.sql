@@ -102,7 +102,8 @@ WITH RECURSIVE path (message_no, parent_no, role, exchange_no) AS (
     JOIN messages AS m ON m.message_no = path.parent_no AND m.message_no < path.message_no
 )
 SELECT message_no, role, exchange_no
-FROM path;
+FROM path
+LIMIT :limit;
 
 -- name: newest_leaf_below
 -- The end of the newest branch through a message.

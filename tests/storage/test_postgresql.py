@@ -24,6 +24,7 @@ from tests.postgresql import SqlConnection, connect_for_tests, database_url
 STORED = (
     "count_usage",
     "delete_fragments",
+    "delete_jumps",
     "finish_exchange",
     "insert_exchange",
     "insert_fragment",

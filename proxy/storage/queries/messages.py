@@ -106,9 +106,9 @@ def list_ancestors(connection: Connection, node_no: int, *, session_id: str, lim
     return [built(MessageNode, row) for row in connection.all("list_ancestors", parameters)]
 
 
-def list_path(connection: Connection, leaf_no: int) -> list[BranchNode]:
+def list_path(connection: Connection, leaf_no: int, *, limit: int = _ALL) -> list[BranchNode]:
     """A message and its ancestors, nearest first."""
-    return [built(BranchNode, row) for row in connection.all("list_path", {"message_no": leaf_no})]
+    return [built(BranchNode, row) for row in connection.all("list_path", {"message_no": leaf_no, "limit": limit})]
 
 
 def newest_leaf_below(connection: Connection, message_no: int, *, session_no: int) -> int:
