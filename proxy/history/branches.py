@@ -96,10 +96,8 @@ def list_messages(
         is_descending = order == "desc"
         found = branch_page.find_page(connection, session, leaf_no, page=page, is_descending=is_descending)
     if found is None:
-        numbers = _path_to(connection, leaf_no)
-        return _messages_page(
-            connection, session, [step.message_no for step in numbers], page=page, order=order, show=message_json
-        )
+        whole = [step.message_no for step in _path_to(connection, leaf_no)]
+        return _messages_page(connection, session, whole, page=page, order=order, show=message_json)
     numbers, total = found
     return _shown(connection, session, numbers, total=total, order=order, show=message_json)
 
