@@ -1,14 +1,14 @@
 """One page of a long branch costs a page, and is the one that a walk over the whole branch gives."""
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy.history import branches
 from proxy.ids import uuid7
-from proxy.storage import queries, removal, sqlite
+from proxy.storage import queries, removal
+from proxy.storage.named import SQL
 from proxy.storage.page import Page
 from proxy.storage.queries.messages import MessageNode
 from tests.chats import Chats, user
@@ -129,13 +129,13 @@ def test_depths_that_cannot_be_right_are_passed_by(chats: Chats) -> None:
 
 
 @on_sqlite
-def test_the_ways_of_an_older_database_are_made_when_it_is_opened(chats: Chats, tmp_path: Path) -> None:
+def test_the_ways_of_an_older_database_are_made_by_the_migration(chats: Chats) -> None:
     asked = [user(str(number)) for number in range(LENGTH)]
     chats.store(asked, session="one")
     chats.store([*asked[:70], *(user(f"b{number}") for number in range(150))], session="one")
     made = chats.connection.execute("SELECT * FROM message_jumps ORDER BY 1").fetchall()
     assert len(made) == 5
-    chats.connection.execute("DROP TABLE message_jumps")
-    chats.connection.execute("PRAGMA user_version = 14")
-    sqlite.prepare(chats.connection)
+    chats.connection.execute("DELETE FROM message_jumps")
+    migration = (SQL / "sqlite" / "migrations" / "0015_durable.sql").read_text()
+    chats.connection.execute(migration[migration.index("INSERT") :])
     assert chats.connection.execute("SELECT * FROM message_jumps ORDER BY 1").fetchall() == made
