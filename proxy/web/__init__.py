@@ -1,4 +1,4 @@
-"""The history page: what was said, for people with a browser. Server-rendered; complete without JavaScript."""
+"""The history page: a server-rendered HTML view of the history that works fully without JavaScript."""
 
 from importlib.util import find_spec
 
@@ -12,15 +12,18 @@ from proxy.services import State
 from proxy.settings import Settings
 from proxy.web.markdown_process import MarkdownProcess
 
-_INSTALL = "The history page needs a few libraries more: pip install 'stellarchat[web]', and start the server again.\n"
+_INSTALL = "The history page needs additional libraries: pip install 'stellarchat[web]', then restart the server.\n"
 
 
 def web_routes(settings: Settings, markdown: MarkdownProcess, *, otherwise: ASGIApp) -> list[Route]:
-    """The routes of the page, none where it is off. `otherwise` takes what a program asks of `/`."""
+    """The page's routes; none if it is disabled.
+
+    `otherwise` handles requests for `/` that do not come from a browser.
+    """
     if not settings.web:
         return []
     root = Route("/", _Root(otherwise))
-    # Its libraries are imported only here, and only where they are installed.
+    # Its libraries are imported only here, and only if they are installed.
     if any(find_spec(name) is None for name in ("jinja2", "markdown_it", "nh3", "pygments")):
         return [root, Route("/ui", _how_to_install), Route("/ui/{path:path}", _how_to_install)]
     from proxy.web.site import site_routes
@@ -29,13 +32,12 @@ def web_routes(settings: Settings, markdown: MarkdownProcess, *, otherwise: ASGI
 
 
 class _Root:
-    """Leads a browser to the page; what a program asks goes where it would without one."""
+    """Redirects a browser from `/` to the page; other clients' requests are handled as if there were no page."""
 
     def __init__(self, otherwise: ASGIApp) -> None:
         self._otherwise = otherwise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request."""
         to_page = RedirectResponse("/ui", status_code=302, headers={"Cache-Control": "no-store", "Vary": "Accept"})
         await (to_page if is_browser(scope) else self._otherwise)(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""What can be done with a session: rename, delete, export; and a message's text and images by themselves."""
+"""Actions on a session (rename, delete, export), and a message's raw text and images."""
 
 import re
 from base64 import b64decode
@@ -25,21 +25,21 @@ def _id(visit: Visit) -> str:
 
 
 async def session_of(visit: Visit) -> Session:
-    """The session of the address. Raises NotFoundError; another user's is not there either."""
+    """The session in the URL. Raises NotFoundError, also for another user's session."""
     return await visit.services.read(partial(branches.find_session, id_=_id(visit), user_id=visit.reach))
 
 
 async def ask_for_title(visit: Visit) -> Response:
-    """The form for another title."""
+    """The form for a new title."""
     return await visit.page("rename.html", session=await session_of(visit), problem=None)
 
 
 async def rename(visit: Visit) -> Response:
-    """Give the session another title."""
+    """Changes the session's title."""
     title = " ".join((await visit.form()).get("title", "").replace("\0", "").split())
     session = await session_of(visit)
     if not title or len(title) > _TITLE_MAX:
-        problem = f"A title has 1 to {_TITLE_MAX} characters."
+        problem = f"A title must have 1 to {_TITLE_MAX} characters."
         return await visit.page("rename.html", status=400, session=session, problem=problem)
     change = SessionPatch(title=title)
     await visit.services.write(
@@ -49,7 +49,7 @@ async def rename(visit: Visit) -> Response:
 
 
 async def ask_to_delete(visit: Visit) -> Response:
-    """Ask whether the session is meant, and say what goes with it."""
+    """Asks for confirmation, and says what will be deleted."""
     session = await session_of(visit)
     lines = [
         f"“{clip(session.title)}”",
@@ -61,16 +61,15 @@ async def ask_to_delete(visit: Visit) -> Response:
 
 
 async def delete(visit: Visit) -> Response:
-    """Delete the session."""
     await visit.services.write(partial(sessions.delete_session, id_=_id(visit), user_id=visit.reach))
     return see_other("/ui")
 
 
 async def export(visit: Visit) -> Response:
-    """The session as a file."""
+    """Downloads the session as a file."""
     format_ = next((each for each in FORMATS if each == visit.query.get("format", "jsonl")), None)
     if format_ is None:
-        raise APIError(f"The format is one of {', '.join(FORMATS)}.", status=400)
+        raise APIError(f"The format must be one of {', '.join(FORMATS)}.", status=400)
     session = await session_of(visit)
     scope = Scope(session_id=session.session_id, names_upstreams=visit.visitor.sees_all)
     services = visit.services
@@ -83,7 +82,7 @@ async def export(visit: Visit) -> Response:
 
 
 async def message_text(visit: Visit) -> Response:
-    """All that a message says, and nothing around it."""
+    """The full text of a message as plain text."""
     session = await session_of(visit)
     read = partial(queries.web.get_message_text, message_id=_message_id(visit), session_id=session.session_id)
     text = await visit.services.read(read)
@@ -93,7 +92,7 @@ async def message_text(visit: Visit) -> Response:
 
 
 async def message_image(visit: Visit) -> Response:
-    """An image of a message, if it is one that browsers draw and no more than draw."""
+    """An image of a message, if it has a type that browsers display without executing anything."""
     session = await session_of(visit)
     find = partial(
         queries.web.get_message_blob,

@@ -1,4 +1,4 @@
-"""Stored messages as the endpoint that they came to has them: to be looked at, and to be sent again. Pure."""
+"""Stored messages in the request and reply format of their original endpoint, for display and for copying. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,15 +9,15 @@ from proxy.wire.anthropic_blocks import to_messages
 from proxy.wire.message import readable
 
 JSON = dict[str, Any]
-Row = tuple[JSON, JSON | None]  # a message as OpenAI has it, and what its own dialect says beside it
+Row = tuple[JSON, JSON | None]  # an OpenAI message and its residue
 
 _NAMES = {responses_items.DIALECT: "Responses", ANTHROPIC: "Messages"}
-# What a request says of its form rather than of the chat: one that is sent again by hand wants one reply in one piece.
+# Request keys about delivery rather than content: a request repeated by hand should get one complete reply.
 _OF_THE_FORM = frozenset({"stream", "stream_options", "background", "store"})
 
 
 def request_of(path: str, rows: Sequence[Row], wire: JSON) -> JSON:
-    """The keys of a request's body that hold its messages."""
+    """The keys of a request body that contain its messages."""
     if path == responses.PATH:
         return _responses_request(rows, wire)
     if path == anthropic.PATH:
@@ -38,7 +38,7 @@ def _responses_request(rows: Sequence[Row], wire: JSON) -> JSON:
 
 
 def request_again(path: str, rows: Sequence[Row], wire: JSON, parameters: JSON) -> JSON:
-    """A body that sends these messages once more, with the parameters of their last request."""
+    """A body that sends these messages again, with the parameters of their last request."""
     kept = {name: value for name, value in parameters.items() if name not in _OF_THE_FORM}
     if path == completions.PATH:
         return kept | {"prompt": "".join(readable(message.get("content")) for message, _ in rows)}
@@ -46,7 +46,7 @@ def request_again(path: str, rows: Sequence[Row], wire: JSON, parameters: JSON) 
 
 
 def reply_of(path: str, rows: Sequence[Row], choices: Sequence[JSON]) -> JSON:
-    """The keys of a reply's body that hold what was said. `choices` has the other keys of each."""
+    """The keys of a reply body that contain the generated content. `choices` has each choice's other keys."""
     if path == responses.PATH:
         return {"object": "response", "output": [item for row in rows for item in responses_items.items_of(*row)]}
     if path == anthropic.PATH:
@@ -58,7 +58,7 @@ def reply_of(path: str, rows: Sequence[Row], choices: Sequence[JSON]) -> JSON:
 
 
 def in_own_form(message: JSON, wire: JSON) -> tuple[str, list[Any]] | None:
-    """The name of the dialect that a message came in, and the message in its form; None where that is the chat's."""
+    """The dialect that a message came in, and the message in that dialect; None for chat completions."""
     dialect = next((each for each in _NAMES if each in wire), None)
     if dialect is None:
         return None
@@ -67,7 +67,7 @@ def in_own_form(message: JSON, wire: JSON) -> tuple[str, list[Any]] | None:
 
 
 def is_error(form: Sequence[Any]) -> bool:
-    """Whether a message in the form of Messages holds the result of a tool that failed."""
+    """Whether a message in Anthropic's format contains the result of a failed tool."""
     contents = [each.get("content") for each in form if isinstance(each, dict)]
     blocks = [block for content in contents if isinstance(content, list) for block in content]
     return any(isinstance(block, dict) and block.get("is_error") is True for block in blocks)

@@ -1,4 +1,4 @@
-"""The page's own script, style and icon. Nothing is loaded from elsewhere, and there is nothing of anyone else's."""
+"""Serves the page's own script, style and icon. Nothing is loaded from other sites."""
 
 from email.utils import formatdate
 from hashlib import sha256
@@ -19,12 +19,12 @@ _DIGESTS = {name: sha256(content).hexdigest()[:16] for name, content in _FILES.i
 
 
 def static(name: str) -> str:
-    """The address of a file; another one with each version of it, so that browsers keep it for good."""
+    """The URL of a file. It changes with the content, so that browsers can cache it forever."""
     return f"/ui/static/{name}?v={_DIGESTS[name]}"
 
 
 async def get_static(request: Request[State]) -> Response:
-    """One of the files."""
+    """Serves one of the files."""
     name = request.path_params["name"]
     if name not in _FILES:
         return Response(status_code=404)

@@ -1,4 +1,4 @@
-"""`/ui/s/{id}`: a conversation as a chat, a page of messages from its end, with its branches, as it grows."""
+"""`/ui/s/{id}`: a conversation as a chat, with pagination from its end, its branches, and live updates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from proxy.wire import json_text
 JSON = dict[str, Any]
 
 _PAGE = 30
-_ABOVE = 5  # messages shown above the one that a link leads to
+_ABOVE = 5  # messages shown above the linked one
 _BRANCHES = 50
 _EXCHANGES = 50
 _SEARCHED_CHARACTERS = 4_000_000
@@ -32,7 +32,7 @@ _CONVERSATION = ("user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What of a conversation is asked for: ids of messages, and whether only what people and models said."""
+    """The requested part of a conversation (message ids), and whether to hide everything but user and model text."""
 
     branch: str | None = None
     message: str | None = None
@@ -43,13 +43,12 @@ class View:
 
 
 class Conversation:
-    """The pages of conversations. Keeps the replies that are being looked at while they grow."""
+    """The conversation pages. Caches the replies in progress that are being viewed."""
 
     def __init__(self) -> None:
         self._live = LiveReplies()
 
     async def show(self, visit: Visit) -> Response:
-        """A page of the conversation."""
         query = visit.query
         view = View(
             branch=query.get("branch"),
@@ -65,7 +64,7 @@ class Conversation:
         return await visit.page("conversation.html", **shown, **links, query=view.query, only=view.only)
 
     async def follow(self, visit: Visit) -> Response:
-        """What came after the message that a page ends with, for a page that is open."""
+        """The messages after the last one of a page, for live updates."""
         id_, leaf = visit.request.path_params["session_id"], visit.query.get("leaf")
         read = partial(_read_on, id_=id_, user_id=visit.reach, leaf=leaf, live=self._live)
         shown = await visit.services.read(read)
@@ -132,7 +131,7 @@ def _read_on(connection: Connection, *, id_: str, user_id: str | None, leaf: str
 
 
 def _newest_alone(connection: Connection, session: Session, leaf: str | None) -> list[BranchNode]:
-    """The end of a branch that nothing was added to: what an open page nearly always asks for, without a long walk."""
+    """Fast path for live updates without news: the leaf, without reading the branch."""
     if leaf is None or session.leaf_no is None or queries.web.get_message_id(connection, session.leaf_no) != leaf:
         return []
     node = queries.messages.get_node(connection, session.leaf_no)
@@ -140,7 +139,7 @@ def _newest_alone(connection: Connection, session: Session, leaf: str | None) ->
 
 
 def _window(connection: Connection, session: Session, nodes: Sequence[BranchNode], view: View) -> tuple[int, int]:
-    """Which part of the branch is shown: around a message, before or after one, or its end."""
+    """The range of the branch to show: around, before or after a message, or the end."""
     if view.before is not None:
         end = _position(connection, session, nodes, view.before)
         return max(0, end - _PAGE), end
@@ -178,7 +177,7 @@ def _messages(
     connection: Connection, session: Session, nodes: Sequence[BranchNode], view: View, *, is_first: bool
 ) -> list[JSON]:
     shown = []
-    tools: dict[Any, str] = {}  # names by the id of the call
+    tools: dict[Any, str] = {}  # tool names by call id
     for position, node in enumerate(nodes):
         message = _message(connection, session, node, view)
         if message is None:
@@ -207,7 +206,7 @@ def _message(connection: Connection, session: Session, node: BranchNode, view: V
 
 
 def _around_hit(connection: Connection, message_no: int, query: str) -> str:
-    """Of a long message the part that a search found."""
+    """The part of a long message around a search hit."""
     row = queries.web.get_message(connection, message_no, characters=_SEARCHED_CHARACTERS, extra_characters=0)
     text: str = row["content"] if row else ""
     at = text.casefold().find(query.casefold())
@@ -215,13 +214,13 @@ def _around_hit(connection: Connection, message_no: int, query: str) -> str:
     return ("…" if start else "") + text[start : start + CHARACTERS]
 
 
-# --- how a branch ends just now
+# --- the current end of a branch
 
 _NO_END: JSON = {"growing": [], "ending": None, "every": 3000}
 
 
 def _end_of(connection: Connection, session: Session, path: Sequence[BranchNode], live: LiveReplies) -> JSON:
-    """Replies that are coming below the last message, or what became of its request where there is no reply."""
+    """Replies in progress below the last message, or the outcome of its request if there is no reply."""
     exchanges = queries.web.list_newest_exchanges(connection, session.session_no, limit=_EXCHANGES)
     here = [each for each in exchanges if path and each["leaf_no"] == path[-1].message_no]
     growing = [_growing(connection, each, live) for each in here[:3] if each["status"] == "in_progress"]

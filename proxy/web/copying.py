@@ -1,4 +1,4 @@
-"""`/ui/s/{id}/copy`: a conversation up to a message, as OpenAI's JSON or as a command for the endpoint that it used."""
+"""`/ui/s/{id}/copy`: a conversation up to a message, as OpenAI JSON or as a curl command for its original endpoint."""
 
 import json
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ _NO_MODEL = "MODEL"
 
 
 async def copy(visit: Visit) -> Response:
-    """The conversation up to a message, to be sent again."""
+    """The conversation up to a message, in a form that can be sent again."""
     is_curl = visit.query.get("as") == "curl"
     message_id = visit.query.get("m", "")
     session = await session_of(visit)
@@ -50,7 +50,7 @@ async def copy(visit: Visit) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """A conversation up to a message, and how the model was asked last."""
+    """A conversation up to a message, and the parameters of its last request."""
 
     rows: list[as_sent.Row]
     model: str
@@ -73,7 +73,7 @@ def _command(visit: Visit, said: _Said) -> str:
 
 
 def _conversation(connection: Connection, *, session: Session, message_id: str) -> _Said | None:
-    """The messages up to one, as the model was sent them; None where they are too long."""
+    """The messages up to one, as they were sent to the model; None if they are too large."""
     message_no = queries.messages.find_message_no(connection, message_id, session_id=session.session_id)
     if message_no is None:
         raise NotFoundError("There is no such message in this session.")

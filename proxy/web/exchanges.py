@@ -1,4 +1,4 @@
-"""`/ui/x/{id}`: one request and its reply, with how long they took and their JSON."""
+"""`/ui/x/{id}`: one exchange with its timing and JSON."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -28,7 +28,6 @@ _TOOLS_MAX = 200
 
 
 async def show_exchange(visit: Visit) -> Response:
-    """The page of an exchange."""
     id_ = visit.request.path_params["exchange_id"]
     read = partial(_read, id_=id_, user_id=visit.reach, names_upstream=visit.visitor.sees_all)
     shown = await visit.services.read(read)
@@ -42,7 +41,7 @@ def _read(connection: Connection, *, id_: str, user_id: str | None, names_upstre
     parameters, error = _parsed(row.parameters), _parsed(row.error)
     rows, left_out = _newest(connection, _numbers(connection, row))
     wire = wire_of(row)
-    # Without its beginning a request has no instructions and no system blocks of its own.
+    # If its beginning is left out, the request has no instructions or system blocks of its own.
     request = as_sent.request_of(row.endpoint, rows, {"system": 0} if left_out else wire)
     return {
         "x": row,
@@ -73,7 +72,7 @@ def _numbers(connection: Connection, row: ExchangeRow) -> list[int]:
 
 
 def _newest(connection: Connection, numbers: Sequence[int]) -> tuple[list[Row], int]:
-    """The last messages of a request, as many as can be shown, and how many are left out."""
+    """The last messages of a request that fit on the page, and how many are left out."""
     rows: list[Row] = []
     left = _SHOWN_CHARACTERS
     for message_no in reversed(numbers):
@@ -86,7 +85,7 @@ def _newest(connection: Connection, numbers: Sequence[int]) -> tuple[list[Row], 
 
 
 def _bounded(connection: Connection, message_no: int) -> tuple[Row, int]:
-    """A message as it was sent, without its images, and its size; only the beginning of one that is too large."""
+    """A message as sent, without images, and its size; truncated if it is too large."""
     row = queries.web.get_message(
         connection, message_no, characters=_SHOWN_CHARACTERS, extra_characters=_SHOWN_CHARACTERS
     )
@@ -116,7 +115,7 @@ def _reply(connection: Connection, row: ExchangeRow) -> JSON | None:
 
 
 def _choice(connection: Connection, message_no: int) -> JSON:
-    """The keys of a choice beside its message."""
+    """The keys of a choice other than its message."""
     stored = queries.messages.get_message(connection, message_no)
     choice = _parsed(stored.choice) if stored and len(stored.choice or "") <= _SHOWN_CHARACTERS else None
     return choice if isinstance(choice, dict) else {}
@@ -163,7 +162,7 @@ def _speed(row: ExchangeRow) -> str:
 
 
 def _bars(row: ExchangeRow) -> list[JSON]:
-    """The waterfall: waiting for the first token, then the others, and the whole."""
+    """The waterfall chart: time to first token, remaining tokens, total."""
     whole = row.duration_ms
     if whole is None:
         return []
@@ -174,7 +173,7 @@ def _bars(row: ExchangeRow) -> list[JSON]:
 
 
 def _bar(name: str, kind: str, start: int, end: int, *, whole: int) -> JSON:
-    """A span in thousandths of the whole; one that is too short to be seen is drawn a little longer."""
+    """A bar in thousandths of the total; very short ones are drawn slightly longer to be visible."""
     x = round(min(1.0, start / whole) * 1000)
     width = max(4, round(min(1.0, end / whole) * 1000) - x)
     return {"name": name, "kind": kind, "x": min(x, 1000 - width), "width": width, "text": duration(end - start)}

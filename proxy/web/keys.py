@@ -1,4 +1,4 @@
-"""`/ui/keys`: an admin lists, makes and revokes keys; anyone else sees and revokes their own."""
+"""`/ui/keys`: admins list, create and revoke keys; other users list and revoke their own."""
 
 from datetime import date
 from functools import partial
@@ -21,7 +21,7 @@ _TEXT_MAX = 256
 
 
 async def list_keys(visit: Visit) -> Response:
-    """The keys that this visitor may see."""
+    """The keys visible to this visitor."""
     return await _page(visit)
 
 
@@ -44,9 +44,9 @@ def _shown(key: ApiKey) -> JSON:
 
 
 async def make_key(visit: Visit) -> Response:
-    """Make a key and show it, this once."""
+    """Creates a key and shows it once."""
     if not (visit.visitor.is_admin and visit.visitor.has_key):
-        raise APIError("Only an admin makes keys.", status=403)
+        raise APIError("Only an admin can create keys.", status=403)
     form = await visit.form()
     try:
         new = _new_key(form.get("user", ""), form.get("name", ""), form.get("expires", ""), form.get("admin", ""))
@@ -59,10 +59,10 @@ async def make_key(visit: Visit) -> Response:
 def _new_key(user: str, name: str, expires: str, admin: str) -> NewKey:
     user_id = user.strip()
     if not user_id or len(user_id) > _TEXT_MAX or len(name) > _TEXT_MAX or "\0" in user_id + name:
-        raise APIError(f"A user and a name are texts of up to {_TEXT_MAX} characters.", status=400)
+        raise APIError(f"A user and a name must be texts of up to {_TEXT_MAX} characters.", status=400)
     day = day_of(expires or None)
     if day is not None and day <= date.today().isoformat():
-        raise APIError("A key expires on a day to come.", status=400)
+        raise APIError("The expiry date must be in the future.", status=400)
     return NewKey(
         user_id=user_id,
         name=name.strip() or None,
@@ -72,28 +72,27 @@ def _new_key(user: str, name: str, expires: str, admin: str) -> NewKey:
 
 
 async def ask_to_revoke(visit: Visit) -> Response:
-    """Ask whether a key is meant."""
+    """Asks for confirmation."""
     key = await _find(visit)
     lines = [f"Key {key.hint}… of {key.user_id}{f', “{key.name}”' if key.name else ''}."]
     if key.key_id == visit.visitor.key_id:
-        lines.append("It is the key you are logged in with: you will be logged out.")
-    lines.append("Programs that use it are refused within seconds. A key cannot be brought back.")
+        lines.append("You are logged in with this key, and will be logged out.")
+    lines.append("Programs that use it will be rejected within seconds. A revoked key cannot be restored.")
     return await visit.page(
         "confirm.html", heading="Revoke this key?", lines=lines, button="Revoke the key", back="/ui/keys"
     )
 
 
 async def revoke(visit: Visit) -> Response:
-    """Revoke a key."""
     key = await _find(visit)
     await visit.services.write(partial(queries.keys.revoke_key, key=key.key_id, now=timestamp()))
     return see_other("/ui/keys")
 
 
 async def _find(visit: Visit) -> ApiKey:
-    """The key of the address, if this visitor may see it."""
+    """The key in the URL, if this visitor may see it."""
     if not visit.visitor.has_key:
-        raise APIError("Keys are made and revoked on the command line until this page needs a login.", status=403)
+        raise APIError("Keys are created and revoked on the command line until this page needs a login.", status=403)
     key_id = visit.request.path_params["key_id"]
     keys = await visit.services.read(partial(queries.keys.list_keys, user_id=visit.reach))
     found: ApiKey | None = next((key for key in keys if key.key_id == key_id), None)

@@ -1,4 +1,4 @@
-"""Replies in progress as far as they are on disk, folded on as they grow rather than anew with each look."""
+"""Follows replies in progress: reads only the fragments stored since the last view and folds them."""
 
 import threading
 from collections import OrderedDict
@@ -13,7 +13,7 @@ _KEPT = 64
 
 
 class _Growing:
-    """One reply, and how many of its pieces are in it."""
+    """One reply, and the number of fragments folded into it."""
 
     def __init__(self) -> None:
         self.decoder = Decoder()
@@ -22,14 +22,14 @@ class _Growing:
 
 
 class LiveReplies:
-    """The replies that were looked at lately. Called from threads: one at a time folds."""
+    """The replies in progress viewed recently. Called from several threads; a lock allows one at a time."""
 
     def __init__(self) -> None:
         self._growing: OrderedDict[str, _Growing] = OrderedDict()
         self._lock = threading.Lock()
 
     def message_of(self, connection: Connection, exchange_id: str) -> tuple[dict[str, Any], str | None]:
-        """What the first choice of a reply in progress says so far, and the model that says it."""
+        """The first choice of a reply in progress so far, and its model."""
         with self._lock:
             growing = self._growing.pop(exchange_id, None) or _Growing()
             self._growing[exchange_id] = growing

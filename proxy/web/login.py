@@ -1,4 +1,4 @@
-"""`/ui/login` and `/ui/logout`: a key is given once, in a form, never in an address."""
+"""`/ui/login` and `/ui/logout`: the key is sent once, in a form, and never in a URL."""
 
 import re
 import time
@@ -20,14 +20,14 @@ _REFUSED = "This key does not open the page: it is wrong, revoked or expired."
 
 
 class Login:
-    """The page that a key is given on, as an ASGI endpoint: the only one that strangers see."""
+    """The login page as an ASGI endpoint; the only page without a login."""
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
         self._limiter = LoginLimiter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Show the form, or take it."""
+        """Shows or processes the form."""
         request: Request[State] = Request(scope, receive, send)
         try:
             response = await self._answer(request)
@@ -65,7 +65,7 @@ class Login:
 
 
 async def leave(visit: Visit) -> Response:
-    """End the login."""
+    """Ends the login."""
     response = see_other("/ui/login" if visit.visitor.has_key else "/ui")
     await log_out(visit.request, response)
     return response
@@ -79,6 +79,6 @@ async def _find_key(request: Request[State], secret: str) -> CachedKey | None:
 
 
 def _target(given: Mapping[str, str]) -> str:
-    """Where to go on: a page of ours, never another site's."""
+    """Where to redirect after the login: only to one of our own pages."""
     target = given.get("next", "")
     return target if _PAGE.fullmatch(target) and not target.startswith("/ui/log") else "/ui"

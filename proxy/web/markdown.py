@@ -1,7 +1,7 @@
-"""Markdown to harmless HTML, as a program of its own: reads texts from its input, writes their HTML to its output.
+"""A helper program that converts Markdown to safe HTML: reads texts from stdin, writes HTML to stdout.
 
-It runs apart from the server: a page of Markdown takes half a second of Python, in which no token would go out. Each
-text and each answer is preceded by its length in four bytes. It imports nothing of the server's: so it starts quickly.
+It is a separate process because a page of Markdown takes half a second of Python, during which no token would be sent.
+Each text and each result is preceded by its length in four bytes. It imports nothing of the server, to start quickly.
 """
 
 import os
@@ -41,14 +41,14 @@ _TAGS = {
     ),
     *("s", "a", "table", "thead", "tbody", "tr", "th", "td", "span"),
 }
-# Headings of a message stand below the page's own, and below the message's.
+# Headings inside a message are ranked below the page's and the message's own headings.
 _HEADINGS = {f"h{level}": f"h{min(level + 2, 6)}" for level in range(1, 7)}
 
 
 def main(texts: BinaryIO, answers: BinaryIO) -> None:
-    """Answer until there are no more texts."""
+    """Converts texts until the end of the input."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    os.nice(10)  # streams come first
+    os.nice(10)  # lower priority than the server
     markdown = parser()
     while len(head := texts.read(4)) == 4:
         html = to_html(markdown, texts.read(int.from_bytes(head, "big")).decode()).encode()
@@ -57,7 +57,7 @@ def main(texts: BinaryIO, answers: BinaryIO) -> None:
 
 
 def to_html(markdown: MarkdownIt, text: str) -> str:
-    """HTML of a few tags, without images, ids and styles; links lead to web pages and addresses alone."""
+    """HTML with a few allowed tags, without images, ids and styles; links may only be web or mail addresses."""
     return nh3.clean(
         markdown.render(text),
         tags=_TAGS,
@@ -68,7 +68,7 @@ def to_html(markdown: MarkdownIt, text: str) -> str:
 
 
 def parser() -> MarkdownIt:
-    """CommonMark with tables; HTML in it is text, and an image is a link."""
+    """CommonMark with tables. Raw HTML stays text, and an image becomes a link."""
     markdown = MarkdownIt("commonmark", {"html": False, "highlight": _highlighted})
     markdown.enable(["table", "strikethrough"])
     markdown.validateLink = lambda url: url.strip().lower().startswith(_SCHEMES)  # type: ignore[method-assign]
@@ -91,7 +91,7 @@ def _link_to_image(_self: Any, tokens: Any, index: int, _options: Any, _env: Any
 
 
 def _highlighted(code: str, language: str, _attributes: str) -> str:
-    """A code block in colours; in none where the language is not known."""
+    """A code block with syntax highlighting, if the language is known."""
     if not language or len(code) > _HIGHLIGHTED_CHARACTERS:
         return ""
     try:

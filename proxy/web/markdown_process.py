@@ -1,4 +1,4 @@
-"""The process that makes HTML of Markdown: started at first use, ended when idle, killed when it takes too long."""
+"""Manages the Markdown helper process: starts it on first use, stops it when idle, kills it on timeout."""
 
 import asyncio
 import subprocess
@@ -18,7 +18,7 @@ _ANSWER_BYTES_MAX = 2 * 2**20
 
 
 class MarkdownProcess:
-    """One process's helper. What it could not do once is not tried again: the page shows the text as it is."""
+    """One process's helper. A text whose conversion failed is not tried again; the page shows it as plain text."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
@@ -29,7 +29,7 @@ class MarkdownProcess:
         self._idle: asyncio.TimerHandle | None = None
 
     async def html_of(self, text: str) -> str | None:
-        """The text as HTML; None where it cannot be had, or not soon."""
+        """The text as HTML; None if the conversion failed or took too long."""
         digest = sha256(text.encode("utf-8", "replace")).digest()
         if digest in self._made:
             self._made.move_to_end(digest)
@@ -47,7 +47,7 @@ class MarkdownProcess:
         return html
 
     async def close(self) -> None:
-        """End the process."""
+        """Stops the helper."""
         if self._idle is not None:
             self._idle.cancel()
         async with self._turn:
@@ -66,11 +66,11 @@ class MarkdownProcess:
         self._idle = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._kill)
 
     def _kill(self) -> None:
-        """It ends by itself; it is waited for before the next one starts, or at the end."""
+        """Kills the helper. It is reaped before the next start, or on close."""
         if self._child is not None and not self._waiting:
             self._child.kill()
 
-    # In a thread, one at a time
+    # Runs in a thread, one call at a time
 
     def _convert(self, text: str) -> str | None:
         seconds = _SECONDS_MAX
@@ -78,7 +78,7 @@ class MarkdownProcess:
             self._end()
         if self._child is None:
             seconds = _START_SECONDS_MAX
-            # -P: the modules beside the program are not what it imports.
+            # -P: do not import modules from the program's own folder.
             command = [sys.executable, "-P", str(_PROGRAM)]
             self._child = subprocess.Popen(  # noqa: S603 - our own program, without a shell
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -87,7 +87,7 @@ class MarkdownProcess:
         timer.start()
         try:
             answer = _asked(self._child, text.encode("utf-8", "replace"))
-        except OSError:  # it has ended
+        except OSError:  # it has exited
             answer = None
         finally:
             timer.cancel()

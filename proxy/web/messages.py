@@ -1,6 +1,6 @@
-"""What the page shows of one message: its text in passages, what else it carries, and how it stands among others. Pure.
+"""Prepares one message for display: text passages, attachments, and alternatives. Pure.
 
-Everything here came from a model or a caller and is handed on as plain text; the templates escape it.
+All values come from a model or a caller and stay plain text; the templates escape them.
 """
 
 import re
@@ -14,7 +14,7 @@ from proxy.wire.message import to_openai
 
 JSON = dict[str, Any]
 
-EXTRA_CHARACTERS = 200_000  # of a message's other keys; above they are not looked into
+EXTRA_CHARACTERS = 200_000  # size limit for parsing a message's other keys
 _FOLD_CHARACTERS = 2000
 _FOLD_LINES = 30
 RICH_CHARACTERS = 20_000
@@ -25,19 +25,19 @@ _REASONING = ("reasoning", "reasoning_content")
 _SHOWN_KEYS = frozenset({"content", "tool_calls", "function_call", "refusal", *_REASONING})
 _SHOWN_NAMES = frozenset({"name", "tool_call_id"})
 _COLUMNS = ("role", "content", "content_form", "extra")
-# Some sign of Markdown: of plain prose it makes nothing else.
+# Signs of Markdown; without any, the text would look the same.
 _MARKDOWN = re.compile(r"[*_`#|\[~>]|^\s*(?:[-+]|\d+[.)])\s|\n---", re.MULTILINE)
 
 
 def shown_message(row: JSON, *, session_id: str, query: str | None = None) -> JSON:
-    """A stored message, of which `row` has at most `CHARACTERS` of its text."""
+    """A stored message for display; `row` contains at most `CHARACTERS` of its text."""
     extra = _object(row["extra"])
     content = extra.get("content") if row["content_form"] == "json" else None
     passages = [text for text in (row["content"], text_of(extra.get("refusal"))) if text]
     shown = _shown(row["role"], passages, extra, query=query)
     notes = list(notes_of(content))
     if row["is_extra_left_out"]:
-        notes.append("Other parts of this message are too large to be shown here.")
+        notes.append("Other parts of this message are too large to show here.")
     return (
         shown
         | _own_form(row)
@@ -62,7 +62,7 @@ def shown_message(row: JSON, *, session_id: str, query: str | None = None) -> JS
 
 
 def _own_form(row: JSON) -> JSON:
-    """The message as Responses or Messages has it, where it came so and is not too long."""
+    """The message in its Responses or Anthropic form, if it has one and is not too long."""
     wire = _object(row["wire"])
     is_cut = row["length"] > CHARACTERS or row["is_extra_left_out"]
     message = {} if is_cut or not wire else to_openai(**{name: row[name] for name in _COLUMNS}, blobs={})
@@ -74,13 +74,13 @@ def _own_form(row: JSON) -> JSON:
 
 
 def _is_rich(row: JSON, shown: JSON, query: str | None) -> bool:
-    """Whether its Markdown is worth asking for: where there is nothing of it, or a search marks its hits, it stays."""
+    """Whether to render its Markdown: not if it has none, or if search hits are marked in the plain text."""
     is_one_text = row["role"] in ("user", "assistant") and len(shown["passages"]) == 1 and not query
     return is_one_text and row["length"] <= RICH_CHARACTERS and _MARKDOWN.search(row["content"]) is not None
 
 
 def growing_message(message: JSON, *, message_id: str, model: str | None, created_at: str) -> JSON:
-    """A reply that is still coming, as far as it is on disk."""
+    """A reply in progress, as far as it is on disk."""
     content = message.get("content")
     texts = [text[-CHARACTERS:] for text in (text_of(content), text_of(message.get("refusal"))) if text]
     shown = _shown("assistant", texts, message, query=None, folds=False)
@@ -131,7 +131,7 @@ def _summary(role: str, texts: list[str]) -> str:
 
 
 def _passage(text: str, query: str | None, *, folds: bool) -> JSON:
-    """A text, folded after its beginning where it is long."""
+    """A passage of text; a long one is folded after its beginning."""
     cut = len(text)
     if folds and (len(text) > _FOLD_CHARACTERS * 1.2 or text.count("\n") > _FOLD_LINES * 1.2):
         cut = _cut(text)
@@ -146,7 +146,7 @@ def _passage(text: str, query: str | None, *, folds: bool) -> JSON:
 
 
 def _cut(text: str) -> int:
-    """Where a long text is folded: at a line's end, else at a word's."""
+    """Where to fold a long text: at a line end, else between words."""
     lines = re.finditer(r"\n", text)
     end = next((line.start() for number, line in enumerate(lines, 1) if number == _FOLD_LINES), len(text))
     end = min(end, _FOLD_CHARACTERS)
@@ -158,7 +158,7 @@ def _cut(text: str) -> int:
 
 
 def why(error: Mapping[str, Any]) -> str:
-    """Why a reply is not whole, in words."""
+    """Why a reply is incomplete, in words."""
     kind, message = error.get("type"), error.get("message")
     known = {"caller_disconnected": "the caller left", "interrupted": "the proxy was stopped"}
     if isinstance(kind, str) and kind in known:

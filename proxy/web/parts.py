@@ -1,4 +1,4 @@
-"""What a message carries beside its text: tool calls, images, files; texts in pieces, and indented JSON. Pure."""
+"""The parts of a message other than its text: tool calls, images, files; plus search marks and indented JSON. Pure."""
 
 import json
 import re
@@ -8,9 +8,9 @@ from typing import Any
 from proxy.wire import json_text
 
 JSON = dict[str, Any]
-Pieces = list[tuple[str, bool]]  # text, and whether it is a hit of the search
+Pieces = list[tuple[str, bool]]  # text, and whether it is a search hit
 
-CHARACTERS = 20_000  # of a message, or of one of its parts; the rest has a page of its own
+CHARACTERS = 20_000  # of a message or one part; the rest is on a separate page
 _HITS_MAX = 200
 _INDENTED_LEVELS = 24
 _BLOB = re.compile(r"blob:sha256:([0-9a-f]{64})")
@@ -19,7 +19,7 @@ _URL_SHOWN = 300
 
 
 def marked(text: str, query: str | None) -> Pieces:
-    """A text in pieces: hits of the search and what is between them."""
+    """Splits a text into search hits and the text between them."""
     if not text:
         return []
     if not query:
@@ -53,7 +53,7 @@ def calls_of(others: JSON, query: str | None) -> Iterator[JSON]:
 
 
 def _readable(arguments: Any) -> str:
-    """A call's arguments, indented where they are JSON."""
+    """A call's arguments; indented if they are JSON."""
     if not isinstance(arguments, str):
         return pretty(arguments, most=CHARACTERS)
     if len(arguments) > CHARACTERS:
@@ -77,7 +77,7 @@ def _url_of(part: JSON) -> str:
 
 
 def pictures_of(content: Any, *, session_id: str, message_id: str) -> Iterator[str]:
-    """Addresses of a message's images: ours, or in the page itself; nobody else's is ever asked for."""
+    """URLs of a message's images: served by us, or data URLs. External images are never loaded."""
     for part in _parts(content):
         url = _url_of(part)
         if blob := _BLOB.fullmatch(url):
@@ -87,7 +87,7 @@ def pictures_of(content: Any, *, session_id: str, message_id: str) -> Iterator[s
 
 
 def notes_of(content: Any) -> Iterator[str]:
-    """Images that lie elsewhere: they are named, and never asked for."""
+    """Notes naming external images, which are never loaded."""
     for part in _parts(content):
         url = _url_of(part)
         if url and not (_BLOB.fullmatch(url) or _PICTURE.fullmatch(url)):
@@ -95,7 +95,7 @@ def notes_of(content: Any) -> Iterator[str]:
 
 
 def kept_of(content: Any) -> Iterator[JSON]:
-    """The parts that are neither text nor image, each with its type: files, audio, items that only one endpoint has."""
+    """Parts that are neither text nor image, with their types: files, audio, items of a single dialect."""
     for part in _parts(content):
         if not _url_of(part):
             inner = next((part[name] for name in ("item", "block") if isinstance(part.get(name), dict)), part)
@@ -104,7 +104,7 @@ def kept_of(content: Any) -> Iterator[JSON]:
 
 
 def pretty(value: Any, *, most: int) -> str:
-    """Indented JSON, cut where it is long. What is nested deeply is not indented: it would grow with each level."""
+    """Indented JSON, truncated if long. Deep nesting is not indented, because the output grows with each level."""
     text = json.dumps(value, indent=2, ensure_ascii=False) if _is_shallow(value) else json_text.dumps(value)
     return text if len(text) <= most else text[:most] + f"\n… {len(text) - most} more characters"
 
@@ -121,5 +121,5 @@ def _items(value: Any) -> list[Any]:
 
 
 def text_of(value: Any) -> str:
-    """The value if it is a text, else an empty one."""
+    """The value if it is a string, else ""."""
     return value if isinstance(value, str) else ""

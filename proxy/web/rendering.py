@@ -1,4 +1,4 @@
-"""Templates and the headers of every page. Text is escaped by the templates; nothing here marks any of it as safe."""
+"""Renders the templates and sets the headers of every page. The templates escape all text without exception."""
 
 import re
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from markupsafe import Markup
 from proxy.ids import timestamp
 from proxy.web.assets import static
 
-# Nothing from elsewhere, no script in a page, no markup made of text by a script but by ours, no foreign frame.
+# Content security policy: no external content, no inline script, no HTML from strings except ours, no foreign frames.
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -28,39 +28,38 @@ _POLICY = "; ".join(
         "trusted-types stellarchat",
     )
 )
-# What is not a page of ours but somebody's text or image: it may do nothing at all.
+# For user-supplied texts and images: no active content at all.
 _SANDBOX = "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'none'"
 _HEADERS = {
     "x-content-type-options": "nosniff",
-    # With no-referrer a form of ours would say `Origin: null`, as that of another site.
+    # With no-referrer, our own forms would send `Origin: null`, like those of another site.
     "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
 _NAME_LENGTH_MAX = 500
-# What a browser would not show, and what has no UTF-8.
+# Characters that a browser does not display, and surrogates, which UTF-8 cannot encode.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def page_headers() -> dict[str, str]:
-    """The headers of a page."""
     return {"content-security-policy": _POLICY, "date": formatdate(usegmt=True), **_HEADERS}
 
 
 def raw_headers() -> dict[str, str]:
-    """The headers of somebody's text or image."""
+    """The headers of a user-supplied text or image."""
     return {"content-security-policy": _SANDBOX, "date": formatdate(usegmt=True), **_HEADERS}
 
 
 def rendered(template: str, values: dict[str, Any]) -> tuple[bytes, str]:
-    """A page and its ETag. Takes milliseconds: run it in a thread."""
+    """A page and its ETag. Takes milliseconds, so run it in a thread."""
     body = _environment.get_template(template).render(values).encode()
     return body, f'"{sha256(body).hexdigest()[:32]}"'
 
 
 def _visible(value: Any) -> Any:
-    """Shows control characters as their pictures: a NUL would be lost, and a terminal obey a pasted escape."""
+    """Shows control characters as visible symbols: browsers drop NUL, and pasted escapes could control a terminal."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return _UNSEEN.sub(_picture, value)
@@ -72,27 +71,27 @@ def _picture(match: re.Match[str]) -> str:
 
 
 def number(value: int | None) -> str:
-    """With a thin space between thousands."""
+    """Formats a number with thin spaces between thousands."""
     return "" if value is None else f"{value:,}".replace(",", "\u202f")
 
 
 def clip(text: str) -> str:
-    """A title or a name, which is short unless somebody means harm."""
+    """Truncates a title or name, which is long only in malicious input."""
     return text if len(text) <= _NAME_LENGTH_MAX else text[:_NAME_LENGTH_MAX] + "…"
 
 
 def exact(moment: str) -> str:
-    """A stored point in time for people."""
+    """Formats a stored timestamp for people."""
     return f"{moment[:10]} {moment[11:19]} UTC"
 
 
 def ago(moment: str, *, now: str | None = None) -> str:
-    """How long ago a stored point in time is; beyond a month the day."""
+    """How long ago a stored timestamp was; after a month, the date."""
     try:
         then = datetime.fromisoformat(moment)
         seconds = (datetime.fromisoformat(now or timestamp()) - then.astimezone(UTC)).total_seconds()
     except (ValueError, OverflowError):
-        return moment  # an import may hold anything
+        return moment  # imported data may be anything
     if seconds < 10:
         return "just now"
     for most, unit, name in ((60, 1, "s"), (3600, 60, "min"), (86_400, 3600, "h"), (30 * 86_400, 86_400, "d")):

@@ -1,4 +1,4 @@
-"""`/ui/s/{id}/m/{id}/rich`: a message as Markdown, for the page's script to put in place of its plain text."""
+"""`/ui/s/{id}/m/{id}/rich`: a message rendered from Markdown, which the page's script shows instead of plain text."""
 
 from functools import partial
 
@@ -14,13 +14,13 @@ from proxy.web.visits import Visit
 
 
 class Rich:
-    """Messages as the helper process makes them: the only markup of the page that no template of ours makes."""
+    """Serves HTML from the helper process: the only HTML on the page that does not come from our templates."""
 
     def __init__(self, markdown: MarkdownProcess) -> None:
         self._markdown = markdown
 
     async def show(self, visit: Visit) -> Response:
-        """The message; 204 where it stays as it is."""
+        """The rendered message; 204 if the plain text stays."""
         given = visit.request.path_params
         find = partial(branches.find_session, id_=given["session_id"], user_id=visit.reach)
         session = await visit.services.read(find)

@@ -1,4 +1,4 @@
-"""`/ui/search`: finds text in messages while it is typed; a hit opens the conversation at its message."""
+"""`/ui/search`: search as you type; each hit links to its message in the conversation."""
 
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ _ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 
 
 async def search_messages(visit: Visit) -> Response:
-    """The form, and what was found."""
+    """The search form and its results."""
     given = visit.query
     text = given.get("q", "")[:QUERY_LENGTH_MAX]
     role = given.get("role") if given.get("role") in _ROLES else None
@@ -73,7 +73,7 @@ def _hit(found: Found, text: str) -> JSON:
 
 
 def pieces_of(snippet: str, text: str) -> Pieces:
-    """A snippet as pieces. It marks the hit with `**`, which the message itself may hold too."""
+    """Splits a snippet at its hit, which is marked with `**`; the message itself may contain `**` as well."""
     needle = text.casefold()
     start = snippet.find("**")
     while start >= 0:

@@ -1,6 +1,6 @@
-"""Which sessions a page of the list has: newest activity first, or where a status is chosen newest such exchange first.
+"""Queries the session list: by latest activity, or, with a status filter, by the latest exchange with that status.
 
-Filters that leave most sessions out are tried on so many and no more: the next page goes on from there.
+A filter that excludes most sessions is applied to a limited number of them; the next page continues from there.
 """
 
 import json
@@ -18,15 +18,15 @@ JSON = dict[str, Any]
 
 _PAGE = 50
 _STEP, _LOOKED_AT_MAX = 500, 5000
-_EXCHANGES = 20  # of each session, for its models and its state
+_EXCHANGES = 20  # per session, to determine its models and state
 _MODELS_SHOWN = 3
-_LAST_DAY = "9999-12-31"  # a number alone would be compared as one: the columns are DATETIME
+_LAST_DAY = "9999-12-31"  # the columns are DATETIME, so a bare number would be compared as a number
 _LAST_NUMBER, _DIGITS_MAX = 2**62, 19
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which sessions are shown."""
+    """The filters of the session list."""
 
     model: str | None = None
     status: str | None = None
@@ -35,17 +35,17 @@ class Filters:
 
     @property
     def is_set(self) -> bool:
-        """Whether any is."""
+        """Whether any filter is set."""
         return self != Filters()
 
     @property
     def since(self) -> str:
-        """The first moment of the first day."""
+        """The start of the first day."""
         return self.since_day or ""
 
     @property
     def until(self) -> str:
-        """The first moment after the last day."""
+        """The end (exclusive) of the last day."""
         if self.until_day is None or self.until_day >= _LAST_DAY:
             return _LAST_DAY
         return (date.fromisoformat(self.until_day) + timedelta(days=1)).isoformat()
@@ -53,15 +53,15 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A page of the list."""
+    """One page of the list."""
 
     sessions: list[JSON]
-    after: str | None  # where to go on, where there is more
+    after: str | None  # where the next page starts, if there is one
     is_first_visit: bool = False
 
 
 def find(connection: Connection, *, user_id: str | None, filters: Filters, after: str) -> Found:
-    """A page of the list, from a place in it on."""
+    """One page of the list, starting at `after`."""
     walk = _by_activity if filters.status is None else _by_status
     sessions: list[JSON] = []
     place = after

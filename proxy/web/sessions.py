@@ -1,4 +1,4 @@
-"""`/ui`: the sessions, newest activity first, as they change."""
+"""`/ui`: the session list, most recent activity first, with live updates."""
 
 import json
 import shlex
@@ -20,11 +20,11 @@ from proxy.wire.chat import CHAT
 
 JSON = dict[str, Any]
 
-_ASKED_SECONDS = 1.0  # upstream, for a model's name
+_ASKED_SECONDS = 1.0  # limit for asking upstream for a model name
 
 
 async def list_sessions(visit: Visit) -> Response:
-    """One page of the list; where nothing was ever said, how to say the first thing."""
+    """One page of the list; for an empty history, instructions for a first chat."""
     filters, after = _filters(visit), visit.query.get("after", "")
     found = await visit.services.read(partial(find, user_id=visit.user_id, filters=filters, after=after))
     settings = visit.services.settings
@@ -58,13 +58,13 @@ def _filters(visit: Visit) -> Filters:
 
 
 def day_of(text: str | None) -> str | None:
-    """A day as the browser's field gives it. Raises APIError 400."""
+    """A date in the format of HTML date fields. Raises APIError 400."""
     if text is None:
         return None
     try:
         return date.fromisoformat(text).isoformat()
     except ValueError as exc:
-        raise APIError("A day is written as 2026-11-27.", status=400) from exc
+        raise APIError("A date must be written like 2026-11-27.", status=400) from exc
 
 
 def _address(visit: Visit, **changes: str) -> str:
@@ -73,7 +73,7 @@ def _address(visit: Visit, **changes: str) -> str:
 
 
 async def _any_model(visit: Visit) -> str | None:
-    """A model that can be asked; None where no upstream says one."""
+    """A model that can be used; None if no upstream reports one."""
     if visit.services.settings.demo:
         return MODEL
     upstreams = visit.services.upstreams
@@ -83,18 +83,18 @@ async def _any_model(visit: Visit) -> str | None:
 
 
 def _first_chat(visit: Visit, model: str) -> str:
-    """A command that sends a chat here."""
+    """A curl command that sends a first chat."""
     body = {"model": model, "messages": [{"role": "user", "content": "Hello! What can you do?"}]}
     return curl(visit, body)
 
 
 def curl(visit: Visit, body: JSON, *, path: str = CHAT.path) -> str:
-    """The command that sends a request here, fit for a shell whatever is in it. `path` is that of an endpoint."""
+    """A curl command for a request, with safe shell quoting. `path` is the endpoint's."""
     words = [f"curl {visit.base_url}{path.removeprefix('/v1')}", "-H 'Content-Type: application/json'"]
     if path == anthropic.PATH:
         words.append("-H 'anthropic-version: 2023-06-01'")
     if visit.visitor.has_key:
         words.append('-H "Authorization: Bearer $STELLARCHAT_KEY"')
-    # ASCII alone: what a terminal would obey is escaped.
+    # ASCII only, so that no escape sequence can reach a terminal.
     words.append(f"-d {shlex.quote(json.dumps(body))}")
     return " \\\n  ".join(words)

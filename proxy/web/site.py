@@ -1,4 +1,4 @@
-"""Every address of the page."""
+"""The page's route table."""
 
 from starlette.routing import Route
 
@@ -12,7 +12,7 @@ from proxy.web.visits import Handler, Page, Pages, not_found
 
 
 def site_routes(markdown: MarkdownProcess) -> list[Route]:
-    """The routes of one application."""
+    """The routes of one application instance."""
     pages, conversation = Pages(), Conversation()
 
     def page(path: str, get: Handler | None = None, post: Handler | None = None) -> Route:
@@ -40,6 +40,6 @@ def site_routes(markdown: MarkdownProcess) -> list[Route]:
         page(f"{message}/rich", get=Rich(markdown).show),
         page(f"{message}/text", get=actions.message_text),
         page(f"{message}/blob/{{digest}}", get=actions.message_image),
-        # Whatever else is below belongs to the page, too: it must not be relayed to upstream.
+        # Catch all other paths below /ui: they must not be relayed to upstream.
         page("/ui/{path:path}", get=not_found),
     ]

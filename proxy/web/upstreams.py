@@ -1,4 +1,4 @@
-"""`/ui/upstreams`: which engines are in use, why others are not, and what they serve. For those who see all."""
+"""`/ui/upstreams`: the state and models of each upstream. Visible only to those who may see all data."""
 
 import asyncio
 from contextlib import suppress
@@ -9,15 +9,14 @@ from proxy.errors import APIError
 from proxy.upstream.overview import ask_for_models, overview
 from proxy.web.visits import Visit
 
-_ASKED_SECONDS = 1.0  # an engine that does not answer holds no page up for longer
+_ASKED_SECONDS = 1.0  # the longest that a silent upstream may delay the page
 
 
 async def show_upstreams(visit: Visit) -> Response:
-    """The page."""
     if not visit.visitor.sees_all:
         raise APIError("Only an admin sees the upstreams.", status=403)
     services = visit.services
-    with suppress(TimeoutError):  # what is known by then is shown; the asking goes on
+    with suppress(TimeoutError):  # shows what is known by then; the requests continue
         async with asyncio.timeout(_ASKED_SECONDS):
             await services.upstreams.check()
     await ask_for_models(services.upstreams, seconds=_ASKED_SECONDS)

@@ -1,7 +1,7 @@
-"""Who looks at the page: the cookie of a login, the key behind it, and how often a login may be tried.
+"""Page logins: the cookie, the key behind it, and a limit on login attempts.
 
-The cookie opens `/ui` alone, so nothing that a browser does by itself can call the model. It is as good as its key: one
-that is revoked, has expired or is gone ends the login at once, since the key is looked at with every request.
+The cookie is valid only for `/ui`, so a browser cannot be tricked into calling the model. It is checked against its key
+with every request: if the key is revoked, expired or deleted, the login ends at once.
 """
 
 import secrets
@@ -24,7 +24,7 @@ from proxy.storage.queries.users import DEFAULT_USER_ID
 from proxy.storage.queries.web import WebSession
 
 COOKIE = "stellarchat_web"
-LIVE_HEADER = "x-stellarchat-live"  # the page asks by itself: that is no use of the login
+LIVE_HEADER = "x-stellarchat-live"  # an automatic refresh, which does not extend the login
 
 _IDLE = timedelta(hours=8)
 _LONGEST = timedelta(days=7)
@@ -37,7 +37,7 @@ _TOKEN_LENGTH_MAX = 128
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who looks at the page. Where no key is required, anyone, who sees everything."""
+    """A viewer of the page. If no key is required, anyone, with access to everything."""
 
     user_id: str
     is_admin: bool = False
@@ -46,7 +46,7 @@ class Visitor:
 
     @property
     def sees_all(self) -> bool:
-        """Whether everyone's data is shown, unless a user is chosen."""
+        """Whether all users' data is shown unless a user is selected."""
         return self.is_admin or not self.has_key
 
 
@@ -54,7 +54,7 @@ ANYONE = Visitor(DEFAULT_USER_ID, has_key=False)
 
 
 async def find_visitor(request: Request[State]) -> Visitor | None:
-    """Who the request's cookie stands for; None for a stranger."""
+    """The visitor of the request's cookie; None if not logged in."""
     if not request.state["gate"].requires_key:
         return ANYONE
     token = request.cookies.get(COOKIE, "")
@@ -82,7 +82,7 @@ async def _extend(services: Services, login: WebSession, token_hash: bytes, *, n
     end = _end_of(login.created_at, now=now)
     if datetime.fromisoformat(end) - datetime.fromisoformat(login.expires_at) < _EXTEND_AFTER:
         return
-    with suppress(APIError):  # where the database cannot be written just now, the login ends when it was to
+    with suppress(APIError):  # if the database cannot be written, the login is not extended
         await services.write(lambda conn: queries.web.extend_web_session(conn, token_hash, expires_at=end))
 
 
@@ -92,7 +92,7 @@ def _end_of(created_at: str, *, now: str) -> str:
 
 
 async def log_in(request: Request[State], key: CachedKey, response: Response) -> None:
-    """Open a login for a key that was checked, and give the browser its cookie."""
+    """Creates a login for a verified key and sets the cookie."""
     token, now = secrets.token_urlsafe(32), timestamp()
     key_hash, token_hash, end = key.row.key_hash, _hash(token), _end_of(now, now=now)
     await request.state["services"].write(
@@ -112,7 +112,7 @@ async def log_in(request: Request[State], key: CachedKey, response: Response) ->
 
 
 async def log_out(request: Request[State], response: Response) -> None:
-    """End the login of the request's cookie."""
+    """Ends the login of the request's cookie."""
     token_hash = _hash(request.cookies.get(COOKIE, ""))
     await request.state["services"].write(lambda conn: queries.web.delete_web_session(conn, token_hash))
     response.delete_cookie(COOKIE, path="/ui", httponly=True, samesite="strict", secure=is_https(request))
@@ -123,8 +123,10 @@ def _hash(token: str) -> bytes:
 
 
 def is_https(request: Request[State]) -> bool:
-    """Whether the browser came by TLS, which a server before this one may have ended: browsers say where a form stood,
-    and say `Sec-Fetch-Site` only to TLS and to this machine."""
+    """Whether the browser used TLS, possibly terminated by a proxy in front of this server.
+
+    Browsers send the scheme in `Origin`, and `Sec-Fetch-Site` only over TLS or to the local machine.
+    """
     origin = request.headers.get("origin", "")
     if origin.startswith(("https://", "http://")):
         return origin.startswith("https://")
@@ -134,7 +136,7 @@ def is_https(request: Request[State]) -> bool:
 
 
 def is_foreign(request: Request[State]) -> bool:
-    """Whether another site's page made the browser send this (CSRF)."""
+    """Whether the request was triggered by another site's page (CSRF)."""
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site != "same-origin"
@@ -143,18 +145,18 @@ def is_foreign(request: Request[State]) -> bool:
 
 
 class LoginLimiter:
-    """How often a wrong key may be given from an address: ten at once, then one each six seconds."""
+    """Limits wrong keys per address: ten at once, then one every six seconds."""
 
     def __init__(self) -> None:
-        self._failures: dict[str, tuple[float, float]] = {}  # by address: how many are counted, and when that was
+        self._failures: dict[str, tuple[float, float]] = {}  # by address: counted failures, and the time of the count
 
     def check(self, address: str) -> None:
-        """Raise APIError 429 where too many have failed."""
+        """Raises APIError 429 after too many failures."""
         if self._counted(address) > _FAILURES_PER_MINUTE - 1:
             raise APIError("Too many attempts; wait a minute.", status=429, headers={"Retry-After": "60"})
 
     def count_failure(self, address: str) -> None:
-        """A wrong key was given."""
+        """Counts a wrong key."""
         count = self._counted(address) + 1
         self._failures.pop(address, None)
         self._failures[address] = (count, time.monotonic())

@@ -1,4 +1,4 @@
-"""One request to the page: who asks, what for, and the answer; and the endpoint that all pages are."""
+"""A request to the page with its visitor, and the endpoint class that all pages share."""
 
 import asyncio
 import re
@@ -22,17 +22,17 @@ T = TypeVar("T")
 _FORM_BYTES_MAX = 16 * 1024
 _HOST = re.compile(r"[A-Za-z0-9.\-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:]{2,45}\](:[0-9]{1,5})?")
 _ID = re.compile(r"[\x21-\x7e]{0,256}")
-# Pages are made two at a time, and few wait for that: whoever opens thousands must not fill the threads of the others.
+# Limits on rendering: someone who opens thousands of pages must not occupy all threads.
 _MAKING = 2
 _WAITING_MAX = 64
 
-# A link from another site brings no cookie (SameSite=Strict). The page loads itself once more, and that is our own.
+# A link from another site sends no cookie (SameSite=Strict), so the page reloads itself, which counts as same-site.
 _ONCE_MORE = b'<!doctype html><meta http-equiv="refresh" content="0"><title>StellarChat</title>'
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A request to a page by someone who may see it."""
+    """A request to a page by a visitor who may see it."""
 
     request: Request[State]
     visitor: Visitor
@@ -40,38 +40,38 @@ class Visit:
 
     @property
     def services(self) -> Services:
-        """What the handlers share."""
+        """The shared services."""
         return self.request.state["services"]
 
     @property
     def query(self) -> Mapping[str, str]:
-        """The query of the address; what is empty is left out."""
+        """The query parameters, without empty ones."""
         return {name: value for name, value in self.request.query_params.items() if value}
 
     @property
     def user_id(self) -> str | None:
-        """Whose data is shown: the visitor's, or of one who sees all the chosen user's, or None: everyone's."""
+        """Whose data to show: the visitor's; for one who sees all, the selected user's, or None for everyone's."""
         return self.query.get("user") if self.visitor.sees_all else self.visitor.user_id
 
     @property
     def reach(self) -> str | None:
-        """Whose data may be named by its id: the visitor's, or None: anyone's."""
+        """Whose data may be accessed by id: the visitor's, or None for anyone's."""
         return None if self.visitor.sees_all else self.visitor.user_id
 
     @property
     def base_url(self) -> str:
-        """The address that programs use."""
+        """The base URL for API clients."""
         settings, host = self.services.settings, self.request.headers.get("host", "")
         if not _HOST.fullmatch(host):
             host = f"{settings.host}:{settings.port}"
         return f"{'https' if is_https(self.request) else 'http'}://{host}/v1"
 
     async def form(self) -> Mapping[str, str]:
-        """The form that was sent. Raises APIError 413."""
+        """Parses the submitted form. Raises APIError 413."""
         return await read_form(self.request)
 
     async def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
-        """A page, made in a thread."""
+        """Renders a page in a thread."""
         values |= {"visit": self, "visitor": self.visitor, "here": self.request.url.path}
         return await self.pages.response(self.request, template, values, status=status)
 
@@ -80,7 +80,7 @@ Handler = Callable[[Visit], Awaitable[Response]]
 
 
 class Pages:
-    """Makes the pages of one process, a few at a time."""
+    """Renders the pages of one process, a few at a time."""
 
     def __init__(self) -> None:
         self._making = asyncio.Semaphore(_MAKING)
@@ -89,7 +89,7 @@ class Pages:
     async def response(
         self, request: Request[State], template: str, values: dict[str, Any], *, status: int = 200
     ) -> Response:
-        """A page, or that nothing has changed since the one the browser has. Raises APIError 503."""
+        """Renders a page, or 304 if the browser already has it. Raises APIError 503."""
         body, etag = await self.work(lambda: rendered(template, values))
         if status == 200 and request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers=page_headers() | {"etag": etag})
@@ -97,9 +97,9 @@ class Pages:
         return Response(body, status_code=status, media_type="text/html; charset=utf-8", headers=headers)
 
     async def work(self, work: Callable[[], T]) -> T:
-        """Run something that takes milliseconds in a thread. Raises APIError 503 where too many wait for that."""
+        """Runs a function that takes milliseconds in a thread. Raises APIError 503 if too many calls are waiting."""
         if self._waiting >= _WAITING_MAX:
-            raise APIError("Too many pages are being made; try again.", status=503, headers={"Retry-After": "1"})
+            raise APIError("Too many pages are being rendered; try again.", status=503, headers={"Retry-After": "1"})
         self._waiting += 1
         try:
             async with self._making:
@@ -109,14 +109,13 @@ class Pages:
 
 
 class Page:
-    """An ASGI endpoint: who may see it is found out, a form of another site is refused, errors are pages."""
+    """The ASGI endpoint of a page: finds the visitor, rejects other sites' forms, and shows errors as pages."""
 
     def __init__(self, pages: Pages, *, get: Handler | None = None, post: Handler | None = None) -> None:
         self._pages = pages
         self._handlers = {name: handler for name, handler in (("GET", get), ("POST", post)) if handler is not None}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request."""
         request: Request[State] = Request(scope, receive, send)
         visitor = None
         try:
@@ -132,18 +131,18 @@ class Page:
         handler = self._handlers.get("GET" if request.method == "HEAD" else request.method)
         if handler is None:
             allowed = {"Allow": ", ".join(self._handlers)}
-            raise APIError("This page does not take that.", status=405, headers=allowed)
+            raise APIError("This page does not support this method.", status=405, headers=allowed)
         if request.method == "POST" and is_foreign(request):
             raise foreign_form()
         if visitor is None:
             return _to_login(request)
         if not all(_ID.fullmatch(value) for value in request.path_params.values()):
-            raise NotFoundError("This address leads nowhere.")
+            raise NotFoundError("This page does not exist.")
         return await handler(Visit(request, visitor, self._pages))
 
 
 def _note(request: Request[State], visitor: Visitor, response: Response) -> None:
-    """What admins look at is written down, as for the other routes; what a page asks for by itself is not."""
+    """Writes admin requests to the audit log, except automatic refreshes."""
     if LIVE_HEADER in request.headers:
         return
     audit.info(
@@ -157,8 +156,8 @@ def _note(request: Request[State], visitor: Visitor, response: Response) -> None
 
 
 def foreign_form() -> APIError:
-    """403: the form stands on another site's page."""
-    return APIError("This form was not sent from this page.", status=403)
+    """403: the form was submitted from another site."""
+    return APIError("This form was submitted from another site.", status=403)
 
 
 def _to_login(request: Request[State]) -> Response:
@@ -171,17 +170,17 @@ def _to_login(request: Request[State]) -> Response:
 
 
 def see_other(address: str) -> Response:
-    """Go on to another page of ours."""
+    """Redirects to another page of ours."""
     return RedirectResponse(address, status_code=303, headers=page_headers())
 
 
 def raw(content: bytes | str, *, media_type: str, **headers: str) -> Response:
-    """Somebody's text or image, which may do nothing in a browser."""
+    """A user-supplied text or image, with headers that disable active content."""
     return Response(content, media_type=media_type, headers=raw_headers() | headers)
 
 
 async def error_page(pages: Pages, request: Request[State], exc: APIError, visitor: Visitor | None) -> Response:
-    """What went wrong, for people."""
+    """The error page."""
     headings = {404: "There is no such page", 403: "Not allowed", 429: "Too many requests", 503: "Not just now"}
     values = {
         "visitor": visitor,
@@ -190,13 +189,13 @@ async def error_page(pages: Pages, request: Request[State], exc: APIError, visit
         "heading": headings.get(exc.status, "That did not work"),
         "words": exc.message,
     }
-    body, _ = rendered("error.html", values)  # not in the queue: it may be the queue that is full
+    body, _ = rendered("error.html", values)  # bypasses the queue, which may be full
     headers = page_headers() | (exc.headers or {})
     return Response(body, status_code=exc.status, media_type="text/html; charset=utf-8", headers=headers)
 
 
 async def read_form(request: Request[State]) -> Mapping[str, str]:
-    """A form as browsers send it. Raises APIError 413."""
+    """Parses a submitted form. Raises APIError 413."""
     body = b""
     async for chunk in request.stream():
         body += chunk
@@ -210,7 +209,7 @@ async def read_form(request: Request[State]) -> Mapping[str, str]:
 
 
 async def not_found(visit: Visit) -> Response:
-    """Any other address below the page's."""
+    """Handles all other paths below /ui."""
     if visit.request.url.path == "/ui/":
         return see_other("/ui")
-    raise NotFoundError("This address leads nowhere.")
+    raise NotFoundError("This page does not exist.")
