@@ -1,8 +1,8 @@
-"""What a server does beside chats: fills the search index, makes scheduled backups, deletes what is too old.
+"""Runs the server's background jobs: search indexing, scheduled backups, retention.
 
-Each job stands alone in a thread of its own; of all workers one does them. What a job changes in the database goes
-through the writer, in the same transactions as the chats of that moment. Jobs give way: while chats stream, the index
-waits or is filled slowly.
+Each job has its own thread, and only one of all workers runs the jobs. Changes to the database go through the writer,
+in the same transactions as current chats. Jobs have low priority: while chats are streaming, indexing pauses or slows
+down.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ T = TypeVar("T")
 _PASS_SECONDS = 1.0
 _HOUR = 3600.0
 _LAST_STEP_SECONDS = 5.0
-# Short chats are seldom seen while they last: so many commits a second are much to do as well.
+# Short chats are rarely observed in progress, so this commit rate also counts as high load.
 _MANY_COMMITS = 50
 _WRITE_SECONDS = 60.0
 _PRUNE_PAUSE_SECONDS = 0.03
@@ -38,7 +38,7 @@ _BACKUP_PAUSE_SECONDS = 0.005
 
 
 class Upkeep:
-    """The jobs. `start` and `stop` are called on the event loop that the recorder runs on."""
+    """The jobs. Call `start` and `stop` on the recorder's event loop."""
 
     def __init__(self, settings: Settings, recorder: Recorder) -> None:
         self._settings = settings
@@ -56,23 +56,22 @@ class Upkeep:
         self._clock = SteadyClock()
 
     def start(self) -> None:
-        """Begin."""
         for job in self.jobs:
             job.start()
 
     async def stop(self) -> None:
-        """End after the step that is being done, if that is not the check of a large backup, which is left undone."""
+        """Stops after the current step; the check of a large backup is aborted instead."""
         self._stop.set()
         deadline = time.monotonic() + _LAST_STEP_SECONDS
         while running := [job.name for job in self.jobs if job.is_running]:
             if time.monotonic() >= deadline:
-                logger.warning("given up in the middle of their work: %s", ", ".join(running))
+                logger.warning("these jobs were aborted: %s", ", ".join(running))
                 return
             await asyncio.sleep(0.005)
         self._lease.release()
 
     def _plan(self) -> Iterator[tuple[str, Callable[[], None], float, Callable[[], None] | None]]:
-        """The jobs that the settings ask for, how often each is done, and what its thread does at its end."""
+        """Each enabled job: name, function, interval, and a function for the end of its thread."""
         settings = self._settings
         yield "forget-deletions", self._forget, _HOUR, None
         if settings.search_index and not settings.is_postgresql:
@@ -87,10 +86,10 @@ class Upkeep:
         folder = database.parent / "backups"
         copies = backup.copies_in(folder)
         ages = [time.time() - copy.stat().st_mtime for copy in copies]
-        if any(0 <= age < every for age in ages):  # those of the future were made while the clock was ahead
+        if any(0 <= age < every for age in ages):  # backups with a future date were made while the clock was ahead
             return
         made = backup.back_up_into(folder, database, keep=self._settings.backup_keep, progress=self._pause)
-        logger.info("backup %s is made and checked", made)
+        logger.info("backup %s was created and checked", made)
 
     def _pause(self, _done: int, _total: int) -> None:
         self._stop.rest(_BACKUP_PAUSE_SECONDS)
@@ -102,7 +101,9 @@ class Upkeep:
 
     def _prune(self) -> None:
         if not self._clock.is_steady():
-            logger.info("retention waits for its next pass, in an hour: the clock was not looked at before, or was set")
+            logger.info(
+                "retention waits an hour for its next run: the clock has not been checked before, or it was changed"
+            )
             return
         age = timedelta(days=self._settings.retention_days)
         before = prune.moment_before(age, now_seconds=time.time())
@@ -119,7 +120,7 @@ class Upkeep:
         self._stop.rest(_PRUNE_PAUSE_SECONDS)
 
     def _write(self, work: Callable[[Connection], T]) -> T:
-        """Make a change through the writer, and wait for it."""
+        """Makes a change through the writer and waits for it."""
         if self._stop.is_set:
             raise StoppedError
         made: Future[T] = Future()
@@ -144,21 +145,21 @@ class Upkeep:
 
         try:
             self._recorder.writer.submit(lambda rows: work(rows.connection)).add_done_callback(settle)
-        except Exception as exc:  # noqa: BLE001 - handed to the job that asked for it
+        except Exception as exc:  # noqa: BLE001 - returned to the job
             made.set_exception(exc)
 
 
 class _Load:
-    """Whether chats keep the server busy now."""
+    """Measures whether chats keep the server busy."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._counted_at = 0.0
-        self._commits = 0  # at that moment
+        self._commits = 0  # at the time of the last measurement
         self._commits_are_many = False
 
     def is_high(self) -> bool:
-        """Whether they do."""
+        """Whether the load is high."""
         now = time.monotonic()
         passed = now - self._counted_at
         if passed >= _PASS_SECONDS / 2:

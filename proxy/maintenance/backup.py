@@ -1,4 +1,4 @@
-"""Copies of the database: made while it is served, checked before they count, and put back."""
+"""Backup and restore: copies a database in use, verifies the copy, and puts a copy in place."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ from proxy.storage.errors import StorageError
 from proxy.storage.sqlite import connect, connect_existing, prepare
 
 Progress = Callable[[int, int], None]
-"""Is told the bytes done and the bytes in all after each step. What it raises ends the copy, which leaves nothing."""
+"""Called with the bytes copied and the total after each step. An exception aborts the copy and removes it."""
 
 _NAME = "stellarchat-"
 
 
 def backup(source: Path, target: Path, *, progress: Progress, overwrites: bool = False) -> None:
-    """Copy the database as it is now into a file, checked and synced. Raises ConfigurationError."""
+    """Copies the database to a file, verified and synced. Raises ConfigurationError."""
     if not source.is_file():
         raise ConfigurationError(f"there is no database {source}")
     _refuse_target(source, target)
@@ -35,7 +35,7 @@ def backup(source: Path, target: Path, *, progress: Progress, overwrites: bool =
 def restore(
     source: Path, database: Path, *, progress: Progress, overwrites: bool = False, state_path: Path | None = None
 ) -> None:
-    """Put a copy in the database's place, checked and brought to this program's schema. Raises ConfigurationError."""
+    """Replaces the database by a verified copy, migrated to the current schema. Raises ConfigurationError."""
     if not source.is_file():
         raise ConfigurationError(f"there is no file {source}")
     if database.exists() and not overwrites:
@@ -55,14 +55,14 @@ def restore(
 
 
 def back_up_into(folder: Path, source: Path, *, keep: int, progress: Progress) -> Path:
-    """A scheduled copy: named by its time, the oldest ones deleted so that `keep` are left."""
+    """Makes a scheduled backup named by its time; deletes the oldest ones so that `keep` remain."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = timestamp().replace(":", "").replace("-", "").replace(".", "")
     target = folder / f"{_NAME}{name}.db"
     for left in folder.glob(f".{_NAME}*.partial-*"):
-        left.unlink(missing_ok=True)  # of a process that was killed: only one at a time makes scheduled copies
+        left.unlink(missing_ok=True)  # left by a killed process; only one process at a time makes scheduled backups
     backup(source, target, progress=progress)
-    # Those of the future were made while the clock was ahead: they go first. The one just made never does.
+    # Backups with a future date were made while the clock was ahead: delete them first. Never delete the new one.
     others = sorted(set(copies_in(folder)) - {target}, key=lambda copy: (copy.name <= target.name, copy.name))
     for old in others[: max(0, len(others) - (keep - 1))]:
         old.unlink(missing_ok=True)
@@ -70,13 +70,13 @@ def back_up_into(folder: Path, source: Path, *, keep: int, progress: Progress) -
 
 
 def copies_in(folder: Path) -> list[Path]:
-    """The scheduled copies, oldest first."""
+    """The scheduled backups, oldest first."""
     return sorted(folder.glob(f"{_NAME}*.db"))
 
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """A name beside `target` to write to: it takes its place when the block is left without an exception."""
+    """A temporary name beside `target`; renamed to it when the block ends without an exception."""
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         yield partial
@@ -102,13 +102,13 @@ def _refuse_unusable(path: Path, *, name: str) -> None:
 
 
 def _refuse_target(source: Path, target: Path) -> None:
-    """A copy must take no file's place that a database lives in."""
+    """A backup must not overwrite a file of the database."""
     if not target.parent.is_dir():
         raise ConfigurationError(f"there is no folder {target.parent}; make it first")
     if target.exists() and target.samefile(source):
         raise ConfigurationError(f"{target} is the database itself; name another file")
     if target.parent.samefile(source.parent) and target.name.startswith(f"{source.name}-"):
-        raise ConfigurationError(f"{target} is named like a file of the database's own; name another file")
+        raise ConfigurationError(f"{target} has the name of one of the database's own files; name another file")
     _refuse_served(target, None)
 
 
@@ -118,7 +118,7 @@ def _refuse_served(database: Path, state_path: Path | None) -> None:
 
 
 def _clear_away(database: Path) -> None:
-    """Remove what belongs to the file that is replaced: its log would spoil the new one."""
+    """Deletes the replaced file's log, which would damage the new database."""
     for suffix in ("-wal", "-shm", "-journal", "-search", "-search-wal", "-search-shm"):
         database.with_name(database.name + suffix).unlink(missing_ok=True)
 

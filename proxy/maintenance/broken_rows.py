@@ -1,4 +1,4 @@
-"""Finds the rows that hold what the program never stores: by table, row and column."""
+"""Finds rows with values that the program never stores; reports table, row and column."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -9,7 +9,7 @@ from proxy.storage.damaged_values import Undecodable
 from proxy.wire import json_text
 
 TABLES = ("users", "sessions", "messages", "exchanges", "parameters", "tools", "blobs")
-# What a column holds that is no text. JSON is text that has to parse, and to be an object where no list is meant.
+# Columns that are not text. JSON columns must contain valid JSON: an object, unless a list is specified.
 _NUMBERS = frozenset(
     (
         *("session_count", "active_session_count", "is_active", "leaf_no", "message_count", "tokens", "parent_no"),
@@ -33,7 +33,7 @@ _STATUS = ("in_progress", "completed", "incomplete", "failed")
 
 
 def find_broken_rows(connection: Connection, *, limit: int) -> list[str]:
-    """`table row column: what is wrong`, for the first rows of which something is."""
+    """The first broken rows as `table row column: reason`."""
     return list(islice(_broken(connection), limit))
 
 
@@ -61,15 +61,15 @@ def _reason(table: str, column: str, value: object) -> str | None:
     if value is None:
         return "it is empty" if column in _NEVER_NULL or (table, column) == ("exchanges", "status") else None
     if column == "chain_hash":
-        return None if isinstance(value, bytes) else "it is no hash"
+        return None if isinstance(value, bytes) else "it is not a hash"
     if column in _NUMBERS:
         if not isinstance(value, int):
-            return "it is no number"
+            return "it is not a number"
         return "it is negative" if value < 0 else None
     if isinstance(value, Undecodable):
         return "it is not UTF-8"
     if not isinstance(value, str):
-        return "it is no text"
+        return "it is not a text"
     return _wrong_text(table, column, value)
 
 
@@ -78,7 +78,7 @@ def _wrong_text(table: str, column: str, value: str) -> str | None:
         try:
             json_text.loads(value)
         except ValueError:
-            return "it is no JSON"
+            return "it is not JSON"
     if table == "exchanges" and column == "status" and value not in _STATUS:
         return "there is no such status"
     allowed = _FORMS.get(table, {}).get(column)

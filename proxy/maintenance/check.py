@@ -1,4 +1,4 @@
-"""Whether a database is whole: SQLite's own checks, and that what is counted and chained is so."""
+"""Checks a database's integrity: SQLite's own checks, counts, tree links, and values."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from proxy.storage import queries, schema, sqlite_file
 from proxy.storage.connection import Connection
 from proxy.storage.sqlite import refuse_unknown_schema
 
-# How many of a kind are named one by one.
+# How many problems of each kind are listed individually.
 _NAMED = 5
-_ROWS_MAX = 1000  # of which more are not counted
+_ROWS_MAX = 1000  # counting stops here
 
 _LISTS = {
     "list_miscounted_users": "users with a wrong count of sessions",
@@ -25,13 +25,13 @@ _LISTS = {
     "list_stray_blobs": "images and files that no message has",
 }
 
-# Steps about what SQLite keeps in a file; a server looks after its own.
+# Steps about SQLite files; a PostgreSQL server does this itself.
 OF_FILES = frozenset({"schema", "file", "links"})
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is wrong, in one line, and what it is about."""
+    """A problem: its kind, a one-line description, and examples."""
 
     kind: str
     message: str
@@ -45,8 +45,10 @@ BranchNode = Callable[[Connection], Iterator[Problem]]
 def steps(
     path: Path, *, state_path: Path | None = None, living: Callable[[Connection], set[str]] | None = None
 ) -> list[tuple[str, BranchNode]]:
-    """What is checked, each with its name, in order. Each step yields the problems it finds. `living` says which
-    processes serve the database; by default those whose spill files are locked."""
+    """The check steps in order, each with its name; a step yields the problems it finds.
+
+    `living` returns the processes that serve the database; by default those whose spill files are locked.
+    """
     if living is None:
         living = partial(_living_here, path, state_path)
     return [
@@ -62,7 +64,7 @@ def steps(
 
 
 def find_foreign_schema(connection: Connection) -> Iterator[Problem]:
-    """Not a StellarChat database, or one that this program does not know."""
+    """Not a StellarChat database, or one with an unknown schema."""
     if not sqlite_file.is_ours(connection):
         yield Problem("schema", "this is not a StellarChat database", 1)
         return
@@ -76,13 +78,13 @@ def find_foreign_schema(connection: Connection) -> Iterator[Problem]:
 
 
 def find_damage(connection: Connection) -> Iterator[Problem]:
-    """Pages and indexes of the file that are wrong."""
+    """Damaged pages and indexes."""
     if lines := sqlite_file.find_damage(connection):
         yield _problem("file", "the file is damaged", lines)
 
 
 def find_broken_links(connection: Connection) -> Iterator[Problem]:
-    """Rows that refer to rows that are not there."""
+    """Rows with a foreign key to a missing row."""
     if rows := sqlite_file.find_broken_links(connection):
         yield _problem("links", "rows that refer to what is not there", rows)
 
@@ -93,7 +95,7 @@ def _find_broken_values(connection: Connection) -> Iterator[Problem]:
 
 
 def living_workers(path: Path, *, state_path: Path | None = None) -> set[str]:
-    """The processes that serve the database now: each holds the lock of its spill file."""
+    """The processes serving the database on this host: each holds the lock of its spill file."""
     living = set()
     for worker_id, spill in spill_files(path, folder=state_path).items():
         try:
@@ -104,7 +106,7 @@ def living_workers(path: Path, *, state_path: Path | None = None) -> set[str]:
 
 
 def living_anywhere(connection: Connection) -> set[str]:
-    """The same on all hosts, of a database that they share: those that were seen some moments ago."""
+    """Like `living_workers`, across all hosts: processes with a recent heartbeat in the database."""
     return set(connection.values("list_living_workers"))
 
 
@@ -122,7 +124,7 @@ def _lister(name: str, message: str) -> BranchNode:
 
 
 def _find_strays(connection: Connection, living: set[str]) -> Iterator[Problem]:
-    if not living:  # which delete such pieces some moments after the reply has ended
+    if not living:  # living processes delete such fragments some time after the reply
         message = "replies that have ended and left pieces behind: the next start deletes them"
         yield from _lister("list_stray_fragments", message)(connection)
 

@@ -1,8 +1,8 @@
-"""The history as text: `jsonl` to read it back without loss, `openai` to train with, `markdown` for people.
+"""Exports the history as text: `jsonl` (lossless, for import), `openai` (for training), `markdown` (for reading).
 
-A jsonl file begins with a header that names its version. Users and images follow, then session by session its messages,
-parents first, and its exchanges. Columns that hold JSON text are strings in it, byte for byte what is stored. Messages
-refer to each other by `message_id`: their numbers are another database's own affair. API keys are not exported.
+A jsonl file starts with a header that contains its version, followed by users and blobs, then each session with its
+messages (parents first) and exchanges. JSON columns are exported as strings, byte for byte as stored. Messages refer to
+each other by `message_id`, because row numbers are internal to one database. API keys are not exported.
 """
 
 from base64 import b64encode
@@ -34,9 +34,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """What is exported: all, one user's, or one session. `completed_only` is for the openai format.
+    """What to export: everything, one user, or one session. `completed_only` applies to the openai format.
 
-    `names_upstreams`: with the addresses of the upstreams, which only an admin may know.
+    `names_upstreams` includes upstream addresses, which only an admin may see.
     """
 
     user_id: str | None = None
@@ -46,13 +46,13 @@ class Scope:
 
 
 def export(connection: Connection, scope: Scope, *, format_: Format) -> Iterator[str]:
-    """The export in pieces of text. The connection should be in a read transaction until the last."""
+    """Generates the export. The connection should stay in one read transaction until the end."""
     writers = {"jsonl": _jsonl, "openai": _openai, "markdown": _markdown}
     return writers[format_](connection, scope)
 
 
 def count_sessions(connection: Connection, scope: Scope) -> int:
-    """How many sessions are exported."""
+    """The number of sessions in the export."""
     return sum(1 for _ in queries.export.iterate_sessions(connection, **_within(scope)))
 
 
@@ -114,7 +114,7 @@ def _openai(connection: Connection, scope: Scope) -> Iterator[str]:
 
 
 def _messages(connection: Connection, numbers: list[int], *, completed_only: bool) -> list[Row]:
-    """A branch's messages; none where a reply must be whole and is not, or the last is no reply."""
+    """A branch's messages; [] if `completed_only` requires a complete reply at the end and there is none."""
     rows = [row for number in numbers if (row := queries.messages.get_message(connection, number)) is not None]
     if completed_only and (rows[-1].role != "assistant" or any(row.status != "completed" for row in rows)):
         return []
@@ -122,12 +122,12 @@ def _messages(connection: Connection, numbers: list[int], *, completed_only: boo
 
 
 def _branches(connection: Connection, session_id: str) -> Iterator[tuple[str, list[int]]]:
-    """Each branch of a session: the id of its end, and its messages' numbers as they were sent."""
+    """Each branch of a session: the id of its leaf, and its message numbers in the order they were sent."""
     session = queries.sessions.get_session(connection, session_id)
     assert session is not None
     for leaf in queries.export.list_leaves(connection, session_id):
         if leaf["role"] in ("system", "developer") and leaf["message_no"] != session.leaf_no:
-            continue  # a system message that was replaced is no conversation
+            continue  # a replaced system message is not a conversation
         steps = queries.messages.list_path(connection, leaf["message_no"])[::-1]
         numbers = branches.as_sent(connection, steps)
         if numbers:
@@ -141,7 +141,7 @@ def _markdown(connection: Connection, scope: Scope) -> Iterator[str]:
     for session in queries.export.iterate_sessions(connection, **_within(scope)):
         yield _heading(session)
         branches = list(_branches(connection, session["session_id"]))
-        # The branch that goes on comes first; the others show only where they differ from what has been shown.
+        # The newest branch comes first; the others show only messages not shown before.
         branches.sort(key=lambda branch: branch[0] != session["leaf_id"])
         shown: set[int] = set()
         for position, (_, numbers) in enumerate(branches):
@@ -161,7 +161,7 @@ def _heading(session: Row) -> str:
 def _markdown_message(connection: Connection, number: int) -> str:
     row = queries.messages.get_message(connection, number)
     if row is None:
-        return ""  # a request's context may name one that is gone
+        return ""  # a context may refer to a deleted message
     message = branches.get_message(connection, number, show=openai_message)
     notes = [row.created_at, row.model, "" if row.status == "completed" else row.status]
     head = f"## {row.role} ({', '.join(note for note in notes if note)})\n\n"
@@ -184,7 +184,7 @@ def _markdown_parts(message: Row) -> Iterator[str]:
 
 
 def _encodable(text: str) -> str:
-    """Half a surrogate pair, which JSON can escape, has no place in a text file."""
+    """Replaces lone surrogates, which JSON can escape but a text file cannot contain."""
     return text.encode("utf-8", "replace").decode()
 
 

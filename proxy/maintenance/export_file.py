@@ -1,6 +1,6 @@
-"""One export as a file, read in pieces: a caller who reads slowly must not hold a snapshot of the database.
+"""Writes an export to a temporary file that is then streamed: a slow client must not hold a database snapshot.
 
-Exports are few at a time, in threads of their own, and lie in the state folder, which has a disk: `/tmp` may be small.
+Only a few exports run at a time, in their own threads. The files are in the state folder, because `/tmp` may be small.
 """
 
 import asyncio
@@ -27,20 +27,20 @@ Connect = Callable[[], Connection]
 
 _PIECE_BYTES = 2**18
 _SECONDS = 600.0
-# What exports leave free on the disk: the spill file may need it.
+# Free disk space that exports must leave, because the spill file may need it.
 _FREE_BYTES = 256 * 2**20
-_BYTES_BETWEEN = 16 * 2**20  # two looks at what is free
+_BYTES_BETWEEN = 16 * 2**20  # between two checks of the free space
 
 
 class ExportError(APIError):
-    """There is no room, or no time, for an export now."""
+    """An export failed: not enough disk space, or it took too long."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, status=503, code="export_failed")
 
 
 class Exports:
-    """Makes the files and reads them."""
+    """Creates and reads export files."""
 
     def __init__(self) -> None:
         self._turns = Turns("export", seconds=_SECONDS)
@@ -49,24 +49,24 @@ class Exports:
     async def written(
         self, user_id: str, connect: Connect, scope: Scope, format_: Format, *, folder: Path
     ) -> IO[bytes]:
-        """The export of a database as a file without a name. Raises BusyError and ExportError."""
+        """Exports a database to an unnamed temporary file. Raises BusyError and ExportError."""
         return await self._turns.run(user_id, partial(_written, connect, scope, format_, folder))
 
     async def pieces(self, file: IO[bytes]) -> AsyncIterator[bytes]:
-        """The file piece by piece; it is gone at the end."""
+        """Yields the file in pieces, and deletes it at the end."""
         loop = asyncio.get_running_loop()
         with file:
             while data := await loop.run_in_executor(self._reading, file.read, _PIECE_BYTES):
                 yield data
 
     def close(self) -> None:
-        """End what is being made."""
+        """Aborts running exports."""
         self._turns.close()
         self._reading.shutdown(wait=False, cancel_futures=True)
 
 
 def suffix(format_: Format) -> str:
-    """How a file of this format is called."""
+    """The file name extension of a format."""
     return "md" if format_ == "markdown" else "jsonl"
 
 
@@ -75,7 +75,7 @@ def _written(connect: Connect, scope: Scope, format_: Format, folder: Path, dead
         with ExitStack() as stack:
             file = stack.enter_context(TemporaryFile(dir=folder))
             _write(file, connect, scope, format_, folder, deadline)
-            stack.pop_all()  # whoever asked for it closes it
+            stack.pop_all()  # the caller closes it
     except OSError as exc:
         raise ExportError(f"The export could not be written: {exc.strerror}.") from exc
     file.seek(0)
@@ -98,4 +98,4 @@ def _write(file: IO[bytes], connect: Connect, scope: Scope, format_: Format, fol
 
 def _refuse_full(folder: Path) -> None:
     if shutil.disk_usage(folder).free < _FREE_BYTES:
-        raise ExportError("There is too little room on the disk for an export.")
+        raise ExportError("There is not enough disk space for an export.")

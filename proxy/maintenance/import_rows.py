@@ -1,6 +1,6 @@
-"""What a line of an export may hold: each value of the kind its column has, and JSON where JSON belongs. Pure.
+"""Validates the rows of an import: column types, and JSON where it is expected. Pure.
 
-An import is somebody else's file. What is wrong is said in a few words, never by showing the line.
+The file may come from someone else. Error messages are short and never contain the row itself.
 """
 
 import re
@@ -20,13 +20,13 @@ _NUMBER_MAX = 2**63 - 1
 
 
 class RowError(ValueError):
-    """Something is wrong with a row; the message names it."""
+    """A row is invalid; the message says why."""
 
 
 def checked(kind: str, row: Any) -> Row:
-    """The row, all of whose columns are what they should be. Raises RowError."""
+    """Returns the row after validating all its columns. Raises RowError."""
     if not isinstance(row, dict):
-        raise RowError("it is no object")
+        raise RowError("it is not an object")
     for column, is_right in _COLUMNS[kind].items():
         if column not in row:
             raise RowError(f"{column} is missing")
@@ -36,7 +36,7 @@ def checked(kind: str, row: Any) -> Row:
         if row.get(column) is not None and column not in _COLUMNS[kind] and not is_right(row[column]):
             raise RowError(f"{column} is not what it should be")
     if kind == "blob" and sha256(row["data"].encode()).hexdigest() != row["digest"]:
-        raise RowError("data is not what digest says")
+        raise RowError("data does not match digest")
     return row
 
 

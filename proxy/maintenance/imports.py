@@ -1,7 +1,7 @@
-"""Reads a jsonl export back: what is there already stays as it is, what is not is added.
+"""Imports a jsonl export: existing rows are kept, missing ones are added.
 
-An export is somebody else's file: a line that is wrong, or refers to what is another session's, is refused and named,
-and all the others go in.
+The file may come from someone else: an invalid line, or one that refers to another session's data, is skipped and
+reported; all other lines are imported.
 """
 
 from base64 import b64decode
@@ -21,7 +21,7 @@ from proxy.storage.queries.imports import Place
 from proxy.storage.usage import usage_of
 from proxy.wire import json_text
 
-# Chats wait for a transaction of an import, so each is small.
+# Chats wait for each transaction of an import, so batches are small.
 _BATCH_LINES = 200
 _BATCH_BYTES = 4 * 2**20
 LINE_BYTES_MAX = 512 * 2**20
@@ -31,14 +31,14 @@ _SQLITE = b"SQLite format 3\0"
 
 Row = dict[str, Any]
 
-# An older export has no value for columns that came after it.
+# Defaults for columns that older exports do not have.
 _NEWER_MESSAGE_COLUMNS: Row = dict.fromkeys(queries.messages.Message.__slots__)
 _NEWER_EXCHANGE_COLUMNS: Row = dict.fromkeys(queries.exchanges.ExchangeRow.__slots__)
 
 
 @dataclass(slots=True)
 class Imported:
-    """How many of each kind were added."""
+    """How many rows of each kind were added."""
 
     users: int = 0
     blobs: int = 0
@@ -46,13 +46,15 @@ class Imported:
     messages: int = 0
     exchanges: int = 0
     read_bytes: int = field(default=0, compare=False)
-    refused: list[str] = field(default_factory=list, compare=False)  # the first lines that were, each with its reason
+    refused: list[str] = field(default_factory=list, compare=False)  # the first skipped lines with their reasons
     refused_count: int = 0
 
 
 def load(connection: Connection, lines: Iterable[bytes], *, progress: Callable[[Imported], None]) -> Imported:
-    """Add what an export holds, line by line; the connection is in no transaction. Raises ConfigurationError where it
-    is no export, or the database takes nothing."""
+    """Imports an export line by line; no transaction may be open.
+
+    Raises ConfigurationError if the file is not an export, or if the database cannot be written.
+    """
     reader = _Reader(connection)
     for batch in _batches(lines):
         with connection.transaction():
@@ -79,7 +81,7 @@ def _batches(lines: Iterable[bytes]) -> Iterator[list[tuple[int, bytes]]]:
 
 
 class _Reader:
-    """Takes line after line. What a session's messages add up to is stored when its lines, or the batch, end."""
+    """Imports lines one after another. A session's counts are updated when its lines, or the batch, end."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -89,12 +91,12 @@ class _Reader:
         self._has_news = False
         self._session_no = 0
         self._user_no: int | None = None
-        self._unclaimed: dict[str, list[int]] = {}  # messages whose exchange comes after them
+        self._unclaimed: dict[str, list[int]] = {}  # messages whose exchange follows later in the file
         self.has_header = False
         self.imported = Imported()
 
     def take(self, number: int, line: bytes) -> None:
-        """Add what one line holds."""
+        """Imports one line."""
         self.imported.read_bytes += len(line)
         if not line.strip():
             return
@@ -112,10 +114,10 @@ class _Reader:
             self._go_back(*before)
             self._refuse(f"line {number}: {_said(exc)}")
 
-    def _go_back(self, session: Row | None, has_news: bool) -> None:  # noqa: FBT001 - as they were before the line
+    def _go_back(self, session: Row | None, has_news: bool) -> None:  # noqa: FBT001 - the state before the line
         is_next = self._session is not session
         self._session, self._has_news = session, has_news
-        if is_next:  # the line was a session's, which ended the one before it, and what follows has none
+        if is_next:  # the line was a new session, which ended the previous one; rows after it have no session
             self.settle()
             self._session = None
 
@@ -126,7 +128,7 @@ class _Reader:
 
     def _take_line(self, line: bytes) -> None:
         if line.startswith(_SQLITE):
-            raise RowError("it is a database: `stellarchat restore` takes it")
+            raise RowError("it is a database: use `stellarchat restore`")
         if len(line) > LINE_BYTES_MAX:
             raise RowError("it is too long")
         try:
@@ -134,11 +136,11 @@ class _Reader:
         except ValueError:
             raise RowError("it is not JSON") from None
         if not isinstance(row, dict):
-            raise RowError("it is no object")
+            raise RowError("it is not an object")
         self._take_row(row.pop("kind", None), row)
 
     def settle(self) -> None:
-        """Count the session's messages, and say which is its newest."""
+        """Updates the session's counts and its newest leaf."""
         if self._session is not None and self._has_news:
             queries.imports.settle_session(
                 self._connection, **_named(self._session, "session_id", "leaf_id", "updated_at")
@@ -157,7 +159,7 @@ class _Reader:
             self._blobs.add(row["digest"])
         elif kind == "session":
             self.settle()
-            self._session = None  # until it is known to be right: what follows one that is refused is refused too
+            self._session = None  # until it is validated: rows of a skipped session are skipped as well
             self._unclaimed.clear()
             self.imported.sessions += self._take_session(checked(kind, row))
             self._session = row
@@ -169,7 +171,7 @@ class _Reader:
             raise RowError("its kind is unknown")
 
     def _of_session(self, row: Row) -> Row:
-        """A row that stands below its session, and says so."""
+        """Returns the row after checking that it belongs to the current session and user. Raises RowError."""
         if self._session is None or row["session_id"] != self._session["session_id"]:
             raise RowError("its session is not the one above it")
         if row.get("user_id", self._session["user_id"]) != self._session["user_id"]:
@@ -216,7 +218,7 @@ class _Reader:
         row["depth"] = above.depth + 1 if above else 0
         row["chain_hash"] = bytes.fromhex(row["chain_hash"])
         row["session_no"] = self._session_no
-        root_id = row.pop("root_id", None)  # exports of before know one conversation a session
+        root_id = row.pop("root_id", None)  # older exports have one conversation per session
         row["root_no"] = None if root_id in (None, row["message_id"]) else self._root_no(root_id, row)
         queries.messages.insert_messages(self._connection, [row | {"message_no": None}])
         stored = self._place(row["message_id"])
@@ -281,14 +283,14 @@ class _Reader:
         self.imported.exchanges += 1
 
     def _place(self, message_id: str) -> Place | None:
-        """Where a message of this session is. Raises RowError where it is another's."""
+        """The position of a message in this session. Raises RowError if it belongs to another one."""
         place = queries.imports.find_place(self._connection, message_id)
         if place is not None and (self._session is None or place.session_id != self._session["session_id"]):
             raise RowError("it refers to another session's message")
         return place
 
     def _exchange_no(self, exchange_id: str) -> int | None:
-        """The number of an exchange of this session. Raises RowError where it is another's."""
+        """The number of an exchange in this session. Raises RowError if it belongs to another one."""
         number = queries.exchanges.find_exchange_no(self._connection, exchange_id)
         if number is not None and queries.imports.find_exchange_session(self._connection, number) != self._session_no:
             raise RowError("it refers to another session's exchange")
@@ -296,7 +298,7 @@ class _Reader:
 
 
 def _said(exc: Exception) -> str:
-    """A reason in a line, and never the row itself."""
+    """The reason in one line, without the row's content."""
     text = f"{exc.args[0]} is missing" if isinstance(exc, KeyError) else str(exc)
     return " ".join(text.split())[:_REASON_LENGTH]
 

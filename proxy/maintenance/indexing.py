@@ -1,4 +1,4 @@
-"""The job that fills the search index in spare time. A damaged index is made anew: it is derived data."""
+"""The background job that fills the search index. A damaged index is rebuilt, because it is derived data."""
 
 import logging
 import time
@@ -11,18 +11,18 @@ from proxy.storage import search_file
 
 logger = logging.getLogger(__name__)
 
-# Up to this many messages a search looks through as they are; they can wait until there is little to do.
+# Below this backlog indexing can wait for low load: a search scans up to this many messages without the index.
 _BACKLOG = 20_000
-# Of the time it works, how long it rests.
+# Ratio of rest to work.
 _REST_BUSY = 4.0
 _REST_IDLE = 0.25
 CLEAN_SECONDS = 3600.0
-# Damage that is back so soon is not the index's own: perhaps the database's, which no index can mend.
+# If damage returns sooner than this, the index is not the cause: the database may be damaged, too.
 _MAKE_ANEW_SECONDS = 600.0
 
 
 class Indexing:
-    """Fills the index, and cleans it at the start and every hour."""
+    """Fills the index; cleans it at the start and every hour."""
 
     def __init__(self, database: Path, *, is_busy: Callable[[], bool], stop: Stop) -> None:
         self._database = database
@@ -33,18 +33,18 @@ class Indexing:
         self._make_anew_at = 0.0
 
     def work(self) -> None:
-        """Index what has come since the last time."""
+        """Indexes new messages."""
         if self._index is None:
             try:
                 self._index = Index(self._database)
             except BlockingIOError:
-                return  # an older worker that ends has it still
+                return  # an older worker that is stopping still holds it
         try:
             self._fill(self._index)
         except search_file.Error as exc:
             if search_file.is_damage(exc) and time.monotonic() >= self._make_anew_at:
                 self._make_anew_at = time.monotonic() + _MAKE_ANEW_SECONDS
-                logger.warning("the search index is damaged and made anew: %s", exc)
+                logger.warning("the search index is damaged and will be rebuilt: %s", exc)
                 self._index.make_anew()
             else:
                 self.close()
@@ -54,7 +54,7 @@ class Indexing:
             raise
 
     def close(self) -> None:
-        """Leave the index to others."""
+        """Releases the index to other processes."""
         index, self._index = self._index, None
         if index is not None:
             index.close()

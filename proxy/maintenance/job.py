@@ -1,4 +1,4 @@
-"""A background job: its work again and again in a thread of its own, until it is told to stop, whatever is raised."""
+"""A background job: runs a function periodically in its own thread until stopped; survives exceptions."""
 
 import fcntl
 import logging
@@ -13,37 +13,36 @@ RETRY_SECONDS = 15.0
 
 
 class StoppedError(Exception):
-    """The server ends: leave the work where it is."""
+    """The server is stopping, so the work is abandoned."""
 
 
 class Stop:
-    """Tells the jobs that the server ends."""
+    """The stop signal for all jobs."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
 
     @property
     def is_set(self) -> bool:
-        """Whether it does."""
+        """Whether the server is stopping."""
         return self._event.is_set()
 
     def set(self) -> None:
-        """Say so."""
         self._event.set()
 
     def rest(self, seconds: float) -> None:
-        """Wait. Raises StoppedError."""
+        """Waits. Raises StoppedError."""
         if self._event.wait(seconds):
             raise StoppedError
 
 
 def jobs_lock_path(database: Path) -> Path:
-    """The file whose lock the worker has that does the jobs of a database."""
+    """The lock file of the worker that runs a database's jobs."""
     return database.with_name(database.name + "-jobs-lock")
 
 
 def is_leased(path: Path) -> bool:
-    """Whether a living process has the lock."""
+    """Whether a living process holds the lock."""
     if not path.exists():
         return False
     lease = Lease(path)
@@ -54,7 +53,7 @@ def is_leased(path: Path) -> bool:
 
 
 class Lease:
-    """Of all workers on a database one does the background jobs: the one that has the lock of this file."""
+    """Elects the worker that runs the jobs: the one that holds this file's lock."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -62,14 +61,14 @@ class Lease:
         self._file: int | None = None
 
     def is_ours(self) -> bool:
-        """Whether this process does the jobs; it begins to when nobody else does. Raises OSError."""
+        """Whether this process runs the jobs; takes over if no other process does. Raises OSError."""
         with self._lock:
             if self._file is None:
                 self._file = self._take()
             return self._file is not None
 
     def release(self) -> None:
-        """Leave the jobs to others."""
+        """Releases the lock to other workers."""
         with self._lock:
             file, self._file = self._file, None
         if file is not None:
@@ -89,7 +88,7 @@ class Lease:
 
 
 class Job:
-    """One job. What it raises is logged and ends nothing: it is tried again later, and no other job notices."""
+    """One job. Exceptions are logged, and the job is retried later; other jobs are not affected."""
 
     def __init__(
         self,
@@ -110,12 +109,11 @@ class Job:
         self._thread = threading.Thread(target=self._run, name=f"job-{name}", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
         self._thread.start()
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread has not ended yet."""
+        """Whether the thread is still running."""
         return self._thread.is_alive()
 
     def _run(self) -> None:
@@ -137,6 +135,6 @@ class Job:
                     seconds = RETRY_SECONDS
             except StoppedError:
                 return
-            except Exception as exc:  # noqa: BLE001 - it must live: nobody else would ever do this job
-                logger.warning("the job %s was interrupted and goes on in a moment: %r", self.name, exc)
+            except Exception as exc:  # noqa: BLE001 - must survive: nothing else would run this job
+                logger.warning("the job %s failed and will be retried: %r", self.name, exc)
                 seconds = RETRY_SECONDS

@@ -1,7 +1,7 @@
-"""Deletes what is older than it may be, a few rows at a time, and gives the space back.
+"""Retention: deletes old sessions a few rows at a time, and returns the free space.
 
-A transaction of a prune is what a chat may have to wait for, so each is small: a session with many messages loses its
-newest ones first, and goes with the last of them.
+Chats may have to wait for each transaction, so each is small: a session with many messages loses its newest ones first,
+and is deleted together with the last of them.
 """
 
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from proxy.ids import timestamp
 from proxy.storage import free_pages, queries
 from proxy.storage.connection import Connection
 
-ROWS = 100  # messages and exchanges a transaction deletes at most
-_GIVE_BACK_SECONDS = 0.01  # time a transaction gives pages back at most: about 1.5 MB
-# Pages that stay free for what is stored next: giving back what is wanted again at once is work for nothing.
+ROWS = 100  # maximum number of messages and exchanges deleted per transaction
+_GIVE_BACK_SECONDS = 0.01  # maximum time per transaction for freeing pages, about 1.5 MB
+# Free pages to keep for new rows: freeing them only to allocate them again would be wasted work.
 _PAGES_KEPT = 256
 
 
 @dataclass(slots=True)
 class Pruned:
-    """What was deleted."""
+    """The numbers of deleted rows."""
 
     sessions: int = 0
     messages: int = 0
@@ -34,7 +34,7 @@ class Pruned:
 
 
 def moment_before(age: timedelta, *, now_seconds: float) -> str:
-    """The point in time that long ago, as it is stored."""
+    """The timestamp `age` ago, as it is stored."""
     return timestamp(max(0.0, now_seconds - age.total_seconds()))
 
 
@@ -44,7 +44,7 @@ def count_old(connection: Connection, *, before: str) -> Pruned:
 
 
 def prune_some(connection: Connection, *, before: str, rows: int = ROWS) -> Pruned:
-    """Delete some of the sessions without activity since a moment, in a transaction; nothing when none is left."""
+    """Deletes some sessions without activity since `before`, inside a transaction; nothing if none is left."""
     pruned = Pruned()
     for is_active in (True, False):
         for session_id in queries.prune.list_old_sessions(connection, before=before, is_active=is_active, limit=rows):
@@ -61,7 +61,7 @@ def prune_some(connection: Connection, *, before: str, rows: int = ROWS) -> Prun
 
 
 def give_back_some(connection: Connection, *, seconds: float = _GIVE_BACK_SECONDS) -> bool:
-    """Cut some free pages off the file; whether there are more."""
+    """Frees some pages of the file; returns whether there are more."""
     return free_pages.give_back(connection, kept=_PAGES_KEPT, seconds=seconds)
 
 

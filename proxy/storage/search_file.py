@@ -144,7 +144,7 @@ def is_damage(exc: sqlite3.Error) -> bool:
 
 def mark_damaged(database: Path, reason: object) -> None:
     """Marks the index for rebuilding by the process that fills it. Searches ignore it until then."""
-    logger.warning("the search index is damaged and will be made anew: %s", reason)
+    logger.warning("the search index is damaged and will be rebuilt: %s", reason)
     with suppress(OSError):
         _damage_mark(index_path(database)).touch(mode=0o600)
 
@@ -167,7 +167,7 @@ def open_index(path: Path) -> Connection:
         try:
             return _prepared(path)
         except sqlite3.DatabaseError as exc:
-            logger.warning("the search index is made anew: %s", exc)
+            logger.warning("the search index is rebuilt: %s", exc)
     remove(path)
     return _prepared(path)
 
