@@ -123,6 +123,7 @@ class RecordedEndpoint:
             endpoint=self._endpoint.path,
             request_id=request_id,
             request=body,
+            parsed=request,
             created_at=asked_at[0],
             asked_at=asked_at[1],
             trace_context=headers.trace_context_of(given) if settings.traces_endpoint else None,

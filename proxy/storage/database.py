@@ -112,9 +112,12 @@ class Database:
             return await connection.run(partial(_in_snapshot, work))
 
     async def look_up(self, work: Callable[[Connection], T]) -> T:
-        """Like `read`, but for short indexed queries at the start of a request. Never waits behind a `read`."""
+        """Runs short indexed queries at the start of a request on their own connections. Never waits behind a `read`.
+
+        There is no transaction around them: each statement sees a snapshot of its own.
+        """
         async with _one_of(self._look_up_readers) as connection:
-            return await connection.run(partial(_in_snapshot, work))
+            return await connection.run(partial(_limited, work))
 
     async def wait_for_locks(self, *, milliseconds: int) -> None:
         """Sets how long a write waits for another process's lock."""
@@ -177,6 +180,11 @@ def _translated(work: Callable[[SqliteConnection], T], connection: SqliteConnect
 
 def _in_snapshot(work: Callable[[Connection], T], connection: SqliteConnection) -> T:
     with connection.limited_to(READ_SECONDS), connection.snapshot():
+        return work(connection)
+
+
+def _limited(work: Callable[[Connection], T], connection: SqliteConnection) -> T:
+    with connection.limited_to(READ_SECONDS):
         return work(connection)
 
 

@@ -1,6 +1,6 @@
 """An exchange (one request and its reply), as passed from the route through the recorder to the database."""
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
 from proxy.ids import timestamp, uuid7
@@ -45,6 +45,7 @@ class Exchange:
     asked_at: str | None = None  # an `ids.moment`, compared with deletions; None: created_at
     trace_context: dict[str, str] | None = None  # the caller's traceparent and tracestate; used only for traces
 
+    parsed: InitVar[Request | None] = None  # the endpoint's parsed `request`, if the caller has it
     asked: Request = field(init=False)  # `request`, parsed by its endpoint
     # set when a slice of a long request has created the session
     is_session_made: bool = field(default=False, init=False)
@@ -53,8 +54,8 @@ class Exchange:
     _chained: list[dict[str, Any]] | None = field(default=None, init=False)
     _chain: list[bytes] | None = field(default=None, init=False)
 
-    def __post_init__(self) -> None:
-        self.asked = endpoint_of(self.endpoint).request(self.request)
+    def __post_init__(self, parsed: Request | None) -> None:
+        self.asked = parsed or endpoint_of(self.endpoint).request(self.request)
         self.messages = self.asked.messages
 
     @property

@@ -212,7 +212,8 @@ class _Cell:
         self.value: float = file.read_value(self._key)[0]
 
     def add(self, amount: float) -> None:
-        self.set(self.value + amount)
+        self.value += amount
+        self._file.write_value(self._key, self.value, 0.0)
 
     def set(self, value: float) -> None:
         self.value = value

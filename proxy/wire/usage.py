@@ -59,8 +59,11 @@ def count(value: Any) -> int | None:
 
 
 def _first(usage: JSON, *keys: str) -> int | None:
-    counts = (count(usage.get(key)) for key in keys)
-    return next((each for each in counts if each is not None), None)
+    for key in keys:
+        counted = count(usage.get(key))
+        if counted is not None:
+            return counted
+    return None
 
 
 def _is_less(new: Any, old: Any) -> bool:
