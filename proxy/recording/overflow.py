@@ -197,7 +197,7 @@ class Overflow:
         for write in self._queue:
             if write.is_spilled or write.line is None:
                 continue
-            if not (takes_all or write.is_doubtful or write.queued_at <= due_at):
+            if not (takes_all or write.queued_at <= due_at):
                 break
             if batch and (len(batch) == _SPILLED_AT_ONCE or size + write.size > _SPILLED_BYTES):
                 break
@@ -260,8 +260,6 @@ class Overflow:
             write.is_spilled = True
             if not write.done.done():
                 write.done.set_result(True)
-        if any(write.is_doubtful for write in batch):
-            self.forget_copies()  # they may be stored: retry them only from their lines, whose replay checks that first
 
     async def _keep_refused(self) -> None:
         path = self._dead_letters_path

@@ -30,7 +30,6 @@ class Write(Generic[T]):
     is_spilled: bool = False  # its line is in the synced spill file
     is_withdrawn: bool = False  # its caller was told that it failed, so it is not tried any more
     about: str | None = None  # the exchange it belongs to; an exchange has several writes
-    is_doubtful: bool = False  # it may be stored: may be retried only from its line, whose replay checks that first
 
 
 class WriteQueue:
@@ -77,9 +76,9 @@ class WriteQueue:
         self.size += write.size
 
     def take(self, limit: int) -> list[Write[Any]]:
-        """The next writes to try; drops withdrawn ones. Stops before a doubtful one, to keep the order."""
+        """The next writes to try; drops withdrawn ones."""
         assert not self.in_flight
-        while self._waiting and len(self.in_flight) < limit and not self._waiting[0].is_doubtful:
+        while self._waiting and len(self.in_flight) < limit:
             write = self._waiting.popleft()
             if write.is_withdrawn:
                 self.size -= write.size

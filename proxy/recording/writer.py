@@ -190,6 +190,7 @@ class Writer:
                 await asyncio.sleep(_RETRY_SECONDS)
             if self._is_closing and self._refused_since is not None:
                 return  # the rest is spilled
+            await asyncio.sleep(0)  # no turn, whatever it finds, keeps the event loop from the others
 
     async def _turn(self) -> None:
         try:
@@ -326,10 +327,7 @@ class Writer:
         now = time.monotonic()
         self._retry_at = now + _RETRY_SECONDS
         self._refused_since = self._refused_since or now
-        if isinstance(exc, MovedError):
-            for write in self._queue.in_flight:
-                write.is_doubtful = True  # the file it was written to may be moved back
-        if is_unknown(exc):
+        if is_unknown(exc) or isinstance(exc, MovedError):  # a file that was moved may be moved back
             self._look_first()
         self._queue.put_back()
         if not is_lock(exc) or now - self._refused_since >= _TROUBLE_SECONDS:
@@ -339,7 +337,7 @@ class Writer:
         self.overflow.wake()
 
     def _look_first(self) -> None:
-        """Marks writes in flight as doubtful: they may be stored, so only their lines may be retried."""
+        """Retries the writes in flight, which may be stored, from their lines: a replay checks that first."""
         for write in self._queue.in_flight:
             if write.line is not None:
                 write.work = _made_of_line(write.line, self._replay)

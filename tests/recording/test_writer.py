@@ -4,7 +4,7 @@ import signal
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ async def writing(
     queue_limit_bytes: int = 2**20,
     commit_timeout_seconds: float = 5.0,
     reserve_bytes: int = 65536,
+    replays: Callable[[str], Callable[[WriteBatch], None]] | None = None,
 ) -> AsyncIterator[Writer]:
     """A writer on a table of names; a spilled line is a name."""
     database = Database(folder / "x.db")
@@ -40,7 +41,7 @@ async def writing(
     writer = Writer(
         database,
         spill,
-        replay=lambda line: insert(line.decode()),
+        replay=lambda line: (replays or insert)(line.decode()),
         dead_letters_path=folder / "refused",
         queue_limit=queue_limit,
         queue_limit_bytes=queue_limit_bytes,
@@ -57,6 +58,13 @@ async def writing(
 def insert(name: str) -> Callable[[WriteBatch], None]:
     def work(rows: WriteBatch) -> None:
         execute(rows.connection, "INSERT INTO names VALUES (?)", (name,))
+
+    return work
+
+
+def insert_if_missing(name: str) -> Callable[[WriteBatch], None]:
+    def work(rows: WriteBatch) -> None:
+        execute(rows.connection, "INSERT INTO names VALUES (?) ON CONFLICT DO NOTHING", (name,))
 
     return work
 
@@ -320,6 +328,33 @@ async def test_what_stalls_twice_is_counted_and_said(tmp_path: Path, monkeypatch
             await until(lambda: writer.last_error is not None)
             going_on.set()
             monkeypatch.undo()
+
+
+async def test_files_that_come_back_before_anything_is_spilled_stop_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside, slow = tmp_path / "aside", threading.Event()
+    append = Spill.append
+    monkeypatch.setattr(Spill, "append", lambda spill, lines: slow.wait(20) and append(spill, lines))
+
+    def store_and_move_away(rows: WriteBatch) -> None:
+        insert("a")(rows)
+        rows.flush()
+        (tmp_path / "x.db").rename(aside)
+
+    async with writing(tmp_path, replays=insert_if_missing) as writer:
+        first = writer.submit(store_and_move_away, spilled=lambda: b"a")
+        await until(aside.exists)
+        by_hand = writer.submit(insert("by hand"))
+        await until(lambda: writer.last_error is not None)
+        aside.rename(tmp_path / "x.db")
+        await until(lambda: not writer.waiting)
+        assert await first is None
+        assert await record(writer, "b") is None
+        slow.set()
+        with suppress(UnavailableError):
+            await by_hand
+    assert [name for name in names(tmp_path) if name != "by hand"] == ["a", "b"]
 
 
 @pytest.mark.parametrize("suffix", ("", "-wal"))
