@@ -51,6 +51,11 @@ def start_clock_at(started_at: float) -> None:
     _started_at = started_at
 
 
+def keep_clock_between(earliest: float, latest: float) -> None:
+    """Moves what `moment` counts from as little as brings it between two values: those that a server's time allows."""
+    start_clock_at(min(max(_started_at, earliest), latest))
+
+
 def moment() -> str:
     """The time now by a clock that does not go back, to order things by: not what a clock on the wall says."""
     return timestamp(_started_at + time.monotonic())

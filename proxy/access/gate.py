@@ -213,7 +213,9 @@ class Gate:
         """
         row, usage = cached_key.row, cached_key.usage
         if row.requests_per_minute is not None:
-            admission.rate_limit_headers = take_request(usage, per_minute=row.requests_per_minute, now=time.monotonic())
+            admission.rate_limit_headers = take_request(
+                usage, per_minute=row.requests_per_minute, now=time.monotonic(), processes=self._database.living_count
+            )
         if row.tokens_per_day is not None:
             await self._read_tokens(row.key_id, usage.tokens)
             told = token_headers(usage.tokens, per_day=row.tokens_per_day, unix_time=time.time())

@@ -73,17 +73,22 @@ class DayTokens:
         self.reserved += tokens
 
 
-def take_request(usage: Usage, *, per_minute: int, now: float) -> Headers:
-    """Counts a request; returns the rate limit headers. Raises APIError 429 if the quota is used up."""
-    drained = (now - usage.requests_at) * per_minute / 60
+def take_request(usage: Usage, *, per_minute: int, now: float, processes: int = 1) -> Headers:
+    """Counts a request; returns the rate limit headers. Raises APIError 429 if the quota is used up.
+
+    Each of several processes gives out its share of the limit, and at least one request at a time.
+    """
+    rate = per_minute / processes
+    most = max(1.0, rate)
+    drained = (now - usage.requests_at) * rate / 60
     used = max(0.0, usage.requests - drained)
-    wait_seconds = (used + 1 - per_minute) * 60 / per_minute
+    wait_seconds = (used + 1 - most) * 60 / rate
     # Tolerance: a rounding error must not reject the last request of a minute's quota.
     is_over = wait_seconds > 1e-6
     usage.requests = used if is_over else used + 1
     usage.requests_at = now
     rate_limit_headers = _headers(
-        "requests", limit=per_minute, left=per_minute - usage.requests, reset=usage.requests * 60 / per_minute
+        "requests", limit=per_minute, left=most - usage.requests, reset=usage.requests * 60 / rate
     )
     if is_over:
         message = f"Rate limit reached: {per_minute} requests per minute."

@@ -19,7 +19,7 @@ from proxy.recording.transactions import is_trouble, replay_lines
 from proxy.recording.write_queue import QueueFullError
 from proxy.recording.writer import Writer
 from proxy.settings import Settings
-from proxy.storage import boot_clock, exchange_store
+from proxy.storage import exchange_store
 from proxy.storage.connection import Connection
 from proxy.storage.database import Database
 from proxy.storage.errors import StorageError
@@ -173,7 +173,7 @@ class Recorder:
         """Stores what dead processes have left, then accepts exchanges."""
         try:
             await self._database.keep_alive(self.worker_id)
-            await self._database.write(boot_clock.adopt)
+            await self._database.adopt_clock()
             await self._recover()
         except (StorageError, MovedError, OSError) as exc:
             if isinstance(exc, StorageError) and not is_trouble(exc):

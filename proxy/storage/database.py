@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import aiosqlite
 
 from proxy.settings import ConfigurationError
-from proxy.storage import sqlite, sqlite_file
+from proxy.storage import boot_clock, sqlite, sqlite_file
 from proxy.storage.connection import Connection
 from proxy.storage.errors import StorageDamagedError, StorageError
 from proxy.storage.file_identity import FileIdentity
@@ -59,6 +59,7 @@ class Database:
         self._look_up_readers: asyncio.Queue[_Thread] = asyncio.Queue()
         self._opened: list[_Thread] = []
         self._reader_count = 2
+        self.living_count = 1  # processes that serve the database, as far as one of several hosts knows
 
     async def open(self, *, readers: int = 2) -> None:
         """Opens the file; creates and migrates it if necessary. Raises ConfigurationError with a one-line reason."""
@@ -133,6 +134,10 @@ class Database:
 
     async def keep_alive(self, worker_id: str) -> None:
         """Does nothing for SQLite: other processes see the lock on this process's spill file."""
+
+    async def adopt_clock(self) -> None:
+        """Takes the clock that orders deletions and chats in all processes."""
+        await self.write(boot_clock.adopt)
 
     async def checkpoint(self) -> None:
         """Writes the write-ahead log into the database file and truncates it. https://sqlite.org/wal.html#ckpt"""

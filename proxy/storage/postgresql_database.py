@@ -3,12 +3,14 @@
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from proxy import ids
 from proxy.settings import ConfigurationError
 from proxy.storage import postgresql
 from proxy.storage.connection import Connection
@@ -71,6 +73,7 @@ class PostgresqlDatabase(Database):
         self._looking_up: asyncio.Queue[_Thread] = asyncio.Queue()
         self._all = [self._writing]
         self._beating: asyncio.Task[None] | None = None
+        self._heart: _Thread | None = None
         self._worker_id: str | None = None
 
     async def open(self, *, readers: int = 2) -> None:
@@ -117,12 +120,15 @@ class PostgresqlDatabase(Database):
 
     async def keep_alive(self, worker_id: str) -> None:
         """Starts sending heartbeats, so that other processes know that this one is alive."""
-        thread = _Thread(partial(postgresql.connect, self.url), "beat")
-        self._all.append(thread)
+        self._heart = _Thread(partial(postgresql.connect, self.url), "beat")
+        self._all.append(self._heart)
         self._worker_id = worker_id
         with suppress(StorageError):  # the heartbeat task retries later
-            await thread.run(partial(_beat, worker_id=worker_id))
-        self._beating = asyncio.create_task(self._beat_always(thread, worker_id), name="beat")
+            self.living_count = await self._heart.run(partial(_beat, worker_id=worker_id))
+        self._beating = asyncio.create_task(self._beat_always(self._heart, worker_id), name="beat")
+
+    async def adopt_clock(self) -> None:
+        """Does nothing: each heartbeat sets the clock by the server's."""
 
     async def checkpoint(self) -> None:
         """Does nothing: the server checkpoints by itself."""
@@ -132,14 +138,24 @@ class PostgresqlDatabase(Database):
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.wait([self._beating])
+            await self._leave()
         for thread in self._all:
             await thread.close()
+
+    async def _leave(self) -> None:
+        """Tells the other processes that this one does not live any more."""
+        assert self._heart is not None
+        with suppress(TimeoutError, StorageError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._heart.run(
+                    lambda connection: connection.changes("forget_worker", {"worker_id": self._worker_id})
+                )
 
     async def _beat_always(self, thread: _Thread, worker_id: str) -> None:
         while True:
             await asyncio.sleep(_BEAT_SECONDS)
             try:
-                await thread.run(partial(_beat, worker_id=worker_id))
+                self.living_count = await thread.run(partial(_beat, worker_id=worker_id))
             except StorageError as exc:
                 logger.warning("the other processes cannot be told that this one lives: %s", exc)
 
@@ -169,5 +185,9 @@ def _in_snapshot(work: Callable[[Connection], T], connection: PostgresqlConnecti
         return work(connection)
 
 
-def _beat(connection: PostgresqlConnection, *, worker_id: str) -> None:
-    connection.changes("beat", {"worker_id": worker_id, "host": socket.gethostname()})
+def _beat(connection: PostgresqlConnection, *, worker_id: str) -> int:
+    """Says that this process lives, and sets its clock by the server's; how many processes live."""
+    asked_at = time.monotonic()
+    server_seconds = connection.value("beat", {"worker_id": worker_id, "host": socket.gethostname()})
+    ids.keep_clock_between(server_seconds - time.monotonic(), server_seconds - asked_at)
+    return max(1, int(connection.value("count_living_workers")))

@@ -54,6 +54,19 @@ def test_a_minute_s_requests_are_let_in_and_the_next_is_told_when_to_come() -> N
         take_request(usage, per_minute=3, now=1020.1)
 
 
+def test_processes_share_a_minute_s_requests_and_each_lets_one_in() -> None:
+    for processes, in_turn in ((2, 3), (3, 2), (7, 1), (100, 1)):
+        usage = Usage()
+        told = [dict(take_request(usage, per_minute=6, now=1000.0, processes=processes)) for _ in range(in_turn)]
+        assert told[-1][b"x-ratelimit-remaining-requests"] == b"0"
+        assert told[-1][b"x-ratelimit-limit-requests"] == b"6"
+        with pytest.raises(APIError) as refused:
+            take_request(usage, per_minute=6, now=1000.0, processes=processes)
+        assert refused.value.headers is not None
+        assert refused.value.headers["Retry-After"] == str(10 * processes)
+        take_request(usage, per_minute=6, now=1000.0 + 10 * processes, processes=processes)
+
+
 def test_a_refused_request_does_not_count() -> None:
     usage = Usage()
     take_request(usage, per_minute=1, now=50.0)

@@ -36,8 +36,8 @@ def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
         return found
 
 
-async def world_on(stack: AsyncExitStack, url: str, folder: Path) -> World:
-    return await open_world(stack, folder, database_url=url, state_dir=str(folder / "state"))
+async def world_on(stack: AsyncExitStack, url: str, folder: Path, **changes: Any) -> World:
+    return await open_world(stack, folder, database_url=url, state_dir=str(folder / "state"), **changes)
 
 
 async def stored(url: str, count: int) -> None:

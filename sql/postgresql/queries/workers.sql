@@ -11,18 +11,24 @@ WHERE e.status = 'in_progress'
   );
 
 -- name: beat
--- This process lives. Those that have been gone for a day are forgotten.
+-- This process lives. Those that have been gone for a day are forgotten. The time is the server's, in Unix seconds.
 WITH forgotten AS (
     DELETE FROM workers
     WHERE seen_at < clock_timestamp() - INTERVAL '1 day'
 )
 INSERT INTO workers (worker_id, host, seen_at)
 VALUES (:worker_id, :host, clock_timestamp())
-ON CONFLICT (worker_id) DO UPDATE SET seen_at = excluded.seen_at;
+ON CONFLICT (worker_id) DO UPDATE SET seen_at = excluded.seen_at
+RETURNING CAST(EXTRACT(EPOCH FROM seen_at) AS DOUBLE PRECISION) AS server_seconds;
 
 -- name: forget_worker
 DELETE FROM workers
 WHERE worker_id = :worker_id;
+
+-- name: count_living_workers
+SELECT COUNT(*)
+FROM workers
+WHERE seen_at > clock_timestamp() - INTERVAL '15 seconds';
 
 -- name: list_living_workers
 SELECT worker_id
