@@ -105,6 +105,7 @@ def in_pieces(coder: Any) -> bytes:
     return b"".join([*pieces, coder.flush()])
 
 
+WHOLE = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"a"},"finish_reason":"stop"}]}'
 AB = stream({"role": "assistant", "content": "a"}, {"content": "b"}).partition(b"\r\n\r\n")[2]
 NINES = [AB[start : start + 9] for start in range(0, len(AB), 9)]
 WEATHER = ("c1", "get_weather", '{"city":"A"}'), ("c2", "get_weather", '{"city":"B"}'), ("c3", "get_time", '{"tz":"U"}')
@@ -127,6 +128,23 @@ MESSAGES: dict[str, tuple[bytes, dict[str, Any]]] = {
             {"tool_calls": [call("g", "{", index=0, id="c2")]},
             {"tool_calls": [{"index": 0, "id": "c1", "function": {"arguments": "}"}}]},
             {"tool_calls": [{"index": 0, "id": "c2", "function": {"arguments": "}"}}]},
+        ),
+        {"tool_calls": called(("c1", "f", "{}"), ("c2", "g", "{}"))},
+    ),
+    "01 an id for each piece": (
+        stream(
+            {"tool_calls": [call("f", "", index=0, id="c1")]},
+            {"tool_calls": [{"index": 0, "id": "c2", "function": {"arguments": '{"a"'}}]},
+            {"tool_calls": [{"index": 0, "id": "c3", "function": {"arguments": ":1}"}}]},
+        ),
+        {"tool_calls": called(("c1", "f", '{"a":1}'))},
+    ),
+    "01 id before the name": (
+        stream(
+            {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"arguments": ""}}]},
+            {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": "{}"}}]},
+            {"tool_calls": [{"index": 0, "id": "c2", "type": "function", "function": {"arguments": ""}}]},
+            {"tool_calls": [{"index": 0, "function": {"name": "g", "arguments": "{}"}}]},
         ),
         {"tool_calls": called(("c1", "f", "{}"), ("c2", "g", "{}"))},
     ),
@@ -171,6 +189,12 @@ MESSAGES: dict[str, tuple[bytes, dict[str, Any]]] = {
         stream({"content": "look"}, {"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, {"content": "!"}),
         {"content": [text("look"), {"type": "image_url", "image_url": {"url": "x"}}, text("!")]},
     ),
+    "05 empty list between": (stream({"content": "a"}, {"content": []}, {"content": "b"}), {"content": "ab"}),
+    "05 an object": (stream({"content": "a"}, {"content": text("b")}, {"content": "c"}), {"content": [text("abc")]}),
+    "05 thinking between": (
+        stream({"content": "Hi"}, {"content": [THOUGHT]}, {"content": "x"}, {"content": "y"}),
+        {"content": [text("Hi"), THOUGHT, text("xy")]},
+    ),
     "07": (bin_of("07"), {"reasoning_details": [DETAIL], "content": "A"}),
     "07 two": (
         stream(
@@ -193,6 +217,29 @@ MESSAGES: dict[str, tuple[bytes, dict[str, Any]]] = {
         ),
         {"thinking_blocks": [{"index": 0, "type": "thinking", "thinking": "I see", "signature": "S"}]},
     ),
+    "07 index null": (
+        stream(
+            {"reasoning_details": [{"type": "reasoning.text", "text": "Let", "index": None}]},
+            {"reasoning_details": [{"type": "reasoning.text", "text": " me", "index": None}]},
+            {"reasoning_details": [{"type": "reasoning.text", "signature": "SIG", "index": None}]},
+        ),
+        {"reasoning_details": [{"type": "reasoning.text", "text": "Let me", "signature": "SIG", "index": None}]},
+    ),
+    "07 without index, two signed": (
+        stream(
+            {"thinking_blocks": [{"type": "thinking", "thinking": "a"}]},
+            {"thinking_blocks": [{"type": "thinking", "thinking": "b"}]},
+            {"thinking_blocks": [{"type": "thinking", "thinking": "", "signature": "S"}]},
+            {"thinking_blocks": [{"type": "thinking", "thinking": "c"}]},
+            {"thinking_blocks": [{"type": "thinking", "thinking": "", "signature": "T"}]},
+        ),
+        {
+            "thinking_blocks": [
+                {"type": "thinking", "thinking": "ab", "signature": "S"},
+                {"type": "thinking", "thinking": "c", "signature": "T"},
+            ]
+        },
+    ),
     "08": (bin_of("08"), {"role": "assistant", "content": "ab"}),
     "08 late": (stream({"role": "", "content": "a"}, {"role": "assistant"}), {"role": "assistant", "content": "a"}),
     "08 whole": (
@@ -200,6 +247,8 @@ MESSAGES: dict[str, tuple[bytes, dict[str, Any]]] = {
         + b'{"choices":[{"index":0,"message":{"role":"","content":"a"},"finish_reason":"stop"}]}',
         {"role": "assistant", "content": "a"},
     ),
+    "08 blank": (stream({"role": " ", "content": "a"}), {"role": "assistant", "content": "a"}),
+    "08 spelled otherwise": (stream({"role": "Assistant", "content": "a"}), {"role": "assistant", "content": "a"}),
     "09": (bin_of("09"), {"tool_calls": called(("c1", "f", "{}"))}),
     "09 by number": (
         stream({"tool_calls": {"0": call("f", "{}", id="c1"), "1": call("g", "{}", id="c2")}}),
@@ -209,6 +258,11 @@ MESSAGES: dict[str, tuple[bytes, dict[str, Any]]] = {
         stream({"tool_calls": call("f", "{", id="c1")}, {"tool_calls": {"function": {"arguments": "}"}}}),
         {"tool_calls": called(("c1", "f", "{}"))},
     ),
+    "09 texts": (
+        stream({"tool_calls": ["x"]}, {"tool_calls": [call("f", "{}", id="c1"), "y"]}),
+        {"tool_calls": [*called(("c1", "f", "{}")), "x", "y"]},
+    ),
+    "09 a text": (stream({"tool_calls": "[]"}), {"tool_calls": "[]"}),
     "10": (bin_of("10"), {"content": "Hello"}),
     "10 blanks": (
         stream({"content": "a"}).replace(b"text/event-stream", b" TEXT/Event-stream ; a=b"),
@@ -222,6 +276,9 @@ MESSAGES: dict[str, tuple[bytes, dict[str, Any]]] = {
         ),
         {"content": "a"},
     ),
+    "12 blanks": (head("text/html") + b"  \r\n" + AB, {"content": "ab"}),
+    "12 other way round": (head() + WHOLE, {"content": "a"}),
+    "12 other way round, in lines": (head() + json.dumps(json.loads(WHOLE), indent=1).encode(), {"content": "a"}),
     "13": (bin_of("13"), {"role": "assistant", "content": "Hello"}),
     "13 deflate": (encoded("deflate", zlib.compress(AB)), {"content": "ab"}),
     "13 bare deflate": (encoded("deflate", in_pieces(zlib.compressobj(wbits=-15))), {"content": "ab"}),
@@ -244,10 +301,7 @@ MESSAGES: dict[str, tuple[bytes, dict[str, Any]]] = {
         {"content": "ab"},
     ),
     "13 whole": (
-        head("application/json", coding="gzip")
-        + gzip.compress(
-            b'{"choices":[{"index":0,"message":{"role":"assistant","content":"a"},"finish_reason":"stop"}]}'
-        ),
+        head("application/json", coding="gzip") + gzip.compress(WHOLE),
         {"content": "a"},
     ),
     "20": (bin_of("20"), {"content": "Hello"}),
@@ -263,10 +317,36 @@ MESSAGES: dict[str, tuple[bytes, dict[str, Any]]] = {
         stream({"content": "a"}, {"content": "b"}, {"content": "?"}, {"content": "c"}).replace(b"?", b"\xe4"),
         {"content": "ab\ufffdc"},
     ),
+    "21 half a character as three bytes": (
+        stream({"content": "?"}).replace(b"?", b"\xed\xa0\x80"),
+        {"content": "\ufffd" * 3},
+    ),
+    "21 character in two escaped halves": (
+        stream({"content": "a?"}, {"content": "!b"}).replace(b"?", b"\\ud83d").replace(b"!", b"\\ude00"),
+        {"content": "a\U0001f600b"},
+    ),
+    "21 control characters": (stream({"content": "a?"}).replace(b"?", b"\t\0"), {"content": "a\t\0"}),
+    "21 in arguments": (
+        stream({"tool_calls": [call("f", '{"a":"?"}', index=0, id="c1")]}).replace(b"?", b"\xff"),
+        {"tool_calls": called(("c1", "f", '{"a":"\ufffd"}'))},
+    ),
     "22": (bin_of("22"), {"content": "Hello"}),
     "22 CRLF": (
         head() + (delta({"content": "a"}) + delta({"content": "b"}) + delta({}, "stop")).replace(b"\n\n", b"\r\n"),
         {"content": "ab"},
+    ),
+    "22 CR": (
+        head() + (delta({"content": "a"}) + delta({"content": "b"}) + delta({}, "stop")).replace(b"\n\n", b"\r"),
+        {"content": "ab"},
+    ),
+    "22 some": (
+        head() + delta({"content": "a"})[:-1] + delta({"content": "b"}) + delta({}, "stop")[:-1],
+        {"content": "ab"},
+    ),
+    "22 with names and comments": (
+        head()
+        + b"".join(b": a\nevent: message\n" + each[:-1] for each in (delta({"content": "a"}), delta({}, "stop"))),
+        {"content": "a"},
     ),
     "22 in one event": (
         head() + (delta({"content": "a"}) + delta({"content": "b"}, "stop")).replace(b"\n\n", b"\n") + b"\n",
@@ -309,6 +389,26 @@ USAGES: dict[str, tuple[bytes, tuple[int, int, int]]] = {
         b'"usage":{"prompt_tokens":5.0,"completion_tokens":2.0,"total_tokens":7.0}}',
         (5, 2, 7),
     ),
+    "23 of any gateway": (
+        head() + delta({"content": "a"}, "stop") + chunk(x_ours=usage(prompt_tokens=1, completion_tokens=2)),
+        (1, 2, 3),
+    ),
+    "23 in a message": (
+        head("application/json")
+        + WHOLE.replace(b'"content"', b'"usage":{"promptTokens":1,"completionTokens":2},"content"'),
+        (1, 2, 3),
+    ),
+    "25 as text with a point": (
+        head() + delta({"content": "a"}, "stop") + chunk(usage=[{"prompt_tokens": "5.0", "completion_tokens": "2.00"}]),
+        (5, 2, 7),
+    ),
+    "in two parts, the first with a total": (
+        head()
+        + chunk(**usage(prompt_tokens=5, completion_tokens=0, total_tokens=5))
+        + delta({"content": "a"}, "stop")
+        + chunk(**usage(completion_tokens=2)),
+        (5, 2, 7),
+    ),
     "in two parts": (
         head()
         + chunk(**usage(prompt_tokens=5, completion_tokens=0))
@@ -334,10 +434,14 @@ FAILURES: dict[str, tuple[bytes, dict[str, Any]]] = {
     "16 empty": (head("application/json") + b"", {"status": 200, "text": ""}),
     "16 other JSON": (head("application/json") + b'{"ok":true}', {"status": 200, "text": '{"ok":true}'}),
     "16 stream": (head() + b"data: sorry\n\n", {"status": 200, "text": "data: sorry\n\n"}),
+    "16 choices of nothing": (head("application/json") + b'{"choices":[{}]}', {"text": '{"choices":[{}]}'}),
+    "16 choice without a message": (head("application/json") + b'{"choices":[{"message":null}]}', {"status": 200}),
+    "16 HTML as a stream": (head() + b"<html>login</html>", {"text": "<html>login</html>"}),
     "18": (bin_of("18"), {"message": "quota", "type": "insufficient_quota"}),
     "18 text": (head() + b"event: error\ndata: overloaded\n\n", {"message": "overloaded"}),
     "18 field": (head() + b'error: {"message":"quota"}\n\n', {"message": "quota"}),
     "18 nested": (head() + b'event: error\ndata: {"error":{"message":"q"}}\n\n', {"message": "q"}),
+    "18 between events": (head() + b'{"error":{"message":"q"}}\n', {"message": "q"}),
 }
 
 
@@ -348,6 +452,34 @@ async def test_what_is_no_reply_is_failed_and_said(tmp_path: Path, name: str) ->
     assert message == {}
     assert exchange["status"] == "failed"
     assert {key: exchange["error"].get(key) for key in expected} == expected
+
+
+AFTER_TEXT: dict[str, tuple[bytes, str]] = {
+    "18": (b'event: error\ndata: {"message":"boom"}\n\n', "message"),
+    "18 field": (b'error: {"message":"boom"}\n\n', "message"),
+    "18 no JSON": (b"data: boom\n\n", "text"),
+    "18 between events": (b'{"error":{"message":"boom"}}\n\n', "message"),
+    "18 in the choice": (delta({}, "error", error={"message": "boom"}) + b"data: [DONE]\n\n", "message"),
+}
+
+
+@pytest.mark.parametrize("name", AFTER_TEXT)
+async def test_error_after_text_is_said_and_the_text_is_kept(tmp_path: Path, name: str) -> None:
+    answer, key = AFTER_TEXT[name]
+    message, exchange = await asked(tmp_path, head() + delta({"content": "a"}) + answer)
+    assert (message["content"], exchange["status"]) == ("a", "incomplete")
+    assert "boom" in exchange["error"][key]
+
+
+@pytest.mark.parametrize("left", (0, 1, 2))
+async def test_what_upstream_left_unterminated_when_it_died_is_recorded_as_it_is_sent(
+    tmp_path: Path, left: int
+) -> None:
+    events = (delta({"content": "a"}), delta({"content": "b"})[: -left or None])
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(event), event) for event in events)
+    answer = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n" + chunks
+    message, exchange = await asked(tmp_path, answer)
+    assert (message["content"], exchange["status"]) == ("ab", "incomplete")
 
 
 async def test_event_of_40_megabytes_is_recorded_whole(tmp_path: Path) -> None:

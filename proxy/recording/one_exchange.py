@@ -72,6 +72,16 @@ class Recording:
         if len(self._beginning) < _BEGINNING_BYTES:
             self._beginning += data[: _BEGINNING_BYTES - len(self._beginning)]
 
+    def take_between(self, text: bytes) -> None:
+        """Take what stands in a stream and is no event: an error, or a whole reply that is only labelled a stream."""
+        value = parsed_object(text)
+        if value is None:
+            return
+        if value.get("error"):
+            self.reply.feed(Event(text, text, b"error"))
+        elif not self.reply.choices:
+            self.reply.take_whole(text)
+
     def take_whole(self, body: bytes) -> None:
         """Takes a non-streamed reply."""
         self.live.size += len(body)
@@ -85,12 +95,16 @@ class Recording:
         error = self.reply.error or self.trouble
         if not self.reply.choices:
             return self.end("failed", error=error or self._what_came("Upstream's stream holds no reply."))
+        if error is None and self.reply.unread:
+            self._beginning = self.reply.unread
+            error = self._what_came("Upstream's stream holds what is no part of a reply.")
         return self.end("incomplete", error=error)
 
     def end_whole(self) -> asyncio.Future[Any] | None:
         """Ends a non-streamed reply."""
         is_2xx = self.http_status is not None and 200 <= self.http_status < 300
-        if is_2xx and self.reply.error is None and self.reply.choices:
+        is_reply = any(choice.finish_reason or choice.says_something for choice in self.reply.choices)
+        if is_2xx and self.reply.error is None and is_reply:
             return self.end("completed")
         error = self.reply.error or self.trouble
         if error is None and not is_2xx:

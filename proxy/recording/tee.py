@@ -58,20 +58,18 @@ class Tee:
         return out[0] if len(out) == 1 else b"".join(out)
 
     def finish(self) -> None:
-        """Called after upstream's clean end: an unterminated last event still counts, and is sent by `rest`."""
+        """Called when upstream has ended: an unterminated last event still counts, and is sent by `rest`."""
         if not self._gave_up:
             self._last = b"".join(self._pass(self._decoder.finish()))
 
     def _pass(self, events: list[Event]) -> list[bytes]:
         """Records events; returns the bytes of those that are sent now."""
-        recording, reply, hidden = self._recording, self._recording.reply, self._hidden
+        hidden = self._hidden
         out = []
         for event in events:
             raw = event.raw
             if not self.has_ended:
-                if event.data:
-                    recording.take(event)
-                    self.has_ended = reply.is_end(event)
+                self._record_event(event)
                 if hidden is not None:
                     raw = hidden.end() + raw if self.has_ended else hidden.pass_on(event)
             if self.has_ended and self._holds:
@@ -79,6 +77,13 @@ class Tee:
             elif raw:
                 out.append(raw)
         return out
+
+    def _record_event(self, event: Event) -> None:
+        if event.data:
+            self._recording.take(event)
+            self.has_ended = self._recording.reply.is_end(event)
+        elif event.raw.lstrip().startswith(b"{"):
+            self._recording.take_between(event.raw)
 
     def release(self) -> bytes:
         """Returns the held bytes and stops holding."""
@@ -142,12 +147,11 @@ class EncodedTee(Tee):
         self._recording.live.feed(text)
         self._recording.begins(text)
         for event in self._decoder.feed(text):
-            if event.data and not self.has_ended:
-                self._recording.take(event)
-                self.has_ended = self._recording.reply.is_end(event)
+            if not self.has_ended:
+                self._record_event(event)
 
     def finish(self) -> None:
         """Records an unterminated last event."""
         if not self._gave_up and not self.has_ended:
             for event in self._decoder.finish():
-                self._recording.take(event)
+                self._record_event(event)

@@ -225,7 +225,7 @@ def _store_reply(
     first_no = None
     tokens = columns["completion_tokens"] or 0
     for choice in outcome.reply.choices if outcome.reply else ():
-        if choice.finish_reason is None and not _says_something(choice):
+        if choice.finish_reason is None and not choice.says_something:
             continue
         is_whole = outcome.status == "completed" or choice.finish_reason is not None
         message = _message(choice)
@@ -244,10 +244,6 @@ def _store_reply(
         rows.add_response_items(number, item_ids_of(message))
         first_no = first_no or number
     delta.leaf_no = first_no or delta.leaf_no
-
-
-def _says_something(choice: Choice) -> bool:
-    return any(value for key, value in choice.message.items() if key != "role")
 
 
 def _message(choice: Choice) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from proxy.wire.anthropic_blocks import reply_of
 from proxy.wire.dialect import JSON, string
 from proxy.wire.dialect_reply import DialectReply, count
 from proxy.wire.endpoint import Choice, Tokens
+from proxy.wire.merge import text_of
 from proxy.wire.sse import Event
 
 # Which key of its block each delta extends. `input_json_delta` carries JSON text in pieces, parsed at the end.
@@ -187,7 +188,7 @@ class MessageReply(DialectReply):
         for (of, key), pieces in self._pieces.items():
             if of != index:
                 continue
-            text = "".join(pieces)
+            text = text_of(pieces)
             if key == "partial_json":
                 block["input"] = _parsed(text, block.get("input"))
             else:

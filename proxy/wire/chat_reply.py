@@ -6,19 +6,17 @@ Never raises on upstream's data: whatever cannot be parsed is counted in `malfor
 import re
 from collections.abc import Iterator
 from operator import itemgetter
-from typing import Any
 
 from proxy.wire import chunk_template
 from proxy.wire.choice_fold import ChoiceFold, with_role
 from proxy.wire.chunk_template import AFTER_DATA, BEFORE_DATA, ChunkTemplate
 from proxy.wire.endpoint import JSON, Choice, Tokens
-from proxy.wire.json_text import dumps, loads, parsed_object
+from proxy.wire.json_text import dumps, object_of_reply, parsed_object
 from proxy.wire.merge import Pieces, growing, index_of, merge
 from proxy.wire.sse import Event
 from proxy.wire.usage import count, tokens_of, usages_of, with_part
 
 _TOKEN_KEYS = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call", "audio")
-_NESTING_MAX = 250  # orjson serializes at most 254 levels; anything accepted here must be writable again
 _ATTEMPTS_MAX = 8
 _ERROR_LENGTH = 2000
 _OF_EVERY_CHUNK = frozenset(
@@ -36,6 +34,7 @@ class Completion:
         self.terminated = False
         self.has_token = False
         self.malformed = 0
+        self.unread = b""
         self._top: JSON = {}
         self._folds: dict[int, ChoiceFold] = {}
         self._whole: JSON | None = None
@@ -217,14 +216,11 @@ class Completion:
             self._fold(event[len(BEFORE_DATA) : -len(AFTER_DATA)])
 
     def _parsed(self, data: bytes) -> JSON | None:
-        try:
-            value = _loads(data)
-        except ValueError:
-            value = _repaired(data)
-        if isinstance(value, dict):
-            return value
-        self.malformed += 1
-        return None
+        value = object_of_reply(data)
+        if value is None:
+            self.malformed += 1
+            self.unread = self.unread or data[:_ERROR_LENGTH]
+        return value
 
     def _take_top(self, chunk: JSON) -> None:
         top = self._top
@@ -268,6 +264,7 @@ class Completion:
         if not isinstance(message, dict):
             self.malformed += 1
             message = {}
+        self._take_error_of(choice)
         finish_reason = self._finish_reason(choice.get("finish_reason"))
         extra = {key: value for key, value in choice.items() if key not in ("index", "message", "finish_reason")}
         return Choice(self._index(choice, position), with_role(message), finish_reason, extra)
@@ -276,11 +273,17 @@ class Completion:
         self.malformed += value is not None and not isinstance(value, str)
         return _string(value)
 
+    def _take_error_of(self, choice: JSON) -> None:
+        """Some gateways say in the choice that its generation failed."""
+        if isinstance(error := choice.get("error"), dict | str) and error:
+            self.error = error
+
     def _fold_choice(self, position: int, choice: JSON) -> None:
         index = self._index(choice, position)
         fold = self._folds.get(index)
         if fold is None:
             fold = self._folds[index] = ChoiceFold()
+        self._take_error_of(choice)
         for key, value in choice.items():
             # some servers stream a whole reply in one event
             if key == "delta" or (key == "message" and "delta" not in choice):
@@ -332,14 +335,6 @@ def _has_token(chunk: JSON) -> bool:
     return any(delta.get(key) for delta in deltas if isinstance(delta, dict) for key in _TOKEN_KEYS)
 
 
-def _loads(data: bytes) -> Any:
-    """Parses JSON. Raises ValueError, also if it is nested too deeply to be serialized again."""
-    value = loads(data)
-    if len(data) > 2 * _NESTING_MAX and data.count(b"[") + data.count(b"{") > _NESTING_MAX and _is_deep(value):
-        raise ValueError("JSON is nested too deeply")
-    return value
-
-
 def _says_error(chunk: JSON) -> bool:
     """Whether a chunk without choices is an error, even without an `error` key."""
     return chunk.get("type") == "error" or (
@@ -347,35 +342,8 @@ def _says_error(chunk: JSON) -> bool:
     )
 
 
-def _repaired(data: bytes) -> Any:
-    """Parses JSON that is not valid UTF-8; each invalid byte becomes U+FFFD, as in browsers."""
-    text = data.decode("utf-8", "replace")
-    try:
-        return None if text.isascii() else _loads(text.encode())
-    except ValueError:
-        return None
-
-
-def _is_deep(value: object) -> bool:
-    level = [value]
-    for _ in range(_NESTING_MAX):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, dict | list)
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
-        if not level:
-            return False
-    return True
-
-
 def _object(data: bytes) -> JSON:
-    try:
-        value = _loads(data)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+    return parsed_object(data) or {}
 
 
 def _string(value: object) -> str | None:

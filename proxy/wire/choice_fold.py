@@ -23,8 +23,8 @@ class ChoiceFold:
     def choice(self, index: int) -> Choice:
         message = {key: joined(value) for key, value in self.message.items()}
         if self._calls:
-            said = message.get("tool_calls")
-            message["tool_calls"] = self._calls.whole() + (said if isinstance(said, list) else [])
+            said = message.get("tool_calls") or []
+            message["tool_calls"] = self._calls.whole() + (said if isinstance(said, list) else [said])
         return Choice(index, with_role(message), self.finish_reason, {k: joined(v) for k, v in self._extra.items()})
 
     def take_extra(self, key: str, value: object) -> None:
@@ -41,14 +41,17 @@ class ChoiceFold:
         if pieces is None:
             merge(self.message, "tool_calls", value)
             return False
-        self.message.setdefault("tool_calls", [])
+        odd = [each for each in value if not isinstance(each, dict)] if isinstance(value, list) else []
+        merge(self.message, "tool_calls", odd)
         self._calls.take(pieces)
-        return not isinstance(value, list) or len(pieces) == len(value)
+        return not odd
 
 
 def with_role(message: JSON) -> JSON:
     """The message with a valid role; a choice without one is the assistant's."""
-    return message | {"role": "assistant"} if message.get("role") == "" else message
+    role = message.get("role")
+    is_spelled_oddly = isinstance(role, str) and role != "assistant" and role.strip().lower() in ("", "assistant")
+    return message | {"role": "assistant"} if is_spelled_oddly else message
 
 
 def _objects(value: Any) -> list[JSON] | None:

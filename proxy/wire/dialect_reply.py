@@ -5,13 +5,14 @@ from typing import Any
 
 import orjson
 
+from proxy.wire import usage
 from proxy.wire.dialect import JSON
 from proxy.wire.endpoint import Choice, Tokens
-from proxy.wire.json_text import parsed_object
+from proxy.wire.json_text import object_of_reply
 from proxy.wire.sse import Event
 
 _CR = 13
-_LARGEST_INTEGER = 2**63 - 1
+_ERROR_LENGTH = 2000
 
 
 class DialectReply(ABC):
@@ -23,6 +24,7 @@ class DialectReply(ABC):
         self.usage: JSON | None = None  # as upstream sent it
         self.error: Any = None
         self.malformed = 0
+        self.unread = b""
         self.has_token = False
         # Read for every token, see `endpoint.Reply`.
         self.can_batch = False
@@ -37,15 +39,18 @@ class DialectReply(ABC):
         self.is_ordinary = event.name in self.BATCHABLE
         if data[:1] != b"{" and (not data or data.isspace() or data.lstrip().startswith(b"[DONE]")):
             return
-        parsed = parsed_object(data)
+        parsed = object_of_reply(data)
         if parsed is None:
             self.malformed += 1
+            self.unread = self.unread or data[:_ERROR_LENGTH]
         else:
             self.take(parsed)
+        if event.name == b"error" and self.error is None:
+            self.error = parsed or {"message": data[:_ERROR_LENGTH].decode("utf-8", "replace").strip()}
 
     def take_whole(self, body: bytes) -> None:
         """Takes a non-streamed reply or an error body."""
-        whole = parsed_object(body)
+        whole = object_of_reply(body)
         if whole is None:
             self.malformed += 1
         else:
@@ -154,5 +159,4 @@ class DialectReply(ABC):
 
 def count(holder: Any, key: str) -> int | None:
     """A token count from a usage object, if it is a valid one."""
-    value = holder.get(key) if isinstance(holder, dict) else None
-    return value if type(value) is int and 0 <= value <= _LARGEST_INTEGER else None
+    return usage.count(holder.get(key)) if isinstance(holder, dict) else None

@@ -20,6 +20,11 @@ class Choice:
     finish_reason: str | None  # exactly as sent
     extra: JSON  # logprobs, stop_reason, token_ids and unknown keys
 
+    @property
+    def says_something(self) -> bool:
+        """Whether there is anything in its message."""
+        return any(value for key, value in self.message.items() if key != "role")
+
 
 class Tokens(NamedTuple):
     """Token counts of a usage object; None if upstream did not report them."""
@@ -62,6 +67,7 @@ class Reply(Protocol):
     can_batch: bool
     batched: list[bytes]
     error: Any  # the error upstream reported, as JSON, else None
+    unread: bytes  # the beginning of the first event that could not be parsed
 
     def feed(self, event: Event) -> None:
         """Folds one event of a stream."""

@@ -52,6 +52,28 @@ def parsed_object(text: bytes) -> dict[str, Any] | None:
     return None if opened > _WRITTEN_DEPTH and not _is_shallow(value, _WRITTEN_DEPTH) else value
 
 
+def object_of_reply(data: bytes) -> dict[str, Any] | None:
+    """The JSON object that upstream sent, also where its text is not quite JSON: bytes that are no UTF-8 are U+FFFD, as
+    every browser shows them, and control characters may stand in strings. None as in `parsed_object`."""
+    # Python's json takes three bytes that begin so for half a character.
+    value = parsed_object(data) if b"\xed" not in data or _is_utf_8(data) else None
+    if value is not None:
+        return value
+    try:
+        value = json.loads(data.decode("utf-8", "replace"), strict=False)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and _is_shallow(value, _WRITTEN_DEPTH) else None
+
+
+def _is_utf_8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def copied(value: Any) -> Any:
     """A copy of a JSON value that can be modified."""
     if isinstance(value, dict):

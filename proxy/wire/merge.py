@@ -1,5 +1,6 @@
 """Merges the deltas of streamed JSON values into complete values without loss. Pure."""
 
+from collections.abc import Iterable
 from typing import Any
 
 JSON = dict[str, Any]
@@ -8,7 +9,7 @@ JSON = dict[str, Any]
 SAID_ONCE = frozenset({"role", "id", "type"})
 # In list entries, a string under any other key that equals the current value is a repetition (`format`).
 _TEXT_KEYS = frozenset({"text", "thinking", "summary", "content", "reasoning", "arguments", "input"})
-_TEXT_PARTS = frozenset({"text", "output_text", "thinking", "reasoning"})
+_TEXT_PARTS = frozenset({"text", "output_text", "thinking", "reasoning", "reasoning.text", "reasoning.summary"})
 _DEPTH_MAX = 32
 
 
@@ -37,7 +38,7 @@ def merge(target: JSON, key: str, new: object, depth: int = 0, *, repeats: bool 
         for name, value in new.items():
             merge(old, name, value, depth + 1, repeats=repeats)
     elif isinstance(new, dict) and _is_said(old):
-        target[key] = MergedList([*_as_list(old, key), new])
+        _merge_list(target, key, [new], depth)
     else:
         target[key] = new
 
@@ -53,12 +54,24 @@ def growing(target: JSON, key: str) -> Pieces:
 def joined(value: object, depth: int = 0) -> Any:
     """A copy with growing strings joined. Below the merge depth there are none."""
     if isinstance(value, Pieces):
-        return "".join(value)
+        return text_of(value)
     if isinstance(value, dict) and depth <= 2 * _DEPTH_MAX:
         return {key: joined(item, depth + 1) for key, item in value.items()}
     if isinstance(value, MergedList):
         return [joined(item, depth + 1) for item in value]
     return value.copy() if isinstance(value, list) else value
+
+
+def text_of(pieces: Iterable[str]) -> str:
+    """The text of its pieces. A character that was cut in two, each half escaped as a surrogate, is one again."""
+    text = "".join(pieces)
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    return text
 
 
 def index_of(value: object) -> int | None:
@@ -88,6 +101,8 @@ def _merge_string(target: JSON, key: str, new: str, *, repeats: bool) -> None:
 
 def _merge_list(target: JSON, key: str, new: list[Any], depth: int) -> None:
     old = target.get(key)
+    if not new and _is_said(old):
+        return
     if type(old) is list and not any(isinstance(each, dict) for each in new):
         old.extend(new)  # token ids and similar: entries do not grow
         return
@@ -104,7 +119,7 @@ def _merge_list(target: JSON, key: str, new: list[Any], depth: int) -> None:
 
 
 def _can_grow(entry: object) -> bool:
-    return isinstance(entry, dict) and ("index" in entry or entry.get("type") in _TEXT_PARTS)
+    return isinstance(entry, dict) and (index_of(entry.get("index")) is not None or entry.get("type") in _TEXT_PARTS)
 
 
 def _add_entry(entries: list[Any], entry: Any, depth: int) -> None:
@@ -125,9 +140,7 @@ def _continued(entries: list[Any], entry: Any) -> JSON | None:
     index = index_of(entry.get("index"))
     if index is None:
         last = entries[-1] if entries else None
-        if not isinstance(last, dict) or "index" in last or last.get("type") not in _TEXT_PARTS:
-            return None
-        return last if "type" in entry and _is_same(last, entry) else None
+        return last if isinstance(last, dict) and "type" in entry and _takes_more(last, entry) else None
     for known in reversed(entries):
         if isinstance(known, dict) and index_of(known.get("index")) == index:
             return known if _is_same(known, entry) else None
@@ -139,6 +152,13 @@ def _is_same(known: JSON, entry: JSON) -> bool:
     return "image_url" not in entry and all(
         not known.get(key) or not entry.get(key) or known[key] == entry[key] for key in ("type", "id")
     )
+
+
+def _takes_more(last: JSON, entry: JSON) -> bool:
+    """Whether an entry without an index goes on with the last: a text does, until its signature ends it."""
+    if index_of(last.get("index")) is not None or last.get("type") not in _TEXT_PARTS or not _is_same(last, entry):
+        return False
+    return not (last.get("signature") and any(entry.get(key) for key in _TEXT_KEYS))
 
 
 def _as_list(value: Any, key: str) -> list[Any]:

@@ -9,6 +9,7 @@ from proxy.wire.dialect import JSON, WireMessage, string
 from proxy.wire.dialect_reply import DialectReply, count
 from proxy.wire.endpoint import Choice, Tokens
 from proxy.wire.json_text import copied
+from proxy.wire.merge import text_of
 from proxy.wire.responses_items import reply_of
 from proxy.wire.sse import Event
 
@@ -217,7 +218,7 @@ class ResponseReply(DialectReply):
         for (of, place, number), pieces in self._pieces.items():
             if of != index:
                 continue
-            text = "".join(pieces)
+            text = text_of(pieces)
             if number < 0:
                 item[place] = (string(item.get(place)) or "") + text
             else:

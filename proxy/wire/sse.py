@@ -18,10 +18,11 @@ _BLANK_LINE = re.compile(rb"\n\n|\n\r\n?|\r\r")
 # Some gateways separate events by a single line end, against the standard: then a line after a complete JSON object
 # starts another event. Once seen in a stream, every data line is its own event.
 _LINE_BYTES = 2**20
+_DATA_LINE = re.compile(rb"(?:(?<=[\r\n])|\A)data:[^\r\n]*(?:\r\n|\n|\r)?")
 _NEXT_LINE = re.compile(rb"(?:\}|\])[ \t]*\r?\n(?=(?:data|event|id|retry)?:)")
 
 
-_BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*(?:data|event|id|retry)?:")
+_BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:data|event|id|retry)?:")
 
 
 def looks_like_stream(text: bytes) -> bool:
@@ -31,7 +32,7 @@ def looks_like_stream(text: bytes) -> bool:
 
 def may_become_stream(text: bytes) -> bool:
     """Whether more bytes are needed to tell if a body is an event stream."""
-    begun = text.lstrip(b"\xef\xbb\xbf\r\n")
+    begun = text.removeprefix(b"\xef\xbb\xbf").lstrip()
     return any(field.startswith(begun) and field != begun for field in (b"data:", b"event:", b"id:", b"retry:"))
 
 
@@ -205,9 +206,9 @@ def _event(raw: bytes, text: bytes) -> Event:
 def _by_line(raw: bytes) -> Iterator[Event]:
     """Splits an event of several data lines, each a complete object, into one event per line."""
     start = 0
-    for found in re.finditer(rb"^data:[^\r\n]*(?:\r\n|\n|\r)?", raw, re.MULTILINE):
-        is_last = not re.compile(rb"^data:", re.MULTILINE).search(raw, found.end())
-        end = len(raw) if is_last else found.end()
+    lines = list(_DATA_LINE.finditer(raw))
+    for number, found in enumerate(lines, 1):
+        end = len(raw) if number == len(lines) else found.end()
         yield _event(raw[start:end], raw[start:end])
         start = end
 

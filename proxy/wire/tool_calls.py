@@ -49,11 +49,18 @@ class ToolCalls:
             return known
         open_ = self._open if call_id is None else None
         found = open_ if index is None else self._by_index.get(index)
-        is_another = found is not None and call_id is not None and bool(found.get("id"))
+        is_another = found is not None and call_id is not None and bool(found.get("id")) and not _goes_on(found, piece)
         if found is None or is_another or _begins_anew(found, piece, has_index=index is not None):
             found = {}
             self._calls.append((len(self._calls) if index is None else index, found))
         return found
+
+
+def _goes_on(call: JSON, piece: JSON) -> bool:
+    """Whether a piece with an id of its own is no call of its own: some servers make an id for each piece."""
+    new, old = _function(piece), _function(call)
+    has_text_alone = not new.get("name") and bool(_text(new.get("arguments")))
+    return has_text_alone and bool(old.get("name")) and not _is_whole_json(joined(old.get("arguments")))
 
 
 def _begins_anew(call: JSON, piece: JSON, *, has_index: bool) -> bool:

@@ -1,21 +1,23 @@
 """Reads token usage from replies: at any position, in several parts, with numbers in any notation. Pure."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from proxy.wire.endpoint import JSON, Tokens
 
+_WRITTEN_COUNT = re.compile(r"[0-9]{1,19}(?:\.0+)?")
 _LARGEST_INTEGER = 2**63 - 1
 
 
 def usages_of(chunk: JSON) -> Iterator[Any]:
     """Every usage object in a chunk or reply: top level, gateway additions, and choices."""
-    groq = chunk.get("x_groq")
-    for holder in (chunk, groq, *_list(chunk.get("choices"))):
+    added = (value for key, value in chunk.items() if isinstance(value, dict) and key not in ("usage", "error"))
+    for holder in (chunk, *added, *_list(chunk.get("choices"))):
         if isinstance(holder, dict):
             for inner in (holder, holder.get("delta"), holder.get("message")):
                 if isinstance(inner, dict) and inner.get("usage") is not None:
-                    yield inner["usage"]
+                    yield from inner["usage"] if isinstance(inner["usage"], list) else (inner["usage"],)
 
 
 def with_part(usage: JSON | None, part: JSON) -> JSON:
@@ -35,11 +37,11 @@ def with_part(usage: JSON | None, part: JSON) -> JSON:
 def tokens_of(usage: JSON | None) -> Tokens:
     """The token counts; the total is computed if only its parts are given."""
     usage = usage or {}
-    prompt = _first(usage, "prompt_tokens", "input_tokens")
-    completion = _first(usage, "completion_tokens", "output_tokens")
-    total = count(usage.get("total_tokens"))
-    if total is None and prompt is not None and completion is not None:
-        total = prompt + completion
+    prompt = _first(usage, "prompt_tokens", "input_tokens", "promptTokens", "inputTokens")
+    completion = _first(usage, "completion_tokens", "output_tokens", "completionTokens", "outputTokens")
+    total = _first(usage, "total_tokens", "totalTokens")
+    if prompt is not None and completion is not None:
+        total = max(total or 0, prompt + completion)  # of usage in parts, the first may say a total that is none
     return Tokens(
         prompt=prompt,
         completion=completion,
@@ -50,9 +52,9 @@ def tokens_of(usage: JSON | None) -> Tokens:
 
 
 def count(value: Any) -> int | None:
-    """A count that fits the database. JSON has one number type, so 5.0 counts as 5; "5" is accepted too."""
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
-        value = int(value)
+    """A count that fits the database. JSON has one number type, so 5.0 counts as 5; "5" and "5.0" are accepted too."""
+    if isinstance(value, str) and _WRITTEN_COUNT.fullmatch(value):
+        value = int(value.partition(".")[0])
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if type(value) is int and 0 <= value <= _LARGEST_INTEGER else None

@@ -457,9 +457,10 @@ def test_integers_past_64_bit_stay_integers() -> None:
         assert isinstance(message["n"], int)
 
 
-def test_lone_surrogates_are_kept_as_escapes() -> None:
+def test_character_in_two_halves_is_one_and_a_lone_surrogate_is_kept() -> None:
     message = message_of({"content": "a"}, {"content": "\ud83d"}, {"content": "\ude00"}, {"content": "b"})
-    assert message == {"content": "a\ud83d\ude00b"}
+    assert message == {"content": "a\U0001f600b"}
+    assert message_of({"content": "a"}, {"content": "\ud83d"}, {"content": "b"}) == {"content": "a\ud83db"}
     assert json.loads(dumps(message)) == {"content": "a😀b"}
 
 
