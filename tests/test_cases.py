@@ -598,6 +598,88 @@ async def test_compressed_stream_that_is_cut_is_kept_as_far_as_it_came(tmp_path:
     assert (message["content"], exchange["status"]) == ("ab", "incomplete")
 
 
+def named(name: str, arguments: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": None, "tool_calls": called(("c1", name, arguments))}
+
+
+REWRITTEN: dict[str, tuple[Any, Any]] = {
+    "exact": ("Hi", "Hi"),
+    "leading newlines trimmed": ("\n\nHi", "Hi"),
+    "trailing blanks trimmed": ("Hi \n", "Hi"),
+    "without its think block": ("<think>\nhmm\n</think>\n\nHi", "Hi"),
+    "with its reasoning as a think block": ({"content": "Hi", "reasoning": "hmm"}, "<think>\nhmm\n</think>\n\nHi"),
+    "without two think blocks": ("<think>a</think><think>b</think>Hi", "Hi"),
+    "without the end of a block that the template began": ("hmm</think>\n\nHi", "Hi"),
+    "CRLF": ("a\nb", "a\r\nb"),
+    "LF": ("a\r\nb\r\n", "a\nb"),
+    "as a part": ("Hi", [text("Hi")]),
+    "without its thinking parts": ([THOUGHT, text("Hi")], "Hi"),
+    "keys nobody sent": ("Hi", {"content": "Hi", "refusal": None, "tool_calls": [], "annotations": []}),
+    "arguments spaced and sorted otherwise": (
+        named("f", '{"b": 1, "a": {"d": 2, "c": []}}'),
+        named("f", '{"a":{"c":[],"d":2},"b":1}'),
+    ),
+    "no arguments": (named("f", ""), named("f", "{}") | {"content": ""}),
+    "arguments escaped otherwise": (named("f", '{"a":"\\u00e9"}'), named("f", '{"a":"é"}')),
+    "text beside the calls, thinking taken out": (
+        named("f", "{}") | {"content": "<think>which?</think>"},
+        named("f", "{}"),
+    ),
+}
+
+
+def as_reply(said: Any) -> dict[str, Any]:
+    return {"role": "assistant", **(said if isinstance(said, dict) else {"content": said})}
+
+
+async def test_reply_is_known_however_clients_send_it_back(tmp_path: Path) -> None:
+    replies: list[dict[str, Any]] = []
+
+    def answer(body: bytes) -> bytes:
+        choice = {"index": 0, "message": replies[-1] if replies else {}, "finish_reason": "stop"}
+        return head("application/json") + json.dumps({"choices": [choice]}).encode()
+
+    async with proxied(tmp_path, closing(answer)) as client:
+        for name, (said, resent) in REWRITTEN.items():
+            turns = [{"role": "user", "content": name}]
+            replies.append(as_reply(said))
+            first = await client.post(CHAT, json={"model": "m", "messages": turns})
+            turns += [as_reply(resent), {"role": "user", "content": "more"}]
+            second = await client.post(CHAT, json={"model": "m", "messages": turns})
+            assert second.headers["x-session-source"] == "stitched", name
+            assert second.headers["x-session-id"] == first.headers["x-session-id"], name
+
+
+NO_IDS: list[tuple[dict[str, Any], dict[str, str]]] = [
+    ({"metadata": {"thread_id": 17}}, {}),
+    ({"metadata": {"session_id": "my chat"}}, {}),
+    ({"metadata": {"conversation_id": "c" * 200}}, {}),
+    ({"metadata": {"session_id": {"id": "x"}, "thread_id": [], "conversation_id": True}}, {}),
+    ({"metadata": {"session_id": "чат"}}, {}),
+    ({"metadata": "no object"}, {}),
+    ({"metadata": {"user_id": '{"session_id": 5}'}}, {}),
+    ({"session_id": None, "metadata": None}, {}),
+    ({}, {"x-litellm-trace-id": "t" * 200}),
+    ({}, {"x-session-affinity": "a b"}),
+    ({}, {"X-OpenWebUI-Chat-Id": "local:a b", "Helicone-Session-Id": "/a path/b"}),
+    ({}, {"session-id": "a b", "originator": "codex_exec"}),
+]
+
+
+async def test_what_is_no_session_id_is_passed_over(tmp_path: Path) -> None:
+    bodies: list[bytes] = []
+
+    def answer(body: bytes) -> bytes:
+        bodies.extend([body] if body else [])
+        return stream({"content": "a"})
+
+    async with proxied(tmp_path, closing(answer), stream_usage=False) as client:
+        for fields, headers in NO_IDS:
+            response = await client.post(CHAT, json=ASKED | fields, headers=headers)
+            assert (response.status_code, response.headers["x-session-source"]) == (200, "new"), (fields, headers)
+    assert [json.loads(body) for body in bodies] == [ASKED | fields for fields, _ in NO_IDS]
+
+
 async def test_our_own_502_names_its_session(tmp_path: Path) -> None:
     async with proxied(tmp_path, closing(b"")) as client:
         response = await client.post(CHAT, json=ASKED, headers={"X-Session-Id": "s"})

@@ -4,9 +4,9 @@
 ancestors, so one look-up by hash finds where a conversation continues. System and developer messages are not chained:
 clients rewrite them from turn to turn (date, memory, tools) within the same conversation.
 
-Schema 8 and older compared replies exactly, including white space and the `<think>` block. Their hashes differ from
-today's only below such a reply. `exact_chain` still computes them, so that conversations of an older database are
-found.
+Schema 8 and older compared replies exactly, including white space, the `<think>` block and the order of arguments.
+Their hashes differ from today's only below such a reply. `exact_chain` still computes them, so that conversations of an
+older database are found.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +18,7 @@ from proxy.wire import json_text
 
 UNCHAINED_ROLES = frozenset({"system", "developer"})
 _DIGEST_BYTES = 16
+_THINKING = frozenset({"thinking", "reasoning", "redacted_thinking"})
 _THINK, _THINK_END = "<think>", "</think>"
 
 
@@ -67,20 +68,25 @@ def canonical(message: Mapping[str, Any]) -> bytes:
     """The message without the differences that clients introduce when they send it back.
 
     Equal: a string and a single text part; null, missing and empty content; tool call arguments with the same JSON
-    value. Ignored: reasoning, null keys, a reply's name, unknown keys. In a reply's text, surrounding white space, a
-    leading `<think>` block and CRLF versus LF are ignored as well.
+    value, and empty ones and {}. Ignored: reasoning, null keys, a reply's name, unknown keys. In a reply's text,
+    surrounding white space, leading `<think>` blocks, thinking parts and CRLF versus LF are ignored as well.
     """
-    return _canonical(message, _reply_text(_content(message.get("content"))) if _is_reply(message) else None)
+    content = message.get("content")
+    if _is_reply(message):
+        said = _said(content)
+        text = _reply_text(_content(said))
+        content = said if text is None else text
+    return _canonical(message, content, _arguments)
 
 
 def exact(message: Mapping[str, Any]) -> bytes:
-    """Like `canonical`, but keeps a reply's text unchanged."""
-    return _canonical(message, None)
+    """Like `canonical`, but keeps a reply's text and arguments unchanged."""
+    return _canonical(message, message.get("content"), _value)
 
 
-def _canonical(message: Mapping[str, Any], text: str | None) -> bytes:
-    """The canonical form; `text`, if not None, replaces the content."""
-    role, content = message.get("role"), message.get("content") if text is None else text
+def _canonical(message: Mapping[str, Any], content: Any, read: Callable[[Any], Any]) -> bytes:
+    """The canonical form with this content; `read` parses the arguments of a call."""
+    role = message.get("role")
     if len(message) == 2 and "content" in message and isinstance(role, str) and isinstance(content, str):
         # fast path for most messages; same result as below
         return _bytes_of([role, content, None, None, [], None, None])
@@ -90,8 +96,8 @@ def _canonical(message: Mapping[str, Any], text: str | None) -> bytes:
         _content(content),
         message.get("tool_call_id"),
         None if is_reply else message.get("name"),
-        [_call(call) for call in _list(message.get("tool_calls"))],
-        _function(message.get("function_call")),
+        [_call(call, read) for call in _list(message.get("tool_calls"))],
+        _function(message.get("function_call"), read),
         message.get("refusal") or None,
     ]
     return _bytes_of(parts)
@@ -114,9 +120,15 @@ def _is_reply(message: Mapping[str, Any]) -> bool:
 
 
 def _is_rewritten(message: Mapping[str, Any]) -> bool:
-    """Whether `canonical` changes a reply's text."""
+    """Whether `canonical` changes a reply."""
+    return (
+        _is_reply(message) and (len(message) > 2 or _changes_content(message)) and canonical(message) != exact(message)
+    )
+
+
+def _changes_content(message: Mapping[str, Any]) -> bool:
     content = _content(message.get("content"))
-    return _is_reply(message) and isinstance(content, str) and _reply_text(content) != content
+    return not isinstance(content, str) or _reply_text(content) != content
 
 
 def _reply_text(content: Any) -> str | None:
@@ -130,7 +142,16 @@ def _reply_text(content: Any) -> str | None:
     thought, closing, rest = text.partition(_THINK_END)
     if closing and _THINK not in thought.removeprefix(_THINK):
         text = rest.lstrip()
+        while text.startswith(_THINK) and _THINK_END in text:
+            text = text.partition(_THINK_END)[2].lstrip()
     return text
+
+
+def _said(content: Any) -> Any:
+    """A reply's content without its thinking parts, which clients drop when they send it back."""
+    if not isinstance(content, list):
+        return content
+    return [part for part in content if not (isinstance(part, dict) and part.get("type") in _THINKING)]
 
 
 def _bytes_of(parts: list[Any]) -> bytes:
@@ -165,17 +186,26 @@ def _part(part: Any) -> Any:
     return dict(sorted(kept.items()))
 
 
-def _call(call: Any) -> Any:
+def _call(call: Any, read: Callable[[Any], Any]) -> Any:
     if not isinstance(call, dict):
         return call
-    return [call.get("id"), _function(call.get("function")), call.get("custom")]
+    return [call.get("id"), _function(call.get("function"), read), call.get("custom")]
 
 
-def _function(function: Any) -> Any:
+def _function(function: Any, read: Callable[[Any], Any]) -> Any:
     if not isinstance(function, dict):
         return function or None
-    arguments = function.get("arguments")
+    return [function.get("name"), read(function.get("arguments"))]
+
+
+def _value(arguments: Any) -> Any:
     if isinstance(arguments, str):
         with suppress(ValueError):
-            arguments = json_text.loads(arguments)
-    return [function.get("name"), arguments]
+            return json_text.loads(arguments)
+    return arguments
+
+
+def _arguments(arguments: Any) -> Any:
+    """A call's arguments as clients that parse them send them back: keys in any order, {} for none."""
+    value = _value(arguments)
+    return {} if value is None or value == "" else json_text.with_sorted_keys(value)

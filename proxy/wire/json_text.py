@@ -92,6 +92,16 @@ def dumps(value: Any) -> str:
         return json.dumps(value if _is_shallow(value) else _cut(value), separators=(",", ":"), default=_as_text)
 
 
+def with_sorted_keys(value: Any) -> Any:
+    """The value with the keys of its objects in order; as it is where orjson does not write it."""
+    try:
+        return (
+            orjson.loads(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)) if isinstance(value, dict | list) else value
+        )
+    except TypeError:
+        return value
+
+
 def _as_text(value: Any) -> str:
     """Converts bytes to text: a damaged row may hold bytes in a text column."""
     if isinstance(value, bytes):
