@@ -58,10 +58,11 @@ async def proxied(folder: Path, script: Script, **changes: Any) -> AsyncIterator
 
 async def recorded(client: httpx.AsyncClient, session_id: str) -> Recorded:
     """The reply that is stored, {} for none, and the exchange."""
-    async with asyncio.timeout(30):  # a slow disk may take a large one later than its end is sent
+    async with asyncio.timeout(60):  # what a slow disk takes late is on the spill file when its end is sent
         while True:
-            exchanges = (await client.get(f"/v1/sessions/{session_id}/exchanges")).json()["exchanges"]
-            if exchanges[-1]["status"] != "in_progress":
+            response = await client.get(f"/v1/sessions/{session_id}/exchanges")
+            exchanges = response.json().get("exchanges")
+            if exchanges and exchanges[-1]["status"] != "in_progress":
                 break
             await asyncio.sleep(0.05)
     told = (await client.get(f"/v1/sessions/{session_id}/messages", params={"format": "openai"})).json()["messages"]
