@@ -1,4 +1,4 @@
-"""`/ui/usage`: tokens and requests by day, model, user or endpoint, from counts that are kept with each chat."""
+"""`/ui/usage`: tokens and requests by day, model, user or endpoint, from the counts stored with each chat."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -18,13 +18,13 @@ from proxy.web.visits import Visit
 JSON = dict[str, Any]
 
 _DAYS = 30
-_DAYS_MAX = 100  # each is a row a user and model
+_DAYS_MAX = 100  # each day has one row per user, model and endpoint
 _ROWS_MAX = 400
 _WIDTH, _HEIGHT = 960, 150
 
 
 async def show_usage(visit: Visit) -> Response:
-    """The page, by default of the last 30 days."""
+    """The usage page; by default the last 30 days."""
     choices = ("day", "model", "user", "endpoint") if visit.visitor.sees_all else ("day", "model", "endpoint")
     by = next((each for each in choices if each == visit.query.get("by")), "day")
     since, until = _days(visit)
@@ -52,9 +52,9 @@ def _days(visit: Visit) -> tuple[date, date]:
     try:
         since = date.fromisoformat(given) if given else until - timedelta(days=_DAYS - 1)
     except OverflowError as exc:
-        raise APIError("There are no such days.", status=400) from exc
+        raise APIError("These dates are not valid.", status=400) from exc
     if not timedelta(0) <= until - since < timedelta(days=_DAYS_MAX):
-        raise APIError(f"From and until are at most {_DAYS_MAX} days apart, in this order.", status=400)
+        raise APIError(f"The first day must not be after the last, and at most {_DAYS_MAX} days before it.", status=400)
     return since, until
 
 
