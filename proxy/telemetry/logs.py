@@ -1,7 +1,7 @@
-"""Where log lines go: to people on the console, and as rotating JSON lines to the log folder.
+"""Configures logging: readable lines on the console, rotating JSON lines in the log folder.
 
-What admins did is in a file of its own, which no other line can rotate away. No line is longer than its limits here:
-texts of callers may be.
+Admin actions go to a separate audit file, so that other lines cannot rotate them away. Every line is truncated, because
+it may contain texts from callers.
 """
 
 import fcntl
@@ -27,15 +27,14 @@ _CONSOLE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 AUDIT = "stellarchat.audit"
 _MESSAGE_LENGTH = 4096
 _FIELD_LENGTH = 1024
-_TRACEBACK_LENGTH = 32_768  # its end says more than its beginning
+_TRACEBACK_LENGTH = 32_768  # the end of a traceback is kept: it is more informative
 _FIELDS_OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
 class JSONLines(logging.Formatter):
-    """One JSON object a line; what a caller gave as `extra` stands beside the message."""
+    """One JSON object per line; `extra` fields are added next to the message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
         line = {
             "time": timestamp(record.created),
             "level": record.levelname.lower(),
@@ -49,10 +48,9 @@ class JSONLines(logging.Formatter):
 
 
 class _ForPeople(logging.Formatter):
-    """The line of the console, bounded too."""
+    """Formats console lines, truncated."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
         text = super().format(record)
         return text if len(text) <= _TRACEBACK_LENGTH else text[:_MESSAGE_LENGTH] + "…" + text[-_TRACEBACK_LENGTH:]
 
@@ -68,14 +66,15 @@ def _bounded(text: str, length: int) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Texts of callers may hold what no JSON can."""
+    """Replaces characters that JSON cannot encode, which callers' texts may contain."""
     return text.encode("utf-8", "replace").decode()
 
 
 class _Lock:
-    """The lowest number that no other living process has: several that rotate one file would lose each other's lines.
+    """The lowest number not used by a living process: processes that rotate the same file would lose each other's
+    lines.
 
-    A process that comes after one that died goes on with its file, so that there are never more files than processes.
+    A new process continues the file of a dead one, so there are never more files than processes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -90,17 +89,20 @@ class _Lock:
                 return
 
     def release(self) -> None:
-        """Leave the number to others."""
+        """Releases the number."""
         os.close(self._file)
 
 
 class LinesFile(logging.handlers.RotatingFileHandler):
-    """The log file. It also takes lines by the hundred: a record a request would cost more than the request's SQL."""
+    """The log file.
+
+    Also accepts batches of lines: one log record per request would cost more than the request's SQL.
+    """
 
     lock_of_name: _Lock | None = None
 
     def _open(self) -> TextIOWrapper:
-        """Open the file so that only its owner reads it; one from before, and those put aside, become so."""
+        """Opens the file readable only by its owner; also fixes the permissions of older files."""
         stream = open(self.baseFilename, self.mode, encoding=self.encoding, opener=_private)  # noqa: SIM115
         for path in Path(self.baseFilename).parent.glob(glob.escape(Path(self.baseFilename).name) + "*"):
             with suppress(OSError):
@@ -108,14 +110,17 @@ class LinesFile(logging.handlers.RotatingFileHandler):
         return cast(TextIOWrapper, stream)
 
     def close(self) -> None:
-        """Close the file, and leave its name to others."""
+        """Closes the file and releases its number."""
         super().close()
         lock, self.lock_of_name = self.lock_of_name, None
         if lock is not None:
             lock.release()
 
     def write_lines(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Write finished lines at once, and begin a new file where this one is full. Errors are logging's affair."""
+        """Writes complete lines in one call; rotates the file when it is full.
+
+        Errors are reported like logging's own.
+        """
         text = "".join(orjson.dumps(line, default=str).decode() + "\n" for line in lines)
         self.acquire()
         try:
@@ -136,7 +141,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def file_of_requests() -> LinesFile | None:
-    """Where lines about requests go; nowhere where the log is not set up, or only tells of trouble."""
+    """The file for request lines; None if logging is not configured, or only for warnings and errors."""
     root = logging.getLogger()
     if root.isEnabledFor(logging.INFO):
         return next((handler for handler in root.handlers if isinstance(handler, LinesFile)), None)
@@ -144,7 +149,7 @@ def file_of_requests() -> LinesFile | None:
 
 
 def configure(settings: Settings) -> None:
-    """Set up the root logger of this process. Raises ConfigurationError where the folder cannot be written."""
+    """Configures this process's root logger. Raises ConfigurationError if the folder cannot be written."""
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(_ForPeople(_CONSOLE_FORMAT))
     root = logging.getLogger()
@@ -165,7 +170,7 @@ def configure(settings: Settings) -> None:
 
 
 def _file_handlers(settings: Settings) -> tuple[LinesFile, LinesFile]:
-    """The file of all lines but the audit's, and the audit's."""
+    """The general log file, and the audit log file."""
     folder = Path(settings.log_dir)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -189,15 +194,15 @@ def _file_handlers(settings: Settings) -> tuple[LinesFile, LinesFile]:
 
 
 def _is_no_audit(record: logging.LogRecord) -> bool:
-    """It has a file of its own."""
+    """Excludes audit records, which have their own file."""
     return record.name != AUDIT
 
 
 def _is_for_people(record: logging.LogRecord) -> bool:
-    """Not that uvicorn starts, listens and ends: our own lines say it. The file keeps it."""
+    """Excludes uvicorn's start and stop messages, for which we print our own lines. The file contains them."""
     return record.levelno > logging.INFO or not record.name.startswith("uvicorn")
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not what uvicorn says of a reply that we cut on purpose because upstream had cut it."""
+    """Excludes uvicorn's error about an incomplete reply, which we cause on purpose when upstream's was incomplete."""
     return record.msg != "ASGI callable returned without completing response."

@@ -1,8 +1,8 @@
-"""What Prometheus asks for: prometheus-client's multiprocess mode, with a bounded number of series.
+"""The Prometheus metrics: prometheus-client's multiprocess mode with a bounded number of series.
 
-Every counter and histogram is made at the start, so that all are there from the first scrape and nothing has to grow
-later; only a new model's counts are not. A worker counts into its own mapped files, which outlive it, and a scrape sums
-all of them. No user, session or path is a label, and models are so many.
+All series except those of new models are created at the start, so that the first scrape shows them all and the files
+never need to grow. Each worker counts in its own memory-mapped files, which outlive it; a scrape adds them up. Users,
+sessions and paths are never labels, and the number of models is limited.
 """
 
 from bisect import bisect_left
@@ -40,7 +40,7 @@ KINDS = ("prompt", "completion")
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """A metric and the values of its one label, if it has one."""
+    """A metric, and the values of its label, if it has one."""
 
     name: str
     help: str
@@ -56,7 +56,7 @@ COUNTERS = (
     _Family("stellarchat_database_commit_seconds", "Time spent in them."),
     _Family(
         "stellarchat_unsaved",
-        "Writes that the database has not taken, or that were not on disk when their reply ended.",
+        "Writes that were lost, or not on disk when the end of their reply was sent.",
         "reason",
         UNSAVED_REASONS,
     ),
@@ -70,9 +70,7 @@ GAUGES = (
     _Family("stellarchat_workers", "Living workers."),
 )
 GREATEST = (
-    _Family(
-        "stellarchat_write_queue_age_seconds", "How long the oldest queued write has waited; of all workers the most."
-    ),
+    _Family("stellarchat_write_queue_age_seconds", "Age of the oldest queued write; the maximum of all workers."),
 )
 HISTOGRAMS = (
     _Family("stellarchat_time_to_first_token_seconds", "From the request to the first token of a stream."),
@@ -93,7 +91,7 @@ _LABELS = ("model", "kind")
 
 
 class Metrics:
-    """One worker's numbers. `add` and `observe` cost an addition in memory. Raises OSError where none can be kept."""
+    """One worker's metrics. `add` and `observe` are additions in memory. Raises OSError if no file can be used."""
 
     def __init__(self, folder: Path) -> None:
         self._place = Place(folder)
@@ -105,27 +103,27 @@ class Metrics:
             raise
 
     def add(self, name: str, value: str = "", *, amount: float = 1) -> None:
-        """Count."""
+        """Increases a counter."""
         self._cells[name, value].add(amount)
 
     def set(self, name: str, amount: float, *, value: str = "") -> None:
-        """What it is now; or how many this worker has counted so far, where somebody else counts."""
+        """Sets a gauge, or a counter that is counted elsewhere in this worker."""
         self._cells[name, value].set(self._base[name, value] + amount)
 
     def observe(self, name: str, seconds: float) -> None:
-        """Count a duration into its histogram."""
+        """Adds a duration to its histogram."""
         buckets, total = self._histograms[name]
         buckets[bisect_left(BUCKETS, seconds)].add(1)
         total.add(seconds)
 
     def add_tokens(self, model: str | None, *, prompt: int, completion: int) -> None:
-        """Count a reply's tokens. `model` is one that upstream serves, None for one that it does not."""
+        """Adds a reply's tokens. `model` is None if upstream does not serve it."""
         cells = self._tokens_of(_label(model))
         cells[0].add(prompt)
         cells[1].add(completion)
 
     def add_upstream(self, name: str, *, requests: int, errors: int, open_: int, is_up: bool) -> None:
-        """Count an upstream's requests and errors, and set what it works on now."""
+        """Adds an upstream's requests and errors, and sets its open requests and state."""
         if name not in self._upstreams and len(self._upstreams) >= UPSTREAMS_MAX:
             return
         cells = self._upstreams.get(name)
@@ -140,13 +138,13 @@ class Metrics:
         cells[3].set(is_up)
 
     def text(self, *, gauges: Iterable[GaugeMetricFamily] = ()) -> bytes:
-        """All workers' numbers in Prometheus' text format, and some more gauges."""
+        """The sum of all workers in Prometheus' text format, plus additional gauges."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_All(self._place.folder, list(gauges)))
         return generate_latest(registry)
 
     def close(self) -> None:
-        """Leave the place to another worker: the counts stay as long as the server, the gauges do not."""
+        """Leaves the files to another worker: counters stay until the server ends, gauges are removed."""
         for file in self._files:
             file.close()
         self._files.clear()
@@ -168,7 +166,8 @@ class Metrics:
         self._histograms = {family.name: _histogram(histograms, family) for family in HISTOGRAMS}
         self._counters, self._gauges = counters, gauges
         self._upstreams: dict[str, list[_Cell]] = {}
-        # What somebody else counts begins at zero with each worker; the place may have had one before.
+        # Counters that are counted elsewhere start at zero in every worker, but the file may contain a predecessor's
+        # values.
         levels = {family.name for family in (*GAUGES, *GREATEST)}
         self._base = {key: 0.0 if key[0] in levels else cell.value for key, cell in self._cells.items()}
         self._tokens: dict[str, tuple[_Cell, _Cell]] = {}
@@ -189,7 +188,7 @@ class Metrics:
         return cells or self._tokens[OTHER_MODELS]
 
     def _claim(self, model: str) -> bool:
-        """Whether a model is, or becomes, one of those that are told apart in all workers."""
+        """Whether the model has its own series, or gets one now; the limit applies to all workers together."""
         if len(self._tokens) >= MODELS_MAX:
             return False
         try:
@@ -197,7 +196,7 @@ class Metrics:
                 if model not in known and len(known) < MODELS_MAX - 1:
                     known.append(model)
                 return model in known
-        except OSError:  # another worker is at it, or the disk is full: it is counted as another this once
+        except OSError:  # another worker holds the lock, or the disk is full: counted as `other` this time
             return False
 
 
@@ -221,14 +220,14 @@ class _Cell:
 
 
 class _All(Collector):
-    """All workers' sums."""
+    """Collects the sums of all workers."""
 
     def __init__(self, folder: Path, gauges: list[GaugeMetricFamily]) -> None:
         self._folder = folder
         self._gauges = gauges
 
     def collect(self) -> Iterable[Metric]:
-        """The sums as they are now."""
+        """The current sums."""
         return [*MultiProcessCollector.merge(worker_files.files_of(self._folder)), *self._gauges]
 
 
@@ -243,7 +242,7 @@ def _histogram(file: MmapedDict, family: _Family) -> tuple[list[_Cell], _Cell]:
 
 
 def _label(model: str | None) -> str:
-    """A model's name as a label: one line, no longer than a name is, and UTF-8."""
+    """A model name as a label: one line, limited length, valid UTF-8."""
     if model is None:
         return OTHER_MODELS
     return " ".join(model[:_MODEL_LENGTH].encode("utf-8", "replace").decode().split()) or OTHER_MODELS

@@ -1,6 +1,6 @@
-"""Watches one worker: counts how its chats and requests end, logs and traces each, and measures its queues.
+"""Observes one worker: counts, logs and traces its chats and requests, and measures its queues.
 
-It is a convenience: whatever goes wrong with it is logged, now and then, and reaches no chat.
+Observation is optional: its errors are logged at a limited rate and never affect a chat.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ logger = logging.getLogger(__name__)
 
 _PUBLISH_SECONDS = 1.0
 _LOGGER = "stellarchat.access"
-_LINES_MAX = 20_000  # a second's; what is more is not logged
+_LINES_MAX = 20_000  # per second; more lines are dropped
 _FIELD_LENGTH = 256
 _COMPLAINT_SECONDS = 60.0
 
 
 class Observer:
-    """Told by the recorder of every chat that has ended, and by the middleware of every other request."""
+    """Called by the recorder for every chat that has ended, and by the middleware for every other request."""
 
     def __init__(self, settings: Settings, recorder: Recorder, upstreams: Upstreams | None = None) -> None:
         self._database = settings.database_path
@@ -54,7 +54,7 @@ class Observer:
         self._log = file_of_requests()
         self._lines: list[dict[str, Any]] = []
         self._complained_at = -_COMPLAINT_SECONDS
-        # Of its own: what it writes may wait for the disk, and must not keep a thread that a chat needs.
+        # A thread of its own: it may block on the disk, and must not occupy a thread that chats need.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="observer")
         self.metrics = self._open_metrics(folder_of(settings.database_path, workers=settings.workers))
         self._traces = open_traces(settings)
@@ -62,13 +62,13 @@ class Observer:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to measure."""
+        """Starts measuring."""
         self._recorder.observe = self.chat_ended
         self._guarded(self._publish)
         self._task = asyncio.create_task(self._run(), name="observer")
 
     async def close(self) -> None:
-        """Measure a last time. A chat that ends later, as one that a shutdown cuts may, is saved and not counted."""
+        """Measures a last time. Chats that end later, such as those cut by a shutdown, are stored but not counted."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -78,7 +78,7 @@ class Observer:
         if self._traces is not None:
             try:
                 await self._traces.close()
-            except Exception as exc:  # noqa: BLE001 - the server ends all the same
+            except Exception as exc:  # noqa: BLE001 - must not prevent the shutdown
                 self._complain(exc)
         if self._console is not None:
             self._console.close()
@@ -88,7 +88,7 @@ class Observer:
         self._thread.shutdown(wait=False)
 
     def chat_ended(self, exchange: Exchange, outcome: Outcome) -> None:
-        """Count a chat, log it and trace it. Raises nothing: the chat is stored, and goes on."""
+        """Counts, logs and traces a chat. Never raises, because the chat must not be affected."""
         self._guarded(lambda: self._count_chat(exchange, outcome))
         console = self._console
         if console is not None:
@@ -100,7 +100,7 @@ class Observer:
             self._guarded(lambda: traces.note(exchange, outcome))
 
     def request_ended(self, scope: Scope, *, status: int, seconds: float) -> None:
-        """Count any other request, and log it. Raises nothing."""
+        """Counts and logs any other request. Never raises."""
         self._guarded(lambda: self._count_request(status))
         console = self._console
         if console is not None and (status >= 500 or status == 0):
@@ -109,7 +109,7 @@ class Observer:
             self._guarded(lambda: self._log_request(scope, status, seconds))
 
     async def text(self) -> bytes:
-        """What Prometheus gets. Raises UnavailableError where nothing could be counted."""
+        """The Prometheus text. Raises UnavailableError if metrics could not be opened."""
         self._guarded(self._publish)
         metrics = self.metrics
         if metrics is None:
@@ -121,12 +121,12 @@ class Observer:
     def _open_metrics(self, folder: Path) -> Metrics | None:
         try:
             return Metrics(folder)
-        except Exception as exc:  # noqa: BLE001 - chats do not need it
+        except Exception as exc:  # noqa: BLE001 - chats work without metrics
             logger.error("nothing is counted: %s cannot be used: %s", folder, exc)
             return None
 
     def _guarded(self, work: Callable[[], object]) -> None:
-        """Do what must not stop a chat, whatever happens to it."""
+        """Runs `work`; logs any exception, because observation must not affect a chat."""
         try:
             work()
         except Exception as exc:  # noqa: BLE001 - see above
@@ -139,7 +139,7 @@ class Observer:
         now = time.monotonic()
         if now - self._complained_at >= _COMPLAINT_SECONDS:
             self._complained_at = now
-            logger.error("something could not be counted or logged", exc_info=exc)
+            logger.error("an observer failed to count or log something", exc_info=exc)
 
     def _count_chat(self, exchange: Exchange, outcome: Outcome) -> None:
         metrics, reply = self.metrics, outcome.reply
@@ -181,7 +181,7 @@ class Observer:
         )
 
     def _log_line(self, message: str, fields: dict[str, Any]) -> None:
-        """Keep a line for the next second's batch."""
+        """Queues a line for the next second's batch."""
         if len(self._lines) < _LINES_MAX:
             bounded = {key: _bounded(value) for key, value in fields.items()}
             self._lines.append({"time": timestamp(), "level": "info", "logger": _LOGGER, "message": message, **bounded})
@@ -249,13 +249,13 @@ class Observer:
 
 
 class ObserverMiddleware:
-    """Notes how every request ends that is not recorded, of which the recorder tells: each is counted once."""
+    """Observes every request that is not recorded; recorded ones are reported by the recorder, so each counts once."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request, and note how. Never what is in it: not even the query of its path."""
+        """Measures the request. Never logs its content, not even the query string."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -272,7 +272,7 @@ class ObserverMiddleware:
 
 
 def _served_model(exchange: Exchange, outcome: Outcome) -> str | None:
-    """The model, where upstream has answered as one: callers make names up, and upstream refuses them."""
+    """The model, if upstream has answered with it. Callers' invalid model names must not become labels."""
     if outcome.http_status is None or not 200 <= outcome.http_status < 300:
         return None
     reply = outcome.reply
@@ -281,7 +281,7 @@ def _served_model(exchange: Exchange, outcome: Outcome) -> str | None:
 
 
 def _bounded(value: Any) -> Any:
-    """Texts of callers may be of any length, and hold what no JSON can."""
+    """Truncates and sanitises callers' texts for JSON."""
     if not isinstance(value, str):
         return value
     cut = value if len(value) <= _FIELD_LENGTH else value[:_FIELD_LENGTH] + "…"

@@ -1,4 +1,4 @@
-"""One short line on the console for each chat, and for each other request that failed."""
+"""Prints one short console line per chat, and per other request that failed."""
 
 import queue
 import sys
@@ -12,7 +12,7 @@ from proxy.wire import json_text
 from proxy.wire.endpoint import Tokens
 
 _WAITING_MAX = 200
-# A terminal shows no more than people can read: what comes faster is counted.
+# More than people can read on a terminal; further lines are only counted.
 _LINES_A_SECOND = 50
 _COLOURS = {"completed": "\033[32m", "incomplete": "\033[33m", "failed": "\033[31m"}
 _DIM, _RESET = "\033[2m", "\033[0m"
@@ -21,7 +21,7 @@ _ERROR_LENGTH = 160
 
 
 class RequestLines:
-    """Writes lines in a thread of its own: a terminal that does not read (Ctrl-S) stops no chat."""
+    """Writes lines in its own thread, so that a blocked terminal (Ctrl-S) does not block chats."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stderr
@@ -33,19 +33,19 @@ class RequestLines:
         threading.Thread(target=self._write, daemon=True, name="request-lines").start()
 
     def chat_ended(self, exchange: Exchange, outcome: Outcome, model: str | None) -> None:
-        """Write how a chat ended."""
+        """Prints how a chat ended."""
         if self._has_room():
             self._put(chat_line(exchange, outcome, model, has_colours=self._has_colours))
 
     def request_failed(self, method: str, path: str, status: int) -> None:
-        """Write that another request failed."""
+        """Prints that another request failed."""
         if self._has_room():
             mark = _COLOURS["failed"] if self._has_colours else ""
             self._put(f"{_clock()}  {mark}{status or 'no answer'}{_RESET if mark else ''}  {method} {_plain(path, 80)}")
 
     def close(self) -> None:
-        """End the thread when it has written what waits."""
-        with suppress(queue.Full):  # the terminal does not read: the thread ends with the process
+        """Ends the thread after the queued lines."""
+        with suppress(queue.Full):  # the terminal is blocked; the daemon thread ends with the process
             self._lines.put_nowait(None)
 
     def _has_room(self) -> bool:
@@ -75,7 +75,7 @@ class RequestLines:
 
 
 def chat_line(exchange: Exchange, outcome: Outcome, model: str | None, *, has_colours: bool = False) -> str:
-    """Model, status, tokens, time to the first token, duration and session of a chat."""
+    """Model, status, tokens, time to first token, duration and session of a chat."""
     tokens = "" if outcome.reply is None or not outcome.reply.usage else _tokens(outcome.reply.tokens)
     first = "" if outcome.time_to_first_token_ms is None else f"first {_seconds(outcome.time_to_first_token_ms)}, "
     took = "" if outcome.duration_ms is None else f"{first}{_seconds(outcome.duration_ms)}"
@@ -98,12 +98,12 @@ def _why(outcome: Outcome) -> str:
 
 
 def _plain(text: str, length: int) -> str:
-    """Text of callers and upstreams, fit for a terminal: cut, and without control characters."""
+    """Sanitises text for a terminal: truncated, without control characters."""
     return "".join(character if character.isprintable() else "?" for character in text[:length])
 
 
 def _tokens(tokens: Tokens) -> str:
-    """Those of the prompt and of the reply, each `?` where upstream does not say."""
+    """Prompt and completion tokens; `?` if upstream does not report them."""
     prompt, completion = ("?" if count is None else count for count in (tokens.prompt, tokens.completion))
     return f"{prompt}+{completion} tokens"
 

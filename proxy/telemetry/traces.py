@@ -1,9 +1,9 @@
-"""Traces: a span a chat for OpenTelemetry, where its packages and an endpoint are there; else nothing is imported.
+"""OpenTelemetry tracing: one span per chat, if an endpoint is configured and the packages are installed.
 
-Names and attributes are those of the GenAI semantic conventions for a client's span (the proxy is upstream's client):
-https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans. Never content, keys or users. A span is made when its
-chat has ended: what it needs is noted then, and once a second all that was noted goes to OpenTelemetry's own queue and
-thread, both bounded. The rest is set up by OpenTelemetry's own variables (headers, sampling, `OTEL_SERVICE_NAME`).
+Names and attributes follow the GenAI semantic conventions for client spans, since the proxy is upstream's client:
+https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans. They never contain content, keys or users. When a chat
+ends, only its data is queued; once a second the spans are created and passed to OpenTelemetry's own bounded queue and
+thread. Everything else is configured by OpenTelemetry's variables (headers, sampling, `OTEL_SERVICE_NAME`).
 """
 
 import asyncio
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 Attributes = dict[str, str | bool | int | float | list[str]]
 
-_NOTED_MAX = 2048  # a second's, as many as OpenTelemetry's queue takes
+_NOTED_MAX = 2048  # per second; the size of OpenTelemetry's queue
 _SHUTDOWN_SECONDS = 2.0
 _TEXT_LENGTH = 256
 _LARGEST_INTEGER = 2**63 - 1
@@ -48,7 +48,7 @@ _NUMBERS = (
 
 @dataclass(frozen=True, slots=True)
 class _Noted:
-    """A chat that has ended, as its span will show it. Times are Unix nanoseconds."""
+    """The data of an ended chat's span. Times are Unix nanoseconds."""
 
     name: str
     attributes: Attributes
@@ -59,7 +59,7 @@ class _Noted:
 
 
 class Traces:
-    """One process's spans."""
+    """The spans of one process."""
 
     def __init__(self, settings: Settings, exporter: "SpanExporter") -> None:
         """Raises ImportError."""
@@ -73,7 +73,7 @@ class Traces:
         self._dropped = self._reported = 0
 
     def note(self, exchange: Exchange, outcome: Outcome) -> None:
-        """Take what the span of an ended chat needs. Costs no more than looking it up."""
+        """Queues the data of an ended chat's span. Only reads attributes, so it is cheap."""
         if len(self._noted) >= _NOTED_MAX:
             self._dropped += 1
             return
@@ -91,7 +91,7 @@ class Traces:
         )
 
     def make_spans(self) -> None:
-        """Hand over what was noted. Waits for nobody."""
+        """Creates the queued spans and passes them to OpenTelemetry. Never blocks."""
         while (noted := self._next()) is not None:
             self._make_span(noted)
         dropped = self._dropped
@@ -100,9 +100,9 @@ class Traces:
             self._reported = dropped
 
     async def close(self) -> None:
-        """Send what is left, if the receiver takes it soon."""
+        """Sends the remaining spans if the receiver accepts them in time."""
         self.make_spans()
-        # A daemon thread, which does not keep the process alive: it may wait for a receiver that never answers.
+        # A daemon thread, so that a receiver that never answers does not keep the process alive.
         sending = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         sending.start()
         await asyncio.to_thread(sending.join, _SHUTDOWN_SECONDS)
@@ -112,7 +112,7 @@ class Traces:
     def _next(self) -> _Noted | None:
         try:
             return self._noted.popleft()
-        except IndexError:  # at the end two threads may ask
+        except IndexError:  # two threads may call this during shutdown
             return None
 
     def _make_span(self, noted: _Noted) -> None:
@@ -133,7 +133,7 @@ class Traces:
 
 
 def open_traces(settings: Settings) -> Traces | None:
-    """The process's traces; None where nobody wants them, or OpenTelemetry is not installed, which is logged."""
+    """The process's traces; None if not configured, or if OpenTelemetry is not installed (then logs a warning)."""
     endpoint = settings.traces_endpoint
     if endpoint is None:
         return None
@@ -151,7 +151,7 @@ def _provider(exporter: "SpanExporter") -> "TracerProvider":
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    # What the operator says of the service wins.
+    # Resource attributes set by the operator take precedence.
     named = Resource({"service.name": "stellarchat"}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=Resource.create(named.attributes), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -162,7 +162,7 @@ def _server_attributes(settings: Settings) -> Attributes:
     parts = urlsplit(settings.upstream_url)
     return {
         "gen_ai.operation.name": "chat",
-        # The conventions have no name for vLLM; upstream may be another engine, which its address tells.
+        # The conventions define no name for vLLM; server.address shows which server it is.
         "gen_ai.provider.name": "vllm",
         "server.address": parts.hostname or "",
         "server.port": parts.port or {"https": 443}.get(parts.scheme, 80),
@@ -191,7 +191,7 @@ def _request_attributes(exchange: Exchange) -> Attributes:
 
 def _reply_attributes(outcome: Outcome) -> Attributes:
     attributes: Attributes = {}
-    # The first chunk with a token in it: the one before has only the role.
+    # The first chunk that contains a token: the one before only contains the role.
     if outcome.time_to_first_token_ms is not None:
         attributes["gen_ai.response.time_to_first_chunk"] = outcome.time_to_first_token_ms / 1000
     reply = outcome.reply
@@ -215,13 +215,13 @@ def _usage_attributes(tokens: Tokens) -> Attributes:
 
 
 def _error_type(outcome: Outcome) -> str | None:
-    """Upstream's status where that says it, else our own words for it: upstream's could be anything."""
+    """Upstream's status if it is the error, else one of our own codes: upstream's codes could be any text."""
     if outcome.status == "completed":
         return None
     if outcome.http_status is not None and outcome.http_status >= 400:
         return str(outcome.http_status)
     if outcome.http_status is None and isinstance(outcome.error, dict):
-        code = outcome.error.get("code")  # it did not answer: the error is the proxy's
+        code = outcome.error.get("code")  # upstream did not answer, so the error is ours
         return code if isinstance(code, str) else outcome.cause
     return outcome.cause
 
@@ -232,5 +232,5 @@ def _integer(value: Any) -> int | None:
 
 
 def _text(value: Any) -> str:
-    """A text that protobuf takes, and no longer than a name is."""
+    """Text that protobuf accepts, truncated."""
     return value[:_TEXT_LENGTH].encode("utf-8", "replace").decode() if isinstance(value, str) else ""

@@ -1,8 +1,8 @@
-"""Where the workers of one server count: prometheus-client's multiprocess files, one set for each place of a worker.
+"""The metric files of a server's workers: prometheus-client's multiprocess files, one set per worker slot.
 
-They lie in memory (`/dev/shm`) where there is some: what is mapped from a disk can stall whoever counts when the disk
-does. A worker takes the first place that no living process has, and goes on with the counts of the one that had it
-before: so there are never more files than there were workers at a time. The lock of a place says whether it is taken.
+They are in memory (`/dev/shm`) if possible: with a stalled disk, memory-mapped files could block a worker that counts.
+A worker takes the first slot without a living process and continues its predecessor's counts, so there are never more
+files than workers at a time. A file lock shows whether a slot is taken.
 """
 
 import fcntl
@@ -19,21 +19,21 @@ from pathlib import Path
 
 from prometheus_client.mmap_dict import MmapedDict
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own in it, which nobody else may enter
-# Room for all series there can be: a file that grows later could find the disk full, which ends the process.
+_MEMORY = Path("/dev/shm")  # noqa: S108 - we use a private folder inside it
+# Large enough for all possible series: growing a mapped file on a full disk would kill the process.
 _FILE_BYTES = {"counter": 2**18}
 _OTHER_FILE_BYTES = 2**15
 _LOCK = "place-"
 
 
 def folder_of(database: Path, *, workers: int) -> Path:
-    """Where the workers of one server count: named by the process that starts them."""
+    """The folder for one server's workers, named after the process that starts them."""
     server = os.getpid() if workers == 1 else os.getppid()
     return _parent(database) / str(server)
 
 
 def clear(database: Path) -> None:
-    """Forget what servers that are gone have counted, and one that had this process's id."""
+    """Deletes the files of servers that have ended, and of an earlier one with this process id."""
     for folder in _parent(database).glob("*"):
         if folder.name == str(os.getpid()) or not Path("/proc", folder.name).exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -46,7 +46,7 @@ def _parent(database: Path) -> Path:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether nobody else can read or write there; `/dev/shm` is open to all."""
+    """Whether only we can access the folder; `/dev/shm` is writable for everyone."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
@@ -56,7 +56,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 class Place:
-    """A worker's place in the folder, its own while it lives. Raises OSError."""
+    """A worker's slot in the folder, held while it lives. Raises OSError."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -68,15 +68,15 @@ class Place:
                 return
 
     def file(self, kind: str) -> MmapedDict:
-        """The file of one kind of metrics, all its space on disk; begun anew where it cannot be read."""
+        """The file for one kind of metric, with its disk space allocated; recreated if it is unreadable."""
         path = self.folder / f"{kind}_{self.number}.db"
-        if not _is_readable(path):  # its counts are lost, and counting goes on
+        if not _is_readable(path):  # its counts are lost, and counting starts again
             path.unlink(missing_ok=True)
         _reserve(path, _FILE_BYTES.get(kind, _OTHER_FILE_BYTES))
         return MmapedDict(str(path))
 
     def release(self) -> None:
-        """Leave the place, and the counts in it, to the next worker. The last one of a server takes all away."""
+        """Releases the slot; its counts stay for the next worker. The server's last worker deletes the folder."""
         os.close(self._lock)
         if not any(is_taken for _, is_taken in _places(self.folder)):
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -85,7 +85,7 @@ class Place:
 
 
 def files_of(folder: Path) -> list[str]:
-    """All files to be summed: of workers that are gone those whose counts stay. A damaged one is left out."""
+    """The files to add up, including those of dead workers with counters. Skips damaged files."""
     living = {number for number, is_taken in _places(folder) if is_taken}
     return [str(path) for path in sorted(folder.glob("*.db")) if _counts(path, living) and _is_readable(path)]
 
@@ -96,7 +96,7 @@ def _counts(path: Path, living: set[str]) -> bool:
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether the file is what prometheus-client makes of one; it trusts what it finds there."""
+    """Whether prometheus-client can read the file; it does not validate the content itself."""
     try:
         with path.open("rb") as stream:
             used = int.from_bytes(stream.read(4), sys.byteorder, signed=True)
@@ -104,13 +104,13 @@ def _is_readable(path: Path) -> bool:
             return False
         for key, *_ in MmapedDict.read_all_values_from_file(path):
             json.loads(key)
-    except Exception:  # noqa: BLE001 - its parser raises whatever it comes upon; one file must not hide the others
+    except Exception:  # noqa: BLE001 - its parser may raise anything, and one bad file must not hide the others
         return False
     return True
 
 
 def _places(folder: Path) -> Iterator[tuple[str, bool]]:
-    """The number of each place, and whether a living worker has it."""
+    """The number of each slot, and whether a living worker holds it."""
     for path in folder.glob(f"{_LOCK}*"):
         lock = _locked(path, fcntl.LOCK_SH)
         if lock is not None:
@@ -119,7 +119,7 @@ def _places(folder: Path) -> Iterator[tuple[str, bool]]:
 
 
 def _locked(path: Path, how: int) -> int | None:
-    """The file, locked; None where another process has it."""
+    """Opens and locks the file; None if another process holds the lock."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
@@ -142,7 +142,10 @@ def _reserve(path: Path, size: int) -> None:
 
 @contextmanager
 def shared_lines(path: Path) -> Iterator[list[str]]:
-    """The lines of a small file that workers share; what is added to the list is added to it. BlockingIOError: busy."""
+    """The lines of a small file shared by the workers; appended lines are written back.
+
+    Raises BlockingIOError if busy.
+    """
     file = _locked(path, fcntl.LOCK_EX)
     if file is None:
         raise BlockingIOError
