@@ -1,4 +1,4 @@
-"""The commands: one module a group, each added to `stellarchat`."""
+"""The subcommands, one module per group, each registered with `stellarchat`."""
 
 import click
 

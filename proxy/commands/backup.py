@@ -1,4 +1,4 @@
-"""`stellarchat backup` and `restore`."""
+"""`stellarchat backup` and `stellarchat restore`."""
 
 import time
 from pathlib import Path
@@ -9,17 +9,17 @@ from proxy import settings
 from proxy.commands.console import as_json_option, database_file, print_json, says_errors, shown_progress
 from proxy.maintenance import backup
 
-# The disk is the chats' as long as they need it.
+# Pause between steps, so that chats have priority on the disk.
 _PAUSE_SECONDS = 0.005
 
 
 @click.command("backup")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--force", is_flag=True, help="Replace FILE where it is there already.")
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @as_json_option
 @says_errors
 def backup_command(*, file: Path, force: bool, as_json: bool) -> None:
-    """Copy the database into FILE, also while it is served. The copy is checked before it takes its name."""
+    """Copy the database into FILE, even while it is in use. The copy is verified before it gets its name."""
     with shown_progress("backup") as show:
 
         def progress(done: int, total: int) -> None:
@@ -36,11 +36,11 @@ def backup_command(*, file: Path, force: bool, as_json: bool) -> None:
 
 @click.command("restore")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--force", is_flag=True, help="Replace the database that is there.")
+@click.option("--force", is_flag=True, help="Replace the existing database.")
 @as_json_option
 @says_errors
 def restore_command(*, file: Path, force: bool, as_json: bool) -> None:
-    """Put the backup FILE in the database's place, checked first. The server must be stopped."""
+    """Replace the database with the verified backup FILE. The server must be stopped."""
     loaded = settings.load()
     path = loaded.database_path
     with shown_progress("restore") as show:

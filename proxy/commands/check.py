@@ -1,4 +1,4 @@
-"""`stellarchat check`."""
+"""`stellarchat check`: verifies the database's integrity."""
 
 import sys
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from proxy.storage.sqlite import connect_existing
 @as_json_option
 @says_errors
 def check_command(*, as_json: bool) -> None:
-    """Check the database, also while it is served. Exit code 1 when something is wrong."""
+    """Check the database, even while it is in use. Exit code 1 if there are problems."""
     loaded = existing_database()
     name = loaded.database_name
     problems = _find_problems(loaded)
@@ -44,16 +44,16 @@ def _find_problems(loaded: Settings) -> list[Problem]:
     if loaded.is_postgresql:
         steps = [step for step in steps if step[0] not in check.OF_FILES]
     try:
-        # One snapshot for all, however much is saved meanwhile.
+        # One snapshot for all steps, so that concurrent chats do not matter.
         with _opened(loaded) as connection, connection.snapshot(), shown_progress("check") as show:
             for done, (name, find) in enumerate(steps):
                 show(done, len(steps))
                 problems += find(connection)
                 if name in ("schema", "file") and problems:
-                    break  # what follows would only say the same in other words
+                    break  # later steps would report the same damage
             show(len(steps), len(steps))
     except StorageDamagedError as exc:
-        # Where the damage is decides which step comes upon it, and how.
+        # A damaged file may make any step fail, in any way.
         if not any(problem.kind == "file" for problem in problems):
             problems.append(Problem("file", "the file is damaged", 1, (str(exc),)))
     except StorageError as exc:
@@ -63,7 +63,7 @@ def _find_problems(loaded: Settings) -> list[Problem]:
 
 @contextmanager
 def _opened(loaded: Settings) -> Iterator[Connection]:
-    """The database as it is: what is wrong with a file's schema, a step says."""
+    """Opens the database without validation: schema problems are reported by a step."""
     if loaded.is_postgresql:
         with opened(loaded, migrates=False) as connection:
             yield connection

@@ -1,4 +1,4 @@
-"""What the commands share: how an error is said, and how progress is shown."""
+"""Shared by the commands: error output, confirmation, progress bars, and opening the database."""
 
 import functools
 import os
@@ -17,16 +17,16 @@ from proxy.settings import ConfigurationError, Settings
 P = ParamSpec("P")
 
 
-as_json_option = click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """What `--json` prints."""
+    """Prints the result of `--json`."""
     click.echo(orjson.dumps(content).decode())
 
 
 def says_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """A ConfigurationError is one line on stderr, and exit code 2."""
+    """Decorator: prints a ConfigurationError as one line on stderr and exits with code 2."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -41,7 +41,7 @@ def says_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """What is made in the block is for its owner alone."""
+    """Files created in the block are accessible only by their owner."""
     before = os.umask(0o077)
     try:
         yield
@@ -50,16 +50,16 @@ def private_files() -> Iterator[None]:
 
 
 def confirmed(question: str, *, yes: bool) -> None:
-    """Ask on a terminal, unless `--yes` was given; without a terminal only `--yes` will do."""
+    """Asks for confirmation on a terminal unless `--yes` was given; without a terminal, `--yes` is required."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise ConfigurationError(f"{question} Say so with --yes.")
+        raise ConfigurationError(f"{question} Confirm with --yes.")
     click.confirm(question, abort=True, err=True)
 
 
 def existing_database() -> Settings:
-    """The environment's settings, whose database is there. Raises ConfigurationError."""
+    """The settings; raises ConfigurationError if their database does not exist."""
     loaded = settings.load()
     if not loaded.is_postgresql:
         _existing(loaded.database_path)
@@ -67,7 +67,7 @@ def existing_database() -> Settings:
 
 
 def database_file() -> Path:
-    """The file that the history is in. Raises ConfigurationError."""
+    """The SQLite file. Raises ConfigurationError if there is none."""
     loaded = settings.load()
     if loaded.is_postgresql:
         raise ConfigurationError("the history is on PostgreSQL: use pg_dump, pg_basebackup or what your host has")
@@ -82,7 +82,7 @@ def _existing(path: Path) -> Path:
 
 @contextmanager
 def shown_progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that takes what is done and what there is in all: a bar on a terminal, nothing in a pipe."""
+    """A function that takes done and total: shows a bar on a terminal, nothing in a pipe."""
     if not sys.stderr.isatty():
         yield lambda _done, _total: None
         return

@@ -1,4 +1,4 @@
-"""`stellarchat doctor`: what keeps the proxy from working as it is set up, and what to do about it."""
+"""`stellarchat doctor`: finds configuration and environment problems, and says how to fix them."""
 
 import asyncio
 import errno
@@ -25,13 +25,13 @@ from proxy.upstream.client import Upstream
 
 _DISK_BYTES = 2**30
 _DESCRIPTORS = 4096
-# Before this no clock can be right.
+# The clock cannot be right if it shows an earlier time.
 _BUILT_AT = 1_764_000_000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report; `advice` says what to do where it is not well."""
+    """One line of the report. If it is a problem, `advice` says how to fix it."""
 
     about: str
     is_well: bool
@@ -50,7 +50,7 @@ def _wrong(about: str, message: str, advice: str) -> Finding:
 @click.command("doctor")
 @as_json_option
 def doctor_command(*, as_json: bool) -> None:
-    """Look for what keeps it from working, and say what to do. Exit code 1 when something is wrong."""
+    """Find problems and say how to fix them. Exit code 1 if there are any."""
     findings = list(_findings())
     if as_json:
         print_json({"ok": all(each.is_well for each in findings), "findings": [asdict(each) for each in findings]})
@@ -95,7 +95,7 @@ async def _upstream(upstream: Upstream) -> Finding:
     finally:
         await upstream.close()
     if not upstream.models:
-        advice = "set STELLARCHAT_UPSTREAM_API_KEY if it wants a key, and check that a model is loaded"
+        advice = "set STELLARCHAT_UPSTREAM_API_KEY if it requires a key, and check that a model is loaded"
         return _wrong("upstream", f"{upstream.name} answers, but lists no model", advice)
     return _well("upstream", f"{upstream.name} serves {', '.join(sorted(upstream.models)[:5])}")
 
@@ -107,8 +107,8 @@ async def _database(loaded: Settings) -> Finding:
     if not path.exists():
         folder = next(each for each in path.absolute().parents if each.exists())
         if not os.access(folder, os.W_OK):
-            return _wrong("database", f"{path} cannot be made", f"make {folder} writable, or set DATABASE_URL")
-        return _well("database", f"{path} is made by the first start")
+            return _wrong("database", f"{path} cannot be created", f"make {folder} writable, or set DATABASE_URL")
+        return _well("database", f"{path} is created at the first start")
     if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
         advice = f"make {path} and its folder writable for this user, or set DATABASE_URL"
         return _wrong("database", f"{path} cannot be written", advice)
@@ -134,7 +134,7 @@ async def _server(loaded: Settings) -> Finding:
 async def _keys(loaded: Settings) -> Finding:
     if loaded.auth == "off":
         advice = "set STELLARCHAT_AUTH=auto and make a key, or be sure that only trusted callers reach this address"
-        message = f"nobody needs one on {loaded.host} (STELLARCHAT_AUTH=off)"
+        message = f"no key is required on {loaded.host} (STELLARCHAT_AUTH=off)"
         return _well("keys", message) if loaded.is_loopback else _wrong("keys", message, advice)
     has_key = loaded.admin_key is not None
     if not has_key and (loaded.is_postgresql or loaded.database_path.exists()):
@@ -145,10 +145,10 @@ async def _keys(loaded: Settings) -> Finding:
         finally:
             await database.close()
     if has_key:
-        return _well("keys", "every caller needs one")
+        return _well("keys", "every caller needs a key")
     if loaded.is_loopback and loaded.auth == "auto":
-        return _well("keys", "none yet: callers on this machine need none until you make the first one")
-    return _wrong("keys", "there is none, and callers need one", "stellarchat keys create --user ID")
+        return _well("keys", "optional on this machine until you create the first one")
+    return _wrong("keys", "keys are required, but none exists", "stellarchat keys create --user ID")
 
 
 def _disk(loaded: Settings) -> Finding:

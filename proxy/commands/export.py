@@ -1,4 +1,4 @@
-"""`stellarchat export` and `import`."""
+"""`stellarchat export` and `stellarchat import`."""
 
 import sys
 from collections.abc import Iterator
@@ -28,15 +28,15 @@ from proxy.storage.engine import opened
 @click.command("export")
 @click.argument("file", type=click.File("wb", lazy=True), default="-")
 @click.option("--user", "user_id", help="Only this user's sessions.")
-@click.option("--session", "session_id", help="Only this session, by its own id or its client's.")
+@click.option("--session", "session_id", help="Only this session, by its own id or the client's id.")
 @click.option("--format", "format_", type=click.Choice(FORMATS), default="jsonl", show_default=True)
-@click.option("--completed-only", is_flag=True, help="openai: only branches that end in a whole reply.")
+@click.option("--completed-only", is_flag=True, help="openai: only branches that end with a complete reply.")
 @says_errors
 def export_command(
     *, file: BinaryIO, user_id: str | None, session_id: str | None, format_: Format, completed_only: bool
 ) -> None:
-    """Write the history to FILE, or to the standard output, also while it is served. Only its owner reads the file.
-    Of a whole export, rows of which something is wrong are named on stderr; then the exit code is 1."""
+    """Write the history to FILE, or to standard output, even while the database is in use. The file is readable only by
+    its owner. In a full export, damaged rows are listed on stderr, and the exit code is 1."""
     with private_files(), opened(existing_database(), migrates=False, makes=False) as connection, connection.snapshot():
         if session_id is not None:
             found = queries.sessions.find_session_id(connection, id_=session_id, user_id=user_id)
@@ -57,28 +57,28 @@ def export_command(
 
 
 def _say_broken(rows: list[str]) -> None:
-    """Name the rows that could only be written as what comes nearest, and end with exit code 1."""
+    """Lists the rows that could not be exported exactly, and exits with code 1."""
     for row in rows:
         click.echo(f"stellarchat: {row}", err=True)
     if rows:
         sys.exit(1)
 
 
-_NAMED_MAX = 1000  # rows of which something is wrong
+_NAMED_MAX = 1000  # broken rows listed
 _SESSION_STARTS = ('{"kind":"session"', "# ", '{"messages"')
 
 
 @click.command("import")
 @click.argument("file", type=click.File("rb"), default="-")
-@click.option("--yes", is_flag=True, help="Do not ask before adding to a database that has chats in it.")
+@click.option("--yes", is_flag=True, help="Do not ask before importing into a database that contains chats.")
 @as_json_option
 @says_errors
 def import_command(*, file: BinaryIO, yes: bool, as_json: bool) -> None:
-    """Add what a jsonl export in FILE, or on the standard input, holds and the database does not. A line that is wrong
-    is named and left out; then the exit code is 1."""
+    """Import a jsonl export from FILE or standard input; existing rows are kept. Invalid lines are listed and skipped;
+    then the exit code is 1."""
     with opened(settings.load()) as connection, shown_progress("import") as show:
         if export.count_sessions(connection, Scope()):
-            confirmed("The database has chats in it, and an import cannot be undone. Add to them?", yes=yes)
+            confirmed("The database contains chats, and an import cannot be undone. Import anyway?", yes=yes)
         size = _size(file)
 
         def progress(imported: Imported) -> None:
@@ -108,7 +108,7 @@ def _size(file: BinaryIO) -> int:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Line by line; of one that is longer than any may be no more than shows that it is."""
+    """Reads line by line. Of a line over the limit, only enough is read to detect that."""
     while line := file.readline(imports.LINE_BYTES_MAX + 1):
         yield line
         while len(line) > imports.LINE_BYTES_MAX and not line.endswith(b"\n"):

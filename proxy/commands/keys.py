@@ -1,4 +1,4 @@
-"""`stellarchat keys`: make, list and revoke API keys. They take effect in a running server within seconds."""
+"""`stellarchat keys`: creates, lists and revokes API keys. Changes reach a running server within seconds."""
 
 import re
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ _COLUMNS = ("KEY ID", "KEY", "USER", "NAME", "ADMIN", "STATE", "CREATED", "LAST 
 
 
 def _expiry(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    """A time from now (`90d`, `12h`) or a date, as a timestamp."""
+    """Parses a duration from now (`90d`, `12h`) or a date into a timestamp."""
     if value is None:
         return None
     now = datetime.now(UTC)
@@ -48,19 +48,19 @@ def _moment(value: str, now: datetime) -> datetime:
 
 @click.group()
 def keys() -> None:
-    """API keys: who may come in. Only their SHA-256 is stored."""
+    """Manage API keys. Only their SHA-256 hashes are stored."""
 
 
 @keys.command()
 @click.option("--user", "user_id", required=True, help="The user whose data the key reads and writes.")
-@click.option("--admin", "is_admin", is_flag=True, help="It may act for any user, and control the engine.")
-@click.option("--name", help="What it is for, to tell keys apart.")
+@click.option("--admin", "is_admin", is_flag=True, help="The key may access all users' data and control the engine.")
+@click.option("--name", help="A name to tell keys apart.")
 @click.option("--expires", "expires_at", callback=_expiry, help="90d, 12h, or a date. Default: never.")
-@click.option("--requests-per-minute", type=_COUNT, help="Quota, in each worker process. Default: none.")
-@click.option("--tokens-per-day", type=_COUNT, help="Quota of this key, on every endpoint. Default: none.")
+@click.option("--requests-per-minute", type=_COUNT, help="Quota per worker process. Default: none.")
+@click.option("--tokens-per-day", type=_COUNT, help="Quota for all endpoints together. Default: none.")
 @as_json_option
 def create(*, as_json: bool, **given: Any) -> None:
-    """Make a key and print it, this once."""
+    """Create a key and print it. It is shown only once."""
     grant = NewKey(**given)
     if not grant.user_id.strip():
         raise click.BadParameter("it is empty", param_hint="'--user'")
@@ -70,7 +70,7 @@ def create(*, as_json: bool, **given: Any) -> None:
         print_json({"key": secret, **_shown(row)})
         return
     click.echo(secret)
-    click.echo(f"Key {row.key_id} of user {row.user_id}. It is not shown again: keep it now.", err=True)
+    click.echo(f"Key {row.key_id} of user {row.user_id}. It is not shown again: save it now.", err=True)
     click.echo(
         "From now on every caller needs a key (a running server notices within 2 s), unless STELLARCHAT_AUTH=off.",
         err=True,
@@ -96,14 +96,14 @@ def list_(*, user_id: str | None, as_json: bool) -> None:
 @keys.command()
 @click.argument("key")
 def revoke(*, key: str) -> None:
-    """Revoke a key, given by its id or by its first characters as `list` shows them."""
+    """Revoke a key, given by its id or by its first characters as shown by `list`."""
     with _database() as connection, connection.transaction():
         revoked = queries.keys.revoke_key(connection, key, now=timestamp())
-        if len(revoked) > 1:  # leaves the transaction, and so none of them is
-            raise click.ClickException(f"{len(revoked)} keys begin like this; name one by its id.")
+        if len(revoked) > 1:  # leaves the transaction, so that none is revoked
+            raise click.ClickException(f"{len(revoked)} keys begin with these characters; give the full id.")
     if not revoked:
-        raise click.ClickException("There is no such key, or it is revoked already.")
-    click.echo(f"Revoked {revoked[0]}; a running server refuses it within 2 s.")
+        raise click.ClickException("There is no such key, or it has already been revoked.")
+    click.echo(f"Revoked {revoked[0]}; a running server rejects it within 2 s.")
 
 
 def _state(key: ApiKey) -> str:
@@ -111,7 +111,7 @@ def _state(key: ApiKey) -> str:
 
 
 def _shown(key: ApiKey) -> dict[str, Any]:
-    """All that is kept of a key but its hash."""
+    """The stored data of a key, without its hash."""
     shown = asdict(key) | {"is_admin": bool(key.is_admin), "state": _state(key)}
     del shown["key_hash"]
     return shown
@@ -132,7 +132,7 @@ def _row(key: ApiKey) -> tuple[str, ...]:
 
 
 def _printable(text: str) -> str:
-    """User ids come from callers: none may speak to the terminal."""
+    """Removes control characters: user ids come from callers and must not control the terminal."""
     return text if text.isprintable() else ascii(text)
 
 

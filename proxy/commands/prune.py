@@ -1,4 +1,4 @@
-"""`stellarchat prune`."""
+"""`stellarchat prune`: deletes old sessions."""
 
 import re
 import time
@@ -12,7 +12,7 @@ from proxy.maintenance.prune import Pruned
 from proxy.storage.connection import Connection
 from proxy.storage.engine import opened
 
-# Chats wait for the lock of a transaction; between two it is theirs.
+# Chats wait while a transaction holds the lock, so rest this many times longer between two transactions.
 _REST = 4.0
 _PAUSE_SECONDS = 0.03
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
@@ -27,18 +27,19 @@ def _age(_ctx: click.Context, _param: click.Parameter, value: str) -> timedelta:
 
 @click.command("prune")
 @click.option("--older-than", "age", callback=_age, required=True, help="Time without activity, such as 90d.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be deleted.")
 @click.option("--yes", is_flag=True, help="Do not ask before deleting.")
 @as_json_option
 @says_errors
 def prune_command(*, age: timedelta, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Delete old sessions and give their space back, also while chats go on."""
+    """Delete old sessions and free their disk space, even while the server is running."""
     before = prune.moment_before(age, now_seconds=time.time())
     with opened(existing_database(), makes=False) as connection:
         pruned = prune.count_old(connection, before=before)
         if pruned and not dry_run:
             confirmed(
-                f"{pruned.sessions:,} sessions, {pruned.messages:,} messages are deleted for good. Go on?", yes=yes
+                f"{pruned.sessions:,} sessions, {pruned.messages:,} messages will be deleted permanently. Continue?",
+                yes=yes,
             )
         if not dry_run:
             pruned = _prune(connection, before=before, expected=pruned)

@@ -1,4 +1,4 @@
-"""`stellarchat serve`: its options and help, what it checks before it starts, and what it says on the terminal."""
+"""`stellarchat serve`: options and help, checks before the start, and output on the terminal."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from proxy.storage import queries
 from proxy.storage.engine import database_of
 from proxy.telemetry import logs, worker_files
 
-# The settings in the order of `serve --help`; what is in no group comes last, under "Limits and time-outs".
+# The settings by group, in the order of `serve --help`; all others follow under "Limits and time-outs".
 _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "The usual settings",
@@ -75,12 +75,14 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 class _ServeCommand(click.Command):
-    """Lists every setting in groups below the options."""
+    """Lists all settings in groups below the options."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = {each.metadata["name"]: _described(each.metadata["meaning"], each.default) for each in fields(Settings)}
         with formatter.section("Settings (environment or .env; options win)"):
-            formatter.write_text("A name with _FILE behind it, such as STELLARCHAT_ADMIN_KEY_FILE, names a file.")
+            formatter.write_text(
+                "A secret's name with _FILE appended, such as STELLARCHAT_ADMIN_KEY_FILE, gives the path of a file with its value."
+            )
         for heading, names in _GROUPS:
             with formatter.section(heading):
                 formatter.write_dl([(name, rows.pop(name)) for name in names if name in rows], col_max=44)
@@ -95,13 +97,13 @@ def _described(meaning: str, default: object) -> str:
 
 @click.command("serve", cls=_ServeCommand)
 @click.option("--host", help="Address to listen on.")
-@click.option("--port", help="Port to listen on; 0 takes a free one.")
+@click.option("--port", help="Port to listen on; 0 chooses a free one.")
 @click.option("--upstream", help="vLLM's address, such as http://127.0.0.1:8000.")
-@click.option("--workers", help="Processes on the one database.")
+@click.option("--workers", help="Number of processes that share the database.")
 @click.option("--backup-every", help="Time between backups, such as 24h.")
-@click.option("--backup-keep", help="Backups kept, the newest ones.")
+@click.option("--backup-keep", help="Number of backups to keep.")
 @click.option("--demo", is_flag=True, help="Chat with a small built-in echo model instead of vLLM.")
-@click.option("--quiet", is_flag=True, help="No line for each request, and no news of upstream.")
+@click.option("--quiet", is_flag=True, help="Do not print a line per request, or upstream's state.")
 @says_errors
 def serve_command(*, demo: bool, quiet: bool, upstream: str | None, **given: str | None) -> None:
     """Run the proxy."""
@@ -115,13 +117,13 @@ def serve_command(*, demo: bool, quiet: bool, upstream: str | None, **given: str
 
 
 def _serve(options: Mapping[str, str]) -> None:
-    from proxy import server  # loads uvicorn, which the other commands do not need
+    from proxy import server  # imports uvicorn, which other commands do not need
 
     loaded = settings.load(options)
     for name, meant in settings.unknown_names().items():
         hint = f"; did you mean {meant}?" if meant else ""
-        click.echo(f"stellarchat: warning: {name} is no setting of this program{hint}", err=True)
-    os.environ.update(options)  # for the application, which each worker process makes of the environment
+        click.echo(f"stellarchat: warning: {name} is not a setting of this program{hint}", err=True)
+    os.environ.update(options)  # each worker process reads its settings from the environment
     logs.configure(loaded)
     asyncio.run(_migrate(loaded))
     worker_files.clear(loaded.database_path)
@@ -136,7 +138,7 @@ def _serve(options: Mapping[str, str]) -> None:
 
 
 async def _migrate(loaded: Settings) -> None:
-    """Find out before the first worker starts whether the database can be used, and who may come in."""
+    """Checks before the first worker starts that the database can be used and whether keys are needed."""
     database = database_of(loaded)
     await database.open(readers=1)
     try:
@@ -146,12 +148,12 @@ async def _migrate(loaded: Settings) -> None:
         await database.close()
     if not (has_key or loaded.is_loopback or loaded.auth == "off"):
         raise ConfigurationError(
-            f"STELLARCHAT_HOST={loaded.host} lets others in and there is no API key: "
-            "make one with `stellarchat keys create --user ID`, or set STELLARCHAT_AUTH=off"
+            f"STELLARCHAT_HOST={loaded.host} is reachable by others, and there is no API key: "
+            "create one with `stellarchat keys create --user ID`, or set STELLARCHAT_AUTH=off"
         )
     if loaded.auth != "off" and is_locked and not has_key:
         click.echo(
-            "stellarchat: warning: API keys are required, as they once were, and there is none: make one with "
+            "stellarchat: warning: API keys are required, because they were before, but none exists: create one with "
             "`stellarchat keys create --user ID`, or set STELLARCHAT_AUTH=off",
             err=True,
         )
@@ -171,6 +173,6 @@ def _announce(loaded: Settings, address: tuple[str, int]) -> None:
 
 
 def base_url(address: tuple[str, int]) -> str:
-    """The server's address as this machine reaches it."""
+    """The server's base URL as seen from this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - compared, not listened on
     return f"http://[{host}]:{address[1]}" if ":" in host else f"http://{host}:{address[1]}"

@@ -1,4 +1,4 @@
-"""`stellarchat stats`."""
+"""`stellarchat stats`: counts rows, tokens and disk space."""
 
 import time
 from pathlib import Path
@@ -17,11 +17,13 @@ _FILES = {"database": "", "log": "-wal", "search": "-search"}
 
 
 @click.command("stats")
-@click.option("--days", type=click.IntRange(1, 36_600), default=30, show_default=True, help="Days of tokens shown.")
+@click.option(
+    "--days", type=click.IntRange(1, 36_600), default=30, show_default=True, help="Days of token usage to show."
+)
 @as_json_option
 @says_errors
 def stats_command(*, days: int, as_json: bool) -> None:
-    """Count what is kept: users, sessions, messages, tokens by day and model, size on disk."""
+    """Show the numbers of users, sessions and messages, tokens by day and model, and the size on disk."""
     stats = _stats(existing_database(), days=days)
     if as_json:
         print_json(stats)

@@ -1,4 +1,4 @@
-"""What `serve` says about upstream on the terminal: its models and a first request, or why it cannot be reached."""
+"""`serve`'s terminal output about upstream: its models and an example request, or why it cannot be reached."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ _MODELS_SHOWN = 5
 
 
 def refuse_own_address(loaded: Settings, listening: tuple[str, int]) -> None:
-    """Raise ConfigurationError where an upstream is this server: every request would call itself."""
+    """Raises ConfigurationError if an upstream is this server itself, which would be an endless loop."""
     if loaded.demo:
         return
     for each in loaded.upstreams:
@@ -31,13 +31,13 @@ def refuse_own_address(loaded: Settings, listening: tuple[str, int]) -> None:
 
 
 def start(loaded: Settings, base: str) -> None:
-    """Watch the upstreams in a thread of its own: however slowly one answers, no request waits for it."""
+    """Watches the upstreams in a separate thread, so that a slow one delays no request."""
     watch = _Watch(loaded, base)
     threading.Thread(target=lambda: asyncio.run(watch.run()), daemon=True, name="upstream-watch").start()
 
 
 def sample_line(base: str, model: str) -> str:
-    """A first request, ready to be copied."""
+    """An example request, ready to be copied."""
     body = json_text.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
     return f"Try: curl {base}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
@@ -50,7 +50,7 @@ class _Watch:
         self._has_shown_sample = False
 
     async def run(self) -> None:
-        """Look every few seconds, and say what has changed."""
+        """Checks every few seconds and prints changes."""
         while True:
             for upstream in self._upstreams:
                 await self._look(upstream)
@@ -68,7 +68,7 @@ class _Watch:
         models = sorted(upstream.models or ())
         if not models:
             logger.warning(
-                "upstream %s answers, but gives no model list: does it want STELLARCHAT_UPSTREAM_API_KEY?",
+                "upstream %s answers, but without a model list: does it require STELLARCHAT_UPSTREAM_API_KEY?",
                 upstream.name,
             )
             return
@@ -87,7 +87,7 @@ def _addresses(host: str) -> set[str]:
 
 
 def _own(listening: str) -> set[str]:
-    """What a server that listens on all addresses is reached by."""
+    """The addresses of a server that listens on all interfaces."""
     if listening not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not listened on
         return set()
     return {"127.0.0.1", "::1", "0.0.0.0", "::"} | _addresses(socket.gethostname())  # noqa: S104
