@@ -1,4 +1,4 @@
-"""`serve --demo`: a small echo model behind vLLM's wire format, so that the proxy cannot tell it from a GPU's."""
+"""`serve --demo`: a small echo model with vLLM's wire format, so that the proxy treats it like a real engine."""
 
 import asyncio
 import socket
@@ -23,7 +23,7 @@ TOKEN_PAUSE_SECONDS = 0.02
 
 
 def create_demo(*, pause_seconds: float = TOKEN_PAUSE_SECONDS) -> Starlette:
-    """The demo as an ASGI app; it waits `pause_seconds` between two tokens of a stream."""
+    """The demo as an ASGI app, with `pause_seconds` between two tokens of a stream."""
     routes = [
         Route("/health", _empty, methods=["GET"]),
         Route("/ping", _empty, methods=["GET", "POST"]),
@@ -45,24 +45,24 @@ def create_demo(*, pause_seconds: float = TOKEN_PAUSE_SECONDS) -> Starlette:
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to the proxy, which ends the demo when it has drained."""
+        """Does not install signal handlers: the proxy handles signals, and stops the demo after draining."""
         yield
 
 
 class _Config(uvicorn.Config):
     def configure_logging(self) -> None:
-        """Leave the loggers alone: the proxy's own uvicorn shares them."""
+        """Keeps the loggers unchanged, because the proxy's uvicorn shares them."""
 
 
 @asynccontextmanager
 async def serve_demo(*, pause_seconds: float = TOKEN_PAUSE_SECONDS) -> AsyncIterator[str]:
-    """Run the demo on a free loopback port of this process while the block lasts; gives its base URL."""
+    """Runs the demo on a free loopback port in this process; yields its base URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = _Config(create_demo(pause_seconds=pause_seconds), lifespan="off", timeout_graceful_shutdown=1)
         server = _Server(config)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
-            # The socket listens already: a caller who comes before uvicorn waits in its backlog.
+            # The socket is already listening: a connection made before uvicorn is ready waits in the backlog.
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True

@@ -1,4 +1,4 @@
-"""What the demo makes of a request: the checked body, or vLLM's error for it."""
+"""Validates the demo's requests, and raises the same errors as vLLM."""
 
 import json
 import secrets
@@ -14,7 +14,7 @@ from proxy.demo.echo import text_of, tokenize
 MODEL = "stellarchat-demo"
 MAX_MODEL_LEN = 8192
 MAX_CHOICES = 64
-# Beyond this many characters a text is too long for the model whatever its tokens; it is not worth cutting up.
+# A longer text exceeds the context length in any case, so it is not tokenized.
 MAX_TEXT_LENGTH = 32 * MAX_MODEL_LEN
 
 _TYPES: dict[str, tuple[tuple[type, ...], str, str]] = {
@@ -35,7 +35,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], str, str]] = {
 
 
 class DemoError(Exception):
-    """An error in the shape that vLLM gives it."""
+    """An error in vLLM's format."""
 
     def __init__(self, status: int, message: str, *, kind: str, param: str | None) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class DemoError(Exception):
 
 
 class Call(NamedTuple):
-    """One checked request: its body, what its chunks repeat, and how many tokens a choice may have."""
+    """A validated request: its body, the values its chunks repeat, and the token limit per choice."""
 
     body: dict[str, Any]
     id: str
@@ -61,7 +61,7 @@ async def read_chat(request: Request) -> Call:
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             raise _invalid(f"body.messages.{index}", "dict_type", "Input should be a valid dictionary", message)
-    # Four tokens stand for a message's role and borders, as a chat template adds them.
+    # Four tokens per message for the role and delimiters that a chat template adds.
     prompt_tokens = 4 * len(messages) + _count_tokens(text_of(message.get("content")) for message in messages)
     return _call(request, body, prefix="chatcmpl", prompt_tokens=prompt_tokens, default_room=MAX_MODEL_LEN)
 
@@ -100,7 +100,7 @@ def _parse(raw: bytes) -> object:
         raise _validation(
             f"{{'type': 'json_invalid', 'loc': 'body.{error.pos}', {detail}}}", f"body.{error.pos}"
         ) from error
-    except (ValueError, RecursionError) as error:  # bytes that are no text, an endless number, endless nesting
+    except (ValueError, RecursionError) as error:  # invalid UTF-8, an oversized number, or too deep nesting
         raise HTTPException(400, "There was an error parsing the body") from error
 
 
@@ -124,7 +124,7 @@ def _call(request: Request, body: dict[str, Any], *, prefix: str, prompt_tokens:
 
 
 def _count_tokens(texts: Iterable[str]) -> int:
-    """The tokens of all texts, or one more than the model can take where they are far too long."""
+    """The number of tokens; for texts that are far too long, one more than the context length."""
     count = 0
     for text in texts:
         count += len(tokenize(text)) if len(text) < MAX_TEXT_LENGTH else MAX_MODEL_LEN + 1

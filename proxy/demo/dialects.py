@@ -1,4 +1,4 @@
-"""The demo's replies on `/v1/responses` and `/v1/messages`, as vLLM 0.32 writes them. Text alone: it calls no tools."""
+"""The demo's replies on `/v1/responses` and `/v1/messages`, in the format of vLLM 0.32. Text only, no tool calls."""
 
 import asyncio
 import secrets
@@ -16,14 +16,14 @@ _ROOM = 4096
 
 
 def reply_to_response(request: Json) -> Reply:
-    """What the model says to a request of Responses."""
+    """The model's reply to a Responses request."""
     given = request.get("input")
     items = [{"role": "user", "content": given}] if isinstance(given, str) else as_list(given)
     return _reply(items, room=request.get("max_output_tokens"))
 
 
 def reply_to_message(request: Json) -> Reply:
-    """What the model says to a request of Messages."""
+    """The model's reply to a Messages request."""
     return _reply(as_list(request.get("messages")), room=request.get("max_tokens"))
 
 
@@ -71,7 +71,7 @@ def response(request: Json, reply: Reply) -> Json:
 
 
 def response_events(request: Json, reply: Reply, *, pause_seconds: float) -> AsyncIterator[bytes]:
-    """The events of a response, numbered."""
+    """The numbered events of a response."""
     numbered = ({**event, "sequence_number": number} for number, event in enumerate(_response_events(request, reply)))
     return _paced(numbered, pause_seconds=pause_seconds)
 

@@ -1,4 +1,4 @@
-"""The demo's model: what it answers to a chat, cut into tokens. Pure; the wire format around it is in `demo`."""
+"""The demo's model: generates a reply to a chat as tokens. Pure; `demo/wire.py` adds the wire format."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-# Scripts written without spaces come one character at a time, as a real tokenizer gives them.
+# In scripts without spaces every character is a token, similar to a real tokenizer.
 _UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _TOKEN = re.compile(rf"\s?(?:[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+|[^\w\s])|\s")
 
@@ -19,7 +19,7 @@ ANY = {"type": "string"}
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One choice. `tool` names the function whose arguments the tokens are; without it they are the text."""
+    """One choice. If `tool` is set, the tokens are the arguments of that function, else the text."""
 
     tokens: list[str]
     finish_reason: str
@@ -36,7 +36,7 @@ def tokenize(text: str) -> list[str]:
 
 
 def text_of(content: object) -> str:
-    """The text of a message's content, be it a string or parts; other parts are named by their type."""
+    """The text of a message's content (a string or parts); other parts are represented by their type."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -52,7 +52,7 @@ def _part_text(part: object) -> str:
 
 
 def answer(request: dict[str, Any], *, index: int, room: int) -> Reply:
-    """The choice `index` of at most `room` tokens to a chat completion request that has been checked."""
+    """Generates choice number `index` for a validated request, with at most `room` tokens."""
     tool = _forced_tool(request)
     if tool is not None:
         name, parameters, finish_reason = tool
@@ -62,7 +62,7 @@ def answer(request: dict[str, Any], *, index: int, room: int) -> Reply:
 
 
 def cut(text: str, *, stop: object, room: int) -> Reply:
-    """The text up to a stop sequence or to `room` tokens, whichever comes first."""
+    """The text up to a stop sequence or `room` tokens, whichever comes first."""
     tokens = tokenize(text)
     within = "".join(tokens[:room])
     stops = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
@@ -74,7 +74,7 @@ def cut(text: str, *, stop: object, room: int) -> Reply:
 
 
 def _forced_tool(request: dict[str, Any]) -> tuple[str, object, str] | None:
-    """Name, parameters and finish reason of the function that `tool_choice` asks for."""
+    """Name, parameters and finish reason of the function required by `tool_choice`."""
     functions = [as_dict(as_dict(tool).get("function")) for tool in as_list(request.get("tools"))]
     choice = request.get("tool_choice")
     if choice == "required" and functions:
@@ -82,7 +82,7 @@ def _forced_tool(request: dict[str, Any]) -> tuple[str, object, str] | None:
     name = as_dict(as_dict(choice).get("function")).get("name")
     for function in functions:
         if name is not None and function.get("name") == name:
-            # vLLM ends a named call with "stop", and only a required one with "tool_calls".
+            # vLLM ends a call of a named function with "stop", and of a required one with "tool_calls".
             return str(name), function.get("parameters"), "stop"
     return None
 
@@ -109,13 +109,13 @@ def _spoken(last: str, *, turn: int, index: int) -> str:
 
 
 def sample(schema: object) -> object:
-    """The simplest value that fits a JSON schema; what it does not understand gives null."""
+    """The simplest value that matches a JSON schema; null for unsupported schemas."""
     return _Sampler(root=schema).value(schema, depth=0) if schema else {}
 
 
 @dataclass(slots=True)
 class _Sampler:
-    """Walks a schema; it counts its steps, because a few references can describe a value without end."""
+    """Walks a schema with a step limit, because references can describe an infinite value."""
 
     root: object
     steps: int = 0

@@ -1,4 +1,4 @@
-"""The demo's replies as vLLM 0.32 writes them: whole completions, and the events of streams."""
+"""The demo's replies in the wire format of vLLM 0.32: whole completions, and streams of chunks."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 def dumps(body: object) -> bytes:
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return text.encode(errors="replace")  # JSON can carry a lone surrogate, UTF-8 cannot
+    return text.encode(errors="replace")  # JSON can contain a lone surrogate, UTF-8 cannot
 
 
 def models(*, created: int) -> Json:
@@ -65,7 +65,7 @@ def text_events(call: Call, replies: list[Reply], *, pause_seconds: float) -> As
 async def _events(
     call: Call, head: Json, choices: list[Iterator[Json]], *, total: int, pause: float
 ) -> AsyncIterator[bytes]:
-    """The stream's events; the choices take turns, a token each, as in one batch of the engine."""
+    """The stream's events; the choices alternate token by token, as in one batch of the engine."""
     options = call.body.get("stream_options") or {}
     spoken = 0
     for turn in zip_longest(*choices):
@@ -91,7 +91,7 @@ def _chunk_tail(call: Call, choice: Json, *, spoken: int, options: Json) -> Json
 
 
 def _chat_choices(call: Call, index: int, reply: Reply) -> Iterator[Json]:
-    """One reply's chunks: its role, then its tokens; the last one (or an empty one) has the finish reason."""
+    """The chunks of one reply: the role, the tokens, and the finish reason in the last one (or in an empty one)."""
     yield _chat_choice(index, {"role": "assistant", "content": ""})
     if reply.tool is not None:
         yield from _tool_choices(index, reply)
@@ -136,7 +136,7 @@ def _message(reply: Reply) -> Json:
 
 
 def _logprobs(call: Call, tokens: list[str], *, tool: str | None = None) -> Json | None:
-    """Log probabilities for a caller who asks: the echo is nearly sure of each token."""
+    """Log probabilities, if requested: the echo model is nearly certain of every token."""
     if not call.body.get("logprobs") or tool is not None:
         return None
     top = min(call.body.get("top_logprobs") or 0, 20)
