@@ -1,1 +1,1 @@
-"""StellarChat: an OpenAI-compatible reverse proxy that saves every chat that passes through it."""
+"""StellarChat: an OpenAI-compatible reverse proxy that records every chat."""

@@ -1,4 +1,4 @@
-"""The application: what is opened at start, in which order, and how it is closed."""
+"""Assembles the ASGI application: opens the services in order at startup and closes them in reverse."""
 
 import asyncio
 import logging
@@ -43,8 +43,10 @@ def create_app(
     transport: httpx.AsyncBaseTransport | None = None,
     closing: Callable[[], None] = lambda: None,
 ) -> ASGIApp:
-    """The proxy as an ASGI application. `transport` takes the place of the connection to upstream; `closing` is called
-    when it begins to close."""
+    """Creates the proxy as an ASGI application.
+
+    `transport` replaces the connection to upstream. `closing` is called when the application begins to close.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[State]:
@@ -83,7 +85,7 @@ def create_app(
             Exception: unexpected_error_response,
         },
     )
-    # A redirect would be an answer that upstream did not give.
+    # A redirect would be a response that upstream did not send.
     app.router.redirect_slashes = False
     orphans = Orphans()
     recorded = {path: RecordedEndpoint(endpoint, orphans) for path, endpoint in ENDPOINTS.items()}
@@ -93,11 +95,11 @@ def create_app(
 
 @contextmanager
 def _reloading_upstreams(upstreams: Upstreams) -> Iterator[None]:
-    """On SIGHUP, read the list of upstreams again. Only a process whose main thread runs the loop gets signals."""
+    """Reloads the list of upstreams on SIGHUP. Only the main thread's event loop can receive signals."""
     loop = asyncio.get_running_loop()
     try:
         loop.add_signal_handler(signal.SIGHUP, _reload_upstreams, upstreams)
-    except (ValueError, RuntimeError):  # asyncio and uvloop, each in its own words
+    except (ValueError, RuntimeError):  # raised by asyncio and uvloop, respectively, outside the main thread
         yield
         return
     try:
@@ -110,11 +112,11 @@ def _reload_upstreams(upstreams: Upstreams) -> None:
     try:
         upstreams.reload(load().upstreams)
     except ConfigurationError as exc:
-        logger.error("the upstreams stay as they are: %s", exc)
+        logger.error("the upstreams are not changed: %s", exc)
 
 
 class _RecordedFirst:
-    """Serves recorded endpoints ahead of Starlette, whose routing costs more than all that is done for a chat."""
+    """Dispatches recorded endpoints before Starlette, whose routing costs more than our own work on a chat."""
 
     def __init__(self, app: ASGIApp, recorded: Mapping[str, ASGIApp]) -> None:
         self._app = app
@@ -128,7 +130,7 @@ class _RecordedFirst:
         try:
             await recorded(scope, receive, send)
         except Exception as exc:
-            # uvicorn takes no second beginning of a reply: where one has begun, it closes the connection.
+            # If the reply has started, uvicorn rejects a second start and closes the connection.
             with suppress(RuntimeError):
                 await (await unexpected_error_response(Request(scope), exc))(scope, receive, send)
             raise  # uvicorn logs the traceback
@@ -139,7 +141,7 @@ def _within(middleware: list[Middleware], app: ASGIApp) -> ASGIApp:
 
 
 def _cors(settings: Settings) -> list[Middleware]:
-    """For pages of other origins. It stands before the gate: a browser asks for leave without a key."""
+    """CORS for browser clients. It runs before the gate, because preflight requests carry no key."""
     if not settings.cors_origins:
         return []
     return [
@@ -157,7 +159,7 @@ def _cors(settings: Settings) -> list[Middleware]:
 async def open_services(
     settings: Settings, *, transport: httpx.AsyncBaseTransport | None = None
 ) -> AsyncIterator[Services]:
-    """Everything the handlers need. What is open is saved before anything is closed."""
+    """Opens everything the handlers need. On exit, pending writes are saved before anything is closed."""
     database = database_of(settings)
     await database.open()
     try:
@@ -178,7 +180,7 @@ async def open_services(
             await recorder.drain()
             await upstreams.close()
             if recorder.writer.last_error is None:
-                with suppress(TimeoutError):  # a disk that stalls just now; the next start reads the log
+                with suppress(TimeoutError):  # the disk is stalled; the next start recovers from the log
                     async with asyncio.timeout(settings.commit_timeout_seconds):
                         await database.checkpoint()
     finally:

@@ -1,4 +1,4 @@
-"""The command `stellarchat`."""
+"""The `stellarchat` command line interface."""
 
 import os
 import platform
@@ -36,8 +36,8 @@ for each_command in COMMANDS:
 
 
 def main() -> None:
-    """The console script."""
-    # Everything that is made here holds what people said, or their keys.
+    """Entry point of the console script."""
+    # All files created here contain chats or keys, so make them private.
     os.umask(os.umask(0o077) | 0o077)
     try:
         cli()

@@ -1,4 +1,4 @@
-"""Reads settings as texts by name: from the environment, from `.env`, and secrets from files that these name."""
+"""Reads the raw values of settings: from the environment, from `.env`, and secrets also from `NAME_FILE` files."""
 
 import difflib
 import re
@@ -10,21 +10,21 @@ from starlette.config import Config, Environ
 _OURS = re.compile(r"(?:export\s+)?((?:STELLARCHAT_|DATABASE_URL)\w*)", re.IGNORECASE)
 _PREFIX = "STELLARCHAT_"
 _FILE = "_FILE"
-# compose.yaml's own, which stand in the same `.env`.
+# Variables of compose.yaml itself, which are in the same `.env`.
 _OF_COMPOSE = frozenset({"STELLARCHAT_PUBLISHED_PORT", "STELLARCHAT_UID", "STELLARCHAT_GID"})
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class ConfigurationError(Exception):
-    """The program cannot start as it is set up; the message is one line for the operator."""
+    """The configuration is invalid and the program cannot start. The message is one line for the operator."""
 
 
 def read_texts(
     names: Collection[str], *, secrets: Collection[str], environ: Mapping[str, str] | None, env_file: str | None
 ) -> dict[str, str]:
-    """The texts of these settings, where they are given and not empty; white space around them is stripped.
+    """The values of the settings that are set and not empty, with surrounding white space removed.
 
-    A secret may be in a file that `NAME_FILE` names. Raises ConfigurationError.
+    A secret may instead be in a file named by `NAME_FILE`. Raises ConfigurationError.
     """
     given = _all_given(environ, env_file)
     texts = {}
@@ -35,11 +35,11 @@ def read_texts(
         if text.strip():
             texts[name] = text.strip()
         elif text and name in secrets:
-            raise ConfigurationError(f"{name} is only white space")
+            raise ConfigurationError(f"{name} contains only white space")
     for name, text in texts.items():
         if _CONTROL.search(text):
             shown = "" if name in secrets else f"={text!r}"
-            raise ConfigurationError(f"{name}{shown}: it holds a control character")
+            raise ConfigurationError(f"{name}{shown}: it contains a control character")
     return texts
 
 
@@ -50,7 +50,7 @@ def unknown_names(
     environ: Mapping[str, str] | None = None,
     env_file: str | None = ".env",
 ) -> dict[str, str | None]:
-    """Names that look like settings of ours and are none, each with the one that was probably meant."""
+    """Names that look like our settings but are not, each with the most similar valid name."""
     known = {*names, *(name + _FILE for name in secrets)}
     found = (name for name in _all_given(environ, env_file) if name.upper().startswith(_PREFIX))
     return {
@@ -79,7 +79,7 @@ def _file_texts(path: Path) -> dict[str, str]:
 
 
 def _check_lines(path: Path) -> None:
-    """A line that names a setting and does not give it must not leave the setting at its default."""
+    """Rejects lines that name a setting without `=`: otherwise its default would be used silently."""
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         match = _OURS.match(line.strip())
         if match and not line.strip()[match.end() :].lstrip().startswith("="):
@@ -87,14 +87,14 @@ def _check_lines(path: Path) -> None:
 
 
 def _secret(name: str, text: str, path: str) -> str:
-    """The secret that is given, or that the file holds."""
+    """The secret's value, or the content of its file."""
     if not path:
         return text
     if text.strip():
         raise ConfigurationError(f"both {name} and {name}{_FILE} are set: give one of them")
     try:
         content = Path(path).read_text(encoding="utf-8-sig").strip()
-        # /dev/null is how compose.yaml says that there is none.
+        # compose.yaml uses /dev/null for "no file".
         is_none = Path(path).is_char_device()
     except OSError as exc:
         raise ConfigurationError(f"{name}{_FILE}={path!r}: {exc.strerror}") from exc

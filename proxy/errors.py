@@ -1,4 +1,4 @@
-"""Errors a caller may see, and the one place that turns them into OpenAI's error shape."""
+"""The errors that callers see, and their JSON responses in OpenAI's or Anthropic's format."""
 
 import logging
 from email.utils import formatdate
@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from proxy.wire import json_text
 
-_MESSAGES = "/v1/messages"  # Anthropic's, whose errors have a shape of their own
+_MESSAGES = "/v1/messages"  # Anthropic's, with its own error format
 
 logger = logging.getLogger(__name__)
 
@@ -42,21 +42,21 @@ class APIError(Exception):
 
 
 class InvalidRequestError(APIError):
-    """400: `param` names the field, header or query parameter that is wrong."""
+    """400: `param` names the invalid field, header or query parameter."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message, status=400, type_="invalid_request_error", param=param, code="invalid_value")
 
 
 class NotFoundError(APIError):
-    """404: no such thing, or another user's."""
+    """404: it does not exist, or belongs to another user."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=404, type_="not_found_error", code="not_found")
 
 
 def too_large(limit_bytes: int) -> APIError:
-    """413: the request body is over the limit."""
+    """413: the request body exceeds the limit."""
     return APIError(
         f"The request body is larger than {limit_bytes} bytes.",
         status=413,
@@ -66,14 +66,14 @@ def too_large(limit_bytes: int) -> APIError:
 
 
 class UnavailableError(APIError):
-    """503: the database cannot be written just now."""
+    """503: the database cannot be written at the moment."""
 
-    def __init__(self, message: str = "The database cannot be written just now; try again.") -> None:
+    def __init__(self, message: str = "The database cannot be written at the moment; try again.") -> None:
         super().__init__(message, status=503, code="database_unavailable", headers={"Retry-After": "1"})
 
 
 class ReadTimeoutError(APIError):
-    """503: a read of the database was ended, since others wait for their turn."""
+    """503: a database read was interrupted because others are waiting for the connection."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
@@ -82,25 +82,25 @@ class ReadTimeoutError(APIError):
 
 
 class UpstreamError(APIError):
-    """502 or 504: upstream could not be asked, or did not answer with HTTP.
+    """502 or 504: upstream could not be reached, or sent no valid response.
 
-    `is_unsent`: no connection was made, so no engine has worked on the request.
+    `is_unsent`: the connection was not established, so no engine has processed the request.
     """
 
     def __init__(self, message: str, *, status: int, code: str, is_unsent: bool = False) -> None:
         super().__init__(message, status=status, type_="upstream_error", code=code)
         self.is_unsent = is_unsent
-        self.upstream: str | None = None  # the address of the one that was asked; not for callers
+        self.upstream: str | None = None  # the address of the upstream; not shown to callers
 
 
 def json_response(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON response of our own. It carries `Date`, since uvicorn's is off to let upstream's through."""
+    """A JSON response of our own, with a `Date` header: uvicorn's is disabled so that upstream's is passed through."""
     extra = {"date": formatdate(usegmt=True), **(headers or {})}
     return Response(json_text.dumps(content).encode(), status_code=status, headers=extra, media_type="application/json")
 
 
 def error_response(exc: APIError, *, path: str) -> Response:
-    """The response of an error, in the shape of the dialect that is spoken at a path."""
+    """The error response in the dialect of the path."""
     content = exc.as_json()
     if path == _MESSAGES or path.startswith(_MESSAGES + "/"):
         content = {"type": "error", **content, "request_id": (exc.headers or {}).get("X-Request-Id")}
@@ -114,7 +114,7 @@ async def api_error_response(request: Request, exc: Exception) -> Response:
 
 
 async def http_error_response(_request: Request, exc: Exception) -> Response:
-    """The response of what Starlette itself raises: an unknown route, a method that is not there."""
+    """The response for Starlette's own exceptions: unknown route, unsupported method."""
     assert isinstance(exc, HTTPException)
     kind = "not_found_error" if exc.status_code == 404 else "invalid_request_error"
     error = APIError(exc.detail, status=exc.status_code, type_=kind, headers=dict(exc.headers or {}))
@@ -122,5 +122,5 @@ async def http_error_response(_request: Request, exc: Exception) -> Response:
 
 
 async def unexpected_error_response(_request: Request, _exc: Exception) -> Response:
-    """The response of a bug: nothing of its detail goes out, Starlette logs the traceback."""
+    """The response for an unexpected exception, without details; Starlette logs the traceback."""
     return json_response(APIError("Internal server error").as_json(), status=500)

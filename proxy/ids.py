@@ -1,23 +1,23 @@
-"""UUIDv7 identifiers (RFC 9562 §5.7) and the ISO 8601 timestamps every row carries."""
+"""Generates UUIDv7 identifiers (RFC 9562 §5.7) and the ISO 8601 timestamps of all rows."""
 
 import re
 import time
 from datetime import datetime, timedelta
 from random import Random, SystemRandom
 
-# Identifiers must not collide, they need not be unguessable: who may read what does not hang on them. Asking the system
-# for every one would cost as much as all the rest.
+# Identifiers must be unique but not secret: access never depends on knowing one. Reading the system's random source for
+# each would cost as much as everything else here.
 _random = Random(SystemRandom().getrandbits(256)).getrandbits  # noqa: S311
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _MILLISECOND = timedelta(milliseconds=1)
-_last = 0  # 48 bits of milliseconds and 12 bits of counter of the newest identifier
+_last = 0  # 48 bits of milliseconds and 12 bits of counter of the last identifier
 _started_at = time.time() - time.monotonic()
-_second = 0  # the second whose timestamps begin with `_prefix`
+_second = 0  # the second for which `_prefix` is valid
 _prefix = ""
 
 
 def uuid7() -> str:
-    """A new identifier, greater as text than every earlier one of this process, also when the clock jumps back."""
+    """A new identifier. As text it is greater than all earlier ones of this process, even if the clock goes back."""
     global _last
     _last = max(_last + 1, (time.time_ns() // 1_000_000) << 12)
     head = f"{_last:015x}"
@@ -26,17 +26,17 @@ def uuid7() -> str:
 
 
 def made_at(id_: str) -> str | None:
-    """When an identifier was made, as a timestamp; None where it is no UUIDv7."""
+    """The creation time of an identifier as a timestamp; None if it is not a UUIDv7."""
     if _UUID7.fullmatch(id_) is None:
         return None
     try:
         return timestamp(int(id_[:8] + id_[9:13], 16) / 1000)
-    except (ValueError, OverflowError):  # far beyond what a calendar holds
+    except (ValueError, OverflowError):  # beyond the range of datetime
         return None
 
 
 def timestamp(seconds: float | None = None) -> str:
-    """A point in time (Unix seconds, now by default) as `2026-11-22T09:58:54.123Z`."""
+    """A Unix time (default: now) as `2026-11-22T09:58:54.123Z`."""
     global _second, _prefix
     second, fraction = divmod(time.time() if seconds is None else seconds, 1)
     if second != _second:
@@ -46,7 +46,7 @@ def timestamp(seconds: float | None = None) -> str:
 
 
 def start_clock_at(started_at: float) -> None:
-    """Set what `moment` counts from: Unix seconds of the machine's start."""
+    """Sets the zero point of `moment`: the machine's boot as Unix time."""
     global _started_at
     _started_at = started_at
 
@@ -57,12 +57,12 @@ def keep_clock_between(earliest: float, latest: float) -> None:
 
 
 def moment() -> str:
-    """The time now by a clock that does not go back, to order things by: not what a clock on the wall says."""
+    """The current time of a clock that never goes back. Only for ordering events: it may differ from the wall clock."""
     return timestamp(_started_at + time.monotonic())
 
 
 def timestamp_after(earlier: str, duration_ms: int) -> str | None:
-    """The point in time that comes so long after another; none where it cannot be told: an import may hold anything."""
+    """`earlier` plus a duration; None if it cannot be computed, because imported data may contain any value."""
     try:
         moment = datetime.fromisoformat(earlier) + timedelta(milliseconds=duration_ms)
     except (ValueError, OverflowError, TypeError):
@@ -71,5 +71,5 @@ def timestamp_after(earlier: str, duration_ms: int) -> str | None:
 
 
 def milliseconds_between(earlier: str, later: str) -> float:
-    """How long after a point in time another is."""
+    """The difference of two timestamps."""
     return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)) / _MILLISECOND

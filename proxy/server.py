@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn: one process, or several on one socket."""
+"""Runs the application under uvicorn, with one or several worker processes on one socket."""
 
 import gc
 import logging
@@ -30,15 +30,15 @@ logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _OPEN_FILES_MAX = 2**20
-# Closing may take so long, and twice the commit timeout.
+# Time allowed for closing, in addition to twice the commit timeout.
 _LAST_RESORT_SECONDS = 10.0
-# How long a thread that wants Python's lock lets another hold it. The writer needs it after every statement: with the
-# usual 5 ms a commit takes many times as long as it has to do, where streams keep the event loop busy.
+# How long a thread that requests the GIL waits before the holder must release it. The writer requests it after every
+# statement: with the default of 5 ms, commits become many times slower while streams keep the event loop busy.
 _SWITCH_SECONDS = 0.0005
 
 
 def application() -> ASGIApp:
-    """The application of the environment's settings: what each worker process loads."""
+    """Creates the application from the environment's settings; called in each worker process."""
     loaded = settings.load()
     logs.configure(loaded)
     if loaded.workers > 1:
@@ -51,7 +51,10 @@ def application() -> ASGIApp:
 
 
 def _end_at_last(*, seconds: float) -> None:
-    """Every step of closing has its limit; this is for a thread that a dead disk or folder holds all the same."""
+    """Kills the process if closing takes too long.
+
+    Every step has a timeout, but a dead disk can still block a thread.
+    """
 
     def end() -> None:
         logger.critical("closing has taken more than %.0f seconds; the next start stores what is spilled", seconds)
@@ -63,15 +66,18 @@ def _end_at_last(*, seconds: float) -> None:
 
 
 def _thin_out_collections() -> None:
-    """What has been loaded by now stays: looking through all of it for garbage takes up to 50 ms, in which every stream
-    waits. Of what comes after it little refers to itself, but with many streams there is much to look through."""
+    """Excludes all current objects from garbage collection, and makes collections rare.
+
+    A full collection takes up to 50 ms, during which all streams pause. Few objects created later are in cycles, but
+    with many streams there are many objects to examine.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(5_000, 10, 10)
 
 
 def raise_open_files(loaded: Settings) -> None:
-    """Take all the descriptors that the system allows: a stream needs two, and many systems begin with 1,024."""
+    """Raises the limit of open files to the maximum: a stream needs two, and many systems start with 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES_MAX)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -103,7 +109,7 @@ def listen(loaded: Settings) -> socket.socket:
 
 
 def serve(loaded: Settings, listener: socket.socket, *, announce: Callable[[], None]) -> None:
-    """Serve until a signal says to drain. `announce` is called when the first request can come."""
+    """Serves until a signal starts draining. `announce` is called when requests are accepted."""
     raise_open_files(loaded)
     config = uvicorn.Config(
         "proxy.server:application",
@@ -113,7 +119,7 @@ def serve(loaded: Settings, listener: socket.socket, *, announce: Callable[[], N
         lifespan="on",
         log_config=None,
         access_log=False,
-        # Upstream's own headers go to the caller; ours of the same name would stand beside them.
+        # Upstream's headers are passed to the caller; uvicorn's own would duplicate them.
         server_header=False,
         date_header=False,
         proxy_headers=False,
@@ -131,7 +137,7 @@ def serve(loaded: Settings, listener: socket.socket, *, announce: Callable[[], N
 
 
 def _leave_with_supervisor() -> None:
-    """Drain when the supervisor is gone: nobody else would ever stop this worker, and it keeps the port."""
+    """Drains if the supervisor has died: otherwise this worker would run forever and keep the port."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -139,7 +145,7 @@ def _leave_with_supervisor() -> None:
 
 
 class _Server(uvicorn.Server):
-    """Drains on the first signal, leaves at once on the second, and exits with 0 when it has drained."""
+    """Drains on the first signal, exits at once on the second, and exits with 0 after draining."""
 
     def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)
@@ -151,20 +157,20 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
-            os._exit(1)  # what is unsaved is saved by the next start, as after a crash
+            os._exit(1)  # the next start recovers the unsaved data, as after a crash
         draining.say_draining(len(self.server_state.tasks), self.config.timeout_graceful_shutdown)
         self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        # uvicorn raises the signal again after it has drained, and the process would end by it.
+        # After draining, uvicorn raises the signal again, which would kill the process.
         for sig in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sig, self.handle_exit)
         yield
 
 
 class _Workers(Multiprocess):
-    """uvicorn's supervisor, with the same manners."""
+    """uvicorn's supervisor, with the same signal behaviour."""
 
     def __init__(self, config: uvicorn.Config, listener: socket.socket, announce: Callable[[], None]) -> None:
         draining.use_workers()
@@ -179,13 +185,13 @@ class _Workers(Multiprocess):
             self._announce()
 
     def handle_hup(self) -> None:
-        """Each worker reads the list of upstreams again; uvicorn would end them."""
+        """Makes each worker reload the list of upstreams; uvicorn would restart them."""
         for process in self.processes:
             if process.pid is not None:
                 os.kill(process.pid, signal.SIGHUP)
 
     def terminate_all(self) -> None:
-        # Here, not in the signal's handler: the supervisor may be talking to a worker when a signal comes.
+        # Not in the signal handler, which may interrupt the supervisor while it talks to a worker.
         draining.say_draining(
             sum(each.open_replies() for each in self.processes if isinstance(each, Worker)),
             self.config.timeout_graceful_shutdown,
@@ -203,4 +209,4 @@ class _Workers(Multiprocess):
             os._exit(1)
         self.should_exit.set()
         for listener in self.sockets:
-            listener.close()  # while it is open here, callers wait in its backlog
+            listener.close()  # while it is open, new connections would wait in its backlog

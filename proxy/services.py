@@ -1,4 +1,4 @@
-"""What the handlers share: opened at start, closed at the end, reached through the request's state."""
+"""The services that handlers share: opened at startup, closed at shutdown, and stored in the request's state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class Services:
     searches: Turns = field(default_factory=Turns)
     exports: Exports = field(default_factory=Exports)
     vendor_headers: tuple[bytes, ...] = field(init=False)
-    without_usage: set[str] = field(default_factory=set, init=False)  # models whose upstream refuses `stream_options`
+    without_usage: set[str] = field(default_factory=set, init=False)  # models whose upstream rejects `stream_options`
     recent_branch_points: RecentBranchPoints = field(default_factory=RecentBranchPoints, init=False)
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class Services:
         object.__setattr__(self, "vendor_headers", names)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Run a query that sees every exchange that has ended (spec P6)."""
+        """Runs a query that sees every exchange that has ended (spec P6)."""
         await self.recorder.writer.flushed()
         try:
             return await self.database.read(work)
@@ -50,12 +50,12 @@ class Services:
             raise UnavailableError from exc
 
     async def look_up(self, work: Callable[[Connection], T]) -> T:
-        """The same for what a chat needs at its start: it never waits for lists and histories."""
+        """Like `read`, for the look-ups at the start of a chat: never waits behind lists and histories."""
         await self.recorder.writer.flushed()
         return await self.database.look_up(work)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        """Make a change, on disk when this returns. Raises UnavailableError."""
+        """Makes a change; it is on disk when this returns. Raises UnavailableError."""
         try:
             return await self.recorder.writer.submit(lambda rows: work(rows.connection))
         except QueueFullError as exc:

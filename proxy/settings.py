@@ -1,4 +1,4 @@
-"""Every setting: its name, default and meaning. Nothing else reads the environment."""
+"""All settings: names, defaults, validation and meanings. Only this module reads the environment."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -43,7 +43,7 @@ def _text(value: str) -> str:
 
 def _secret(value: str) -> str | None:
     if re.fullmatch(r"[\x21-\x7e]+", value) is None:
-        raise ValueError("a key is of visible ASCII characters, since it stands in a header")
+        raise ValueError("a key must consist of visible ASCII characters, because it is sent in a header")
     return value
 
 
@@ -116,7 +116,7 @@ def _share(value: str) -> float:
 
 
 def _duration(value: str) -> float:
-    """Seconds of `30m`, `24h` or `7d`; `off` is 0."""
+    """Parses `30m`, `24h` or `7d` into seconds; `off` is 0."""
     if value == "off":
         return 0.0
     try:
@@ -161,34 +161,34 @@ def _upstream_urls(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamAddress:
-    """One upstream of the list; with `model`, its model list is not asked for."""
+    """One upstream of the list. If `model` is set, its model list is not requested."""
 
     url: str
     model: str | None = None
 
     @property
     def host(self) -> str:
-        """The name or address, without brackets."""
+        """The host name or IP address, without brackets."""
         return urlsplit(self.url).hostname or ""
 
     @property
     def port(self) -> int:
-        """The port, or the scheme's own."""
+        """The port, or the default port of the scheme."""
         parts = urlsplit(self.url)
         return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def upstream_addresses(value: str) -> tuple[UpstreamAddress, ...]:
-    """The addresses of `url,url` or `model@url,...`. Raises ValueError."""
+    """Parses `url,url` or `model@url,...`. Raises ValueError."""
     addresses = []
     for each in filter(None, map(str.strip, value.split(","))):
         model, separator, url = each.partition("@http")
-        # Before an address's own "@", which ends user and password, stands "//".
+        # An "@" inside the URL, after user and password, always follows "//".
         is_named = bool(separator) and "//" not in model
         url = "http" + url if is_named else each
         addresses.append(UpstreamAddress(_upstream_url(url), model if is_named else None))
     if len(set(addresses)) < len(addresses):
-        raise ValueError("an address stands there twice")
+        raise ValueError("an address is listed twice")
     return tuple(addresses)
 
 
@@ -210,27 +210,29 @@ def _names(value: str) -> tuple[str, ...]:
 def _header_names(value: str) -> tuple[str, ...]:
     for name in _names(value):
         if re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) is None:
-            raise ValueError(f"{name!r} is no header name")
+            raise ValueError(f"{name!r} is not a header name")
     return _names(value)
 
 
 def _origins(value: str) -> tuple[str, ...]:
     for origin in _names(value):
         if origin != "*" and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", origin) is None:
-            raise ValueError(f"{origin!r} is no origin such as https://chat.example, without a path")
+            raise ValueError(
+                f"{origin!r} is not an origin; expected scheme and host without a path, such as https://chat.example"
+            )
     return _names(value)
 
 
 def _host_names(value: str) -> tuple[str, ...]:
     for name in _names(value):
         if re.fullmatch(r"[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\]", name) is None:
-            raise ValueError(f"{name!r} is no host name; it has no scheme and no port")
+            raise ValueError(f"{name!r} is not a host name; leave out scheme and port")
     return tuple(name.lower() for name in _names(value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings of one process. `load()` reads them; tests make their own."""
+    """All settings of one process. `load()` reads them; tests construct them."""
 
     upstream_url: str = _setting(
         "STELLARCHAT_UPSTREAM_URL",
@@ -248,14 +250,14 @@ class Settings:
         "DATABASE_URL", "sqlite:///volume/db/stellarchat.db", _database_url, "where the history is kept"
     )
     host: str = _setting("STELLARCHAT_HOST", "127.0.0.1", _text, "address to listen on")
-    port: int = _setting("STELLARCHAT_PORT", 8080, _integer(0, 65535), "port to listen on; 0 takes a free one")
-    workers: int = _setting("STELLARCHAT_WORKERS", 1, _integer(1, 64), "processes on the one database")
+    port: int = _setting("STELLARCHAT_PORT", 8080, _integer(0, 65535), "port to listen on; 0 chooses a free one")
+    workers: int = _setting("STELLARCHAT_WORKERS", 1, _integer(1, 64), "number of processes that share the database")
     log_dir: str = _setting("STELLARCHAT_LOG_DIR", "volume/logs", _text, "folder of the rotating JSON-lines log")
     quiet: bool = _setting(
         "STELLARCHAT_QUIET",
         False,
         _switch,
-        "no line on the console for each request, and no news of upstream (on, off)",
+        "do not print a line per request, or upstream's state (on, off)",
     )
     log_level: str = _setting(
         "STELLARCHAT_LOG_LEVEL", "info", _one_of(("debug", "info", "warning", "error")), "what is logged"
@@ -270,7 +272,7 @@ class Settings:
         "STELLARCHAT_ADMIN_KEY",
         None,
         _secret,
-        "an admin key given from outside; STELLARCHAT_ADMIN_KEY_FILE names its file",
+        "an admin key in addition to those in the database; or STELLARCHAT_ADMIN_KEY_FILE",
     )
     durability: Durability = _setting(
         "STELLARCHAT_DURABILITY",
@@ -282,7 +284,7 @@ class Settings:
         "STELLARCHAT_ON_DISCONNECT",
         "abort",
         _one_of(get_args(OnDisconnect)),
-        "the caller left: abort the upstream request, or finish it and save it whole",
+        "if the caller disconnects: abort the upstream request, or finish and save the reply",
     )
     stream_usage: bool = _setting(
         "STELLARCHAT_STREAM_USAGE", True, _switch, "ask upstream for the usage of streams (on, off)"
@@ -320,7 +322,7 @@ class Settings:
         "STELLARCHAT_FORWARD_SESSION",
         True,
         _switch,
-        "tell upstream in X-Session-Id which conversation a request belongs to, where its caller does not (on, off)",
+        "send the conversation's id to upstream in X-Session-Id, unless the caller sends one (on, off)",
     )
     session_headers: tuple[str, ...] = _setting(
         "STELLARCHAT_SESSION_HEADERS", SESSION_HEADERS, _header_names, "request headers that may carry a session id"
@@ -335,7 +337,7 @@ class Settings:
         "STELLARCHAT_VALUES_LIMIT",
         250_000,
         _integer(1000, 2**32),
-        "JSON values in a body that is read here, far above any model's context; above: 413",
+        "maximum number of JSON values in a parsed body; above: 413",
     )
     head_limit_bytes: int = _setting(
         "STELLARCHAT_HEAD_LIMIT_BYTES",
@@ -347,19 +349,22 @@ class Settings:
         "STELLARCHAT_CALLER_TIMEOUT_SECONDS",
         60.0,
         _seconds,
-        "a caller is cut off who needs longer for a request's headers, or takes nothing of its reply for so long",
+        "maximum time to send the request headers, and maximum time without reading any of the response",
     )
     idle_timeout_seconds: float = _setting(
-        "STELLARCHAT_IDLE_TIMEOUT_SECONDS", 75.0, _seconds, "a caller's connection without a request is kept so long"
+        "STELLARCHAT_IDLE_TIMEOUT_SECONDS", 75.0, _seconds, "how long an idle client connection is kept open"
     )
     concurrency_limit: int = _setting(
         "STELLARCHAT_CONCURRENCY_LIMIT",
         4096,
         _integer(1, 1_000_000),
-        "requests at a time, in each worker process; above: 429",
+        "concurrent requests per worker process; above: 429",
     )
     key_concurrency_limit: int = _setting(
-        "STELLARCHAT_KEY_CONCURRENCY_LIMIT", 1024, _integer(1, 1_000_000), "and of one key"
+        "STELLARCHAT_KEY_CONCURRENCY_LIMIT",
+        1024,
+        _integer(1, 1_000_000),
+        "concurrent requests per key and worker process; above: 429",
     )
     cors_origins: tuple[str, ...] = _setting(
         "STELLARCHAT_CORS_ORIGINS", (), _origins, "origins whose pages may call from a browser, or *; none by default"
@@ -368,7 +373,7 @@ class Settings:
         "STELLARCHAT_ALLOWED_HOSTS",
         (),
         _host_names,
-        "further names that callers may use for a server on a loopback address without keys",
+        "additional host names accepted by a server on a loopback address without keys",
     )
     connect_timeout_seconds: float = _setting(
         "STELLARCHAT_CONNECT_TIMEOUT_SECONDS", 5.0, _seconds, "wait for a connection to upstream"
@@ -377,43 +382,43 @@ class Settings:
         "STELLARCHAT_RESPONSE_TIMEOUT_SECONDS", 600.0, _seconds, "wait for upstream's status"
     )
     read_timeout_seconds: float = _setting(
-        "STELLARCHAT_READ_TIMEOUT_SECONDS", 600.0, _seconds, "longest silence of upstream within a reply"
+        "STELLARCHAT_READ_TIMEOUT_SECONDS", 600.0, _seconds, "maximum time without data from upstream within a reply"
     )
     write_timeout_seconds: float = _setting(
-        "STELLARCHAT_WRITE_TIMEOUT_SECONDS", 60.0, _seconds, "longest wait for upstream to take a request's bytes"
+        "STELLARCHAT_WRITE_TIMEOUT_SECONDS", 60.0, _seconds, "maximum time for upstream to accept request data"
     )
     upstream_connections: int = _setting(
-        "STELLARCHAT_UPSTREAM_CONNECTIONS", 4096, _integer(1, 65535), "connections to upstream at most"
+        "STELLARCHAT_UPSTREAM_CONNECTIONS", 4096, _integer(1, 65535), "maximum number of connections to upstream"
     )
     flush_interval_seconds: float = _setting(
         "STELLARCHAT_FLUSH_INTERVAL_SECONDS", 0.5, _seconds, "how far behind a streaming reply may be on disk"
     )
     commit_timeout_seconds: float = _setting(
-        "STELLARCHAT_COMMIT_TIMEOUT_SECONDS", 5.0, _seconds, "longest time the end of a reply waits for the disk"
+        "STELLARCHAT_COMMIT_TIMEOUT_SECONDS", 5.0, _seconds, "maximum time the end of a reply waits for the disk"
     )
     queue_limit: int = _setting(
-        "STELLARCHAT_QUEUE_LIMIT", 20_000, _integer(10, 10_000_000), "writes waiting for the database at most"
+        "STELLARCHAT_QUEUE_LIMIT", 20_000, _integer(10, 10_000_000), "maximum number of queued writes"
     )
     queue_limit_bytes: int = _setting(
-        "STELLARCHAT_QUEUE_LIMIT_BYTES", 512 * 2**20, _integer(2**20, 2**40), "and their size"
+        "STELLARCHAT_QUEUE_LIMIT_BYTES", 512 * 2**20, _integer(2**20, 2**40), "maximum size of queued writes"
     )
     state_dir: str = _setting(
-        "STELLARCHAT_STATE_DIR", "", _text, "folder of the spill files; none: beside the database"
+        "STELLARCHAT_STATE_DIR", "", _text, "folder of the spill files; empty: beside the database"
     )
     spill_reserve_bytes: int = _setting(
         "STELLARCHAT_SPILL_RESERVE_BYTES",
         16 * 2**20,
         _integer(0, 2**40),
-        "disk space held ready for the spill file, for when the disk is full",
+        "disk space reserved for the spill file, in case the disk is full",
     )
     orphan_limit: int = _setting(
         "STELLARCHAT_ORPHAN_LIMIT",
         100,
         _integer(0, 100_000),
-        "replies read to their end after the caller left, at most",
+        "maximum number of replies read to the end after their caller has disconnected",
     )
     drain_grace_seconds: float = _setting(
-        "STELLARCHAT_DRAIN_GRACE_SECONDS", 30.0, _seconds, "time open replies get to end at shutdown"
+        "STELLARCHAT_DRAIN_GRACE_SECONDS", 30.0, _seconds, "how long open replies may continue at shutdown"
     )
 
     web: bool = _setting("STELLARCHAT_WEB", True, _switch, "the history page under /ui (on, off)")
@@ -421,19 +426,19 @@ class Settings:
         "STELLARCHAT_LOG_FILE_BYTES",
         20 * 2**20,
         _integer(1024, 2**40),
-        "size at which a log file is put aside; 5 are kept",
+        "size at which a log file is rotated; 5 are kept",
     )
     access_log_sample: float = _setting(
         "STELLARCHAT_ACCESS_LOG_SAMPLE",
         1.0,
         _share,
-        "share of the requests that are logged, 0 to 1; failures always are",
+        "fraction of requests that are logged, 0 to 1; failures are always logged",
     )
-    search_index: bool = _setting("STELLARCHAT_SEARCH_INDEX", True, _switch, "index what is said for search (on, off)")
+    search_index: bool = _setting("STELLARCHAT_SEARCH_INDEX", True, _switch, "maintain the search index (on, off)")
     backup_every_seconds: float = _setting(
         "STELLARCHAT_BACKUP_EVERY", 0.0, _duration, "time between backups, such as 24h; off: none"
     )
-    backup_keep: int = _setting("STELLARCHAT_BACKUP_KEEP", 7, _integer(1, 10_000), "backups kept, the newest ones")
+    backup_keep: int = _setting("STELLARCHAT_BACKUP_KEEP", 7, _integer(1, 10_000), "number of backups to keep")
     retention_days: int = _setting(
         "STELLARCHAT_RETENTION_DAYS",
         0,
@@ -445,46 +450,49 @@ class Settings:
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         None,
         _http_url,
-        "OpenTelemetry receiver (OTLP over HTTP) that gets a span a chat",
+        "OpenTelemetry endpoint (OTLP over HTTP) for one span per chat",
     )
     otlp_traces_endpoint: str | None = _setting(
-        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None, _http_url, "the same, with the path: nothing is added to it"
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        None,
+        _http_url,
+        "like the above, but used as is, without adding /v1/traces",
     )
 
     @property
     def traces_endpoint(self) -> str | None:
-        """Where spans go, if anywhere."""
+        """The URL for spans, if tracing is enabled."""
         if self.otlp_traces_endpoint is None and self.otlp_endpoint is not None:
             return self.otlp_endpoint.rstrip("/") + "/v1/traces"
         return self.otlp_traces_endpoint
 
     @property
     def upstreams(self) -> tuple[UpstreamAddress, ...]:
-        """The upstreams to choose from."""
+        """The configured upstreams."""
         return upstream_addresses(self.upstream_url)
 
     @property
     def is_postgresql(self) -> bool:
-        """Whether the history is on a PostgreSQL server."""
+        """Whether the database is PostgreSQL."""
         return self.database_url.startswith(_POSTGRESQL)
 
     @property
     def database_name(self) -> str:
-        """The database as it may be shown."""
+        """The database path or URL without its password, for display."""
         if not self.is_postgresql:
             return str(self.database_path)
         return re.sub(r"([?&]password=)[^&]*", r"\1***", without_password(self.database_url))
 
     @property
     def database_path(self) -> Path:
-        """The SQLite file; with PostgreSQL, what the files of this host's processes are named by."""
+        """The SQLite file; with PostgreSQL, the base name of this host's other files."""
         if self.is_postgresql:
             return Path(self.state_dir or "volume/state") / "postgresql"
         return Path(self.database_url.removeprefix("sqlite:///"))
 
     @property
     def state_path(self) -> Path:
-        """Where spill files are: on a disk of their own they help when the database's disk fails."""
+        """The folder of the spill files. On a separate disk they help if the database's disk fails."""
         return Path(self.state_dir) if self.state_dir else self.database_path.parent
 
     @property
@@ -502,7 +510,7 @@ def load(
     environ: Mapping[str, str] | None = None,
     env_file: str | None = ".env",
 ) -> Settings:
-    """Settings of the environment and `.env`; `overrides` (by setting name) win. Raises ConfigurationError."""
+    """Reads the environment and `.env`; `overrides` (by name) take precedence. Raises ConfigurationError."""
     each_name = {each.metadata["name"]: each for each in fields(Settings)}
     texts = environment.read_texts(each_name, secrets=_SECRETS, environ=environ, env_file=env_file)
     texts |= {name: text.strip() for name, text in (overrides or {}).items() if text.strip()}
@@ -522,7 +530,7 @@ def load(
 
 
 def unknown_names(*, environ: Mapping[str, str] | None = None, env_file: str | None = ".env") -> dict[str, str | None]:
-    """Variables that look like settings of ours and are none, each with the setting that was probably meant."""
+    """Variables that look like our settings but are not, each with the most similar valid name."""
     names = [each.metadata["name"] for each in fields(Settings)]
     return environment.unknown_names(names, secrets=_SECRETS, environ=environ, env_file=env_file)
 
@@ -536,12 +544,12 @@ def _cast(name: str, text: str, cast: Callable[[str], T]) -> T:
 
 
 def without_password(url: str) -> str:
-    """An address, or several, without the credentials in it: fit to be shown."""
+    """One or several URLs without credentials, for display."""
     return re.sub(r"(?<=//)[^/\s,]*@", "", url)
 
 
 def shown(value: Any) -> str:
-    """A setting's value as it would be written in the environment."""
+    """A setting's value in the form used in the environment."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -81,7 +81,7 @@ class _ServeCommand(click.Command):
         rows = {each.metadata["name"]: _described(each.metadata["meaning"], each.default) for each in fields(Settings)}
         with formatter.section("Settings (environment or .env; options win)"):
             formatter.write_text(
-                "A secret's name with _FILE appended, such as STELLARCHAT_ADMIN_KEY_FILE, gives the path of a file with its value."
+                "NAME_FILE, such as STELLARCHAT_ADMIN_KEY_FILE, is the path of a file that contains the secret."
             )
         for heading, names in _GROUPS:
             with formatter.section(heading):
