@@ -31,7 +31,7 @@ async def writing(
     queue_limit_bytes: int = 2**20,
     commit_timeout_seconds: float = 5.0,
     reserve_bytes: int = 65536,
-    replays: Callable[[str], Callable[[WriteBatch], None]] | None = None,
+    replays: Callable[[str], Callable[[WriteBatch], Any]] | None = None,
 ) -> AsyncIterator[Writer]:
     """A writer on a table of names; a spilled line is a name."""
     database = Database(folder / "x.db")
@@ -349,8 +349,8 @@ async def test_files_that_come_back_before_anything_is_spilled_stop_nobody(
         await until(lambda: writer.last_error is not None)
         aside.rename(tmp_path / "x.db")
         await until(lambda: not writer.waiting)
-        assert await first is None
-        assert await record(writer, "b") is None
+        await first
+        await record(writer, "b")
         slow.set()
         with suppress(UnavailableError):
             await by_hand
