@@ -10,15 +10,25 @@ from proxy.maintenance.export_file import Exports
 from proxy.recording.branch_points import RecentBranchPoints
 from proxy.recording.recorder import Recorder
 from proxy.recording.write_queue import QueueFullError
-from proxy.search.turns import Turns
+from proxy.search.turns import BusyError, Turns
 from proxy.settings import Settings
 from proxy.storage.connection import Connection
-from proxy.storage.database import READ_SECONDS, Database
+from proxy.storage.database import READ_SECONDS, READERS, Database
 from proxy.storage.errors import StorageInterruptedError, StorageUnavailableError
+from proxy.storage.fair_turns import FairTurns, TurnsFullError, current_caller
 from proxy.telemetry.observer import Observer
 from proxy.upstream.upstreams import Upstreams
 
 T = TypeVar("T")
+
+# Reads of one caller, and of all, that run or wait.
+_READS_PER_CALLER = 64
+_READS_MAX = 512
+_READ_WAIT_SECONDS = 30.0
+
+
+def _read_turns() -> FairTurns:
+    return FairTurns(places=READERS, per_caller=_READS_PER_CALLER, waiting=_READS_MAX, wait_seconds=_READ_WAIT_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +41,7 @@ class Services:
     upstreams: Upstreams
     searches: Turns = field(default_factory=Turns)
     exports: Exports = field(default_factory=Exports)
+    reads: FairTurns = field(default_factory=_read_turns)
     vendor_headers: tuple[bytes, ...] = field(init=False)
     without_usage: set[str] = field(default_factory=set, init=False)  # models whose upstream rejects `stream_options`
     recent_branch_points: RecentBranchPoints = field(default_factory=RecentBranchPoints, init=False)
@@ -43,7 +54,10 @@ class Services:
         """Runs a query that sees every exchange that has ended (spec P6)."""
         await self.recorder.writer.flushed()
         try:
-            return await self.database.read(work)
+            async with self.reads.turn(current_caller.get()):
+                return await self.database.read(work)
+        except TurnsFullError as exc:
+            raise BusyError("read") from exc
         except StorageInterruptedError as exc:
             raise ReadTimeoutError(READ_SECONDS) from exc
         except StorageUnavailableError as exc:

@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from proxy.access.attribution import user_header
 from proxy.access.gate import Admission, Gate
 from proxy.errors import APIError, error_response
+from proxy.storage.fair_turns import current_caller
 from proxy.wire.headers import Headers
 
 audit = logging.getLogger("stellarchat.audit")
@@ -34,6 +35,7 @@ class GateMiddleware:
         except APIError as exc:
             await error_response(exc, path=scope["path"])(scope, receive, send)
             return
+        current_caller.set(_name_of(scope, admission))
         if admission is None:
             await self._app(scope, receive, send)
             return
@@ -69,6 +71,15 @@ class GateMiddleware:
                 ascii(user_header(scope["headers"]) or "itself"),
                 status or "no answer",
             )
+
+
+def _name_of(scope: Scope, admission: Admission | None) -> str:
+    """Whose calls wait for each other."""
+    if admission is not None and admission.caller.user_id is not None:
+        return admission.caller.user_id
+    host, _port = scope.get("client") or ("", 0)
+    named = next((value for name, value in scope["headers"] if name == b"x-user-id"), b"")
+    return f"{host} {named.decode('latin-1')}"
 
 
 def _with_headers(send: Send, rate_limit_headers: Headers) -> Send:

@@ -1,13 +1,13 @@
 """Schedules searches and other long work fairly: one per user, few in total, in dedicated threads."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from proxy.errors import APIError
 from proxy.search.deadline import Deadline
+from proxy.storage.fair_turns import FairTurns, TurnsFullError
 
 T = TypeVar("T")
 
@@ -32,31 +32,18 @@ class Turns:
         self._name = name
         self._seconds = seconds
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix=name)
-        self._places = asyncio.Semaphore(_AT_ONCE)
-        self._of_user: dict[str, asyncio.Lock] = {}
-        self._counts: Counter[str] = Counter()
+        self.turns = FairTurns(
+            places=_AT_ONCE, per_caller=_OF_USER_MAX, waiting=_WAITING_MAX, wait_seconds=_WAIT_SECONDS
+        )
         self._running: set[Deadline] = set()
 
     async def run(self, user_id: str, work: Callable[[Deadline], T]) -> T:
         """Runs `work` in a thread when it is this user's turn. Raises BusyError, and whatever `work` raises."""
-        if self._counts[user_id] >= _OF_USER_MAX or self._counts.total() >= _WAITING_MAX:
-            raise BusyError(self._name)
-        self._counts[user_id] += 1
-        lock = self._of_user.setdefault(user_id, asyncio.Lock())
         try:
-            try:
-                async with asyncio.timeout(_WAIT_SECONDS):
-                    await lock.acquire()
-            except TimeoutError as exc:
-                raise BusyError(self._name) from exc
-            try:
+            async with self.turns.turn(user_id):
                 return await self._run(work)
-            finally:
-                lock.release()
-        finally:
-            self._counts[user_id] -= 1
-            if not self._counts[user_id]:
-                del self._counts[user_id], self._of_user[user_id]
+        except TurnsFullError as exc:
+            raise BusyError(self._name) from exc
 
     def close(self) -> None:
         """Ends running work at its next check."""
@@ -65,11 +52,6 @@ class Turns:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[Deadline], T]) -> T:
-        try:
-            async with asyncio.timeout(_WAIT_SECONDS):
-                await self._places.acquire()
-        except TimeoutError as exc:
-            raise BusyError(self._name) from exc
         deadline = Deadline(self._seconds)
         self._running.add(deadline)
         try:
@@ -77,4 +59,3 @@ class Turns:
         finally:
             deadline.cancel()  # if the request was cancelled, this frees the thread at its next check
             self._running.discard(deadline)
-            self._places.release()

@@ -24,6 +24,8 @@ _CLOSE_SECONDS = 3.0
 READ_SECONDS = 10.0
 # Connections reserved for looking up keys and the sessions of chats.
 LOOK_UP_READERS = 2
+# Connections for lists, histories and all other reads.
+READERS = 2
 _left_open: list[aiosqlite.Connection] = []  # kept until the process ends
 
 
@@ -58,10 +60,10 @@ class Database:
         self._readers: asyncio.Queue[_Thread] = asyncio.Queue()
         self._look_up_readers: asyncio.Queue[_Thread] = asyncio.Queue()
         self._opened: list[_Thread] = []
-        self._reader_count = 2
+        self._reader_count = READERS
         self.living_count = 1  # processes that serve the database, as far as one of several hosts knows
 
-    async def open(self, *, readers: int = 2) -> None:
+    async def open(self, *, readers: int = READERS) -> None:
         """Opens the file; creates and migrates it if necessary. Raises ConfigurationError with a one-line reason."""
         self._reader_count = readers
         try:

@@ -14,7 +14,7 @@ from proxy import ids
 from proxy.settings import ConfigurationError
 from proxy.storage import postgresql
 from proxy.storage.connection import Connection
-from proxy.storage.database import LOOK_UP_READERS, READ_SECONDS, Database
+from proxy.storage.database import LOOK_UP_READERS, READ_SECONDS, READERS, Database
 from proxy.storage.errors import StorageError
 from proxy.storage.own_thread import OwnThread
 from proxy.storage.postgresql_connection import PostgresqlConnection
@@ -76,7 +76,7 @@ class PostgresqlDatabase(Database):
         self._heart: _Thread | None = None
         self._worker_id: str | None = None
 
-    async def open(self, *, readers: int = 2) -> None:
+    async def open(self, *, readers: int = READERS) -> None:
         """Connects; creates and migrates the tables if necessary. Raises ConfigurationError."""
         for queue, count in ((self._reading, readers), (self._looking_up, LOOK_UP_READERS)):
             for _ in range(count):

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from proxy.access.middleware import audit
 from proxy.errors import APIError, NotFoundError, too_large
 from proxy.services import Services, State
+from proxy.storage.fair_turns import current_caller
 from proxy.web.rendering import page_headers, raw_headers, rendered
 from proxy.web.visitors import LIVE_HEADER, Visitor, find_visitor, is_foreign, is_https
 
@@ -120,6 +121,8 @@ class Page:
         visitor = None
         try:
             visitor = await find_visitor(request)
+            if visitor is not None and visitor.has_key:
+                current_caller.set(visitor.user_id)
             response = await self._answer(request, visitor)
         except APIError as exc:
             response = await error_page(self._pages, request, exc, visitor)

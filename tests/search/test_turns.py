@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from proxy.search import turns
 from proxy.search.deadline import Deadline, TimeOutError
 from proxy.search.turns import BusyError, Turns
 
@@ -44,10 +43,8 @@ async def test_one_users_searches_leave_room_for_anothers(searches: Turns) -> No
     assert await asyncio.gather(*greedy) == [f"ann-{n}" for n in range(4)]
 
 
-async def test_a_user_has_no_more_than_a_few_waiting_and_all_have_a_limit(
-    searches: Turns, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(turns, "_WAITING_MAX", 6)
+async def test_a_user_has_no_more_than_a_few_waiting_and_all_have_a_limit(searches: Turns) -> None:
+    searches.turns.waiting = 6
     event, started = threading.Event(), list[str]()
     running = [asyncio.create_task(searches.run("ann", waiting_for(event, started, "ann"))) for _ in range(4)]
     await asyncio.sleep(0)
@@ -62,10 +59,8 @@ async def test_a_user_has_no_more_than_a_few_waiting_and_all_have_a_limit(
     assert await searches.run("ann", lambda _: 1) == 1
 
 
-async def test_a_search_that_waits_too_long_for_its_turn_is_refused(
-    searches: Turns, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(turns, "_WAIT_SECONDS", 0.01)
+async def test_a_search_that_waits_too_long_for_its_turn_is_refused(searches: Turns) -> None:
+    searches.turns.wait_seconds = 0.01
     event = threading.Event()
     running = [asyncio.create_task(searches.run(name, waiting_for(event, [], name))) for name in ("ann", "bo")]
     await asyncio.sleep(0)

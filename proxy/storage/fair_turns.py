@@ -1,0 +1,56 @@
+"""Fair turns at something that few can use at once: each caller's calls wait for each other, and are limited."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+
+# Who sent the request that this task answers: a user, or an address where no key says who it is.
+current_caller: ContextVar[str] = ContextVar("current_caller", default="")
+
+
+class TurnsFullError(Exception):
+    """As many wait as may, of this caller or in total, or this one has waited too long."""
+
+
+class FairTurns:
+    """A caller uses one place at a time, and only one of its calls stands in the common queue."""
+
+    def __init__(self, *, places: int, per_caller: int, waiting: int, wait_seconds: float) -> None:
+        """`per_caller` and `waiting` count the calls of one caller and of all that run or wait."""
+        self.per_caller = per_caller
+        self.waiting = waiting
+        self.wait_seconds = wait_seconds
+        self._places = asyncio.Semaphore(places)
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._counts: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def turn(self, caller: str) -> AsyncIterator[None]:
+        """A place while the block lasts. Raises TurnsFullError."""
+        if self._counts[caller] >= self.per_caller or self._counts.total() >= self.waiting:
+            raise TurnsFullError
+        self._counts[caller] += 1
+        lock = self._locks.setdefault(caller, asyncio.Lock())
+        try:
+            await self._acquire(lock)
+            try:
+                await self._acquire(self._places)
+                try:
+                    yield
+                finally:
+                    self._places.release()
+            finally:
+                lock.release()
+        finally:
+            self._counts[caller] -= 1
+            if not self._counts[caller]:
+                del self._counts[caller], self._locks[caller]
+
+    async def _acquire(self, wanted: asyncio.Lock | asyncio.Semaphore) -> None:
+        try:
+            async with asyncio.timeout(self.wait_seconds):
+                await wanted.acquire()
+        except TimeoutError as exc:
+            raise TurnsFullError from exc
