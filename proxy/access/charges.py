@@ -58,6 +58,7 @@ class _Metered:
         self._meter = meter
         self.status: int = response.status
         self.headers: Headers = response.headers
+        self.sent_at = response.sent_at
 
     @property
     def is_over(self) -> bool:

@@ -15,6 +15,7 @@ _NUMBERS = frozenset(
         *("session_count", "active_session_count", "is_active", "leaf_no", "message_count", "tokens", "parent_no"),
         *("depth", "exchange_no", "root_no", "linked_count", "http_status", "prompt_tokens", "completion_tokens"),
         *("total_tokens", "reasoning_tokens", "cached_tokens", "time_to_first_token_ms", "duration_ms"),
+        *("queued_ms", "head_ms", "stored_ms"),
         "completion_created",
     )
 )

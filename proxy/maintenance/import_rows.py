@@ -166,8 +166,9 @@ _COLUMNS: Mapping[str, Mapping[str, Check]] = {
     },
 }
 _TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens", "reasoning_tokens", "cached_tokens")
+_TIMES = ("time_to_first_token_ms", "duration_ms", "queued_ms", "head_ms", "stored_ms")
 _OPTIONAL: Mapping[str, Check] = {
-    **dict.fromkeys((*_TOKENS, "time_to_first_token_ms", "duration_ms", "completion_created"), _count),
+    **dict.fromkeys((*_TOKENS, *_TIMES, "completion_created"), _count),
     "blobs": _digests,
     "fragments": _pieces,
     "wire": _json,

@@ -36,6 +36,7 @@ class Recording:
         self._beginning = b""
         self.trouble: dict[str, Any] | None = None  # why the reply is not fully recorded
         self.upstream: str | None = None
+        self._sent: float | None = None
         self._answered: float | None = None
         self._head: float | None = None
         self.saved: asyncio.Future[Any] | None = None
@@ -45,12 +46,19 @@ class Recording:
         """Whether the reply's end is sent only after it has been committed."""
         return self._recorder.is_strict
 
-    def answered(self, http_status: int, media_type: bytes | None = None, *, upstream: str | None = None) -> None:
+    def answered(
+        self,
+        http_status: int,
+        media_type: bytes | None = None,
+        *,
+        upstream: str | None = None,
+        sent_at: float | None = None,
+    ) -> None:
         """Called when upstream's status has arrived."""
         self.upstream = upstream
         self.http_status = http_status
         self._media_type = None if media_type is None else media_type.decode("latin-1")[:_MEDIA_TYPE_LENGTH]
-        self._answered = time.monotonic()
+        self._sent, self._answered = sent_at, time.monotonic()
 
     def heads_out(self) -> None:
         """Called when everything needed for the reply's head is known."""
@@ -124,6 +132,8 @@ class Recording:
             time_to_first_token_ms=self._since_start(self._first_token),
             duration_ms=self._since_start(time.monotonic()),
             upstream=self.upstream,
+            queued_ms=self._since_start(self._sent),
+            head_ms=self._since_start(self._answered),
             upstream_latency_seconds=None if self._answered is None else self._answered - self._started,
             overhead_seconds=None if self._head is None or self._answered is None else self._head - self._answered,
         )

@@ -155,6 +155,8 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "time_to_first_token_ms": outcome.time_to_first_token_ms,
         "duration_ms": outcome.duration_ms,
         "upstream": outcome.upstream,
+        "queued_ms": outcome.queued_ms,
+        "head_ms": outcome.head_ms,
         "completed_at": outcome.completed_at,
     }
 
@@ -173,6 +175,8 @@ def _to_outcome(entry: dict[str, Any], exchange: Exchange) -> Outcome:
         time_to_first_token_ms=entry.get("time_to_first_token_ms"),
         duration_ms=entry.get("duration_ms"),
         upstream=entry.get("upstream"),
+        queued_ms=entry.get("queued_ms"),
+        head_ms=entry.get("head_ms"),
     )
     outcome.completed_at = entry.get("completed_at", outcome.completed_at)
     return outcome

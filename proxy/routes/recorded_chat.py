@@ -116,7 +116,9 @@ class RecordedChat:
         response = opened.response if chat.charge is None else chat.charge.metered(opened.response)
         try:
             media_type = headers.value_of(response.headers, b"content-type")
-            self._recording.answered(response.status, media_type, upstream=opened.upstream.name)
+            self._recording.answered(
+                response.status, media_type, upstream=opened.upstream.name, sent_at=opened.response.sent_at
+            )
             await self._search.found()
             self._recording.heads_out()
             await self._answer(response, send, watch)

@@ -30,6 +30,9 @@ IN_PROGRESS: Columns = {
     "error": None,
     "completed_at": None,
     "upstream": None,
+    "queued_ms": None,
+    "head_ms": None,
+    "stored_ms": None,
 }
 
 
@@ -62,7 +65,7 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
     }
 
 
-def outcome_columns(outcome: Outcome, *, asked_model: str | None, created_at: str) -> Columns:
+def outcome_columns(outcome: Outcome, *, asked_model: str | None, created_at: str, now: str) -> Columns:
     """The columns known when the reply has ended; `asked_model` is used if the reply names no model."""
     reply = outcome.reply
     prompt, completion, total, reasoning, cached = Tokens() if reply is None else reply.tokens
@@ -83,8 +86,18 @@ def outcome_columns(outcome: Outcome, *, asked_model: str | None, created_at: st
         "completion_created": reply and reply.created,
         "completed_at": _end_if_it_does_not_follow(outcome, created_at),
         "upstream": outcome.upstream,
+        "queued_ms": outcome.queued_ms,
+        "head_ms": outcome.head_ms,
+        "stored_ms": _stored_ms(outcome, now=now),
     }
     return columns | {"completion": reply and _envelope(reply, columns)}
+
+
+def _stored_ms(outcome: Outcome, *, now: str) -> int | None:
+    """When the end was written. It had to wait in the writer's queue, or in the spill file."""
+    if outcome.duration_ms is None:
+        return None
+    return outcome.duration_ms + max(0, round(milliseconds_between(outcome.completed_at, now)))
 
 
 def _end_if_it_does_not_follow(outcome: Outcome, created_at: str) -> str | None:

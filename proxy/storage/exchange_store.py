@@ -60,7 +60,10 @@ def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
         return True
     stored = _store_request(rows, exchange)
     asked_model, created_at = stored.columns["asked_model"], exchange.created_at
-    columns = {**stored.columns, **outcome_columns(outcome, asked_model=asked_model, created_at=created_at)}
+    columns = {
+        **stored.columns,
+        **outcome_columns(outcome, asked_model=asked_model, created_at=created_at, now=stored.delta.now),
+    }
     rows.add_exchange(columns)
     rows.count_usage(columns)
     may_be_there = not stored.delta.messages  # the request was stored already, so maybe also its reply
@@ -109,7 +112,7 @@ def _end(rows: WriteBatch, begun: Unfinished, outcome: Outcome, *, was_counted: 
         else message_tree.below(rows.about(exchange_id), begun, begun.leaf_no)
     )
     columns = {
-        **outcome_columns(outcome, asked_model=begun.asked_model, created_at=begun.created_at),
+        **outcome_columns(outcome, asked_model=begun.asked_model, created_at=begun.created_at, now=timestamp()),
         "asked_model": begun.asked_model,
         "exchange_no": begun.exchange_no,
         "exchange_id": exchange_id,

@@ -26,7 +26,17 @@ _NUMBERS = frozenset(
         ),
         *("depth", "levels", "messages", "message_count", "linked_count", "tokens", "sequence", "http_status"),
         *("prompt_tokens", "completion_tokens", "total_tokens", "reasoning_tokens", "cached_tokens"),
-        *("time_to_first_token_ms", "duration_ms", "completion_created", "requests", "incomplete", "failed"),
+        *(
+            "time_to_first_token_ms",
+            "duration_ms",
+            "queued_ms",
+            "head_ms",
+            "stored_ms",
+            "completion_created",
+            "requests",
+            "incomplete",
+            "failed",
+        ),
         *FIRST_TOKEN_COLUMNS,
     }
 )

@@ -39,6 +39,7 @@ class Response(Protocol):
 
     status: int
     headers: Headers
+    sent_at: float | None  # by the monotonic clock; None where the transport does not say
 
     @property
     def is_over(self) -> bool:

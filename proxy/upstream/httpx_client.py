@@ -43,6 +43,7 @@ class _HTTPXResponse:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._stream = response.stream
         self._pieces: AsyncIterator[bytes] = aiter(response.stream)
+        self.sent_at: float | None = None
         self.is_over = False  # unknown until it has been read
 
     async def read(self) -> bytes:

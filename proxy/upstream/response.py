@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable
+from time import monotonic
 from typing import Protocol
 
 import httpx
@@ -47,12 +48,14 @@ class Response:
         "is_uploading",
         "reason",
         "replayable",
+        "sent_at",
         "status",
         "unread_bytes",
     )
 
     def __init__(self, connection: Source, loop: asyncio.AbstractEventLoop, read_s: float) -> None:
         self.status = 0
+        self.sent_at: float | None = monotonic()
         self.headers: Headers = []
         self.http_version = b""
         self.reason = b""

@@ -162,14 +162,25 @@ def _speed(row: ExchangeRow) -> str:
 
 
 def _bars(row: ExchangeRow) -> list[JSON]:
-    """The waterfall chart: time to first token, remaining tokens, total."""
-    whole = row.duration_ms
-    if whole is None:
+    """The waterfall: a bar from each station that is known to the next, and the whole."""
+    end, stored = row.duration_ms, row.stored_ms
+    if end is None:
         return []
-    first = row.time_to_first_token_ms
-    spans = [("First token", "wait", 0, first), ("Generation", "out", first, whole)] if first is not None else []
+    stations = [
+        ("Waiting to be sent", "wait", row.queued_ms),
+        ("Upstream's head", "wait", row.head_ms),
+        ("First token", "wait", row.time_to_first_token_ms),
+        ("Generation" if row.time_to_first_token_ms is not None else "Reply", "out", end),
+        ("Waiting to be stored", "wait", stored),
+    ]
+    whole = max(end, stored or 0)
+    spans, start = [], 0
+    for name, kind, moment in stations:
+        if moment is not None:
+            spans.append((name, kind, min(start, moment), moment))
+            start = moment
     spans.append(("Whole", "in", 0, whole))
-    return [_bar(name, kind, start or 0, end or 0, whole=max(whole, 1)) for name, kind, start, end in spans]
+    return [_bar(name, kind, start, end, whole=max(whole, 1)) for name, kind, start, end in spans]
 
 
 def _bar(name: str, kind: str, start: int, end: int, *, whole: int) -> JSON:

@@ -6,19 +6,20 @@ e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, e.leaf_no, 
        COALESCE(e.request_id, e.exchange_id) AS request_id,
        CASE WHEN e.completion_id = '' THEN 'chatcmpl-' || e.exchange_id ELSE e.completion_id END AS completion_id,
        e.completion, e.completion_created, e.error, e.worker_id, e.created_at, e.completed_at, e.wire,
-       (SELECT v.name FROM upstreams AS v WHERE v.upstream_no = e.upstream_no) AS upstream
+       (SELECT v.name FROM upstreams AS v WHERE v.upstream_no = e.upstream_no) AS upstream,
+       e.queued_ms, e.head_ms, e.stored_ms
 
 -- name: insert_exchange
 INSERT INTO exchanges (exchange_no, exchange_id, session_no, user_no, leaf_no, context, linked_count, model, status,
                        http_status, finish_reason, prompt_tokens, completion_tokens, total_tokens, reasoning_tokens,
                        cached_tokens, time_to_first_token_ms, duration_ms, parameters_no, own_parameters, metadata, request_id,
                        completion_id, completion, completion_created, error, worker_id, created_at, completed_at, wire,
-                       upstream_no)
+                       upstream_no, queued_ms, head_ms, stored_ms)
 VALUES (:exchange_no, :exchange_id, :session_no, :user_no, :leaf_no, :context, :linked_count, :model, :status,
         :http_status, :finish_reason, :prompt_tokens, :completion_tokens, :total_tokens, :reasoning_tokens,
         :cached_tokens, :time_to_first_token_ms, :duration_ms, :parameters_no, :own_parameters, :metadata, :request_id,
         :completion_id, :completion, :completion_created, :error, :worker_id, :created_at, :completed_at, :wire,
-        :upstream_no);
+        :upstream_no, :queued_ms, :head_ms, :stored_ms);
 
 -- name: last_numbers
 -- The numbers that sessions, messages and exchanges have reached. https://sqlite.org/autoinc.html
@@ -76,11 +77,14 @@ SET status = column2,
     error = column16,
     completed_at = column17,
     upstream_no = column18,
+    queued_ms = column19,
+    head_ms = column20,
+    stored_ms = column21,
     worker_id = NULL
 FROM (
     VALUES (:exchange_no, :status, :model, :http_status, :finish_reason, :prompt_tokens, :completion_tokens,
             :total_tokens, :reasoning_tokens, :cached_tokens, :time_to_first_token_ms, :duration_ms, :completion_id,
-            :completion, :completion_created, :error, :completed_at, :upstream_no)
+            :completion, :completion_created, :error, :completed_at, :upstream_no, :queued_ms, :head_ms, :stored_ms)
 ) AS outcome
 WHERE exchanges.exchange_no = column1;
 

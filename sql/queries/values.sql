@@ -23,6 +23,7 @@ SELECT e.exchange_id AS id, e.leaf_no, e.context, e.linked_count, e.model, e.sta
        e.prompt_tokens, e.completion_tokens, e.total_tokens, e.reasoning_tokens, e.cached_tokens,
        e.time_to_first_token_ms, e.duration_ms, e.own_parameters, e.metadata, e.request_id, e.completion_id, e.completion,
        e.completion_created, e.error, e.created_at, e.completed_at, e.wire,
+       e.queued_ms, e.head_ms, e.stored_ms,
        CASE WHEN p.parameters_no IS NULL THEN 1 END AS no_parameters_no
 FROM exchanges AS e
 LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no;

@@ -86,6 +86,8 @@ class Teller:
             time_to_first_token_ms=times[0],
             duration_ms=times[1],
             upstream=UPSTREAM,
+            queued_ms=times[0] // 12,
+            head_ms=times[0] // 3,
         )
         with write_batch(self._connection) as rows:
             exchange_store.finish(rows, asked, done)

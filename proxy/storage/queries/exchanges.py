@@ -51,6 +51,9 @@ class ExchangeRow:
     completed_at: str | None
     wire: str | None = None
     upstream: str | None = None
+    queued_ms: int | None = None
+    head_ms: int | None = None
+    stored_ms: int | None = None
 
 
 class Unfinished(NamedTuple):

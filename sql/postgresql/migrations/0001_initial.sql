@@ -163,7 +163,10 @@ CREATE TABLE exchanges (
     created_at             TEXT COLLATE "C" NOT NULL,
     completed_at           TEXT COLLATE "C",
     wire                   TEXT COLLATE "C",
-    upstream_no            BIGINT REFERENCES upstreams (upstream_no)
+    upstream_no            BIGINT REFERENCES upstreams (upstream_no),
+    queued_ms              BIGINT,
+    head_ms                BIGINT,
+    stored_ms              BIGINT
 );
 CREATE INDEX idx_exchanges_session_no ON exchanges (session_no, exchange_no);
 CREATE INDEX idx_exchanges_user_no ON exchanges (user_no, exchange_id);
