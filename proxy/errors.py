@@ -40,6 +40,10 @@ class APIError(Exception):
         """The body of the response."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
+    def as_anthropic(self) -> dict[str, Any]:
+        """The same in the shape of Anthropic's API."""
+        return {"type": "error", **self.as_json(), "request_id": (self.headers or {}).get("X-Request-Id")}
+
 
 class InvalidRequestError(APIError):
     """400: `param` names the invalid field, header or query parameter."""
@@ -101,9 +105,8 @@ def json_response(content: Any, *, status: int = 200, headers: dict[str, str] | 
 
 def error_response(exc: APIError, *, path: str) -> Response:
     """The error response in the dialect of the path."""
-    content = exc.as_json()
-    if path == _MESSAGES or path.startswith(_MESSAGES + "/"):
-        content = {"type": "error", **content, "request_id": (exc.headers or {}).get("X-Request-Id")}
+    is_anthropic = path == _MESSAGES or path.startswith(_MESSAGES + "/")
+    content = exc.as_anthropic() if is_anthropic else exc.as_json()
     return json_response(content, status=exc.status, headers=exc.headers)
 
 

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import httpx
@@ -24,21 +25,33 @@ PROBE_SECONDS = 5.0
 _MODELS_SECONDS = 30.0
 _UNKNOWN_MODEL_SECONDS = 1.0
 _CHECK_SECONDS = 1.0
+# Of the models there are, so much is said to a caller who asks for another one.
+_NAMES_SHOWN = 100
+_NAME_SHOWN = 256
 # Status codes that mean the request was not processed, so another upstream may try it.
 _NOT_WORKED_ON = frozenset({502, 503, 504})
 
 
 class UnknownModelError(APIError):
-    """404 with vLLM's message: no upstream serves the model."""
+    """404 in vLLM's words: no upstream serves the model."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, served: Iterable[str]) -> None:
+        names = ", ".join(name[:_NAME_SHOWN] for name in islice(served, _NAMES_SHOWN))
         super().__init__(
-            f"The model `{model[:256]}` does not exist.", status=404, type_="NotFoundError", param="model", code="404"
+            f"The model `{model[:_NAME_SHOWN]}` does not exist. Valid aliases: {names}.",
+            status=404,
+            type_="NotFoundError",
+            param="model",
+            code="404",
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Like vLLM, returns the code as a number."""
+        """vLLM's code is a number."""
         return {"error": {**super().as_json()["error"], "code": 404}}
+
+    def as_anthropic(self) -> dict[str, Any]:
+        """vLLM's own shape on `/v1/messages`."""
+        return {"type": "error", "error": {"type": self.type, "message": self.message}}
 
 
 @dataclass(slots=True)
@@ -120,7 +133,7 @@ class Upstreams:
         if not candidates:
             if model is None or any(upstream.models is None for upstream in self._all):
                 raise UpstreamError("No upstream can be reached.", status=502, code="upstream_unreachable")
-            raise UnknownModelError(model)
+            raise UnknownModelError(model, served=self._models())
         return choose([each for each in candidates if each.health.is_in] or candidates, key)
 
     async def open(
@@ -187,11 +200,15 @@ class Upstreams:
     async def list_models(self) -> list[dict[str, Any]]:
         """The models of all upstreams without duplicates; the first upstream that serves a model describes it."""
         await self._refresh_models()
+        return list(self._models().values())
+
+    def _models(self) -> dict[str, dict[str, Any]]:
+        """The same as far as they are known, by name."""
         models: dict[str, dict[str, Any]] = {}
         for upstream in self._all:
             for model in upstream.described or upstream.models or ():
                 models.setdefault(model, upstream.described.get(model, {"id": model, "object": "model"}))
-        return list(models.values())
+        return models
 
     def _serving(self, model: str | None) -> list[Upstream]:
         if model is None:

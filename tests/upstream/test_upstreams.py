@@ -67,13 +67,17 @@ async def test_models_of_all_are_one_list_and_each_request_goes_where_its_model_
 async def test_a_model_nobody_serves_is_a_404_of_vllm_s_shape(
     pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path
 ) -> None:
+    serves(pair[1], "m", "n")
+    message = "The model `nope` does not exist. Valid aliases: m, n."
     async with client(tmp_path, pair[0].url, pair[1].url) as http:
-        await http.get("/v1/models")
-        reply = await http.post(CHAT, json=chat(model="nope"))
-    assert reply.status_code == 404
-    assert reply.json()["error"]["type"] == "NotFoundError"
-    assert (reply.json()["error"]["param"], reply.json()["error"]["code"]) == ("model", 404)
-    assert "`nope` does not exist" in reply.json()["error"]["message"]
+        for path in (CHAT, "/v1/completions", "/v1/embeddings", "/tokenize"):
+            reply = await http.post(path, json=chat(model="nope"))
+            error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
+            assert (reply.status_code, reply.json()) == (404, {"error": error})
+        for path in ("/v1/messages", "/v1/messages/count_tokens"):
+            reply = await http.post(path, json=chat(model="nope"))
+            assert reply.status_code == 404
+            assert reply.json() == {"type": "error", "error": {"type": "NotFoundError", "message": message}}
 
 
 async def test_a_named_model_is_not_asked_for(tmp_path: Path, pair: tuple[FakeUpstream, FakeUpstream]) -> None:
@@ -239,6 +243,30 @@ async def test_a_hangup_reads_the_list_again_and_streams_go_on(
             assert (await reply.aread()).endswith(b"data: [DONE]\n\n")
     finally:
         server.kill()
+
+
+async def test_every_worker_chooses_alike_also_after_a_restart(tmp_path: Path) -> None:
+    async with fake_upstream() as one, fake_upstream() as two, fake_upstream() as three:
+        upstreams = (one, two, three)
+        for each in upstreams:
+            serves(each, "m")
+        server = ServerProcess(tmp_path, ",".join(each.url for each in upstreams))
+        for _ in range(2):
+            await asyncio.to_thread(server.start, "--workers", "2")
+            try:
+                for number in range(60):  # a new connection each: any worker takes it
+                    async with httpx.AsyncClient(base_url=server.url, timeout=20) as http:
+                        reply = await http.post(CHAT, json=chat(f"conversation {number % 10}"))
+                        assert reply.status_code == 200
+            finally:
+                await asyncio.to_thread(server.stop)
+        answered_by: dict[str, set[str]] = {}
+        for each in upstreams:
+            for call in each.calls_to(CHAT):
+                answered_by.setdefault(call.json()["messages"][0]["content"], set()).add(each.url)
+        assert len(answered_by) == 10
+        assert all(len(urls) == 1 for urls in answered_by.values())
+        assert len({url for urls in answered_by.values() for url in urls}) > 1
 
 
 async def test_however_many_ask_for_ready_upstream_is_asked_once(
