@@ -9,7 +9,9 @@ import pytest
 
 from tests.fake_upstream import (
     Behaviour,
+    Call,
     FakeUpstream,
+    Wire,
     chat_chunk,
     chat_model,
     event,
@@ -72,6 +74,34 @@ async def test_only_what_the_failing_one_had_begun_fails(case: str, stream: bool
     assert first_to_bad
     assert len(asked) == _CHATS
     assert max(asked.values()) == most_asked
+
+
+@pytest.mark.parametrize("cut", ("closed", "reset"))
+@pytest.mark.parametrize("stream", (True, False))
+async def test_what_an_engine_worked_on_before_it_died_is_not_sent_again(
+    cut: str, stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a connection that was kept: it is closed too late to have been idle."""
+    monkeypatch.setattr("proxy.upstream.pool._IDLE_CLOSE_S", 0.1)
+
+    async def dies(call: Call, wire: Wire) -> None:
+        await asyncio.sleep(0.3)
+        if cut == "reset":
+            await wire.reset()
+        else:
+            await hang_up()(call, wire)
+
+    async with fake_upstream() as bad, fake_upstream() as good:
+        serves(bad, "m")
+        serves(good, "m")
+        bad.on(CHAT, in_turn(*[chat_model, dies] * _CHATS))
+        async with client(tmp_path, bad.url, good.url) as http:
+            ends = [await ended(http, number, stream=stream) for number in range(_CHATS)]
+        asked = times_asked(bad, good)
+        died = len(bad.calls_to(CHAT)) // 2
+    assert died
+    assert Counter(ends) == Counter({"whole": _CHATS - died, "502": died})
+    assert set(asked.values()) == {1}
 
 
 async def test_a_refused_connection_is_nobody_s_trouble(tmp_path: Path) -> None:
