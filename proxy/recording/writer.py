@@ -201,7 +201,8 @@ class Writer:
                 await self._replay_spill()
             elif self.overflow.count and not any(write.is_spilled for write in self._queue):
                 await self._clear_spill()
-            await self._write_batch()
+            if not self.overflow.only_on_file:  # else writes that were spilled meanwhile come first
+                await self._write_batch()
         except (MovedError, ConfigurationError, OSError) as exc:
             self._refuse(exc)
         except StorageError as exc:
