@@ -156,7 +156,7 @@ async def test_deleting_the_user_with_the_only_key_opens_no_door(
                     assert {(await http.get("/v1/sessions")).status_code for _ in range(8)} == {401}
                     await asyncio.sleep(1)
             assert server.stop() == 0
-    assert [line for line in server.output if "there is none: make one with" in line]
+    assert [line for line in server.output if "none exists: create one with" in line]
 
 
 @pytest.mark.parametrize("locked", ({"admin_key": "sk-outside"}, {"auth": "required"}))

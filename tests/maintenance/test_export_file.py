@@ -69,7 +69,7 @@ async def test_a_full_disk_refuses_exports_in_words(tmp_path: Path, monkeypatch:
     exports = Exports()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(ExportError, match="too little room"):
+    with pytest.raises(ExportError, match="not enough disk space"):
         await exports.written("ann", partial(connect, path), Scope(), "jsonl", folder=tmp_path)
     monkeypatch.undo()
     with pytest.raises(ExportError, match="could not be written"):
