@@ -2,7 +2,7 @@
 
 import click
 
-from proxy.commands import backup, check, doctor, export, keys, prune, serve, stats
+from proxy.commands import backup, check, doctor, export, keys, migrate, prune, serve, stats
 
 COMMANDS: tuple[click.Command, ...] = (
     serve.serve_command,
@@ -12,6 +12,7 @@ COMMANDS: tuple[click.Command, ...] = (
     check.check_command,
     export.export_command,
     export.import_command,
+    migrate.migrate_command,
     prune.prune_command,
     stats.stats_command,
     keys.keys,

@@ -8,6 +8,7 @@ import click
 from proxy import settings
 from proxy.commands.console import as_json_option, database_file, print_json, says_errors, shown_progress
 from proxy.maintenance import backup
+from proxy.settings import ConfigurationError
 
 # Pause between steps, so that chats have priority on the disk.
 _PAUSE_SECONDS = 0.005
@@ -42,6 +43,8 @@ def backup_command(*, file: Path, force: bool, as_json: bool) -> None:
 def restore_command(*, file: Path, force: bool, as_json: bool) -> None:
     """Replace the database with the verified backup FILE. The server must be stopped."""
     loaded = settings.load()
+    if loaded.is_postgresql:
+        raise ConfigurationError("the history is on PostgreSQL: use pg_restore, or what your host has")
     path = loaded.database_path
     with shown_progress("restore") as show:
         backup.restore(file, path, progress=show, overwrites=force, state_path=loaded.state_path)

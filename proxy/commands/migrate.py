@@ -1,0 +1,56 @@
+"""`stellarchat migrate`."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import click
+
+from proxy import settings
+from proxy.commands.console import as_json_option, print_json, says_errors, shown_progress
+from proxy.maintenance import check
+from proxy.recording.spill import spill_files
+from proxy.settings import ConfigurationError, Settings
+from proxy.storage.connection import Connection
+from proxy.storage.engine import opened
+from proxy.storage.errors import StorageError
+
+
+@click.command("migrate")
+@click.argument("source")
+@click.argument("target")
+@as_json_option
+@says_errors
+def migrate_command(*, source: str, target: str, as_json: bool) -> None:
+    """Copy the whole history, keys included, from SOURCE into the empty TARGET, and compare both at the end.
+
+    One is sqlite:///FILE, the other postgresql://…. No server may run on SOURCE; it stays as it is.
+    """
+    loaded = settings.load()
+    of_source, of_target = (replace(loaded, database_url=url) for url in (source, target))
+    if len({each.is_postgresql for each in (of_source, of_target)}) != 2:
+        raise ConfigurationError("one of the two is sqlite:///FILE, the other postgresql://…")
+    if find_spec("psycopg") is None:
+        raise ConfigurationError("PostgreSQL needs psycopg: pip install 'stellarchat[postgresql]'")
+    from proxy.storage import migration
+
+    try:
+        with opened(of_source, makes=False) as there, opened(of_target) as here, shown_progress("migrate") as show:
+            _refuse_served(of_source, there)
+            copied = migration.copy(*migration.sides(there, here), progress=show)
+    except StorageError as exc:
+        raise ConfigurationError(f"nothing is migrated: {exc}") from exc
+    counts = {table: each.rows for table, each in copied.items()}
+    if as_json:
+        print_json({"source": of_source.database_name, "target": of_target.database_name, "rows": counts})
+    else:
+        click.echo(f"{sum(counts.values()):,} rows of {len(counts)} tables are in {of_target.database_name}, compared")
+
+
+def _refuse_served(source: Settings, connection: Connection) -> None:
+    """What a server still writes, or has on its spill file, would be missing."""
+    is_served = source.is_postgresql and check.living_anywhere(connection)
+    if is_served or spill_files(source.database_path, folder=source.state_path):
+        raise ConfigurationError(
+            f"{source.database_name} is served, or writes of it are on a spill file: stop the server, "
+            "or start and stop it once"
+        )

@@ -1,0 +1,212 @@
+"""Copies a whole history from one engine to the other, and compares both sides."""
+
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from proxy.settings import ConfigurationError
+from proxy.storage.connection import Connection, Numbers
+from proxy.storage.postgresql_errors import translated_errors as postgresql_errors
+from proxy.storage.postgresql_types import decoded, encoded
+from proxy.storage.sqlite_connection import SqliteConnection
+from proxy.storage.sqlite_connection import translated_errors as sqlite_errors
+
+# In an order in which each refers only to those before it. What belongs to one machine or server stays where it is: its
+# boot clock, and the processes that serve it.
+TABLES = (
+    *(
+        "users",
+        "sessions",
+        "messages",
+        "message_jumps",
+        "tools",
+        "parameters",
+        "upstreams",
+        "exchanges",
+        "exchange_fragments",
+    ),
+    *("blobs", "message_blobs", "response_items", "api_keys", "key_tokens", "doors", "web_sessions", "usage_days"),
+    *("tombstones", "idempotency_keys"),
+)
+# Tables that are empty in a database that nothing was put into.
+_TELLING = ("sessions", "api_keys", "tombstones")
+_BATCH = 500
+_HASH_BYTES = 16
+
+Rows = Iterator[tuple[Any, ...]]
+
+
+class Sum(NamedTuple):
+    """How many rows a table has, and a sum of their hashes, which does not depend on their order."""
+
+    rows: int = 0
+    hashes: int = 0
+
+    def add(self, row: Sequence[Any]) -> "Sum":
+        """The sum with one more row."""
+        digest = blake2b(repr(tuple(row)).encode("utf-8", "surrogatepass"), digest_size=_HASH_BYTES).digest()
+        return Sum(self.rows + 1, (self.hashes + int.from_bytes(digest)) % 2 ** (8 * _HASH_BYTES))
+
+
+class Side:
+    """One of the two databases."""
+
+    def __init__(self, connection: Connection, columns: dict[str, tuple[str, ...]]) -> None:
+        self.connection = connection
+        self.columns = columns
+
+    def count(self, table: str) -> int:
+        """The number of a table's rows."""
+        return int(next(self._select(f"SELECT COUNT(*) FROM {table}"))[0])
+
+    def rows(self, table: str) -> Rows:
+        """A table's rows, as they are given to either engine."""
+        return self._select(f"SELECT {', '.join(self.columns[table])} FROM {table}")
+
+    def sum(self, table: str) -> Sum:
+        """The sum of a table's rows."""
+        total = Sum()
+        for row in self.rows(table):
+            total = total.add(row)
+        return total
+
+    def clear(self, table: str) -> None:
+        """Deletes what a new database has of its own."""
+        raise NotImplementedError
+
+    def insert(self, table: str, rows: Rows) -> None:
+        """Stores rows with the numbers they have."""
+        raise NotImplementedError
+
+    def go_on_after(self, numbers: Numbers) -> None:
+        """Gives out no number that the other side has given out."""
+        raise NotImplementedError
+
+    def _select(self, text: str) -> Rows:
+        raise NotImplementedError
+
+
+class _SqliteSide(Side):
+    connection: SqliteConnection
+
+    def clear(self, table: str) -> None:
+        self.connection.execute(f"DELETE FROM {table}")
+
+    def insert(self, table: str, rows: Rows) -> None:
+        names = self.columns[table]
+        places = ", ".join("?" * len(names))
+        self.connection.executemany(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({places})", rows)
+
+    def go_on_after(self, numbers: Numbers) -> None:
+        for table, number in (("messages", numbers.message_no), ("exchanges", numbers.exchange_no)):
+            self.connection.execute("DELETE FROM sqlite_sequence WHERE name = ?", [table])
+            self.connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", [table, number])
+
+    def _select(self, text: str) -> Rows:
+        return iter(self.connection.execute(text))
+
+
+class _PostgresqlSide(Side):
+    def __init__(self, connection: Any, columns: dict[str, tuple[str, ...]]) -> None:
+        super().__init__(connection, columns)
+        self._raw = connection.raw
+        text = "SELECT table_name, column_name, data_type, is_identity FROM information_schema.columns"
+        kinds = self._raw.execute(f"{text} WHERE table_schema = current_schema()").fetchall()
+        self._booleans = {(table, column) for table, column, kind, _ in kinds if kind == "boolean"}
+        self._identities = [(table, column) for table, column, _, is_identity in kinds if is_identity == "YES"]
+
+    def clear(self, table: str) -> None:
+        self._raw.execute(f"DELETE FROM {table}")
+
+    def insert(self, table: str, rows: Rows) -> None:
+        names = self.columns[table]
+        booleans = [(table, name) in self._booleans for name in names]
+        with self._raw.cursor() as cursor, cursor.copy(f"COPY {table} ({', '.join(names)}) FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row([_given(*pair) for pair in zip(row, booleans, strict=True)])
+
+    def go_on_after(self, numbers: Numbers) -> None:
+        given = {"messages": numbers.message_no, "exchanges": numbers.exchange_no, "sessions": numbers.session_no}
+        for table, column in self._identities:
+            newest = self._raw.execute(f"SELECT COALESCE(MAX({column}), 0) FROM {table}").fetchone()[0]
+            number = max(newest, given.get(table, 0))
+            sequence = f"pg_get_serial_sequence('{table}', '{column}')"
+            self._raw.execute(f"SELECT setval({sequence}, {max(1, number)}, {number > 0})")
+
+    def _select(self, text: str) -> Rows:
+        with self._raw.cursor("migration", withhold=False) as cursor:
+            cursor.itersize = _BATCH
+            cursor.execute(text, binary=True)
+            for row in cursor:
+                yield tuple(map(decoded, row))
+
+
+def _given(value: Any, is_boolean: bool) -> Any:  # noqa: FBT001 - of a column
+    if type(value) is str:
+        return encoded(value)
+    return bool(value) if is_boolean and value is not None else value
+
+
+def sides(source: Connection, target: Connection) -> tuple[Side, Side]:
+    """Both databases of a migration, of which one is an SQLite file. Raises ConfigurationError."""
+    files = [each for each in (source, target) if isinstance(each, SqliteConnection)]
+    if len(files) != 1:
+        raise ConfigurationError("one of the two databases has to be an SQLite file, the other on PostgreSQL")
+    columns = {table: _columns_of(files[0], table) for table in TABLES}
+    made = [
+        _SqliteSide(each, columns) if isinstance(each, SqliteConnection) else _PostgresqlSide(each, columns)
+        for each in (source, target)
+    ]
+    return made[0], made[1]
+
+
+def copy(source: Side, target: Side, *, progress: Callable[[int, int], None]) -> dict[str, Sum]:
+    """Copies every table, in one transaction that ends only where both sides are the same; what each table has.
+
+    Raises ConfigurationError where the target is not empty, and StorageError.
+    """
+    with sqlite_errors(), postgresql_errors(), source.connection.snapshot():
+        total = 2 * sum(source.count(table) for table in TABLES)
+        done = 0
+
+        def counted(rows: Rows, sums: list[Sum]) -> Rows:
+            nonlocal done
+            for row in rows:
+                sums[0] = sums[0].add(row)
+                done += 1
+                if done % _BATCH == 0:
+                    progress(done, total)
+                yield row
+
+        with target.connection.transaction():
+            _refuse_filled(target)
+            for table in reversed(TABLES):
+                target.clear(table)
+            copied = {}
+            for table in TABLES:
+                sums = [Sum()]
+                target.insert(table, counted(source.rows(table), sums))
+                copied[table] = sums[0]
+            target.go_on_after(source.connection.numbers())
+            for table, expected in copied.items():
+                _compare(table, expected, target.sum(table))
+                done += expected.rows
+                progress(done, total)
+        return copied
+
+
+def _compare(table: str, expected: Sum, found: Sum) -> None:
+    if found != expected:
+        raise ConfigurationError(
+            f"nothing is migrated: {table} has {expected.rows} rows in the one database, {found.rows} in the other, "
+            "or their contents differ"
+        )
+
+
+def _refuse_filled(target: Side) -> None:
+    if any(target.count(table) for table in _TELLING) or target.count("users") > 1:
+        raise ConfigurationError("the target is not empty: a history is migrated into a new database")
+
+
+def _columns_of(connection: SqliteConnection, table: str) -> tuple[str, ...]:
+    return tuple(row[1] for row in connection.execute(f"PRAGMA table_info({table})"))
