@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from proxy.settings import ConfigurationError
 from proxy.storage.connection import Connection, Numbers
+from proxy.storage.named import SQL, named_statements
 from proxy.storage.postgresql_errors import translated_errors as postgresql_errors
 from proxy.storage.postgresql_types import decoded, encoded
 from proxy.storage.sqlite_connection import SqliteConnection
@@ -32,6 +33,7 @@ TABLES = (
 _TELLING = ("sessions", "api_keys", "tombstones")
 _BATCH = 500
 _HASH_BYTES = 16
+_STATEMENTS = named_statements((SQL / "migration.sql").read_text(encoding="utf-8"))
 
 Rows = Iterator[tuple[Any, ...]]
 
@@ -57,11 +59,11 @@ class Side:
 
     def count(self, table: str) -> int:
         """The number of a table's rows."""
-        return int(next(self._select(f"SELECT COUNT(*) FROM {table}"))[0])
+        return int(next(self._select(_statement("count_rows", table)))[0])
 
     def rows(self, table: str) -> Rows:
         """A table's rows, as they are given to either engine."""
-        return self._select(f"SELECT {', '.join(self.columns[table])} FROM {table}")
+        return self._select(_statement("list_rows", table, columns=", ".join(self.columns[table])))
 
     def sum(self, table: str) -> Sum:
         """The sum of a table's rows."""
@@ -90,17 +92,18 @@ class _SqliteSide(Side):
     connection: SqliteConnection
 
     def clear(self, table: str) -> None:
-        self.connection.execute(f"DELETE FROM {table}")
+        self.connection.execute(_statement("delete_rows", table))
 
     def insert(self, table: str, rows: Rows) -> None:
         names = self.columns[table]
         places = ", ".join("?" * len(names))
-        self.connection.executemany(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({places})", rows)
+        self.connection.executemany(_statement("insert_row", table, columns=", ".join(names), places=places), rows)
 
     def go_on_after(self, numbers: Numbers) -> None:
         for table, number in (("messages", numbers.message_no), ("exchanges", numbers.exchange_no)):
-            self.connection.execute("DELETE FROM sqlite_sequence WHERE name = ?", [table])
-            self.connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", [table, number])
+            given = {"table_name": table, "number": number}
+            self.connection.execute(_STATEMENTS["delete_sequence"], given)
+            self.connection.execute(_STATEMENTS["insert_sequence"], given)
 
     def _select(self, text: str) -> Rows:
         return iter(self.connection.execute(text))
@@ -110,35 +113,37 @@ class _PostgresqlSide(Side):
     def __init__(self, connection: Any, columns: dict[str, tuple[str, ...]]) -> None:
         super().__init__(connection, columns)
         self._raw = connection.raw
-        text = "SELECT table_name, column_name, data_type, is_identity FROM information_schema.columns"
-        kinds = self._raw.execute(f"{text} WHERE table_schema = current_schema()").fetchall()
+        kinds = self._raw.execute(_STATEMENTS["list_column_kinds"]).fetchall()
         self._booleans = {(table, column) for table, column, kind, _ in kinds if kind == "boolean"}
         self._identities = [(table, column) for table, column, _, is_identity in kinds if is_identity == "YES"]
 
     def clear(self, table: str) -> None:
-        self._raw.execute(f"DELETE FROM {table}")
+        self._raw.execute(_statement("delete_rows", table))
 
     def insert(self, table: str, rows: Rows) -> None:
         names = self.columns[table]
         booleans = [(table, name) in self._booleans for name in names]
-        with self._raw.cursor() as cursor, cursor.copy(f"COPY {table} ({', '.join(names)}) FROM STDIN") as copy:
+        statement = _statement("copy_rows", table, columns=", ".join(names))
+        with self._raw.cursor() as cursor, cursor.copy(statement) as copy:
             for row in rows:
                 copy.write_row([_given(*pair) for pair in zip(row, booleans, strict=True)])
 
     def go_on_after(self, numbers: Numbers) -> None:
         given = {"messages": numbers.message_no, "exchanges": numbers.exchange_no, "sessions": numbers.session_no}
         for table, column in self._identities:
-            newest = self._raw.execute(f"SELECT COALESCE(MAX({column}), 0) FROM {table}").fetchone()[0]
-            number = max(newest, given.get(table, 0))
-            sequence = f"pg_get_serial_sequence('{table}', '{column}')"
-            self._raw.execute(f"SELECT setval({sequence}, {max(1, number)}, {number > 0})")
+            number = given.get(table, 0)
+            self._raw.execute(_statement("set_sequence", table, columns=column, number=number))
 
     def _select(self, text: str) -> Rows:
-        with self._raw.cursor("migration", withhold=False) as cursor:
+        with self._raw.cursor("migration") as cursor:
             cursor.itersize = _BATCH
-            cursor.execute(text, binary=True)
+            cursor.execute(text.rstrip(";"), binary=True)
             for row in cursor:
                 yield tuple(map(decoded, row))
+
+
+def _statement(name: str, table: str, **names: Any) -> str:
+    return _STATEMENTS[name].format(table=table, **names)
 
 
 def _given(value: Any, is_boolean: bool) -> Any:  # noqa: FBT001 - of a column
