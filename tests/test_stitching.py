@@ -1,19 +1,23 @@
 """One conversation, stored once: through the real server, with clients that send no id, or one that means little."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.wire import hash_chain
 from tests.chats import Message, said, system, user
-from tests.world import CHAT, World, open_world
+from tests.fake_upstream import FakeUpstream, fake_upstream
+from tests.serving import server_process
+from tests.world import CHAT, World, as_told, open_world
 
 IMAGE = "data:image/png;base64," + "A" * 5000
 
@@ -408,6 +412,62 @@ def test_agents_that_race_under_one_id_read_back_what_each_said(tmp_path: Path) 
 # --- requests that are sent again
 
 
+@pytest.mark.parametrize("count", ("0", "1"))
+async def test_retry_belongs_to_its_session_whichever_worker_answers(tmp_path: Path, count: str) -> None:
+    upstream: FakeUpstream
+    async with fake_upstream() as upstream, AsyncExitStack() as stack:
+        upstream.on(CHAT, as_told)
+        other = stack.enter_context(server_process(tmp_path, upstream.url, "--workers", "2"))
+        seen = set()
+        for number in range(8):  # each on a connection of its own, so that both workers get some
+            headers = {"X-User-Id": "u", "x-stainless-retry-count": count if number else "0"}
+            async with httpx.AsyncClient(base_url=other.url, timeout=20) as client:
+                body = {"model": "m", "messages": [user("again?")], "fail": 500}
+                response = await client.post(CHAT, json=body, headers=headers)
+            assert response.status_code == 500
+            seen.add(response.headers["x-session-id"])
+        async with httpx.AsyncClient(base_url=other.url, timeout=20) as client:
+            body = {"model": "m", "messages": [user("again?")], "told": [said("yes")]}
+            response = await client.post(CHAT, json=body, headers={"X-User-Id": "u"})
+            seen.add(response.headers["x-session-id"])
+            for user_id, words in (("u", "else?"), ("v", "again?")):
+                body = {"model": "m", "messages": [user(words)], "told": [said("yes")]}
+                response = await client.post(CHAT, json=body, headers={"X-User-Id": user_id})
+                assert response.headers["x-session-id"] not in seen
+                assert response.headers["x-session-source"] == "new"
+        assert len(seen) == 1
+
+
+async def test_retry_after_a_restart_belongs_to_its_session(tmp_path: Path) -> None:
+    seen = []
+    for count in ("0", "1"):
+        async with AsyncExitStack() as stack:
+            world = await open_world(stack, tmp_path)
+            failing = {"model": "m", "messages": [user("again?")], "fail": 500}
+            headers = {"X-User-Id": "u", "x-stainless-retry-count": count}
+            seen.append((await world.client.post(CHAT, json=failing, headers=headers)).headers["x-session-id"])
+    assert seen[0] == seen[1]
+
+
+async def test_retry_of_a_failure_that_is_not_stored_yet_belongs_to_its_session(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        world = await open_world(stack, tmp_path, commit_timeout_seconds=0.2)
+        lock = stack.enter_context(closing(sqlite3.connect(world.database, isolation_level=None)))
+        lock.execute("BEGIN IMMEDIATE")  # what fails now waits, and then goes to the spill file
+        failing = {"model": "m", "messages": [user("again?")], "fail": 500}
+        first = await world.client.post(CHAT, json=failing, headers={"X-User-Id": "u"})
+        second = await world.client.post(CHAT, json=failing, headers={"X-User-Id": "u"})
+        lock.execute("ROLLBACK")
+        ((session_id, source),) = await world.sources([user("again?")])
+        assert {first.headers["x-session-id"], second.headers["x-session-id"]} == {session_id}
+        assert source == "stitched"
+        async with asyncio.timeout(20):
+            while world.count("exchanges") < 3:
+                await asyncio.sleep(0.05)
+        assert await world.read(session_id) == [user("again?"), said("ok")]
+        assert (world.count("sessions"), world.count("messages")) == (1, 2)
+
+
 @pytest.mark.parametrize("before", ([], [user("q"), said("ok")]))
 async def test_retries_of_a_failed_request_belong_to_its_session(tmp_path: Path, before: list[Message]) -> None:
     async with AsyncExitStack() as stack:
@@ -426,7 +486,10 @@ async def test_retries_of_a_failed_request_belong_to_its_session(tmp_path: Path,
         assert (set(sessions), source) == ({session_id}, "stitched")
         assert await world.read(session_id) == [*messages, said("ok")]
         assert world.count("sessions") == 1
-        # Another user's request, and another question, are new.
+        # Another user's request, another question, and the same once it was answered, are new.
         await world.sources([user("again?")], user_id="v")
         await world.sources([user("something else")])
         assert world.count("sessions") == 3
+        if not before:
+            await world.sources(messages)
+            assert world.count("sessions") == 4

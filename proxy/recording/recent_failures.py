@@ -12,6 +12,11 @@ _RETRY_SECONDS = 120.0
 _SECONDS = 10.0
 
 
+def within_seconds(*, is_retry: bool) -> float:
+    """How long after a failure the same request counts as its repetition."""
+    return _RETRY_SECONDS if is_retry else _SECONDS
+
+
 class RecentFailures:
     """Sessions of chats without a complete reply, by user, number of messages, and last chain hash."""
 
@@ -33,13 +38,20 @@ class RecentFailures:
         if len(self._sessions) > _REMEMBERED:
             self._drop(next(iter(self._sessions)))
 
+    def forget(self, exchange: Exchange) -> None:
+        """Called when a chat was answered: the same question is a new chat from now on."""
+        if self._lengths and (exchange.user_id, len(exchange.chained)) in self._lengths:
+            key = _key(exchange)
+            if key in self._sessions:
+                self._drop(key)
+
     def find(self, exchange: Exchange, *, is_retry: bool) -> str | None:
         """The session of the failed chat that this request repeats."""
         self._forget_old()
         if not self._lengths or (exchange.user_id, len(exchange.chained)) not in self._lengths:
             return None
         session_id, failed_at = self._sessions.get(_key(exchange), (None, 0.0))
-        return session_id if time.monotonic() - failed_at <= (_RETRY_SECONDS if is_retry else _SECONDS) else None
+        return session_id if time.monotonic() - failed_at <= within_seconds(is_retry=is_retry) else None
 
     def _forget_old(self) -> None:
         oldest = time.monotonic() - _RETRY_SECONDS

@@ -219,6 +219,8 @@ class Recorder:
         exchange, is_begun = live.exchange, live.is_begun
         if outcome.status != "completed":
             self.failures.add(exchange)
+        else:
+            self.failures.forget(exchange)
         size = live.size + len(live.unwritten())  # folds the batched events; observers of the outcome read the reply
         if is_begun:
             work = live.in_slices(partial(exchange_store.finish_begun, exchange=exchange, outcome=outcome))

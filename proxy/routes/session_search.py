@@ -8,6 +8,7 @@ from typing import Any
 
 from proxy.errors import UnavailableError
 from proxy.recording.one_exchange import Recording
+from proxy.recording.recent_failures import within_seconds
 from proxy.services import Services
 from proxy.storage import session_lookup
 from proxy.storage.exchange import Exchange, SessionRef
@@ -50,6 +51,9 @@ class SessionSearch:
             self._recording.live.place(SessionRef(failed, "stitched"))
         elif hash_chain.has_reply(exchange.messages):
             self._search = asyncio.create_task(self._find(self._find_stitched()))
+        elif is_retry or self._services.settings.workers > 1:
+            # It may repeat a chat that failed in another worker, or before a restart. With a reply, stitching finds it.
+            self._search = asyncio.create_task(self._find(self._find_failed(within_seconds(is_retry=is_retry))))
         else:
             self._recording.live.is_placed = True
 
@@ -97,6 +101,11 @@ class SessionSearch:
         except (TimeoutError, UnavailableError):
             return asked
         return SessionRef(session_id, asked.source)
+
+    async def _find_failed(self, seconds: float) -> SessionRef:
+        query = partial(session_lookup.find_failed, exchange=self._exchange, seconds=seconds)
+        session_id = await self._services.database.look_up(query)
+        return self._exchange.session if session_id is None else SessionRef(session_id, "stitched")
 
     async def _find_stitched(self) -> SessionRef:
         exchange = self._exchange

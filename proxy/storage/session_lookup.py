@@ -1,5 +1,7 @@
 """Finds or creates the session that an exchange belongs to."""
 
+import time
+
 from proxy.ids import timestamp
 from proxy.storage import message_tree, queries, tombstones
 from proxy.storage.connection import Connection
@@ -28,6 +30,14 @@ def list_stitched(connection: Connection, exchange: Exchange) -> list[StitchCand
     ends = [pair for message, pair in zip(exchange.chained, chains, strict=True) if message["role"] == "assistant"]
     hashes = (hash_ for pair in reversed(ends) for hash_ in dict.fromkeys(pair))
     return sorted(queries.messages.list_prefix(connection, hashes, limit=_ALIKE), key=lambda place: place.goes_on)
+
+
+def find_failed(connection: Connection, exchange: Exchange, *, seconds: float) -> str | None:
+    """The session in which the same request failed a moment ago, in any worker."""
+    if not exchange.chained:
+        return None
+    since = timestamp(time.time() - seconds)
+    return queries.exchanges.find_failed_request(connection, exchange.chain[-1], since=since, limit=_ALIKE)
 
 
 def find_named(connection: Connection, exchange: Exchange) -> str | None:

@@ -200,3 +200,22 @@ WHERE session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = 
 UPDATE exchanges
 SET context = :context
 WHERE exchange_id = :exchange_id;
+
+-- name: find_failed_request
+-- The newest session, touched since a moment, in which a request that ends with this chain hash was asked last and got
+-- no whole reply. Many conversations begin alike: the newest are enough.
+SELECT m.session_id
+FROM (
+    SELECT message_no, session_no, session_id
+    FROM messages
+    WHERE chain_hash = :chain_hash
+    ORDER BY session_no DESC
+    LIMIT :limit
+) AS m
+JOIN sessions AS s ON s.session_no = m.session_no AND s.updated_at >= :since
+JOIN exchanges AS e ON e.exchange_no = (
+    SELECT MAX(x.exchange_no) FROM exchanges AS x WHERE x.session_no = m.session_no AND x.leaf_no = m.message_no
+)
+WHERE e.status IN ('failed', 'incomplete')
+ORDER BY m.session_no DESC
+LIMIT 1;

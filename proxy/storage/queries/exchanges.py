@@ -224,3 +224,10 @@ def list_exchanges_in_progress(connection: Connection, worker_id: str) -> list[t
     """A process's exchanges in progress, each with its endpoint."""
     rows = connection.all("list_exchanges_in_progress", {"worker_id": worker_id})
     return [(row["exchange_id"], row["endpoint"]) for row in rows]
+
+
+def find_failed_request(connection: Connection, chain_hash: bytes, *, since: str, limit: int) -> str | None:
+    """The session in which a request that ends with this chain hash failed since a moment."""
+    parameters = {"chain_hash": chain_hash, "since": since, "limit": limit}
+    session_id: str | None = connection.value("find_failed_request", parameters)
+    return session_id
