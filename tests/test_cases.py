@@ -681,6 +681,33 @@ async def test_what_is_no_session_id_is_passed_over(tmp_path: Path) -> None:
     assert [json.loads(body) for body in bodies] == [ASKED | fields for fields, _ in NO_IDS]
 
 
+NO_MESSAGES = (b'{"model":"m"}', b'{"model":"m","messages":[]}', b'{"model":"m","messages":"none"}', b'{"model":')
+
+
+@pytest.mark.parametrize("session", ({}, {"X-Session-Id": "s"}))
+async def test_request_without_messages_that_is_refused_late_leaves_no_session(
+    tmp_path: Path, session: dict[str, str]
+) -> None:
+    """Replies that take longer than a second are written down while they come, and so is their request."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _, body = await receive(reader)
+        await asyncio.sleep(1.6 if body else 0)
+        writer.write(head("application/json", 400) + b'{"error":{"message":"no messages"}}')
+        await writer.drain()
+
+    async def slowly(body: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 9):
+            yield body[start : start + 9]
+            await asyncio.sleep(0.1)
+
+    async with proxied(tmp_path, script) as client:
+        headers = {"Content-Type": "application/json", **session}
+        answers = await asyncio.gather(*(client.post(CHAT, content=slowly(b), headers=headers) for b in NO_MESSAGES))
+        assert [answer.status_code for answer in answers] == [400] * len(NO_MESSAGES)
+        assert (await client.get("/v1/sessions")).json()["sessions"] == []
+
+
 async def test_our_own_502_names_its_session(tmp_path: Path) -> None:
     async with proxied(tmp_path, closing(b"")) as client:
         response = await client.post(CHAT, json=ASKED, headers={"X-Session-Id": "s"})

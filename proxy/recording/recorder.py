@@ -88,6 +88,12 @@ class OpenExchange:
         """
         return self.is_begun and (self._long is None or self._long.is_done)
 
+    @property
+    def has_content(self) -> bool:
+        """Whether there is anything to store yet. A request without messages may be rejected, however late: stored
+        before, it would leave an empty session."""
+        return bool(self.exchange.messages or self._pending or self.reply.batched or self.sequence)
+
     def place(self, session: SessionRef) -> None:
         """Called when the exchange's session has been determined."""
         self.exchange.session = session
@@ -294,7 +300,7 @@ class Recorder:
             logger.exception("the last events of a response could not be written down")
 
     def _write_down_one(self, live: OpenExchange) -> None:
-        if not live.is_begun and self.writer.has_room(live.size):
+        if not live.is_begun and live.has_content and self.writer.has_room(live.size):
             self._begin(live)
         if live.takes_fragments:
             self._append(live)
