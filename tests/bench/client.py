@@ -139,6 +139,8 @@ class Connection(asyncio.Protocol):
 class Run:
     """One load: its connections, what they brought, and when it is over."""
 
+    connection = Connection
+
     def __init__(self, load: Load) -> None:
         self.load = load
         self.outcome = Outcome()
@@ -154,7 +156,7 @@ class Run:
 
     async def perform(self) -> Outcome:
         load = self.load
-        connections = [Connection(self) for _ in range(load.connections)]
+        connections = [self.connection(self) for _ in range(load.connections)]
         await self._connect(connections)
         loop = asyncio.get_running_loop()
         cpu, self.started = time.process_time(), time.monotonic()
