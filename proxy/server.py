@@ -28,7 +28,9 @@ from proxy.telemetry import logs
 
 logger = logging.getLogger(__name__)
 
+# uvicorn's default.
 _BACKLOG = 2048
+# Used if the system sets no limit.
 _OPEN_FILES_MAX = 2**20
 # Time allowed for closing, in addition to twice the commit timeout.
 _LAST_RESORT_SECONDS = 10.0

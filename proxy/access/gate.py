@@ -30,6 +30,7 @@ _METRICS = "/metrics"
 _READ = frozenset({b"authorization", b"x-api-key", b"content-length"})
 
 REFRESH_SECONDS = 2.0  # maximum delay until a changed key takes effect
+# The last use of keys is saved at this interval: one write for all of them.
 _TOUCH_SECONDS = 60.0
 _ADMIN_SECONDS = 1.0  # the longest that /ready waits for a key look-up
 

@@ -33,7 +33,9 @@ _LAST_STEP_SECONDS = 5.0
 # Short chats are rarely observed in progress, so this commit rate also counts as high load.
 _MANY_COMMITS = 50
 _WRITE_SECONDS = 60.0
+# Between two transactions of retention, so that the writer can store chats.
 _PRUNE_PAUSE_SECONDS = 0.03
+# Between two steps of a backup, so that others can use the disk.
 _BACKUP_PAUSE_SECONDS = 0.005
 
 

@@ -19,6 +19,7 @@ from proxy.storage.damaged_values import nearest
 from proxy.wire import json_text
 from proxy.wire.message import readable
 
+# Version of the jsonl format; it is in the header line.
 VERSION = 1
 
 Format = Literal["jsonl", "openai", "markdown"]

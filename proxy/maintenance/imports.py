@@ -27,6 +27,7 @@ _BATCH_BYTES = 4 * 2**20
 LINE_BYTES_MAX = 512 * 2**20
 _REFUSED_NAMED = 20
 _REASON_LENGTH = 200
+# The first bytes of every SQLite file: https://sqlite.org/fileformat.html#magic_header_string
 _SQLITE = b"SQLite format 3\0"
 
 Row = dict[str, Any]

@@ -72,6 +72,7 @@ class Recording:
     def take(self, event: Event) -> None:
         """Folds one event of the stream."""
         self.reply.feed(event)
+        # vLLM sends the head at once, even while the request is queued, and a first chunk that contains only the role.
         if self._first_token is None and self.reply.has_token:
             self._first_token = time.monotonic()
 

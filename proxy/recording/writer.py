@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Writes per transaction. A commit with synchronous=FULL takes about 4 ms whatever its size (measured), so storing many
+# chats per commit makes strict durability almost free.
 _BATCH_LIMIT = 256
 # Gathers chats that end together: a commit costs about as much as storing one of them.
 _GROUP_SECONDS = 0.004

@@ -23,6 +23,7 @@ from proxy.routes.parameters import (
 )
 from proxy.services import State
 
+# OpenAI's limit for creating items.
 _ITEMS_MAX = 20
 
 

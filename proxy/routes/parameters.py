@@ -26,6 +26,7 @@ from proxy.wire.headers import Headers
 ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 
 _LIMIT_MAX = 1000
+# The maximum in OpenAI's API reference.
 _OPENAI_LIMIT_MAX = 100
 _OFFSET_MAX = 2**53
 _TITLE_LENGTH_MAX = 500

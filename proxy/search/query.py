@@ -26,7 +26,9 @@ QUERY_LENGTH_MAX = 1000
 Order = Literal["relevance", "newest"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 
+# Length of the tokens of FTS5's trigram tokenizer: https://sqlite.org/fts5.html#the_trigram_tokenizer
 _GRAM = 3
+# A long query asks only for some of its trigrams, spread over its length: they only select candidates.
 _GRAMS_ASKED = 24
 # If more trigrams than this start with the query, scanning is faster: most messages contain one of them anyway.
 _RUNS_ASKED = 500

@@ -12,7 +12,9 @@ from proxy.storage.named import SQL
 from proxy.storage.postgresql_connection import PostgresqlConnection
 from proxy.storage.postgresql_errors import translated_errors
 
+# In the form of server_version_num: 15.0.
 OLDEST_POSTGRESQL = 150000
+# An arbitrary advisory lock id of ours, different from the writer's.
 _MIGRATIONS_LOCK = 1400136553
 
 # Detect a dead connection within about 15 seconds; the default is hours.

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# A connection whose server does not answer is abandoned after this time.
 _CLOSE_SECONDS = 3.0
 # Other processes treat this one as dead after 15 seconds without a heartbeat (`workers.sql`).
 _BEAT_SECONDS = 4.0

@@ -10,6 +10,7 @@ from proxy.storage.errors import StorageError, StorageInterruptedError, StorageL
 # SQLSTATE prefixes: connection, resources, server state, I/O.
 _LATER = ("08", "53", "57P", "58", "25006", "XX")
 _LOCK = ("40001", "40P01", "55P03")
+# query_canceled: the statement exceeded `statement_timeout`.
 _CANCELED = "57014"
 
 

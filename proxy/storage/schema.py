@@ -13,6 +13,7 @@ from proxy.storage.connection import Connection
 from proxy.storage.sqlite_connection import SqliteConnection, translated_errors
 
 _KINDS = frozenset({"table", "index", "trigger", "view"})
+# Tables that SQLite creates by itself, for AUTOINCREMENT and ANALYZE.
 _SQLITES_OWN = frozenset({"sqlite_sequence", "sqlite_stat1", "sqlite_stat4"})
 
 

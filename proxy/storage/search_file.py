@@ -27,6 +27,7 @@ STATEMENTS = named_statements((SQL / "sqlite" / "search.sql").read_text(encoding
 SEGMENT = 2**18
 WHOLE_BYTES = 2**17  # longer messages are read in pieces of this size
 
+# Version of the index format. An index of another version is rebuilt, since it is derived data.
 _SCHEMA = 5
 # Start of the private use characters, which real texts hardly ever contain. Three of them encode a user.
 _PRIVATE_USE = 0xF0000

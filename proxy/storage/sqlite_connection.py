@@ -26,6 +26,7 @@ _ROWS_MAX = 64
 # SQLite instructions between two deadline checks, about a millisecond.
 _INSTRUCTIONS = 100_000
 
+# Python raises OperationalError with this text; there is no error code for it.
 _UNDECODABLE = "Could not decode to UTF-8"
 
 _NOTHING: Mapping[str, Any] = {}

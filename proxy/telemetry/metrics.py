@@ -22,8 +22,10 @@ from proxy.recording.overflow import UNSAVED_REASONS
 from proxy.telemetry import worker_files
 from proxy.telemetry.worker_files import Place
 
+# https://prometheus.io/docs/instrumenting/exposition_formats/
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+# Each model has its own series in every worker, so their number is limited.
 MODELS_MAX = 64
 UPSTREAMS_MAX = 32
 OTHER_MODELS = "other"

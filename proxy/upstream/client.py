@@ -25,6 +25,7 @@ from proxy.wire.headers import Headers
 
 logger = logging.getLogger(__name__)
 
+# Only in these responses Location refers to a resource of upstream (RFC 9110 §10.2.2).
 _WITH_LOCATION = frozenset({201, *range(300, 400)})
 _LOCATIONS = frozenset({b"location", b"content-location"})
 _ABSOLUTE = re.compile(rb"(?:https?:)?//([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)

@@ -12,6 +12,7 @@ from proxy.upstream.request import Body, Timeouts
 from proxy.upstream.response import Response
 from proxy.upstream.response_parser import UNREAD_LIMIT_BYTES, ResponseParser
 
+# Up to this size head and body are joined for a single write; joining a larger body would copy it.
 SMALL_BODY_BYTES = 64 * 1024
 
 

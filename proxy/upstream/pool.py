@@ -14,6 +14,7 @@ from proxy.upstream.request import Body, Timeouts, request_head
 from proxy.upstream.response import Response
 from proxy.wire.headers import Headers
 
+# Maximum wait until all sockets are closed.
 CLOSE_LIMIT_S = 1.0
 # If an upstream closes an idle connection while a request is on its way, the request was not read, and the close
 # arrives within a round trip. If it closes later, it may have started to work on the request.

@@ -18,6 +18,7 @@ UNREAD_LIMIT_BYTES = 64 * 1024
 HEADER_LIMIT = 256
 
 _VERSIONS = {"1.1": b"HTTP/1.1", "1.0": b"HTTP/1.0"}
+# A reason phrase may contain HTAB but no other control character (RFC 9112 §4).
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 

@@ -17,6 +17,7 @@ from proxy.web.rendering import clip, number, raw_headers
 from proxy.web.visits import Visit, raw, see_other
 
 _TITLE_MAX = 500
+# Image types without active content; SVG may contain scripts.
 _IMAGE = re.compile(r"data:(image/(?:png|jpeg|gif|webp|avif));base64,")
 
 

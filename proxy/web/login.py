@@ -14,6 +14,7 @@ from proxy.services import State
 from proxy.web.visitors import LoginLimiter, find_visitor, is_foreign, log_in, log_out
 from proxy.web.visits import Pages, Visit, error_page, foreign_form, read_form, see_other
 
+# The only redirect targets after a login: anything else would be an open redirect.
 _PAGE = re.compile(r"/ui(?:[/?][\x21-\x7e]*)?")
 _KEY_LENGTH_MAX = 512
 _REFUSED = "This key does not open the page: it is wrong, revoked or expired."

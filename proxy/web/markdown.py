@@ -16,6 +16,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
+# Limit for this helper process (RLIMIT_AS), whatever a text makes the parser do.
 _MEMORY_BYTES = 1 << 30
 _HIGHLIGHTED_CHARACTERS = 10_000
 _SCHEMES = ("https://", "http://", "mailto:")

@@ -28,6 +28,7 @@ LIVE_HEADER = "x-stellarchat-live"  # an automatic refresh, which does not exten
 
 _IDLE = timedelta(hours=8)
 _LONGEST = timedelta(days=7)
+# A login is not extended more often than this: each extension is a write.
 _EXTEND_AFTER = timedelta(minutes=5)
 _PER_KEY = 50
 _FAILURES_PER_MINUTE = 10

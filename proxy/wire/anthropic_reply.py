@@ -17,6 +17,7 @@ _DELTAS = {
     "signature_delta": "signature",
     "input_json_delta": "partial_json",
 }
+# A larger index is treated as malformed.
 _INDEX_MAX = 10_000
 
 

@@ -17,7 +17,9 @@ from proxy.wire.sse import Event
 from proxy.wire.usage import count, tokens_of, usages_of, with_part
 
 _TOKEN_KEYS = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call", "audio")
+# After this many templates a stream is parsed chunk by chunk, because its chunks vary too much.
 _ATTEMPTS_MAX = 8
+# Limit for upstream's text kept in an error.
 _ERROR_LENGTH = 2000
 _OF_EVERY_CHUNK = frozenset(
     ("id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "obfuscation")
@@ -318,6 +320,7 @@ def is_terminator(data: bytes) -> bool:
     return data.lstrip().startswith(b"[DONE]")
 
 
+# vLLM sends it right before `[DONE]`; with `continuous_usage_stats` every chunk has usage as well.
 def is_usage_only(data: bytes) -> bool:
     """Whether this is the chunk that `stream_options.include_usage` adds: usage, and no choices."""
     if data.find(b'"usage"') < 0 or (data.count(b'"choices"') == 1 and _FILLED_CHOICES.search(data)):

@@ -10,6 +10,7 @@ SAID_ONCE = frozenset({"role", "id", "type"})
 # In list entries, a string under any other key that equals the current value is a repetition (`format`).
 _TEXT_KEYS = frozenset({"text", "thinking", "summary", "content", "reasoning", "arguments", "input"})
 _TEXT_PARTS = frozenset({"text", "output_text", "thinking", "reasoning", "reasoning.text", "reasoning.summary"})
+# Limits the recursion: upstream may nest values arbitrarily.
 _DEPTH_MAX = 32
 
 

@@ -87,6 +87,8 @@ class Decoder:
             return [named]
         return self._feed_any(chunk)
 
+    # vLLM sends each event as one HTTP chunk: `data: {...}` and a blank line. The last event and `[DONE]` may arrive
+    # together.
     def _feed_plain(self, chunk: bytes) -> list[Event]:
         """Fast path: events of one `data: ` line each, and perhaps the start of another; [] for anything else."""
         pieces = chunk.split(b"\n\n")

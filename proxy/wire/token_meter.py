@@ -7,7 +7,9 @@ no usage, for example because the stream was cut, each event counts as one token
 import re
 
 _COUNT = re.compile(rb'"(prompt|input|completion|output|total)_tokens"\s*:\s*([0-9]{1,12})')
+# A usage member may be split across chunks, so the end of each chunk is scanned again with the next one.
 _LONGEST_COUNT = 64
+# A rough estimate, used only until upstream reports its usage.
 _BYTES_A_TOKEN = 4
 
 

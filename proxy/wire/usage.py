@@ -6,6 +6,7 @@ from typing import Any
 
 from proxy.wire.endpoint import JSON, Tokens
 
+# Some servers send counts as strings: "5" or "5.0".
 _WRITTEN_COUNT = re.compile(r"[0-9]{1,19}(?:\.0+)?")
 _LARGEST_INTEGER = 2**63 - 1
 
