@@ -8,6 +8,7 @@ from typing import Any
 from proxy.history import branches
 from proxy.ids import timestamp, uuid7
 from proxy.storage import exchange_store, queries, session_lookup
+from proxy.storage.connection import Connection
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.page import Page
 from proxy.storage.sqlite_connection import SqliteConnection
@@ -17,6 +18,25 @@ from tests.engines import connected
 
 Message = dict[str, Any]
 ALL = Page(limit=1000)
+
+
+def listed(connection: Connection, session_id: str, **asked: Any) -> dict[str, Any]:
+    """A page of a branch, read in pieces as the routes read it."""
+    return _read(connection, branches.open_messages(connection, session_id, **asked))
+
+
+def listed_ready(connection: Connection, session_id: str, **asked: Any) -> dict[str, Any]:
+    """The same as OpenAI messages."""
+    return _read(connection, branches.open_openai_messages(connection, session_id, **asked))
+
+
+def _read(connection: Connection, page: branches.OpenPage) -> dict[str, Any]:
+    messages: list[Message] = []
+    position = 0
+    while position < len(page.numbers):
+        texts, position = branches.read_piece(connection, page.numbers, start=position, show=page.show)
+        messages += map(json.loads, texts)
+    return {"messages": messages, "total": page.total, "session_info": page.session}
 
 
 def user(content: Any) -> Message:
@@ -130,13 +150,13 @@ class Chats:
 
     def shown(self, session_id: str, **options: Any) -> list[Message]:
         """A branch as the routes show it."""
-        page = branches.list_messages(self.connection, session_id, user_id=None, page=ALL, **options)
+        page = listed(self.connection, session_id, user_id=None, page=ALL, **options)
         messages: list[Message] = page["messages"]
         return messages
 
     def ready(self, session_id: str, **options: Any) -> list[Message]:
         """A branch as OpenAI messages."""
-        page = branches.list_openai_messages(self.connection, session_id, user_id=None, page=ALL, **options)
+        page = listed_ready(self.connection, session_id, user_id=None, page=ALL, **options)
         messages: list[Message] = page["messages"]
         return messages
 

@@ -4,6 +4,7 @@ A branch is traversed by message numbers; only the messages of the page are load
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from proxy.errors import InvalidRequestError, NotFoundError
@@ -79,7 +80,17 @@ def list_exchanges(
     return {"exchanges": [exchange_json(row, names_upstream=names_upstreams) for row in rows], "total": total}
 
 
-def list_messages(
+@dataclass(frozen=True, slots=True)
+class OpenPage:
+    """A page of a branch before its messages are loaded: their numbers in the requested order, for `read_piece`."""
+
+    session: JSON
+    numbers: list[int]
+    total: int
+    show: Show
+
+
+def open_messages(
     connection: Connection,
     id_: str,
     *,
@@ -87,7 +98,8 @@ def list_messages(
     page: Page,
     order: Order = "asc",
     through: str | None = None,
-) -> JSON:
+    show: Show = message_json,
+) -> OpenPage:
     """One page of a branch, each message with its metadata."""
     session = find_session(connection, id_, user_id=user_id)
     leaf_no = _find_leaf(connection, session, through)
@@ -97,12 +109,12 @@ def list_messages(
         found = branch_page.find_page(connection, session, leaf_no, page=page, is_descending=is_descending)
     if found is None:
         whole = [step.message_no for step in _path_to(connection, leaf_no)]
-        return _messages_page(connection, session, whole, page=page, order=order, show=message_json)
+        return _open_page(connection, session, whole, page=page, order=order, show=show)
     numbers, total = found
-    return _shown(connection, session, numbers, total=total, order=order, show=message_json)
+    return OpenPage(session_json(session), numbers[::-1] if order == "desc" else numbers, total, show)
 
 
-def list_openai_messages(
+def open_openai_messages(
     connection: Connection,
     id_: str,
     *,
@@ -110,11 +122,11 @@ def list_openai_messages(
     page: Page,
     order: Order = "asc",
     through: str | None = None,
-) -> JSON:
+) -> OpenPage:
     """One page of a branch as OpenAI messages that can be sent to upstream."""
     session = find_session(connection, id_, user_id=user_id)
     numbers = as_sent(connection, get_branch(connection, session, through=through))
-    return _messages_page(connection, session, numbers, page=page, order=order, show=openai_message)
+    return _open_page(connection, session, numbers, page=page, order=order, show=openai_message)
 
 
 def get_branch(connection: Connection, session: Session, *, through: str | None = None) -> list[BranchNode]:
@@ -176,23 +188,12 @@ def _last_exchange(connection: Connection, branch: Sequence[BranchNode]) -> tupl
     return 0, None
 
 
-def _messages_page(
+def _open_page(
     connection: Connection, session: Session, numbers: list[int], *, page: Page, order: Order, show: Show
-) -> JSON:
+) -> OpenPage:
     start, stop = page_of(connection, session, numbers, page=page, order=order)
-    return _shown(connection, session, numbers[start:stop], total=len(numbers), order=order, show=show)
-
-
-def _shown(
-    connection: Connection, session: Session, numbers: Sequence[int], *, total: int, order: Order, show: Show
-) -> JSON:
-    rows = [queries.messages.get_message(connection, number) for number in numbers]
-    shown = [
-        show(row, _blobs(connection, row)) for row in rows if row is not None
-    ]  # a context may refer to a deleted message
-    if order == "desc":
-        shown.reverse()
-    return {"messages": shown, "total": total, "session_info": session_json(session)}
+    shown = numbers[start:stop]
+    return OpenPage(session_json(session), shown[::-1] if order == "desc" else shown, len(numbers), show)
 
 
 def page_of(
@@ -245,7 +246,7 @@ def open_branch(connection: Connection, id_: str, *, user_id: str | None) -> tup
 
 
 def read_piece(
-    connection: Connection, numbers: Sequence[int], *, start: int, change: Callable[[JSON], JSON] = dict
+    connection: Connection, numbers: Sequence[int], *, start: int, show: Show = message_json
 ) -> tuple[list[str], int]:
     """JSON texts of the next messages, about a megabyte, and the next start index. Deleted messages are skipped."""
     texts: list[str] = []
@@ -253,7 +254,7 @@ def read_piece(
     while position < len(numbers) and size < _PIECE_BYTES:
         row = queries.messages.get_message(connection, numbers[position])
         if row is not None:
-            texts.append(json_text.dumps(change(message_json(row, _blobs(connection, row)))))
+            texts.append(json_text.dumps(show(row, _blobs(connection, row))))
             size += len(texts[-1])
         position += 1
     return texts, position

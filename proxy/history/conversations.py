@@ -1,7 +1,7 @@
 """OpenAI's Conversations API on top of sessions: a conversation is a session, its messages are shown as items."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from proxy.errors import InvalidRequestError, NotFoundError
@@ -9,7 +9,7 @@ from proxy.history import branches, conversation_items, sessions
 from proxy.history.branches import Order, find_session
 from proxy.history.conversation_items import ItemId, items_of
 from proxy.history.serializers import JSON
-from proxy.history.stored_completions import page_json, pairs_of, unix_seconds
+from proxy.history.stored_completions import page_json, page_of, pairs_of, unix_seconds
 from proxy.ids import timestamp, uuid7
 from proxy.storage import exchange_store, queries, removal
 from proxy.storage.connection import Connection
@@ -66,15 +66,15 @@ def list_items(
         numbers.reverse()
     else:
         start = 0 if after_no is None else bisect_left(numbers, after_no)
-    found: list[JSON] = []
-    for number in numbers[start:]:
-        if len(found) > page.limit:
-            break
-        shown = _items(connection, number, include=include)
-        if order == "desc":
-            shown.reverse()
-        found += _after(shown, after, order=order) if after is not None and number == after_no else shown
-    return page_json(found[: page.limit], has_more=len(found) > page.limit)
+
+    def items() -> Iterator[JSON]:
+        for number in numbers[start:]:
+            shown = _items(connection, number, include=include)
+            if order == "desc":
+                shown.reverse()
+            yield from _after(shown, after, order=order) if after is not None and number == after_no else shown
+
+    return page_of(items(), limit=page.limit)
 
 
 def get_item(

@@ -8,7 +8,7 @@ from proxy.history.branches import Order
 from proxy.history.conversation_items import parse_id
 from proxy.history.dialects import items_of, row_of, rows_of, wire_of
 from proxy.history.serializers import JSON
-from proxy.history.stored_completions import page_json, unix_seconds
+from proxy.history.stored_completions import page_of, unix_seconds
 from proxy.storage import queries
 from proxy.storage.connection import Connection
 from proxy.storage.context import placed_messages
@@ -207,8 +207,7 @@ def list_input_items(connection: Connection, id_: str, *, user_id: str | None, p
         if page.after not in ids:
             raise InvalidRequestError("There is no such item to list after.", param="after")
         start = ids.index(page.after) + 1
-    shown = items[start : start + page.limit]
-    return page_json(shown, has_more=start + page.limit < len(items))
+    return page_of(items[start:], limit=page.limit)
 
 
 def _with_id(item: JSON, suffix: str) -> JSON:

@@ -99,6 +99,11 @@ def plain_session(session: JSON) -> JSON:
     return {"id": session["session_id"]} | {name: session[name] for name in names}
 
 
+def plain_message_json(row: Message, blobs: Mapping[str, str]) -> JSON:
+    """A stored message in `/api/sessions`."""
+    return plain_message(message_json(row, blobs))
+
+
 def plain_message(message: JSON) -> JSON:
     """A message in `/api/sessions`, including its other OpenAI keys."""
     left_out = ("message_id", "parent_id", "exchange_id", "siblings", "status", "model")

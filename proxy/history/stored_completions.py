@@ -5,7 +5,7 @@ the completion id: then the newest exchange has that id, and older ones are foun
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -30,6 +30,8 @@ _STEP = 500
 _FIRST, _LAST = "", "~"  # sort before and after every id
 # Positions of recently deleted completions, for clients that delete a page and then ask for the next. Written only in
 # the writer's thread; other processes do not know them, but a client usually keeps its connection.
+# A page is built in memory: its items have about this size together at most.
+PAGE_BYTES = 8 * 2**20
 _DELETED_MAX = 10_000
 _deleted: dict[tuple[str, str], str] = {}
 # Request parameters that have another meaning in a completion.
@@ -111,10 +113,10 @@ def scan(connection: Connection, wanted: Filter, *, after: str, limit: int) -> t
     return fitting, found[-1].exchange_id if len(found) == step else None
 
 
-def get_completions(connection: Connection, exchange_ids: Sequence[str]) -> list[JSON]:
-    """Exchanges as completions; deleted ones are skipped."""
-    rows = [queries.exchanges.get_exchange(connection, exchange_id) for exchange_id in exchange_ids]
-    return [_completion(connection, row) for row in rows if row is not None]
+def get_completions(connection: Connection, exchange_ids: Sequence[str], *, limit: int) -> JSON:
+    """One page of completions; deleted ones are skipped."""
+    rows = (queries.exchanges.get_exchange(connection, exchange_id) for exchange_id in exchange_ids)
+    return page_of((_completion(connection, row) for row in rows if row is not None), limit=limit)
 
 
 def list_messages(connection: Connection, id_: str, *, user_id: str | None, page: Page, order: Order) -> JSON:
@@ -126,13 +128,25 @@ def list_messages(connection: Connection, id_: str, *, user_id: str | None, page
     positions = list(range(len(numbers)) if order == "asc" else reversed(range(len(numbers))))
     if page.after is not None:
         positions = positions[_index_after(positions, page.after, id_) :]
-    shown = [
+    shown = (
         branches.get_message(connection, numbers[position], show=_store_message) | {"id": f"{prefix}{position}"}
-        for position in positions[: page.limit]
+        for position in positions
         if queries.export.find_message_id(connection, numbers[position])
         is not None  # a context may refer to a deleted message
-    ]
-    return page_json(shown, has_more=len(positions) > page.limit)
+    )
+    return page_of(shown, limit=page.limit)
+
+
+def page_of(items: Iterable[JSON], *, limit: int) -> JSON:
+    """An OpenAI list object of the first items. It has fewer than `limit` if they are large, but at least one."""
+    data: list[JSON] = []
+    size = 0
+    for item in items:
+        if len(data) == limit or size >= PAGE_BYTES:
+            return page_json(data, has_more=True)
+        data.append(item)
+        size += len(json_text.dumps(item))
+    return page_json(data, has_more=False)
 
 
 def page_json(data: Sequence[JSON], *, has_more: bool) -> JSON:

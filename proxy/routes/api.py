@@ -8,7 +8,7 @@ from starlette.routing import Route
 
 from proxy.errors import InvalidRequestError, json_response
 from proxy.history import branches, sessions
-from proxy.history.serializers import JSON, plain_message, plain_session
+from proxy.history.serializers import JSON, plain_message, plain_message_json, plain_session
 from proxy.routes import parameters, streaming_json
 from proxy.routes.parameters import named_user, numbered_page_of, services_of, session_id_of, visible_user
 from proxy.routes.resource import Resource
@@ -42,7 +42,7 @@ async def get_session(request: Request[State]) -> Response:
     work = partial(branches.open_branch, id_=session_id_of(request), user_id=visible_user(request))
     session, numbers = await services.read(work)
     return streaming_json.json_response(
-        streaming_json.branch(services, plain_session(session), numbers, change=plain_message)
+        streaming_json.branch(services, plain_session(session), numbers, show=plain_message_json)
     )
 
 
@@ -77,10 +77,18 @@ async def append_message(request: Request[State]) -> Response:
 async def list_messages(request: Request[State]) -> Response:
     """One page of the newest branch."""
     number, page = numbered_page_of(request)
-    work = partial(branches.list_messages, id_=session_id_of(request), user_id=visible_user(request), page=page)
-    found = await services_of(request).read(work)
-    items = [plain_message(message) for message in found["messages"]]
-    return json_response(_items(items, number=number, size=page.limit, total=found["total"]))
+    services = services_of(request)
+    work = partial(
+        branches.open_messages,
+        id_=session_id_of(request),
+        user_id=visible_user(request),
+        page=page,
+        show=plain_message_json,
+    )
+    found = await services.read(work)
+    return await streaming_json.page_response(
+        services, found, name="items", page=number, size=page.limit, total=found.total
+    )
 
 
 def _items(items: list[JSON], *, number: int, size: int, total: int) -> JSON:

@@ -1,7 +1,7 @@
 """`/v1/sessions` and `/v1/users/{user_id}/history`: reads and edits sessions, messages, branches and exchanges."""
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,7 +10,6 @@ from starlette.routing import Route
 from proxy.access.caller import sees_upstreams
 from proxy.errors import json_response
 from proxy.history import branch_list, branches, dialects, sessions
-from proxy.history.serializers import JSON
 from proxy.routes import parameters, streaming_json
 from proxy.routes.parameters import caller_of, named_user, services_of, session_id_of, visible_user
 from proxy.routes.resource import Resource
@@ -71,25 +70,27 @@ async def append_message(request: Request[State]) -> Response:
     return json_response(await services_of(request).write(work), status=201)
 
 
-_LISTS: dict[str | None, Callable[..., JSON]] = {
-    None: branches.list_messages,
-    "openai": branches.list_openai_messages,
-    "responses": partial(dialects.list_messages, dialect="responses"),
-    "anthropic": partial(dialects.list_messages, dialect="anthropic"),
-}
+_DIALECTS: dict[str | None, dialects.Dialect] = {"responses": "responses", "anthropic": "anthropic"}
 
 
 async def list_messages(request: Request[State]) -> Response:
     """One page of a branch."""
-    work = partial(
-        _LISTS[parameters.message_format(request)],
-        id_=session_id_of(request),
-        user_id=visible_user(request),
-        page=parameters.page_of(request),
-        order=parameters.order_of(request),
-        through=parameters.text(request.query_params, "branch"),
+    services, form = services_of(request), parameters.message_format(request)
+    asked: dict[str, Any] = {
+        "id_": session_id_of(request),
+        "user_id": visible_user(request),
+        "page": parameters.page_of(request),
+        "order": parameters.order_of(request),
+        "through": parameters.text(request.query_params, "branch"),
+    }
+    dialect = _DIALECTS.get(form)
+    if dialect is not None:
+        return json_response(await services.read(partial(dialects.list_messages, dialect=dialect, **asked)))
+    opening = branches.open_openai_messages if form == "openai" else branches.open_messages
+    found = await services.read(partial(opening, **asked))
+    return await streaming_json.page_response(
+        services, found, name="messages", total=found.total, session_info=found.session
     )
-    return json_response(await services_of(request).read(work))
 
 
 async def list_branches(request: Request[State]) -> Response:

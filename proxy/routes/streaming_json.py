@@ -1,14 +1,16 @@
 """Streams JSON responses that contain whole branches, so that memory use does not depend on their length."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from email.utils import formatdate
 from functools import partial
+from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
 from proxy.errors import NotFoundError
 from proxy.history import branches as recorded
-from proxy.history.serializers import JSON
+from proxy.history.branches import OpenPage, Show
+from proxy.history.serializers import JSON, message_json
 from proxy.services import Services
 from proxy.wire import json_text
 
@@ -45,19 +47,43 @@ async def history_lines(services: Services, session_ids: Iterable[str], *, user_
 
 
 async def branch(
-    services: Services, session: JSON, numbers: list[int], *, change: Callable[[JSON], JSON]
+    services: Services, session: JSON, numbers: list[int], *, show: Show = message_json
 ) -> AsyncIterator[str]:
-    """`{...session, messages: [...]}`. Holds a database reader only while a chunk is read."""
+    """`{...session, messages: [...]}`."""
     yield json_text.dumps(session)[:-1] + ',"messages":['
+    async for piece in _messages(services, numbers, show=show):
+        yield piece
+    yield "]}"
+
+
+async def page_response(services: Services, found: OpenPage, *, name: str, **others: Any) -> Response:
+    """`{name: [...messages], ...others}`; a page of more than a piece is streamed."""
+    pieces = _messages(services, found.numbers, show=found.show)
+    first = await anext(pieces, "")
+    second = await anext(pieces, None)
+
+    async def texts() -> AsyncIterator[str]:
+        yield f'{{"{name}":[' + first
+        if second is not None:
+            yield second
+        async for piece in pieces:
+            yield piece
+        yield "]," + json_text.dumps(others)[1:]
+
+    if second is not None:
+        return json_response(texts())
+    whole = "".join([text async for text in texts()])
+    return Response(whole, media_type="application/json", headers={"date": formatdate(usegmt=True)})
+
+
+async def _messages(services: Services, numbers: list[int], *, show: Show) -> AsyncIterator[str]:
+    """Messages with commas between them. A reader is occupied only while a piece is read."""
     position, comma = 0, ""
     while position < len(numbers):
-        texts, position = await services.read(
-            partial(recorded.read_piece, numbers=numbers, start=position, change=change)
-        )
+        texts, position = await services.read(partial(recorded.read_piece, numbers=numbers, start=position, show=show))
         if texts:
             yield comma + ",".join(texts)
             comma = ","
-    yield "]}"
 
 
 async def _sessions(services: Services, session_ids: Iterable[str], *, user_id: str) -> AsyncIterator[tuple[str, bool]]:
@@ -68,6 +94,6 @@ async def _sessions(services: Services, session_ids: Iterable[str], *, user_id: 
         except NotFoundError:
             continue  # deleted after the list was read
         is_start = True
-        async for piece in branch(services, session, numbers, change=dict):
+        async for piece in branch(services, session, numbers):
             yield piece, is_start
             is_start = False

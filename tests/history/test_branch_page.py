@@ -12,6 +12,7 @@ from proxy.storage.named import SQL
 from proxy.storage.page import Page
 from proxy.storage.queries.messages import MessageNode
 from tests.chats import Chats, user
+from tests.chats import listed as listed_page
 from tests.engines import on_sqlite
 
 LENGTH = 200
@@ -26,7 +27,7 @@ def numbers_on(chats: Chats, session_id: str) -> list[int]:
 
 def listed(chats: Chats, session_id: str, **options: Any) -> list[str]:
     order = options.pop("order", "asc")
-    page = branches.list_messages(chats.connection, session_id, user_id=None, page=Page(**options), order=order)
+    page = listed_page(chats.connection, session_id, user_id=None, page=Page(**options), order=order)
     return [message["message_id"] for message in page["messages"]]
 
 

@@ -10,7 +10,7 @@ from proxy.ids import uuid7
 from proxy.storage import queries
 from proxy.storage.page import Page
 from proxy.wire import json_text
-from tests.chats import ALL, Chats, said, system, user
+from tests.chats import ALL, Chats, listed, listed_ready, said, system, user
 
 
 def test_page_of_a_long_branch_loads_only_its_own_messages(chats: Chats, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +23,7 @@ def test_page_of_a_long_branch_loads_only_its_own_messages(chats: Chats, monkeyp
         return get_message(chats.connection, message_no)
 
     monkeypatch.setattr(queries.messages, "get_message", counting)
-    page = branches.list_messages(chats.connection, session_id, user_id=None, page=Page(limit=3, offset=2000))
+    page = listed(chats.connection, session_id, user_id=None, page=Page(limit=3, offset=2000))
     assert [message["content"] for message in page["messages"]] == ["2000", "2001", "2002"]
     assert page["total"] == 3000
     assert len(loaded) == 3
@@ -77,7 +77,7 @@ def test_the_page_after_a_deleted_message_or_exchange_goes_on_where_it_stood(cha
     page = Page(limit=5, after=gone)
     orders: tuple[tuple[branches.Order, list[str]], ...] = (("asc", ["c"]), ("desc", ["b", "a"]))
     for order, texts in orders:
-        shown = branches.list_messages(chats.connection, session_id, user_id="u", page=page, order=order)
+        shown = listed(chats.connection, session_id, user_id="u", page=page, order=order)
         assert [message["content"] for message in shown["messages"]] == texts
 
 
@@ -107,7 +107,7 @@ def test_page_after_a_message_of_another_branch_is_refused(chats: Chats) -> None
     session_id = chats.store([user("q")], said("two"), session="s")
     numbers = [row[0] for row in chats.connection.execute("SELECT message_id FROM messages WHERE content = 'one'")]
     with pytest.raises(InvalidRequestError):
-        branches.list_messages(chats.connection, session_id, user_id=None, page=Page(limit=5, after=numbers[0]))
+        listed(chats.connection, session_id, user_id=None, page=Page(limit=5, after=numbers[0]))
 
 
 def test_messages_ready_to_send_are_paged_too(chats: Chats) -> None:
@@ -115,12 +115,10 @@ def test_messages_ready_to_send_are_paged_too(chats: Chats) -> None:
     session_id = chats.store(request, said("d"))
     whole = [*request, said("d")]
     for offset in range(6):
-        page = branches.list_openai_messages(
-            chats.connection, session_id, user_id=None, page=Page(limit=2, offset=offset)
-        )
+        page = listed_ready(chats.connection, session_id, user_id=None, page=Page(limit=2, offset=offset))
         assert page["messages"] == whole[offset : offset + 2]
         assert page["total"] == 5
-    back = branches.list_openai_messages(chats.connection, session_id, user_id=None, page=ALL, order="desc")
+    back = listed_ready(chats.connection, session_id, user_id=None, page=ALL, order="desc")
     assert back["messages"] == whole[::-1]
 
 

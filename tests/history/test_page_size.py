@@ -1,0 +1,84 @@
+"""Lists of large messages: a page is limited by its size too, or is read and sent in pieces."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from proxy.history import branches, stored_completions
+from proxy.services import Services
+from tests.chats import Chats, said, user
+from tests.serving import running_proxy, settings_for
+
+COUNT = 7
+TEXT = "x" * 1000
+
+
+@pytest.fixture
+def session_id(tmp_path: Path) -> str:
+    chats = Chats(tmp_path / "stellarchat.db")
+    messages = [said(TEXT) if number % 2 else user(TEXT) for number in range(COUNT)]
+    session_id = chats.store(messages, said("end"), user_id="default_user")
+    for number in range(COUNT):
+        chats.store([user(f"{number} {TEXT}")], said(TEXT), user_id="default_user")
+    chats.connection.close()
+    return session_id
+
+
+async def walked(client: httpx.AsyncClient, path: str) -> tuple[list[str], list[int]]:
+    """The ids of an OpenAI list, page by page, and how many each page had."""
+    ids: list[str] = []
+    sizes: list[int] = []
+    after: dict[str, str] = {}
+    while True:
+        page = (await client.get(path, params={"limit": "100", **after})).raise_for_status().json()
+        ids += [item["id"] for item in page["data"]]
+        sizes.append(len(page["data"]))
+        if not page["has_more"]:
+            return ids, sizes
+        after = {"after": page["last_id"]}
+
+
+async def test_a_page_of_large_items_has_fewer_and_says_that_there_are_more(
+    tmp_path: Path, session_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_completions, "PAGE_BYTES", 2500)
+    async with running_proxy(settings_for(tmp_path)) as url, httpx.AsyncClient(base_url=url) as client:
+        completions, sizes = await walked(client, "/v1/chat/completions")
+        assert len(set(completions)) == len(completions) == COUNT + 1
+        assert max(sizes) < 4
+        messages, sizes = await walked(client, f"/v1/chat/completions/{completions[0]}/messages")
+        assert len(set(messages)) == len(messages) == COUNT
+        assert max(sizes) < 4
+        items, sizes = await walked(client, f"/v1/conversations/conv_{session_id}/items")
+        assert len(set(items)) == len(items) == COUNT + 1
+        assert max(sizes) < 4
+
+
+@pytest.mark.parametrize("form", ("", "&format=openai"))
+@pytest.mark.parametrize("order", ("asc", "desc"))
+async def test_messages_of_a_session_are_read_and_sent_in_pieces(
+    tmp_path: Path, session_id: str, monkeypatch: pytest.MonkeyPatch, form: str, order: str
+) -> None:
+    most: list[int] = []
+    read = Services.read
+
+    async def noting(self: Services, work: Any) -> Any:
+        found = await read(self, work)
+        if isinstance(found, tuple) and found and isinstance(found[0], list):
+            most.append(sum(map(len, found[0])))
+        return found
+
+    path = f"/v1/sessions/{session_id}/messages?limit=1000&order={order}{form}"
+    async with running_proxy(settings_for(tmp_path)) as url, httpx.AsyncClient(base_url=url) as client:
+        whole = (await client.get(path)).raise_for_status()
+        monkeypatch.setattr(branches, "_PIECE_BYTES", 2500)
+        monkeypatch.setattr(Services, "read", noting)
+        streamed = (await client.get(path)).raise_for_status()
+        plain = (await client.get(f"/api/sessions/{session_id}/messages?size=100")).raise_for_status().json()
+    assert streamed.content == whole.content
+    assert "content-length" in whole.headers
+    assert "content-length" not in streamed.headers
+    assert max(most) < 2 * 2500
+    assert [len(plain["items"]), plain["total"], plain["page"], plain["size"]] == [COUNT + 1, COUNT + 1, 1, 100]
