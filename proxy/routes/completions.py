@@ -32,8 +32,8 @@ async def list_completions(request: Request[State]) -> Response:
         work = partial(stored_completions.scan, wanted=wanted, after=cursor, limit=page.limit + 1)
         fitting, cursor = await services.read(work)
         found += fitting
-    work = partial(stored_completions.get_completions, exchange_ids=found, limit=page.limit)
-    return json_response(await services.read(work))
+    loading = partial(stored_completions.get_completions, exchange_ids=found, limit=page.limit)
+    return json_response(await services.read(loading))
 
 
 async def get_completion(request: Request[State]) -> Response:
