@@ -1,5 +1,19 @@
-"""`python -m proxy` is the command `stellarchat`."""
+"""The console script, and `python -m proxy`: leaves quietly on Ctrl-C also while the program is still being loaded."""
 
-from proxy.cli import main
+import os
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command `stellarchat`."""
+    try:
+        from proxy import cli  # takes most of a second
+
+        cli.main()
+    except KeyboardInterrupt:
+        os.write(sys.stderr.fileno(), b"stellarchat: interrupted\n")
+        os._exit(130)
+
+
+if __name__ == "__main__":
+    main()

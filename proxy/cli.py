@@ -2,13 +2,12 @@
 
 import os
 import platform
-import sys
 from importlib.metadata import version
 
 import click
 
 from proxy.commands import COMMANDS
-from proxy.settings import ConfigurationError
+from proxy.commands.console import ErrorsInOneLine
 from proxy.storage.sqlite import SQLITE_VERSION
 
 _EPILOG = """\b
@@ -22,7 +21,7 @@ Then point any OpenAI or Anthropic client at http://127.0.0.1:8080/v1.
 The documentation is in docs/ of the source, and in README.md."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
+@click.group(cls=ErrorsInOneLine, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(
     version("stellarchat"),
     message=f"stellarchat %(version)s (Python {platform.python_version()}, SQLite {SQLITE_VERSION})",
@@ -39,8 +38,4 @@ def main() -> None:
     """Entry point of the console script."""
     # All files created here contain chats or keys, so make them private.
     os.umask(os.umask(0o077) | 0o077)
-    try:
-        cli()
-    except ConfigurationError as exc:
-        click.echo(f"stellarchat: {exc}", err=True)
-        sys.exit(2)
+    cli()

@@ -102,7 +102,7 @@ def listen(loaded: Settings) -> socket.socket:
         family = socket.getaddrinfo(loaded.host, loaded.port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((loaded.host, loaded.port), family=family, backlog=_BACKLOG)
     except OSError as exc:
-        reason = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc)
+        reason = exc.strerror or str(exc)
         raise ConfigurationError(
             f"cannot listen on {loaded.host}:{loaded.port} (STELLARCHAT_HOST, STELLARCHAT_PORT): {reason}"
         ) from exc

@@ -480,7 +480,7 @@ class Settings:
     def database_name(self) -> str:
         """The database path or URL without its password, for display."""
         if not self.is_postgresql:
-            return str(self.database_path)
+            return str(self.database_path.absolute())
         return re.sub(r"([?&]password=)[^&]*", r"\1***", without_password(self.database_url))
 
     @property

@@ -192,7 +192,7 @@ class Gate:
                 code=None,
             )
         if cached_key is None:
-            raise bad_key("Incorrect API key provided.")
+            raise bad_key("Incorrect API key provided. `stellarchat keys create` on the server makes one.")
         cached_key.check(time.time())
         return cached_key
 

@@ -68,7 +68,7 @@ class GateMiddleware:
                 admission.cached_key.row.key_id,
                 scope["method"],
                 ascii(scope["path"])[1:-1],
-                ascii(user_header(scope["headers"]) or "itself"),
+                _named(user_header(scope["headers"])),
                 status or "no answer",
             )
 
@@ -92,3 +92,7 @@ def _with_headers(send: Send, rate_limit_headers: Headers) -> Send:
         await send(message)
 
     return send_with_headers
+
+
+def _named(user_id: str | None) -> str:
+    return "itself" if user_id is None else ascii(user_id)

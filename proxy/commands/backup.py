@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from proxy import settings
-from proxy.commands.console import as_json_option, database_file, print_json, says_errors, shown_progress
+from proxy.commands.console import as_json_option, database_file, print_json, shown_progress
 from proxy.maintenance import backup
 from proxy.settings import ConfigurationError
 
@@ -18,7 +18,6 @@ _PAUSE_SECONDS = 0.005
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @as_json_option
-@says_errors
 def backup_command(*, file: Path, force: bool, as_json: bool) -> None:
     """Copy the database into FILE, even while it is in use. The copy is verified before it gets its name."""
     with shown_progress("backup") as show:
@@ -39,7 +38,6 @@ def backup_command(*, file: Path, force: bool, as_json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--force", is_flag=True, help="Replace the existing database.")
 @as_json_option
-@says_errors
 def restore_command(*, file: Path, force: bool, as_json: bool) -> None:
     """Replace the database with the verified backup FILE. The server must be stopped."""
     loaded = settings.load()

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from proxy.commands.console import as_json_option, existing_database, print_json, says_errors, shown_progress
+from proxy.commands.console import as_json_option, existing_database, print_json, shown_progress
 from proxy.maintenance import check
 from proxy.maintenance.check import Problem
 from proxy.settings import ConfigurationError, Settings
@@ -19,7 +19,6 @@ from proxy.storage.sqlite import connect_existing
 
 @click.command("check")
 @as_json_option
-@says_errors
 def check_command(*, as_json: bool) -> None:
     """Check the database, even while it is in use. Exit code 1 if there are problems."""
     loaded = existing_database()

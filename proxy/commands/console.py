@@ -1,21 +1,19 @@
 """Shared by the commands: error output, confirmation, progress bars, and opening the database."""
 
-import functools
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import click
 import orjson
 
 from proxy import settings
 from proxy.settings import ConfigurationError, Settings
-
-P = ParamSpec("P")
-
+from proxy.storage.errors import StorageDamagedError, StorageError
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
@@ -25,18 +23,34 @@ def print_json(content: dict[str, Any]) -> None:
     click.echo(orjson.dumps(content).decode())
 
 
-def says_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Decorator: prints a ConfigurationError as one line on stderr and exits with code 2."""
+class ErrorsInOneLine(click.Group):
+    """Prints configuration, database and file errors of its commands as one line on stderr, exit code 2."""
 
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
         try:
-            command(*args, **kwargs)
+            return super().invoke(ctx)
         except ConfigurationError as exc:
-            click.echo(f"stellarchat: {exc}", err=True)
-            sys.exit(2)
+            message = str(exc)
+        except StorageError as exc:
+            message = storage_trouble("the database cannot be used", exc)
+        except OSError as exc:
+            if exc.errno == errno.EPIPE:  # click ends it in silence
+                raise
+            message = f"{os_trouble(exc)}{f': {exc.filename}' if exc.filename else ''}"
+        click.echo(f"stellarchat: {message}", err=True)
+        raise click.exceptions.Exit(2)
 
-    return run
+
+def storage_trouble(what: str, exc: StorageError) -> str:
+    """What is wrong with a database, and what to do."""
+    advice = "; `stellarchat check` says more; else restore a backup" if isinstance(exc, StorageDamagedError) else ""
+    return f"{what}: {exc}{advice}"
+
+
+def os_trouble(exc: OSError) -> str:
+    """The system's own words, without Python's."""
+    return exc.strerror or str(exc)
 
 
 @contextmanager
@@ -76,7 +90,9 @@ def database_file() -> Path:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise ConfigurationError(f"there is no database {path}; DATABASE_URL names another")
+        raise ConfigurationError(
+            f"there is no database {path.absolute()}: go to the folder the server was started in, or set DATABASE_URL"
+        )
     return path
 
 

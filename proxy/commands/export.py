@@ -14,7 +14,6 @@ from proxy.commands.console import (
     existing_database,
     print_json,
     private_files,
-    says_errors,
     shown_progress,
 )
 from proxy.maintenance import broken_rows, export, imports
@@ -31,7 +30,6 @@ from proxy.storage.engine import opened
 @click.option("--session", "session_id", help="Only this session, by its own id or the client's id.")
 @click.option("--format", "format_", type=click.Choice(FORMATS), default="jsonl", show_default=True)
 @click.option("--completed-only", is_flag=True, help="openai: only branches that end with a complete reply.")
-@says_errors
 def export_command(
     *, file: BinaryIO, user_id: str | None, session_id: str | None, format_: Format, completed_only: bool
 ) -> None:
@@ -46,12 +44,15 @@ def export_command(
         scope = Scope(user_id=user_id, session_id=session_id, completed_only=completed_only)
         total = export.count_sessions(connection, scope)
         done = 0
+        file.write(b"")  # makes the file, also where there is nothing to write
         with shown_progress("export") as show:
             for text in export.export(connection, scope, format_=format_):
                 file.write(text.encode())
                 if text.startswith(_SESSION_STARTS):
                     done += 1
                     show(done, max(done, total))
+        if file.name != "<stdout>":
+            click.echo(f"{file.name}: {done:,} sessions")
         if user_id is None and session_id is None:
             _say_broken(broken_rows.find_broken_rows(connection, limit=_NAMED_MAX))
 
@@ -72,7 +73,6 @@ _SESSION_STARTS = ('{"kind":"session"', "# ", '{"messages"')
 @click.argument("file", type=click.File("rb"), default="-")
 @click.option("--yes", is_flag=True, help="Do not ask before importing into a database that contains chats.")
 @as_json_option
-@says_errors
 def import_command(*, file: BinaryIO, yes: bool, as_json: bool) -> None:
     """Import a jsonl export from FILE or standard input; existing rows are kept. Invalid lines are listed and skipped;
     then the exit code is 1."""

@@ -13,12 +13,15 @@ from proxy import settings
 from proxy.access.keys import NewKey, create_key
 from proxy.commands.console import as_json_option, print_json
 from proxy.ids import timestamp
+from proxy.maintenance import export
+from proxy.maintenance.export import Scope
 from proxy.settings import ConfigurationError
 from proxy.storage import queries
 from proxy.storage.connection import Connection
 from proxy.storage.engine import opened
 from proxy.storage.errors import StorageError
 from proxy.storage.queries.keys import ApiKey
+from proxy.storage.queries.users import DEFAULT_USER_ID
 
 _COUNT = click.IntRange(min=1, max=2**53)
 _COLUMNS = ("KEY ID", "KEY", "USER", "NAME", "ADMIN", "STATE", "CREATED", "LAST USED", "EXPIRES")
@@ -65,16 +68,29 @@ def create(*, as_json: bool, **given: Any) -> None:
     if not grant.user_id.strip():
         raise click.BadParameter("it is empty", param_hint="'--user'")
     with _database() as connection, connection.transaction():
+        is_first = not queries.keys.key_exists(connection)
+        others = export.count_sessions(connection, Scope(user_id=DEFAULT_USER_ID))
         secret, row = create_key(connection, grant)
     if as_json:
         print_json({"key": secret, **_shown(row)})
         return
     click.echo(secret)
     click.echo(f"Key {row.key_id} of user {row.user_id}. It is not shown again: save it now.", err=True)
+    if is_first:
+        _say_what_changes(row.user_id, has_sessions=bool(others))
+
+
+def _say_what_changes(user_id: str, *, has_sessions: bool) -> None:
     click.echo(
         "From now on every caller needs a key (a running server notices within 2 s), unless STELLARCHAT_AUTH=off.",
         err=True,
     )
+    if has_sessions and user_id != DEFAULT_USER_ID:
+        click.echo(
+            f"What was said without a key belongs to {DEFAULT_USER_ID}, whom this key does not see; "
+            f"`stellarchat keys create --user {DEFAULT_USER_ID}` makes one that does.",
+            err=True,
+        )
 
 
 @keys.command("list")

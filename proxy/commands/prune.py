@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import click
 
-from proxy.commands.console import as_json_option, confirmed, existing_database, print_json, says_errors, shown_progress
+from proxy.commands.console import as_json_option, confirmed, existing_database, print_json, shown_progress
 from proxy.maintenance import prune
 from proxy.maintenance.prune import Pruned
 from proxy.storage.connection import Connection
@@ -30,7 +30,6 @@ def _age(_ctx: click.Context, _param: click.Parameter, value: str) -> timedelta:
 @click.option("--dry-run", is_flag=True, help="Only show what would be deleted.")
 @click.option("--yes", is_flag=True, help="Do not ask before deleting.")
 @as_json_option
-@says_errors
 def prune_command(*, age: timedelta, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete old sessions and free their disk space, even while the server is running."""
     before = prune.moment_before(age, now_seconds=time.time())

@@ -9,11 +9,11 @@ import click
 
 from proxy import settings
 from proxy.commands import upstream_watch
-from proxy.commands.console import says_errors
 from proxy.demo import MODEL
 from proxy.settings import ConfigurationError, Settings
 from proxy.storage import queries
-from proxy.storage.engine import database_of
+from proxy.storage.engine import database_of, find_schema, newest_schema
+from proxy.storage.errors import StorageError
 from proxy.telemetry import logs, worker_files
 
 # The settings by group, in the order of `serve --help`; all others follow under "Limits and time-outs".
@@ -104,7 +104,6 @@ def _described(meaning: str, default: object) -> str:
 @click.option("--backup-keep", help="Number of backups to keep.")
 @click.option("--demo", is_flag=True, help="Chat with a small built-in echo model instead of vLLM.")
 @click.option("--quiet", is_flag=True, help="Do not print a line per request, or upstream's state.")
-@says_errors
 def serve_command(*, demo: bool, quiet: bool, upstream: str | None, **given: str | None) -> None:
     """Run the proxy."""
     if demo and upstream is not None:
@@ -140,7 +139,13 @@ def _serve(options: Mapping[str, str]) -> None:
 async def _migrate(loaded: Settings) -> None:
     """Checks before the first worker starts that the database can be used and whether keys are needed."""
     database = database_of(loaded)
+    before = _schema_before(loaded)
     await database.open(readers=1)
+    if before is not None and before < newest_schema(loaded):
+        click.echo(
+            f"The database was brought from schema {before} to {newest_schema(loaded)}; "
+            "an older StellarChat now refuses it, and reads a backup from before."
+        )
     try:
         has_key = loaded.admin_key is not None or await database.read(queries.keys.key_exists)
         is_locked = loaded.auth == "required" or await database.read(queries.keys.keys_were_required)
@@ -157,6 +162,13 @@ async def _migrate(loaded: Settings) -> None:
             "`stellarchat keys create --user ID`, or set STELLARCHAT_AUTH=off",
             err=True,
         )
+
+
+def _schema_before(loaded: Settings) -> int | None:
+    try:
+        return find_schema(loaded)
+    except (ConfigurationError, StorageError):  # opening it says so
+        return None
 
 
 def _announce(loaded: Settings, address: tuple[str, int]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from proxy.commands.console import as_json_option, existing_database, print_json, says_errors
+from proxy.commands.console import as_json_option, existing_database, print_json
 from proxy.ids import timestamp
 from proxy.settings import Settings
 from proxy.storage import queries
@@ -21,7 +21,6 @@ _FILES = {"database": "", "log": "-wal", "search": "-search"}
     "--days", type=click.IntRange(1, 36_600), default=30, show_default=True, help="Days of token usage to show."
 )
 @as_json_option
-@says_errors
 def stats_command(*, days: int, as_json: bool) -> None:
     """Show the numbers of users, sessions and messages, tokens by day and model, and the size on disk."""
     stats = _stats(existing_database(), days=days)

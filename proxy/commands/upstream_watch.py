@@ -36,6 +36,17 @@ def start(loaded: Settings, base: str) -> None:
     threading.Thread(target=lambda: asyncio.run(watch.run()), daemon=True, name="upstream-watch").start()
 
 
+def without_models(upstream: Upstream, *, has_key: bool) -> tuple[str, str]:
+    """The problem of an upstream that answers but lists no model, and how to fix it."""
+    if upstream.refused_list in ("status 401", "status 403"):
+        if has_key:
+            return f"rejects our key ({upstream.refused_list})", "give its key in STELLARCHAT_UPSTREAM_API_KEY"
+        return f"requires a key ({upstream.refused_list})", "set STELLARCHAT_UPSTREAM_API_KEY"
+    if upstream.refused_list:
+        return f"answers, but gives no model list ({upstream.refused_list})", "is this vLLM's address, without a route?"
+    return "answers, but lists no model", "check that a model is loaded"
+
+
 def sample_line(base: str, model: str) -> str:
     """An example request, ready to be copied."""
     body = json_text.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
@@ -46,6 +57,7 @@ class _Watch:
     def __init__(self, loaded: Settings, base: str) -> None:
         self._upstreams = [Upstream(loaded, address) for address in loaded.upstreams]
         self._base = base
+        self._has_key = loaded.upstream_api_key is not None
         self._said: dict[str, str | None] = {}
         self._has_shown_sample = False
 
@@ -67,10 +79,8 @@ class _Watch:
         await upstream.read_models()
         models = sorted(upstream.models or ())
         if not models:
-            logger.warning(
-                "upstream %s answers, but without a model list: does it require STELLARCHAT_UPSTREAM_API_KEY?",
-                upstream.name,
-            )
+            what, advice = without_models(upstream, has_key=self._has_key)
+            logger.warning("upstream %s %s: %s", upstream.name, what, advice)
             return
         shown = ", ".join(models[:_MODELS_SHOWN]) + (", …" if len(models) > _MODELS_SHOWN else "")
         logger.info("upstream %s answers; models: %s", upstream.name, shown)

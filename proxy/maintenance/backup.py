@@ -38,9 +38,9 @@ def restore(
     """Replaces the database by a verified copy, migrated to the current schema. Raises ConfigurationError."""
     if not source.is_file():
         raise ConfigurationError(f"there is no file {source}")
+    _refuse_served(database, state_path)
     if database.exists() and not overwrites:
         raise ConfigurationError(f"{database} is there already; --force replaces it")
-    _refuse_served(database, state_path)
     _refuse_unusable(source, name=str(source))
     database.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(database) as partial:

@@ -73,6 +73,9 @@ class Database:
         except StorageError as exc:
             await self.close()
             raise ConfigurationError(_opening_failed(self.path, exc)) from exc
+        except OSError as exc:
+            await self.close()
+            raise ConfigurationError(f"cannot use the database {self.path}: {exc.strerror}") from exc
         except BaseException:
             await self.close()
             raise
@@ -200,4 +203,8 @@ def _limited(work: Callable[[Connection], T], connection: SqliteConnection) -> T
 def _opening_failed(path: Path, exc: StorageError) -> str:
     if isinstance(exc, StorageDamagedError) and "not a database" in str(exc):
         return f"{path} is not an SQLite database; set DATABASE_URL to another file"
+    if path.is_dir():
+        return f"cannot use the database {path}: it is a folder; set DATABASE_URL to a file"
+    if isinstance(exc, StorageDamagedError):
+        return f"the database {path} is damaged ({exc}): see `stellarchat check`, or restore a backup"
     return f"cannot use the database {path}: {exc}"

@@ -9,6 +9,7 @@ from proxy.storage import sqlite, sqlite_file
 from proxy.storage.connection import Connection
 from proxy.storage.database import Database
 from proxy.storage.errors import StorageError
+from proxy.storage.sqlite_connection import SqliteConnection
 
 # How long a command waits for a running server's write lock.
 _LOCKS_MS = 30_000
@@ -48,6 +49,27 @@ def opened(
         else:
             sqlite.refuse_unknown_schema(connection)
         yield connection
+
+
+def find_schema(settings: Settings) -> int | None:
+    """The schema of the database as it is; None where it is not made yet. Raises ConfigurationError, StorageError."""
+    if not settings.is_postgresql and not settings.database_path.exists():
+        return None
+    with opened(settings, migrates=False, makes=False) as connection:
+        if isinstance(connection, SqliteConnection):
+            return sqlite.schema_of(connection) or None
+        from proxy.storage import postgresql
+
+        return postgresql.schema_of(connection)
+
+
+def newest_schema(settings: Settings) -> int:
+    """The schema that this program brings a database to."""
+    if not settings.is_postgresql:
+        return sqlite.newest_schema()
+    from proxy.storage import postgresql
+
+    return postgresql.newest_schema()
 
 
 @contextmanager

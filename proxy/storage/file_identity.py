@@ -104,6 +104,6 @@ class FileIdentity:
 def _identity(path: Path) -> _Identity | None:
     try:
         found = os.stat(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino

@@ -85,11 +85,11 @@ def prepare(connection: Connection, *, up_to: int | None = None) -> None:
     refuse_unknown_schema(connection)
     assert isinstance(connection, SqliteConnection)
     for number, script in sorted(_migrations().items()):
-        if _user_version(connection) >= number or (up_to is not None and number > up_to):
+        if schema_of(connection) >= number or (up_to is not None and number > up_to):
             continue  # no lock is needed to see this, and another program may hold one for long
         with connection.transaction():
             # Read again under the lock: another worker may have applied it.
-            if _user_version(connection) < number:
+            if schema_of(connection) < number:
                 _migrate(connection, number=number, script=script)
 
 
@@ -97,7 +97,7 @@ def prepare(connection: Connection, *, up_to: int | None = None) -> None:
 def refuse_unknown_schema(connection: Connection) -> None:
     """Raises ConfigurationError if the file is of a newer program, or of one before the first release."""
     assert isinstance(connection, SqliteConnection)
-    version = _user_version(connection)
+    version = schema_of(connection)
     if version > newest_schema():
         raise ConfigurationError(
             f"the database has schema {version}, this program knows up to {newest_schema()}: "
@@ -108,6 +108,12 @@ def refuse_unknown_schema(connection: Connection) -> None:
             "the database is of a version before the first release: export it with the StellarChat that wrote it, and "
             "import that into a new one"
         )
+
+
+def schema_of(connection: SqliteConnection) -> int:
+    """The schema of the file; 0 where it has no tables yet."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
 
 
 def newest_schema() -> int:
@@ -137,11 +143,6 @@ def _statements(script: str) -> list[str]:
             statements.append(pending.strip())
             pending = ""
     return [statement for statement in statements if re.sub(r"--[^\n]*", "", statement).strip(" \n;")]
-
-
-def _user_version(connection: SqliteConnection) -> int:
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    return version
 
 
 def _refuse_old_sqlite(version: tuple[int, ...]) -> None:

@@ -79,6 +79,7 @@ class Upstream:
         self.request_count = self.error_count = 0  # since the last metrics collection
         self.health = Health()
         self.models: frozenset[str] | None = None if address.model is None else frozenset({address.model})
+        self.refused_list = ""  # why the last request for the model list failed
         self.described: dict[str, dict[str, Any]] = {}  # model id to upstream's own description
         self._own_hosts = _own_hosts(parts)
         self._logged_at = -math.inf
@@ -170,6 +171,7 @@ class Upstream:
             listed = await _read_json(response)
         except (Failure, ValueError) as exc:
             logger.debug("%s: no model list: %s", self.name, exc)
+            self.refused_list = str(exc)
             return
         entries = listed.get("data") if isinstance(listed, dict) else None
         if isinstance(entries, list):

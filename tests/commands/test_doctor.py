@@ -1,11 +1,13 @@
 """`stellarchat doctor` names the cause of what is broken, and the next step."""
 
 import asyncio
+import calendar
 import json
 import os
 import socket
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ import pytest
 from click.testing import CliRunner
 
 from proxy.cli import cli
+from proxy.storage.sqlite import connect, prepare
 from tests.fake_upstream import fake_upstream, whole_json
+from tests.serving import server_process
+from tests.stored import fill, opened
 
 Findings = dict[str, dict[str, Any]]
 
@@ -82,11 +87,104 @@ def test_an_address_that_this_machine_has_not(doctor: Callable[..., Findings]) -
     assert wrong(doctor(STELLARCHAT_HOST="203.0.113.1")["port"], "STELLARCHAT_HOST")
 
 
-def test_a_port_in_use_is_not_wrong(doctor: Callable[..., Findings]) -> None:
+def test_a_port_that_another_program_has(doctor: Callable[..., Findings]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         found = doctor(STELLARCHAT_PORT=str(listener.getsockname()[1]))
+    assert wrong(found["port"], "another program", "STELLARCHAT_PORT")
+
+
+def test_a_port_that_a_running_stellarchat_has_is_not_wrong(doctor: Callable[..., Findings], tmp_path: Path) -> None:
+    with server_process(tmp_path, "http://127.0.0.1:9", "--demo") as server:
+        found = doctor(STELLARCHAT_PORT=server.url.rsplit(":", 1)[1], STELLARCHAT_DEMO="on")
     assert found["port"]["is_well"]
-    assert "in use" in found["port"]["message"]
+    assert found["upstream"]["is_well"]
+    assert "running StellarChat" in found["port"]["message"]
+
+
+def test_its_own_address_as_upstream(doctor: Callable[..., Findings]) -> None:
+    found = doctor(STELLARCHAT_PORT="8093", STELLARCHAT_UPSTREAM_URL="http://localhost:8093/v1")
+    assert wrong(found["upstream"], "own address", "STELLARCHAT_UPSTREAM_URL")
+
+
+def test_a_misspelt_setting(doctor: Callable[..., Findings]) -> None:
+    found = doctor(STELLARCHAT_UPSTREM_URL="http://127.0.0.1:8000")
+    assert wrong(found["settings"], "STELLARCHAT_UPSTREM_URL", "did you mean STELLARCHAT_UPSTREAM_URL?")
+
+
+@pytest.mark.parametrize("name", ("STELLARCHAT_ADMIN_KEY_FILE", "STELLARCHAT_UPSTREAM_API_KEY_FILE"))
+@pytest.mark.parametrize("path", ("missing", "."))
+def test_a_key_file_that_cannot_be_read(doctor: Callable[..., Findings], name: str, path: str) -> None:
+    assert wrong(doctor(**{name: path})["settings"], name)
+
+
+@pytest.mark.parametrize("year", (2001, 2151))
+def test_a_clock_that_cannot_be_right(
+    doctor: Callable[..., Findings], monkeypatch: pytest.MonkeyPatch, year: int
+) -> None:
+    seconds = calendar.timegm((year, 1, 1, 0, 0, 0))
+    monkeypatch.setattr("proxy.commands.doctor_machine.time.time", lambda: float(seconds))
+    assert wrong(doctor()["clock"], str(year), "set this machine's clock")
+
+
+def test_few_descriptors(doctor: Callable[..., Findings], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.commands.doctor_machine.resource.getrlimit", lambda _what: (64, 64))
+    assert wrong(doctor()["descriptors"], "64", "ulimit -Hn", "LimitNOFILE")
+
+
+@pytest.mark.parametrize("url", ("sqlite:////proc/none/x.db", "sqlite:////dev/null/x.db"))
+def test_a_place_where_no_file_can_be_made(doctor: Callable[..., Findings], url: str) -> None:
+    assert wrong(doctor(DATABASE_URL=url)["database"], "DATABASE_URL")
+
+
+def test_a_folder_as_database(doctor: Callable[..., Findings], tmp_path: Path) -> None:
+    assert wrong(doctor(DATABASE_URL=f"sqlite:///{tmp_path}")["database"], "is a folder")
+
+
+def with_schema(path: Path, version: int) -> None:
+    with closing(connect(path)) as connection:
+        prepare(connection, up_to=version)
+        connection.execute(f"PRAGMA user_version = {version}")
+
+
+@pytest.mark.parametrize("version", (99, 3))
+def test_a_schema_that_is_not_known(doctor: Callable[..., Findings], tmp_path: Path, version: int) -> None:
+    with_schema(tmp_path / "x.db", 7)
+    with sqlite3.connect(tmp_path / "x.db") as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
+    connection.close()
+    assert wrong(doctor(DATABASE_URL="sqlite:///x.db")["database"], "DATABASE_URL", "version" if version == 3 else "99")
+
+
+def test_an_old_schema_is_named_and_left_as_it_is(doctor: Callable[..., Findings], tmp_path: Path) -> None:
+    with_schema(tmp_path / "x.db", 7)
+    found = doctor(DATABASE_URL="sqlite:///x.db")
+    assert found["database"]["is_well"]
+    assert "from schema 7 to" in found["database"]["message"]
+    assert found["keys"]["is_well"]
+    with closing(sqlite3.connect(tmp_path / "x.db")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (7,)
+
+
+@pytest.mark.parametrize("at", (1024, 8192, 20_480))
+def test_a_damaged_database(doctor: Callable[..., Findings], tmp_path: Path, at: int) -> None:
+    with opened(tmp_path / "x.db") as connection:
+        fill(connection)
+    with (tmp_path / "x.db").open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xff" * 4096)
+    assert wrong(doctor(DATABASE_URL="sqlite:///x.db")["database"], "is damaged", "restore a backup")
+
+
+def test_a_database_that_was_cut_short(doctor: Callable[..., Findings], tmp_path: Path) -> None:
+    with opened(tmp_path / "x.db") as connection:
+        fill(connection)
+    os.truncate(tmp_path / "x.db", 3000)
+    assert wrong(doctor(DATABASE_URL="sqlite:///x.db")["database"], "is damaged", "restore a backup")
+
+
+def test_nothing_is_made(doctor: Callable[..., Findings], tmp_path: Path) -> None:
+    doctor()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_an_upstream_without_models_or_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,8 +193,18 @@ async def test_an_upstream_without_models_or_with_a_key(tmp_path: Path, monkeypa
         upstream.on("/v1/models", whole_json({"error": "Unauthorized"}, status=401))
         environment = {"STELLARCHAT_UPSTREAM_URL": upstream.url}
         result = await asyncio.to_thread(CliRunner().invoke, cli, ["doctor"], env=environment)
-    assert "lists no model" in result.output
+    assert "requires a key (status 401)" in result.output
     assert "STELLARCHAT_UPSTREAM_API_KEY" in result.output
+
+
+async def test_an_upstream_that_refuses_our_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with fake_upstream() as upstream:
+        upstream.on("/v1/models", whole_json({"error": "Unauthorized"}, status=401))
+        environment = {"STELLARCHAT_UPSTREAM_URL": upstream.url, "STELLARCHAT_UPSTREAM_API_KEY": "secret-of-ours"}
+        result = await asyncio.to_thread(CliRunner().invoke, cli, ["doctor"], env=environment)
+    assert "rejects our key (status 401)" in result.output
+    assert "secret-of-ours" not in result.output
 
 
 async def test_all_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

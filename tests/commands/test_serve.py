@@ -7,6 +7,7 @@ import resource
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from proxy.cli import cli
 from proxy.settings import Settings
 from tests.serving import REPOSITORY, ServerProcess, server_process, until
+from tests.stored import fill, opened
 
 CHAT = "/v1/chat/completions"
 
@@ -80,8 +82,14 @@ def test_colours_are_for_a_terminal(tmp_path: Path) -> None:
     assert b"\033[32mcompleted\033[0m" in seen
 
 
+def started(*_arguments: object, **_given: object) -> None:
+    raise AssertionError("it has started")
+
+
 def refusal(*arguments: str, **environment: str) -> str:
-    result = CliRunner().invoke(cli, ["serve", *arguments], env={"STELLARCHAT_LOG_DIR": "", **environment})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("proxy.server.serve", started)  # which would go on for ever
+        result = CliRunner().invoke(cli, ["serve", *arguments], env={"STELLARCHAT_LOG_DIR": "", **environment})
     assert result.exit_code == 2
     assert result.stderr.count("\n") <= 4
     return result.stderr
@@ -92,6 +100,89 @@ def test_its_own_address_is_refused_as_upstream(tmp_path: Path, monkeypatch: pyt
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     assert "own address" in refusal("--port", port, "--upstream", f"http://localhost:{port}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    (
+        ("STELLARCHAT_UPSTREAM_URL", "127.0.0.1:8000", "expected an address such as"),
+        ("STELLARCHAT_UPSTREAM_URL", "http://127.0.0.1:8000/v1/models", "without a route"),
+        ("DATABASE_URL", "mysql://x/y", "expected sqlite:///PATH"),
+        ("DATABASE_URL", "sqlite:////dev/null/x.db", "cannot use the database /dev/null/x.db"),
+        ("DATABASE_URL", "sqlite:////proc/none/x.db", "cannot use the database /proc/none/x.db"),
+        ("DATABASE_URL", "sqlite:////tmp", "is a folder"),
+        ("STELLARCHAT_LOG_DIR", "/dev/null/logs", "STELLARCHAT_LOG_DIR=/dev/null/logs"),
+        ("STELLARCHAT_ADMIN_KEY_FILE", "missing", "No such file"),
+        ("STELLARCHAT_UPSTREAM_API_KEY_FILE", ".", "Is a directory"),
+        ("STELLARCHAT_HOST", "203.0.113.9", "STELLARCHAT_HOST"),
+        ("STELLARCHAT_HOST", "no-host.invalid", "STELLARCHAT_HOST"),
+        ("STELLARCHAT_HOST", "0.0.0.0", "stellarchat keys create"),
+        ("STELLARCHAT_PORT", "eighty", "expected a whole number"),
+        ("STELLARCHAT_WORKERS", "0", "from 1 to 64"),
+    ),
+)
+def test_what_it_cannot_start_with_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = refusal(**{"STELLARCHAT_LOG_DIR": "logs", "STELLARCHAT_AUTH": "auto", name: value})
+    assert words in said
+    assert said.startswith("stellarchat: ")
+    assert said.count("\n") == 1
+    assert "Errno" not in said
+
+
+def damaged(path: Path, at: int) -> None:
+    with opened(path) as connection:
+        fill(connection)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xff" * 30_000)
+
+
+def of_schema(path: Path, version: int) -> None:
+    with opened(path) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    (
+        (lambda path: path.write_bytes(b"no database" * 900), "not an SQLite database"),
+        (lambda path: damaged(path, 100), "is damaged"),
+        (lambda path: of_schema(path, 99), "schema 99"),
+        (lambda path: of_schema(path, 3), "before the first release"),
+    ),
+)
+def test_a_database_that_cannot_be_used_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "x.db")
+    said = refusal(STELLARCHAT_LOG_DIR="logs", DATABASE_URL="sqlite:///x.db", STELLARCHAT_PORT="0")
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        said = refusal(STELLARCHAT_LOG_DIR="logs", STELLARCHAT_PORT=port)
+    assert "Address already in use" in said
+    assert said.count("\n") == 1
+
+
+def test_a_disk_that_is_full_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        said = refusal(STELLARCHAT_LOG_DIR="logs", STELLARCHAT_PORT="0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot use the database" in said
+    assert said.count("\n") == 1
 
 
 def test_a_full_endpoint_is_refused_as_upstream() -> None:

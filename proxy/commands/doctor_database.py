@@ -1,0 +1,93 @@
+"""What `stellarchat doctor` asks of the database and its keys. It only reads: no file is made, none migrated."""
+
+import os
+from contextlib import suppress
+
+from proxy.commands.doctor_machine import existing_folder, refusal
+from proxy.commands.finding import Finding, well, wrong
+from proxy.maintenance.check import find_damage
+from proxy.settings import ConfigurationError, Settings
+from proxy.storage import queries
+from proxy.storage.engine import find_schema, newest_schema, opened
+from proxy.storage.errors import StorageDamagedError, StorageError
+
+_ABOUT = "database"
+_READ_BYTES_MAX = 256 * 2**20
+_DAMAGED = "see `stellarchat check`, or stop the server and restore a backup"
+
+
+def look_at_database(loaded: Settings) -> list[Finding]:
+    """The database, and where it can be read its keys."""
+    found = _unusable(loaded)
+    if found is not None:
+        return [found]
+    try:
+        schema = find_schema(loaded)
+        if schema is not None and (damage := _damage(loaded)):
+            return [wrong(_ABOUT, f"{loaded.database_name} is damaged: {damage}", _DAMAGED)]
+        return [_described(loaded, schema), _keys(loaded, schema)]
+    except ConfigurationError as exc:
+        advice = "install the version that it needs, or set DATABASE_URL to another database"
+        return [wrong(_ABOUT, str(exc), "start the server" if loaded.is_postgresql else advice)]
+    except StorageDamagedError as exc:
+        if "not a database" in str(exc):
+            message = f"{loaded.database_name} is not an SQLite database"
+            return [wrong(_ABOUT, message, "set DATABASE_URL to another file")]
+        return [wrong(_ABOUT, f"{loaded.database_name} is damaged: {exc}", _DAMAGED)]
+    except StorageError as exc:
+        return [wrong(_ABOUT, f"{loaded.database_name} cannot be read: {exc}", "make it readable, or set DATABASE_URL")]
+
+
+def _unusable(loaded: Settings) -> Finding | None:
+    """What is wrong with the place of the file."""
+    if loaded.is_postgresql:
+        return None
+    path = loaded.database_path.absolute()
+    if path.is_dir():
+        return wrong(_ABOUT, f"{path} is a folder", "set DATABASE_URL to a file")
+    folder = existing_folder(path)
+    if why := refusal(folder):
+        return wrong(_ABOUT, f"nothing can be written in {folder}: {why}", "mend this, or set DATABASE_URL")
+    if path.exists() and not os.access(path, os.W_OK):
+        return wrong(_ABOUT, f"{path} cannot be written", "make it writable for this user, or set DATABASE_URL")
+    return None
+
+
+def _damage(loaded: Settings) -> str:
+    """What is wrong with the file's pages; only `check` takes the time to read a large one."""
+    if loaded.is_postgresql or loaded.database_path.stat().st_size > _READ_BYTES_MAX:
+        return ""
+    with opened(loaded, migrates=False, makes=False) as connection:
+        return "; ".join(problem.examples[0] for problem in find_damage(connection))
+
+
+def _described(loaded: Settings, schema: int | None) -> Finding:
+    name = loaded.database_name
+    if loaded.is_postgresql:
+        name += " (PostgreSQL: experimental, for one proxy)"
+    if schema is None:
+        return well(_ABOUT, f"{name} is created at the first start")
+    size = "" if loaded.is_postgresql else f", {loaded.database_path.stat().st_size / 2**20:,.1f} MiB"
+    newest = newest_schema(loaded)
+    if schema < newest:
+        return well(_ABOUT, f"{name}{size}: the next start brings it from schema {schema} to {newest}; make a backup")
+    return well(_ABOUT, f"{name}{size}")
+
+
+def _keys(loaded: Settings, schema: int | None) -> Finding:
+    if loaded.auth == "off":
+        advice = "set STELLARCHAT_AUTH=auto and make a key, or be sure that only trusted callers reach this address"
+        message = f"no key is required on {loaded.host} (STELLARCHAT_AUTH=off)"
+        return well("keys", message) if loaded.is_loopback else wrong("keys", message, advice)
+    has_key = loaded.admin_key is not None
+    were_required = False
+    if schema is not None:
+        with opened(loaded, migrates=False, makes=False) as connection:
+            has_key = has_key or queries.keys.key_exists(connection)
+            with suppress(StorageError):  # a database of before they were remembered
+                were_required = queries.keys.keys_were_required(connection)
+    if has_key:
+        return well("keys", "every caller needs a key")
+    if loaded.is_loopback and loaded.auth == "auto" and not were_required:
+        return well("keys", "optional on this machine until you create the first one")
+    return wrong("keys", "keys are required, but none exists", "stellarchat keys create --user ID")
