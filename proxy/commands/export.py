@@ -51,7 +51,7 @@ def export_command(
                 if text.startswith(_SESSION_STARTS):
                     done += 1
                     show(done, max(done, total))
-        if file.name != "<stdout>":
+        if file.name != "-":
             click.echo(f"{file.name}: {done:,} sessions")
         if user_id is None and session_id is None:
             _say_broken(broken_rows.find_broken_rows(connection, limit=_NAMED_MAX))
