@@ -7,11 +7,15 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from tests.crash import kinds
 from tests.crash.rounds import Trial
 from tests.crash.trouble import Trouble, full_disk, lock, no_growth, small_disk
 from tests.fake_upstream import fake_upstream
+
+if TYPE_CHECKING:  # it needs the extra
+    from tests.crash.postgresql import SharedTrial
 
 
 async def kill_rounds(trial: Trial, *, kills: int) -> None:
@@ -74,7 +78,37 @@ async def run(folder: Path, given: argparse.Namespace, *, has_small_disk: bool) 
     return trial
 
 
-def figures(trial: Trial) -> str:
+async def run_shared(folder: Path, given: argparse.Namespace) -> "SharedTrial":
+    """Several proxies on one PostgreSQL server."""
+    from tests.crash.postgresql import SharedTrial, refuse_options
+    from tests.postgresql import database_url, own_server
+
+    refuse_options(given)
+    with own_server() as server, database_url(server.url) as url:
+        async with fake_upstream() as upstream:
+            trial = SharedTrial(
+                folder,
+                upstream,
+                server,
+                url,
+                seed=given.seed,
+                chats=given.chats,
+                proxies=given.proxies,
+                behind_seconds=given.behind,
+            )
+            await trial.start()
+            try:
+                while trial.kills < given.kills:
+                    await trial.kill_one()
+                    if trial.kills % 10 == 0:
+                        print(figures(trial), flush=True)
+                await trial.finish()
+            finally:
+                trial.kill()
+    return trial
+
+
+def figures(trial: "Trial | SharedTrial") -> str:
     """One line."""
     verdict = trial.verdict
     return (
@@ -85,12 +119,22 @@ def figures(trial: Trial) -> str:
     )
 
 
+def conclude(trial: "Trial | SharedTrial", started: float) -> NoReturn:
+    """Print what was found, and end."""
+    for note in trial.verdict.notes[:40]:
+        print("  ", note)
+    print(f"{figures(trial)} · {time.monotonic() - started:.0f} s")
+    sys.exit(not trial.verdict.is_good)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--chats", type=int, default=50)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--proxies", type=int, default=2, help="with postgresql: proxies on one server")
     parser.add_argument("--behind", type=float, default=1.0, help="seconds a cut reply may be behind")
     parser.add_argument("--trouble", choices=kinds.KINDS, help="another kind of trouble")
     parser.add_argument("--locked", action="store_true", help="another program holds the write lock for a while")
@@ -100,12 +144,12 @@ def main() -> None:
     given = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        if given.database == "postgresql":
+            shared = asyncio.run(run_shared(Path(name), given))
+            conclude(shared, started)
         has_small_disk = given.disk_full and stack.enter_context(small_disk(Path(name), size_bytes=128 * 2**20))
         trial = asyncio.run(run(Path(name), given, has_small_disk=has_small_disk))
-    for note in trial.verdict.notes[:40]:
-        print("  ", note)
-    print(f"{figures(trial)} · {time.monotonic() - started:.0f} s")
-    sys.exit(not trial.verdict.is_good)
+    conclude(trial, started)
 
 
 if __name__ == "__main__":
