@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import click
 
 from proxy import settings
-from proxy.commands.console import as_json_option, print_json, says_errors, shown_progress
+from proxy.commands.console import as_json_option, print_json, shown_progress
 from proxy.maintenance import check
 from proxy.recording.spill import spill_files
 from proxy.settings import ConfigurationError, Settings
@@ -19,7 +19,6 @@ from proxy.storage.errors import StorageError
 @click.argument("source")
 @click.argument("target")
 @as_json_option
-@says_errors
 def migrate_command(*, source: str, target: str, as_json: bool) -> None:
     """Copy the whole history, keys included, from SOURCE into the empty TARGET, and compare both at the end.
 
