@@ -41,7 +41,7 @@ class APIError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def as_anthropic(self) -> dict[str, Any]:
-        """The same in the shape of Anthropic's API."""
+        """The error in the format of Anthropic's API."""
         return {"type": "error", **self.as_json(), "request_id": (self.headers or {}).get("X-Request-Id")}
 
 

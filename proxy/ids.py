@@ -52,7 +52,8 @@ def start_clock_at(started_at: float) -> None:
 
 
 def keep_clock_between(earliest: float, latest: float) -> None:
-    """Moves what `moment` counts from as little as brings it between two values: those that a server's time allows."""
+    """Moves the zero point of `moment` by the smallest amount that puts it between the two values of a server's
+    clock."""
     start_clock_at(min(max(_started_at, earliest), latest))
 
 

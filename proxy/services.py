@@ -21,7 +21,7 @@ from proxy.upstream.upstreams import Upstreams
 
 T = TypeVar("T")
 
-# Reads of one caller, and of all, that run or wait.
+# Limits on running and waiting reads, per caller and in total.
 _READS_PER_CALLER = 64
 _READS_MAX = 512
 _READ_WAIT_SECONDS = 30.0

@@ -74,7 +74,7 @@ class GateMiddleware:
 
 
 def _name_of(scope: Scope, admission: Admission | None) -> str:
-    """Whose calls wait for each other."""
+    """The name under which this caller's database reads queue."""
     if admission is not None and admission.caller.user_id is not None:
         return admission.caller.user_id
     host, _port = scope.get("client") or ("", 0)

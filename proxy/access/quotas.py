@@ -76,7 +76,7 @@ class DayTokens:
 def take_request(usage: Usage, *, per_minute: int, now: float, processes: int = 1) -> Headers:
     """Counts a request; returns the rate limit headers. Raises APIError 429 if the quota is used up.
 
-    Each of several processes gives out its share of the limit, and at least one request at a time.
+    Each of several processes allows its share of the limit, and at least one request at a time.
     """
     rate = per_minute / processes
     most = max(1.0, rate)

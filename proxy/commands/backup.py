@@ -42,7 +42,7 @@ def restore_command(*, file: Path, force: bool, as_json: bool) -> None:
     """Replace the database with the verified backup FILE. The server must be stopped."""
     loaded = settings.load()
     if loaded.is_postgresql:
-        raise ConfigurationError("the history is on PostgreSQL: use pg_restore, or what your host has")
+        raise ConfigurationError("the history is on PostgreSQL: use pg_restore, or the tools of your host")
     path = loaded.database_path
     with shown_progress("restore") as show:
         backup.restore(file, path, progress=show, overwrites=force, state_path=loaded.state_path)

@@ -1,4 +1,4 @@
-"""`stellarchat migrate`."""
+"""`stellarchat migrate`: copies a history from SQLite to PostgreSQL or back."""
 
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,9 +20,9 @@ from proxy.storage.errors import StorageError
 @click.argument("target")
 @as_json_option
 def migrate_command(*, source: str, target: str, as_json: bool) -> None:
-    """Copy the whole history, keys included, from SOURCE into the empty TARGET, and compare both at the end.
+    """Copy the whole history, including keys, from SOURCE into the empty TARGET, and compare both.
 
-    One is sqlite:///FILE, the other postgresql://…. No server may run on SOURCE; it stays as it is.
+    One must be sqlite:///FILE, the other postgresql://…. No server may use SOURCE, which is not changed.
     """
     loaded = settings.load()
     of_source, of_target = (replace(loaded, database_url=url) for url in (source, target))
@@ -46,7 +46,7 @@ def migrate_command(*, source: str, target: str, as_json: bool) -> None:
 
 
 def _refuse_served(source: Settings, connection: Connection) -> None:
-    """What a server still writes, or has on its spill file, would be missing."""
+    """Raises ConfigurationError if a server or a spill file still has writes for the source, which would be missing."""
     is_served = source.is_postgresql and check.living_anywhere(connection)
     if is_served or spill_files(source.database_path, folder=source.state_path):
         raise ConfigurationError(

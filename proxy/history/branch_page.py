@@ -1,4 +1,4 @@
-"""One page of a branch, found without a walk over the whole of it."""
+"""Finds one page of a branch without traversing the whole branch."""
 
 from proxy.errors import InvalidRequestError
 from proxy.ids import made_at
@@ -12,9 +12,9 @@ from proxy.storage.queries.sessions import Session
 def find_page(
     connection: Connection, session: Session, leaf_no: int, *, page: Page, is_descending: bool
 ) -> tuple[list[int], int] | None:
-    """The numbers of a page's messages in ascending order, and how many the branch has.
+    """The message numbers of a page in ascending order, and the length of the branch.
 
-    None where the depths that are stored cannot be right: an import or another program may have written anything.
+    None if the stored depths cannot be correct: an import or another program may have written any value.
     """
     leaf = queries.messages.get_node(connection, leaf_no)
     if leaf is None:
@@ -38,7 +38,7 @@ def find_page(
 def _position_after(
     connection: Connection, session: Session, leaf: MessageNode, message_id: str, *, is_descending: bool
 ) -> int:
-    """How many messages of the branch are not after one, in the order that is asked for."""
+    """The position after a message, in the requested order."""
     message_no = queries.messages.find_message_no(connection, message_id, session_id=session.session_id)
     if message_no is None and made_at(message_id) is not None:
         above = _count_before(connection, session, leaf, message_id)
@@ -51,7 +51,7 @@ def _position_after(
 
 
 def _count_before(connection: Connection, session: Session, leaf: MessageNode, message_id: str) -> int:
-    """How many messages of the branch were stored before one that is gone: ids are in the order of storing."""
+    """The position of a deleted message: the number of messages stored before it. Ids are ordered by storage time."""
     before = queries.messages.find_message_no_before(connection, message_id, session_no=session.session_no) or 0
     found = queries.jumps.find_ancestor_before(connection, leaf.message_no, before=before + 1)
     return 0 if found is None else found.depth + 1

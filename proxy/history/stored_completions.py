@@ -30,7 +30,7 @@ _STEP = 500
 _FIRST, _LAST = "", "~"  # sort before and after every id
 # Positions of recently deleted completions, for clients that delete a page and then ask for the next. Written only in
 # the writer's thread; other processes do not know them, but a client usually keeps its connection.
-# A page is built in memory: its items have about this size together at most.
+# A page is built in memory; its items may have about this total size.
 PAGE_BYTES = 8 * 2**20
 _DELETED_MAX = 10_000
 _deleted: dict[tuple[str, str], str] = {}

@@ -82,7 +82,7 @@ class Recording:
             self._beginning += data[: _BEGINNING_BYTES - len(self._beginning)]
 
     def take_between(self, text: bytes) -> None:
-        """Take what stands in a stream and is no event: an error, or a whole reply that is only labelled a stream."""
+        """Takes text in a stream that is not an event: an error, or a whole reply with the media type of a stream."""
         value = parsed_object(text)
         if value is None:
             return

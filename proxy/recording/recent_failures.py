@@ -13,7 +13,7 @@ _SECONDS = 10.0
 
 
 def within_seconds(*, is_retry: bool) -> float:
-    """How long after a failure the same request counts as its repetition."""
+    """How long after a failure an identical request counts as a retry."""
     return _RETRY_SECONDS if is_retry else _SECONDS
 
 
@@ -39,7 +39,7 @@ class RecentFailures:
             self._drop(next(iter(self._sessions)))
 
     def forget(self, exchange: Exchange) -> None:
-        """Called when a chat was answered: the same question is a new chat from now on."""
+        """Called when a chat was answered: from now on the same question is a new chat."""
         if self._lengths and (exchange.user_id, len(exchange.chained)) in self._lengths:
             key = _key(exchange)
             if key in self._sessions:

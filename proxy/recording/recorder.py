@@ -92,8 +92,10 @@ class OpenExchange:
 
     @property
     def has_content(self) -> bool:
-        """Whether there is anything to store yet. A request without messages may be rejected, however late: stored
-        before, it would leave an empty session."""
+        """Whether there is anything to store yet.
+
+        A request without messages may still be rejected; storing it earlier would leave an empty session.
+        """
         return bool(self.exchange.messages or self._pending or self.reply.batched or self.sequence)
 
     def place(self, session: SessionRef) -> None:

@@ -48,7 +48,7 @@ async def send_streamed(
         else:
             await _pull(response, send, recording, tee, watch)
     except Failure as exc:
-        tee.finish()  # what was left unterminated is ended in front of the error, and so is an event to the caller
+        tee.finish()  # terminates an incomplete event, for the record and for the caller, before the error is sent
         await _send_cut(send, recording, failure(exc), rest=tee.rest(), headers=headers)
         return
     tee.finish()

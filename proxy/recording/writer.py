@@ -192,7 +192,7 @@ class Writer:
                 await asyncio.sleep(_RETRY_SECONDS)
             if self._is_closing and self._refused_since is not None:
                 return  # the rest is spilled
-            await asyncio.sleep(0)  # no turn, whatever it finds, keeps the event loop from the others
+            await asyncio.sleep(0)  # always yield once, so that other tasks run
 
     async def _turn(self) -> None:
         try:
@@ -203,7 +203,7 @@ class Writer:
                 await self._replay_spill()
             elif self.overflow.count and not any(write.is_spilled for write in self._queue):
                 await self._clear_spill()
-            if not self.overflow.only_on_file:  # else writes that were spilled meanwhile come first
+            if not self.overflow.only_on_file:  # otherwise writes spilled meanwhile must be stored first
                 await self._write_batch()
         except (MovedError, ConfigurationError, OSError) as exc:
             self._refuse(exc)
@@ -330,7 +330,7 @@ class Writer:
         now = time.monotonic()
         self._retry_at = now + _RETRY_SECONDS
         self._refused_since = self._refused_since or now
-        if is_unknown(exc) or isinstance(exc, MovedError):  # a file that was moved may be moved back
+        if is_unknown(exc) or isinstance(exc, MovedError):  # a moved file may be moved back
             self._look_first()
         self._queue.put_back()
         if not is_lock(exc) or now - self._refused_since >= _TROUBLE_SECONDS:

@@ -52,7 +52,8 @@ class SessionSearch:
         elif hash_chain.has_reply(exchange.messages):
             self._search = asyncio.create_task(self._find(self._find_stitched()))
         elif is_retry or self._services.settings.workers > 1:
-            # It may repeat a chat that failed in another worker, or before a restart. With a reply, stitching finds it.
+            # It may be a retry of a chat that failed in another worker or before a restart. With a reply, stitching
+            # finds it.
             self._search = asyncio.create_task(self._find(self._find_failed(within_seconds(is_retry=is_retry))))
         else:
             self._recording.live.is_placed = True

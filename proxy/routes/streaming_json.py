@@ -57,7 +57,7 @@ async def branch(
 
 
 async def page_response(services: Services, found: OpenPage, *, name: str, **others: Any) -> Response:
-    """`{name: [...messages], ...others}`; a page of more than a piece is streamed."""
+    """`{name: [...messages], ...others}`; streamed if it is larger than one chunk."""
     pieces = _messages(services, found.numbers, show=found.show)
     first = await anext(pieces, "")
     second = await anext(pieces, None)
@@ -77,7 +77,7 @@ async def page_response(services: Services, found: OpenPage, *, name: str, **oth
 
 
 async def _messages(services: Services, numbers: list[int], *, show: Show) -> AsyncIterator[str]:
-    """Messages with commas between them. A reader is occupied only while a piece is read."""
+    """Messages separated by commas. Occupies a database reader only while a chunk is read."""
     position, comma = 0, ""
     while position < len(numbers):
         texts, position = await services.read(partial(recorded.read_piece, numbers=numbers, start=position, show=show))

@@ -63,7 +63,7 @@ class Database:
         self._look_up_readers: asyncio.Queue[_Thread] = asyncio.Queue()
         self._opened: list[_Thread] = []
         self._reader_count = READERS
-        self.living_count = 1  # processes that serve the database, as far as one of several hosts knows
+        self.living_count = 1  # processes serving the database, as known to this host
 
     async def open(self, *, readers: int = READERS) -> None:
         """Opens the file; creates and migrates it if necessary. Raises ConfigurationError with a one-line reason."""
@@ -122,7 +122,7 @@ class Database:
     async def look_up(self, work: Callable[[Connection], T]) -> T:
         """Runs short indexed queries at the start of a request on their own connections. Never waits behind a `read`.
 
-        There is no transaction around them: each statement sees a snapshot of its own.
+        Without a transaction: each statement sees its own snapshot.
         """
         async with _one_of(self._look_up_readers) as connection:
             return await connection.run(partial(_limited, work))
@@ -143,7 +143,7 @@ class Database:
         """Does nothing for SQLite: other processes see the lock on this process's spill file."""
 
     async def adopt_clock(self) -> None:
-        """Takes the clock that orders deletions and chats in all processes."""
+        """Adopts the clock that all processes use to order deletions and chats."""
         await self.write(boot_clock.adopt)
 
     async def checkpoint(self) -> None:

@@ -92,8 +92,8 @@ class Outcome:
     error: Any = None
     time_to_first_token_ms: int | None = None
     duration_ms: int | None = None
-    queued_ms: int | None = None  # until it went to upstream
-    head_ms: int | None = None  # until upstream's status and headers had come
+    queued_ms: int | None = None  # until it was sent to upstream
+    head_ms: int | None = None  # until upstream's status and headers arrived
     upstream_latency_seconds: float | None = None  # from sending the request to upstream's status; for metrics only
     overhead_seconds: float | None = None  # the proxy's own time until the reply's head; for metrics only
     upstream: str | None = None  # the last upstream that was tried: its address without credentials

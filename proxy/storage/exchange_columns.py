@@ -94,7 +94,7 @@ def outcome_columns(outcome: Outcome, *, asked_model: str | None, created_at: st
 
 
 def _stored_ms(outcome: Outcome, *, now: str) -> int | None:
-    """When the end was written. It had to wait in the writer's queue, or in the spill file."""
+    """When the end was written: it may have waited in the writer's queue or in the spill file."""
     if outcome.duration_ms is None:
         return None
     return outcome.duration_ms + max(0, round(milliseconds_between(outcome.completed_at, now)))

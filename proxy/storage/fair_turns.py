@@ -1,4 +1,4 @@
-"""Fair turns at something that few can use at once: each caller's calls wait for each other, and are limited."""
+"""Shares a small number of places fairly: each caller's calls wait for each other, and their number is limited."""
 
 import asyncio
 from collections import Counter
@@ -6,19 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
-# Who sent the request that this task answers: a user, or an address where no key says who it is.
+# The caller whose request the current task handles: a user, or an address if no key identifies one.
 current_caller: ContextVar[str] = ContextVar("current_caller", default="")
 
 
 class TurnsFullError(Exception):
-    """As many wait as may, of this caller or in total, or this one has waited too long."""
+    """Too many calls are waiting, of this caller or in total, or this call has waited too long."""
 
 
 class FairTurns:
-    """A caller uses one place at a time, and only one of its calls stands in the common queue."""
+    """A caller uses one place at a time, and only one of its calls waits in the common queue."""
 
     def __init__(self, *, places: int, per_caller: int, waiting: int, wait_seconds: float) -> None:
-        """`per_caller` and `waiting` count the calls of one caller and of all that run or wait."""
+        """`per_caller` and `waiting` limit the running and waiting calls, of one caller and in total."""
         self.per_caller = per_caller
         self.waiting = waiting
         self.wait_seconds = wait_seconds
@@ -28,7 +28,7 @@ class FairTurns:
 
     @asynccontextmanager
     async def turn(self, caller: str) -> AsyncIterator[None]:
-        """A place while the block lasts. Raises TurnsFullError."""
+        """Holds a place while the block runs. Raises TurnsFullError."""
         if self._counts[caller] >= self.per_caller or self._counts.total() >= self.waiting:
             raise TurnsFullError
         self._counts[caller] += 1

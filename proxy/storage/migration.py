@@ -1,4 +1,4 @@
-"""Copies a whole history from one engine to the other, and compares both sides."""
+"""Copies a history from one database engine to the other, and compares both."""
 
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
@@ -12,8 +12,8 @@ from proxy.storage.postgresql_types import decoded, encoded
 from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.sqlite_connection import translated_errors as sqlite_errors
 
-# In an order in which each refers only to those before it. What belongs to one machine or server stays where it is: its
-# boot clock, and the processes that serve it.
+# Ordered so that each table refers only to earlier ones. Data about one machine or server is not copied: its boot
+# clock, and the processes that serve it.
 TABLES = (
     *(
         "users",
@@ -29,7 +29,7 @@ TABLES = (
     *("blobs", "message_blobs", "response_items", "api_keys", "key_tokens", "doors", "web_sessions", "usage_days"),
     *("tombstones", "idempotency_keys"),
 )
-# Tables that are empty in a database that nothing was put into.
+# Tables that must be empty in a new database.
 _TELLING = ("sessions", "api_keys", "tombstones")
 _BATCH = 500
 _HASH_BYTES = 16
@@ -39,13 +39,13 @@ Rows = Iterator[tuple[Any, ...]]
 
 
 class Sum(NamedTuple):
-    """How many rows a table has, and a sum of their hashes, which does not depend on their order."""
+    """A table's number of rows, and a sum of their hashes that does not depend on their order."""
 
     rows: int = 0
     hashes: int = 0
 
     def add(self, row: Sequence[Any]) -> "Sum":
-        """The sum with one more row."""
+        """Adds one row."""
         digest = blake2b(repr(tuple(row)).encode("utf-8", "surrogatepass"), digest_size=_HASH_BYTES).digest()
         return Sum(self.rows + 1, (self.hashes + int.from_bytes(digest)) % 2 ** (8 * _HASH_BYTES))
 
@@ -62,26 +62,26 @@ class Side:
         return int(next(self._select(_statement("count_rows", table)))[0])
 
     def rows(self, table: str) -> Rows:
-        """A table's rows, as they are given to either engine."""
+        """A table's rows in a form that both engines accept."""
         return self._select(_statement("list_rows", table, columns=", ".join(self.columns[table])))
 
     def sum(self, table: str) -> Sum:
-        """The sum of a table's rows."""
+        """Computes a table's Sum."""
         total = Sum()
         for row in self.rows(table):
             total = total.add(row)
         return total
 
     def clear(self, table: str) -> None:
-        """Deletes what a new database has of its own."""
+        """Deletes the rows that a new database already has."""
         raise NotImplementedError
 
     def insert(self, table: str, rows: Rows) -> None:
-        """Stores rows with the numbers they have."""
+        """Inserts rows with their existing numbers."""
         raise NotImplementedError
 
     def go_on_after(self, numbers: Numbers) -> None:
-        """Gives out no number that the other side has given out."""
+        """Advances the sequences past the numbers used by the other side."""
         raise NotImplementedError
 
     def _select(self, text: str) -> Rows:
@@ -153,7 +153,7 @@ def _given(value: Any, is_boolean: bool) -> Any:  # noqa: FBT001 - of a column
 
 
 def sides(source: Connection, target: Connection) -> tuple[Side, Side]:
-    """Both databases of a migration, of which one is an SQLite file. Raises ConfigurationError."""
+    """Both sides of a migration; exactly one must be SQLite. Raises ConfigurationError."""
     files = [each for each in (source, target) if isinstance(each, SqliteConnection)]
     if len(files) != 1:
         raise ConfigurationError("one of the two databases has to be an SQLite file, the other on PostgreSQL")
@@ -166,9 +166,9 @@ def sides(source: Connection, target: Connection) -> tuple[Side, Side]:
 
 
 def copy(source: Side, target: Side, *, progress: Callable[[int, int], None]) -> dict[str, Sum]:
-    """Copies every table, in one transaction that ends only where both sides are the same; what each table has.
+    """Copies every table in one transaction, which is committed only if both sides are equal. Returns each table's Sum.
 
-    Raises ConfigurationError where the target is not empty, and StorageError.
+    Raises ConfigurationError if the target is not empty; raises StorageError.
     """
     with sqlite_errors(), postgresql_errors(), source.connection.snapshot():
         total = 2 * sum(source.count(table) for table in TABLES)

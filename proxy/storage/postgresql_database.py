@@ -28,7 +28,7 @@ T = TypeVar("T")
 _CLOSE_SECONDS = 3.0
 # Other processes treat this one as dead after 15 seconds without a heartbeat (`workers.sql`).
 _BEAT_SECONDS = 4.0
-# How long a start waits for the write of another process; then it goes on without.
+# How long a start waits for another process's write before it continues without it.
 _LOCK_MS = 5_000
 
 
@@ -129,7 +129,7 @@ class PostgresqlDatabase(Database):
         self._beating = asyncio.create_task(self._beat_always(self._heart, worker_id), name="beat")
 
     async def adopt_clock(self) -> None:
-        """Does nothing: each heartbeat sets the clock by the server's."""
+        """Does nothing: each heartbeat adjusts the clock to the server's."""
 
     async def checkpoint(self) -> None:
         """Does nothing: the server checkpoints by itself."""
@@ -144,7 +144,7 @@ class PostgresqlDatabase(Database):
             await thread.close()
 
     async def _leave(self) -> None:
-        """Tells the other processes that this one does not live any more."""
+        """Tells the other processes that this one is stopping."""
         assert self._heart is not None
         with suppress(TimeoutError, StorageError):
             async with asyncio.timeout(_CLOSE_SECONDS):
@@ -187,7 +187,7 @@ def _in_snapshot(work: Callable[[Connection], T], connection: PostgresqlConnecti
 
 
 def _beat(connection: PostgresqlConnection, *, worker_id: str) -> int:
-    """Says that this process lives, and sets its clock by the server's; how many processes live."""
+    """Sends a heartbeat and adjusts the clock to the server's; returns the number of living processes."""
     asked_at = time.monotonic()
     server_seconds = connection.value("beat", {"worker_id": worker_id, "host": socket.gethostname()})
     ids.keep_clock_between(server_seconds - time.monotonic(), server_seconds - asked_at)

@@ -33,7 +33,7 @@ def list_stitched(connection: Connection, exchange: Exchange) -> list[StitchCand
 
 
 def find_failed(connection: Connection, exchange: Exchange, *, seconds: float) -> str | None:
-    """The session in which the same request failed a moment ago, in any worker."""
+    """The session in which the same request recently failed, in any worker."""
     if not exchange.chained:
         return None
     since = timestamp(time.time() - seconds)

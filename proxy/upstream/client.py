@@ -40,7 +40,7 @@ class Response(Protocol):
 
     status: int
     headers: Headers
-    sent_at: float | None  # by the monotonic clock; None where the transport does not say
+    sent_at: float | None  # monotonic time; None if the transport does not report it
 
     @property
     def is_over(self) -> bool:

@@ -25,7 +25,7 @@ PROBE_SECONDS = 5.0
 _MODELS_SECONDS = 30.0
 _UNKNOWN_MODEL_SECONDS = 1.0
 _CHECK_SECONDS = 1.0
-# Of the models there are, so much is said to a caller who asks for another one.
+# How much of the list of models is included in the error for an unknown model.
 _NAMES_SHOWN = 100
 _NAME_SHOWN = 256
 # Status codes that mean the request was not processed, so another upstream may try it.
@@ -46,11 +46,11 @@ class UnknownModelError(APIError):
         )
 
     def as_json(self) -> dict[str, Any]:
-        """vLLM's code is a number."""
+        """Like vLLM, returns the code as a number."""
         return {"error": {**super().as_json()["error"], "code": 404}}
 
     def as_anthropic(self) -> dict[str, Any]:
-        """vLLM's own shape on `/v1/messages`."""
+        """vLLM's own format on `/v1/messages`."""
         return {"type": "error", "error": {"type": self.type, "message": self.message}}
 
 
@@ -203,7 +203,7 @@ class Upstreams:
         return list(self._models().values())
 
     def _models(self) -> dict[str, dict[str, Any]]:
-        """The same as far as they are known, by name."""
+        """The models known so far, by name."""
         models: dict[str, dict[str, Any]] = {}
         for upstream in self._all:
             for model in upstream.described or upstream.models or ():

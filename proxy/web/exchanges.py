@@ -162,7 +162,7 @@ def _speed(row: ExchangeRow) -> str:
 
 
 def _bars(row: ExchangeRow) -> list[JSON]:
-    """The waterfall: a bar from each station that is known to the next, and the whole."""
+    """The waterfall chart: a bar between each two known points in time, and the total."""
     end, stored = row.duration_ms, row.stored_ms
     if end is None:
         return []

@@ -276,7 +276,7 @@ class Completion:
         return _string(value)
 
     def _take_error_of(self, choice: JSON) -> None:
-        """Some gateways say in the choice that its generation failed."""
+        """Takes an error that some gateways put into the choice."""
         if isinstance(error := choice.get("error"), dict | str) and error:
             self.error = error
 

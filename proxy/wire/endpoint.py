@@ -22,7 +22,7 @@ class Choice:
 
     @property
     def says_something(self) -> bool:
-        """Whether there is anything in its message."""
+        """Whether the message is not empty."""
         return any(value for key, value in self.message.items() if key != "role")
 
 
@@ -67,7 +67,7 @@ class Reply(Protocol):
     can_batch: bool
     batched: list[bytes]
     error: Any  # the error upstream reported, as JSON, else None
-    unread: bytes  # the beginning of the first event that could not be parsed
+    unread: bytes  # the start of the first event that could not be parsed
 
     def feed(self, event: Event) -> None:
         """Folds one event of a stream."""

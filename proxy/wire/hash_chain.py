@@ -148,7 +148,7 @@ def _reply_text(content: Any) -> str | None:
 
 
 def _said(content: Any) -> Any:
-    """A reply's content without its thinking parts, which clients drop when they send it back."""
+    """A reply's content without thinking parts, which clients drop when they send it back."""
     if not isinstance(content, list):
         return content
     return [part for part in content if not (isinstance(part, dict) and part.get("type") in _THINKING)]

@@ -53,9 +53,9 @@ def parsed_object(text: bytes) -> dict[str, Any] | None:
 
 
 def object_of_reply(data: bytes) -> dict[str, Any] | None:
-    """The JSON object that upstream sent, also where its text is not quite JSON: bytes that are no UTF-8 are U+FFFD, as
-    every browser shows them, and control characters may stand in strings. None as in `parsed_object`."""
-    # Python's json takes three bytes that begin so for half a character.
+    """Parses upstream's JSON object tolerantly: invalid UTF-8 becomes U+FFFD, as in browsers, and control characters
+    are allowed in strings. None as in `parsed_object`."""
+    # Python's json accepts surrogates encoded in UTF-8, whose bytes start with 0xED.
     value = parsed_object(data) if b"\xed" not in data or _is_utf_8(data) else None
     if value is not None:
         return value
@@ -93,7 +93,7 @@ def dumps(value: Any) -> str:
 
 
 def with_sorted_keys(value: Any) -> Any:
-    """The value with the keys of its objects in order; as it is where orjson does not write it."""
+    """The value with sorted object keys; unchanged if orjson cannot serialize it."""
     try:
         return (
             orjson.loads(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)) if isinstance(value, dict | list) else value

@@ -64,7 +64,7 @@ def joined(value: object, depth: int = 0) -> Any:
 
 
 def text_of(pieces: Iterable[str]) -> str:
-    """The text of its pieces. A character that was cut in two, each half escaped as a surrogate, is one again."""
+    """Joins the pieces. Two halves of a surrogate pair, escaped in separate pieces, become one character."""
     text = "".join(pieces)
     if text.isascii():
         return text
@@ -156,7 +156,7 @@ def _is_same(known: JSON, entry: JSON) -> bool:
 
 
 def _takes_more(last: JSON, entry: JSON) -> bool:
-    """Whether an entry without an index goes on with the last: a text does, until its signature ends it."""
+    """Whether an entry without an index continues the last one: text does, until a signature ends it."""
     if index_of(last.get("index")) is not None or last.get("type") not in _TEXT_PARTS or not _is_same(last, entry):
         return False
     return not (last.get("signature") and any(entry.get(key) for key in _TEXT_KEYS))

@@ -57,7 +57,7 @@ class ToolCalls:
 
 
 def _goes_on(call: JSON, piece: JSON) -> bool:
-    """Whether a piece with an id of its own is no call of its own: some servers make an id for each piece."""
+    """Whether a piece with another id continues the call: some servers generate a new id for each piece."""
     new, old = _function(piece), _function(call)
     has_text_alone = not new.get("name") and bool(_text(new.get("arguments")))
     return has_text_alone and bool(old.get("name")) and not _is_whole_json(joined(old.get("arguments")))

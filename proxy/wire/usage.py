@@ -42,7 +42,8 @@ def tokens_of(usage: JSON | None) -> Tokens:
     completion = _first(usage, "completion_tokens", "output_tokens", "completionTokens", "outputTokens")
     total = _first(usage, "total_tokens", "totalTokens")
     if prompt is not None and completion is not None:
-        total = max(total or 0, prompt + completion)  # of usage in parts, the first may say a total that is none
+        # in a partial usage, the first part may contain a total that is too small
+        total = max(total or 0, prompt + completion)
     return Tokens(
         prompt=prompt,
         completion=completion,

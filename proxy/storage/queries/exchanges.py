@@ -227,7 +227,7 @@ def list_exchanges_in_progress(connection: Connection, worker_id: str) -> list[t
 
 
 def find_failed_request(connection: Connection, chain_hash: bytes, *, since: str, limit: int) -> str | None:
-    """The session in which a request that ends with this chain hash failed since a moment."""
+    """The session of a failed request that ends with this chain hash, newer than `since`."""
     parameters = {"chain_hash": chain_hash, "since": since, "limit": limit}
     session_id: str | None = connection.value("find_failed_request", parameters)
     return session_id

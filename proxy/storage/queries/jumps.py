@@ -1,4 +1,4 @@
-"""Short ways up a long branch."""
+"""Queries of the jump pointers to distant ancestors on long branches."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,29 +7,29 @@ from proxy.storage.connection import Connection
 
 
 class Ancestor(NamedTuple):
-    """A message of a branch, and how many are above it."""
+    """A message of a branch, and its depth."""
 
     message_no: int
     depth: int
 
 
 def insert_jump(connection: Connection, *, message_no: int, above_no: int) -> None:
-    """A way from a message to one above it."""
+    """Stores a jump pointer from a message to an ancestor."""
     connection.changes("insert_jump", {"message_no": message_no, "above_no": above_no})
 
 
 def delete_jumps(connection: Connection, numbers: Sequence[int]) -> None:
-    """Forget the ways up from messages."""
+    """Deletes the jump pointers of messages."""
     connection.store("delete_jumps", [{"message_no": number} for number in numbers])
 
 
 def find_ancestor(connection: Connection, message_no: int, *, depth: int) -> Ancestor | None:
-    """The message at a depth above this one, or itself; None where the tree has none."""
+    """The ancestor (or the message itself) at the given depth; None if the tree has none."""
     row = connection.one("find_ancestor", {"message_no": message_no, "depth": depth})
     return Ancestor(**row) if row is not None and row["depth"] == depth else None
 
 
 def find_ancestor_before(connection: Connection, message_no: int, *, before: int) -> Ancestor | None:
-    """The nearest message above this one, or itself, that was stored before a number."""
+    """The nearest ancestor (or the message itself) with a number below `before`."""
     row = connection.one("find_ancestor_before", {"message_no": message_no, "before": before})
     return Ancestor(**row) if row is not None and row["message_no"] < before else None

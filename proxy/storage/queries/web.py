@@ -30,8 +30,10 @@ class WebSession(NamedTuple):
 def list_sessions(
     connection: Connection, *, user_id: str | None, model: str | None, since: str, before: tuple[str, str], limit: int
 ) -> list[Row]:
-    """Sessions before a time and id, most recently active first; all users' if `user_id` is None. `fits` tells whether
-    one ever used the model."""
+    """Sessions before a time and id, most recently active first; all users' if `user_id` is None.
+
+    A row's `fits` tells whether the session ever used the model.
+    """
     below = {"model": model, "since": since, "before": before[0], "before_id": before[1], "limit": limit}
     if user_id is not None:
         return connection.all("list_page_sessions_of_user", {"user_id": user_id, **below})
@@ -52,7 +54,7 @@ def list_sessions_by_status(
     before: int,
     limit: int,
 ) -> list[Row]:
-    """The sessions of exchanges of a status below a number, newest first. `fits`: whether one is to be shown."""
+    """Sessions of exchanges with a status and numbers below `before`, newest first. `fits`: whether to show the row."""
     parameters = {"user_id": user_id, "model": model, "since": since, "until": until, "before": before, "limit": limit}
     if status == "in_progress":
         return connection.all("list_page_sessions_in_progress", parameters)
