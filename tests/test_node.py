@@ -42,8 +42,10 @@ async def test_node_reads_back_every_operation(tmp_path: Path) -> None:
 async def test_the_node_sdks_cannot_tell_the_proxy_from_its_upstream(tmp_path: Path) -> None:
     async with fake_upstream() as direct, fake_upstream() as behind:
         for upstream in (direct, behind):
-            upstream.on("*", every_dialect())
+            for path in ("/v1/chat/completions", "*"):
+                upstream.on(path, every_dialect())
         async with running_proxy(settings_for(tmp_path, upstream_url=behind.url)) as url:
             relayed = json.loads(await run_node("dialogues.mjs", url, "m"))
         assert relayed == json.loads(await run_node("dialogues.mjs", direct.url, "m"))
         assert [call.path for call in behind.calls] == [call.path for call in direct.calls]
+        assert json.dumps(relayed).count('"name": "tool"') > 6  # each of the dialogues calls it
