@@ -483,6 +483,32 @@ async def test_what_upstream_left_unterminated_when_it_died_is_recorded_as_it_is
     assert (message["content"], exchange["status"]) == ("ab", "incomplete")
 
 
+@pytest.mark.parametrize("place", ("arguments", "content"))
+async def test_event_of_20_megabytes_of_text_is_recorded_whole(tmp_path: Path, place: str) -> None:
+    large = "A" * 20_000_000
+    said = {"content": large} if place == "content" else {"tool_calls": [call("f", large, index=0, id="c1")]}
+    answer = (
+        encoded("gzip", gzip.compress(stream(said).partition(b"\r\n\r\n")[2])) if place == "content" else stream(said)
+    )
+    message, exchange = await asked(tmp_path, answer)
+    assert exchange["status"] == "completed"
+    kept = message["content"] if place == "content" else message["tool_calls"][0]["function"]["arguments"]
+    assert kept == large
+
+
+async def test_event_that_is_too_large_leaves_the_text_before_it_and_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.recording.tee._EVENT_BYTES", 100_000)
+    answer = stream({"content": "look"}, {"images": ["A" * 200_000]}, {"content": "!"})
+    async with proxied(tmp_path, closing(answer)) as client:
+        response = await client.post(CHAT, json=ASKED, headers={"X-Session-Id": "s"})
+        assert response.content == answer.partition(b"\r\n\r\n")[2]
+        message, exchange = await recorded(client, "s")
+    assert (message["content"], exchange["status"]) == ("look", "incomplete")
+    assert exchange["error"]["type"] == "reply_too_large"
+
+
 async def test_event_of_40_megabytes_is_recorded_whole(tmp_path: Path) -> None:
     image = "data:image/png;base64," + "A" * 40_000_000
     answer = stream({"content": "look", "images": [{"image_url": {"url": image}}]}, {"content": "!"})
@@ -491,7 +517,9 @@ async def test_event_of_40_megabytes_is_recorded_whole(tmp_path: Path) -> None:
     assert message["images"] == [{"image_url": {"url": image}}]
 
 
-@pytest.mark.parametrize(("status", "says"), ((422, "no"), (400, "no"), (501, "no")))
+@pytest.mark.parametrize(
+    ("status", "says"), ((422, "no"), (400, "no"), (501, "no"), (403, ""), (406, "no"), (409, "{}"))
+)
 async def test_upstream_that_refuses_stream_options_is_asked_as_the_caller_asked(
     tmp_path: Path, status: int, says: str
 ) -> None:
@@ -509,6 +537,35 @@ async def test_upstream_that_refuses_stream_options_is_asked_as_the_caller_asked
         message, exchange = await recorded(client, "s")
     assert (message["content"], exchange["status"]) == ("a", "completed")
     assert [b"stream_options" in body for body in bodies] == [True, False, False]
+
+
+@pytest.mark.parametrize("status", (401, 404, 429, 500, 503))
+async def test_what_is_refused_for_another_reason_is_asked_once(tmp_path: Path, status: int) -> None:
+    bodies: list[bytes] = []
+
+    def answer(body: bytes) -> bytes:
+        bodies.extend([body] if body else [])  # and no look at upstream's health
+        return head("text/plain", status) + b"no"
+
+    async with proxied(tmp_path, closing(answer)) as client:
+        assert (await client.post(CHAT, json=ASKED)).status_code == status
+    assert len(bodies) == 1
+
+
+async def test_upstream_that_refuses_what_the_caller_sent_is_asked_twice_and_answers_for_itself(tmp_path: Path) -> None:
+    bodies: list[bytes] = []
+
+    def answer(body: bytes) -> bytes:
+        bodies.extend([body] if body else [])
+        return head("text/plain", 422) + (b"ours" if b"stream_options" in body else b"theirs")
+
+    async with proxied(tmp_path, closing(answer)) as client:
+        for _ in range(2):  # nothing is remembered of a model that would not answer either
+            response = await client.post(CHAT, json=ASKED, headers={"X-Session-Id": "s"})
+            assert (response.status_code, response.text) == (422, "theirs")
+        _, exchange = await recorded(client, "s")
+    assert exchange["error"]["text"] == "theirs"
+    assert len(bodies) == 4
 
 
 @pytest.mark.parametrize("given", (0, 1, "yes", [], {}, "false"))

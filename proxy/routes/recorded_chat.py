@@ -23,9 +23,11 @@ from proxy.wire import headers, sse
 from proxy.wire.content_coding import Decoding, Undecodable, decoding_of
 from proxy.wire.headers import Headers
 
-# Statuses that upstreams return for an unknown option; and how many models without that option are remembered.
-_REFUSALS = frozenset({400, 415, 422, 501})
-_REMEMBERED = 1024
+# Upstreams refuse an unknown option with many statuses. These say that something else is wrong: the key, the money, the
+# model, the time, the rate.
+_NOT_OF_THE_BODY = frozenset({401, 402, 404, 407, 408, 429})
+_REFUSALS = frozenset({*range(400, 500), 501}) - _NOT_OF_THE_BODY
+_REMEMBERED = 1024  # models that do not know the option
 
 
 @dataclass(slots=True)
