@@ -27,6 +27,13 @@ _HARMLESS = frozenset(
 )
 # Control routes below /v1, at any position and with any suffix.
 _CONTROLS = ("load_lora_adapter", "unload_lora_adapter")
+# Names that routes of an engine's control begin with. Where a server in front of the engine cuts /v1 off
+# (`location /v1/ { proxy_pass http://engine/; }`), /v1/sleep is /sleep. No route of OpenAI's begins so.
+_ROOT_CONTROLS = (
+    *("abort", "collective_rpc", "docs", "flush_", "inference", "init_", "invocations", "is_paused", "is_scaling"),
+    *("is_sleeping", "metrics", "openapi.json", "pause", "redoc", "release_", "reset_", "resume", "scale_"),
+    *("server_info", "sleep", "start_", "stop_", "update_", "wake_up"),
+)
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 # Characters that end, separate or escape path segments in some server.
 _RESERVED = frozenset("\\;?#%")
@@ -47,7 +54,9 @@ def reach_of(raw_path: bytes) -> Reach:
         return Reach.NOBODY
     segments = path.casefold().split("/")
     if path.startswith("/v1/"):
-        is_control = any(segment.startswith(_CONTROLS) for segment in segments[2:])
+        is_control = segments[2].startswith(_ROOT_CONTROLS) or any(
+            segment.startswith(_CONTROLS) for segment in segments[2:]
+        )
         return Reach.ADMINS if is_control else Reach.ANYONE
     return Reach.ANYONE if path in _HARMLESS else Reach.ADMINS
 

@@ -9,7 +9,7 @@ from proxy.ids import timestamp
 from proxy.maintenance import check
 from proxy.maintenance.job import is_leased, jobs_lock_path
 from proxy.settings import ConfigurationError
-from proxy.storage import sqlite_file
+from proxy.storage import queries, sqlite_file
 from proxy.storage.errors import StorageError
 from proxy.storage.sqlite import connect, connect_existing, prepare
 
@@ -48,10 +48,22 @@ def restore(
             sqlite_file.copy(connection, partial, progress=progress)
         with closing(connect(partial)) as connection:
             prepare(connection)
+            if _requires_keys(database):
+                with connection.transaction():
+                    queries.keys.require_keys(connection, now=timestamp())
             sqlite_file.checkpoint(connection)
         _refuse_unusable(partial, name=str(source))
         _refuse_served(database, state_path)
         _clear_away(database)
+
+
+def _requires_keys(database: Path) -> bool:
+    """Whether the database that is replaced asked for keys: a copy of before there were any opens no door."""
+    try:
+        with closing(sqlite_file.open_read_only(database)) as connection:
+            return queries.keys.keys_were_required(connection)
+    except StorageError:  # it is missing, or damaged: that is why it is replaced
+        return False
 
 
 def back_up_into(folder: Path, source: Path, *, keep: int, progress: Progress) -> Path:

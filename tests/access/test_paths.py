@@ -121,6 +121,13 @@ def test_what_is_no_path_has_no_canonical_form(raw_path: bytes) -> None:
     assert canonical(raw_path) is None
 
 
+@pytest.mark.parametrize("path", (*CONTROLS[2:21], "/is_paused", "/is_scaling_elastic_ep", "/reset_anything", "/redoc"))
+def test_a_control_route_is_one_too_where_a_server_cuts_v1_off(path: str) -> None:
+    for trailer in ("", "/", "%20x", "/x", "?a", "_x"):
+        assert reach_of(_raw("/v1" + path + trailer)) is not Reach.ANYONE, trailer
+    assert reach_of(_raw("/v1/models" + path)) is Reach.ANYONE
+
+
 def test_one_slash_at_the_end_is_part_of_a_path() -> None:
     assert canonical(b"/v1/models/") == "/v1/models/"
     assert canonical(b"/v1/models//") is None
