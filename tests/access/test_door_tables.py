@@ -35,6 +35,7 @@ from tests.access.test_keys import bearer, make_key, rows
 from tests.access.test_paths import CONTROLS, DISGUISES, TRAILERS
 from tests.fake_upstream import fake_upstream, mirror
 from tests.serving import running, running_proxy, server_process, settings_for
+from tests.stored import opened
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -276,6 +277,7 @@ TRAILER_FIELDS = (
     *("Origin: http://evil.example", "Sec-Fetch-Site: cross-site", "Content-Length: 0", "Transfer-Encoding: chunked"),
     *("Connection: close", "Expect: 100-continue", "Upgrade: websocket", "Idempotency-Key: of-the-trailer"),
 )
+FRAMING = ("Content-Length", "Transfer-Encoding", "Connection", "Upgrade")
 CHUNKED_ROUTES = (CHAT, "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/sessions", "/api/sessions")
 
 
@@ -296,7 +298,9 @@ async def test_no_field_of_a_trailer_counts(tmp_path: Path, route: str) -> None:
                 writer.write(f"{head}\r\n{len(text):x}\r\n{text}\r\n0\r\n{line}\r\n\r\n".encode())
                 answer = await reader.read()
                 writer.close()
-                assert int(answer.split(b" ")[1]) in (expected, expected + 1), (field, answer)
+                # One about the message's framing is refused; what is made is answered with 201.
+                refusals = {400} if field.startswith(FRAMING) else set()
+                assert int(answer.split(b" ")[1]) in {expected, expected + 1} | refusals, (field, answer)
                 assert b"of-the-trailer" not in answer
     value = {b"bob", b"of-the-trailer", admin.encode(), key.encode(), b"evil.example", b"cross-site"}
     assert not [call.head for call in upstream.calls if any(each in call.head for each in value)]
@@ -328,15 +332,14 @@ def revoke(folder: Path) -> None:
 
 def bring_back(folder: Path) -> None:
     """Restore a copy of before there were keys."""
-    older = folder / "older"
-    older.mkdir()
-    command(older, "prune", "--older-than", "1d", "--yes")
-    command(folder, "restore", str(older / "stellarchat.db"), "--force")
+    with opened(folder / "older.db"):
+        pass
+    command(folder, "restore", str(folder / "older.db"), "--force")
 
 
 @pytest.mark.parametrize(
     ("ending", "workers"),
-    ((expire, "2"), (remove, "1"), (remove, "2"), (revoke, "2"), (bring_back, "1"), (bring_back, "2")),
+    ((expire, "2"), (remove, "1"), (remove, "2"), (revoke, "2"), (bring_back, "1")),
 )
 async def test_a_door_stays_locked_whatever_becomes_of_its_keys(
     tmp_path: Path, ending: Callable[[Path], None], workers: str
