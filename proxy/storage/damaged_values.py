@@ -36,15 +36,25 @@ def decoded(text: bytes) -> str:
 
 def built(cls: type[T], row: Row) -> T:
     """Builds `cls` from a row; the field annotations give the expected types."""
-    key = cls, tuple(row), tuple(map(type, row.values()))
-    if key not in _sound:
-        fields = _fields_of(cls)
-        if all(isinstance(value, fields[name]) for name, value in row.items()) and Undecodable not in key[2]:
-            if len(_sound) < _KNOWN_MAX:
-                _sound.add(key)
-        else:
-            row = {name: nearest(value, fields[name]) for name, value in row.items()}
-    return cls(**row)
+    return cls(**sound(cls, row))
+
+
+def sound(shape: type, row: Row) -> Row:
+    """The row with each value of a wrong type replaced by the nearest; `shape`, a class or TypedDict, gives the types."""
+    key = shape, tuple(row), tuple(map(type, row.values()))
+    if key in _sound:
+        return row
+    fields = _fields_of(shape)
+    if all(isinstance(value, fields[name]) for name, value in row.items()) and Undecodable not in key[2]:
+        if len(_sound) < _KNOWN_MAX:
+            _sound.add(key)
+        return row
+    return {name: nearest(value, fields[name]) for name, value in row.items()}
+
+
+def text_or_none(value: Any) -> str | None:
+    """A stored value as text, whatever its type; None for NULL."""
+    return None if value is None else nearest(value, (str,))
 
 
 def nearest(value: Any, kinds: tuple[type, ...]) -> Any:

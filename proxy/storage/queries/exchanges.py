@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from proxy.ids import timestamp_after
 from proxy.storage.connection import Connection, Row
-from proxy.storage.damaged_values import built
+from proxy.storage.damaged_values import built, text_or_none
 from proxy.storage.page import Page
 from proxy.storage.parameters import join
 
@@ -173,8 +173,8 @@ def _exchange(row: Row) -> ExchangeRow:
 
 def with_parameters(row: Row) -> Row:
     """An exchange row with its parameters reassembled."""
-    tools, own = row.pop("tools"), row.pop("own_parameters")
-    return row | {"parameters": join(row["parameters"], tools, own)}
+    tools, own = text_or_none(row.pop("tools")), text_or_none(row.pop("own_parameters"))
+    return row | {"parameters": join(text_or_none(row["parameters"]) or "", tools, own)}
 
 
 def end_of(created_at: str, duration_ms: int | None, completed_at: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from proxy.storage.connection import Connection, Row
+from proxy.storage.damaged_values import nearest
 from proxy.storage.queries.exchanges import end_of, with_parameters
 from proxy.storage.queries.users import DEFAULT_USER_ID
 
@@ -32,7 +33,7 @@ def iterate_messages(connection: Connection, session_id: str) -> Iterator[Row]:
         root_id = row.pop("root_id")
         # NULL in the session's first conversation, and most sessions have only that one
         root = {"root_id": root_id} if root_id else {}
-        yield row | {"chain_hash": row["chain_hash"].hex()} | root
+        yield row | {"chain_hash": nearest(row["chain_hash"], (bytes,)).hex()} | root
 
 
 def list_digests(connection: Connection, message_no: int) -> list[str]:

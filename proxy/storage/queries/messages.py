@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from proxy.storage.connection import Connection
-from proxy.storage.damaged_values import built
+from proxy.storage.damaged_values import built, text_or_none
 from proxy.storage.queries.exchanges import ExchangeRow, Unfinished
 from proxy.wire.message import Columns
 
@@ -187,7 +187,7 @@ def update_message(connection: Connection, message_no: int, columns: Columns) ->
 def list_message_blobs(connection: Connection, message_no: int) -> dict[str, str]:
     """A message's blobs by digest."""
     rows = connection.all("list_message_blobs", {"message_no": message_no})
-    return {row["digest"]: row["data"] for row in rows}
+    return {row["digest"]: text_or_none(row["data"]) or "" for row in rows}
 
 
 def adopt_reply(connection: Connection, columns: dict[str, Any]) -> int | None:

@@ -1,9 +1,10 @@
 """Queries of the history page: sessions, messages, usage, keys, and logins."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from proxy.storage.connection import Connection, Row
+from proxy.storage.damaged_values import sound, text_or_none
 from proxy.storage.queries.keys import ApiKey
 
 _SUMS = {
@@ -12,6 +13,62 @@ _SUMS = {
     "user": "sum_usage_by_user",
     "endpoint": "sum_usage_by_endpoint",
 }
+
+
+class PageSession(TypedDict):
+    """A session in the list."""
+
+    session_no: int
+    session_id: str
+    user_id: str
+    title: str
+    is_active: bool
+    message_count: int
+    tokens: int
+    updated_at: str
+    exchange_no: int
+    fits: bool
+
+
+class PageExchange(TypedDict):
+    """What a list shows of an exchange."""
+
+    exchange_id: str
+    model: str | None
+    status: str
+    leaf_no: int | None
+    created_at: str
+
+
+class PageMessage(TypedDict):
+    """A message of a conversation."""
+
+    message_no: int
+    message_id: str
+    exchange_id: str | None
+    role: str
+    content: str
+    length: int
+    content_form: str
+    extra: str | None
+    is_extra_left_out: bool
+    is_reply: bool
+    model: str | None
+    tokens: int
+    status: str
+    created_at: str
+    wire: str | None
+    error: str | None
+
+
+class PageBranch(TypedDict):
+    """The end of a branch."""
+
+    message_no: int
+    message_id: str
+    message_count: int
+    title: str
+    updated_at: str
 
 
 class WebSession(NamedTuple):
@@ -36,9 +93,12 @@ def list_sessions(
     """
     below = {"model": model, "since": since, "before": before[0], "before_id": before[1], "limit": limit}
     if user_id is not None:
-        return connection.all("list_page_sessions_of_user", {"user_id": user_id, **below})
+        rows = connection.all("list_page_sessions_of_user", {"user_id": user_id, **below})
+        return [sound(PageSession, row) for row in rows]
     both = [
-        row for active in (True, False) for row in connection.all("list_page_sessions", {"is_active": active, **below})
+        sound(PageSession, row)
+        for active in (True, False)
+        for row in connection.all("list_page_sessions", {"is_active": active, **below})
     ]
     return sorted(both, key=lambda row: (row["updated_at"], row["session_id"]), reverse=True)[:limit]
 
@@ -57,8 +117,10 @@ def list_sessions_by_status(
     """Sessions of exchanges with a status and numbers below `before`, newest first. `fits`: whether to show the row."""
     parameters = {"user_id": user_id, "model": model, "since": since, "until": until, "before": before, "limit": limit}
     if status == "in_progress":
-        return connection.all("list_page_sessions_in_progress", parameters)
-    return connection.all("list_page_sessions_in_trouble", {"status": status, **parameters})
+        rows = connection.all("list_page_sessions_in_progress", parameters)
+    else:
+        rows = connection.all("list_page_sessions_in_trouble", {"status": status, **parameters})
+    return [sound(PageSession, row) for row in rows]
 
 
 def session_exists(connection: Connection, *, user_id: str | None) -> bool:
@@ -68,18 +130,19 @@ def session_exists(connection: Connection, *, user_id: str | None) -> bool:
 
 def list_newest_exchanges(connection: Connection, session_no: int, *, limit: int) -> list[Row]:
     """A session's newest exchanges, newest first: `exchange_id model status leaf_no created_at`."""
-    return connection.all("list_newest_exchanges", {"session_no": session_no, "limit": limit})
+    rows = connection.all("list_newest_exchanges", {"session_no": session_no, "limit": limit})
+    return [sound(PageExchange, row) for row in rows]
 
 
 def get_message(connection: Connection, message_no: int, *, characters: int, extra_characters: int) -> Row | None:
     """A message with its text truncated to `characters`, and its other keys unless longer than `extra_characters`."""
     parameters = {"message_no": message_no, "characters": characters, "extra_characters": extra_characters}
-    return connection.one("get_page_message", parameters)
+    row = connection.one("get_page_message", parameters)
+    return None if row is None else sound(PageMessage, row)
 
 
 def get_message_id(connection: Connection, message_no: int) -> str | None:
-    message_id: str | None = connection.value("find_message_id", {"message_no": message_no})
-    return message_id
+    return text_or_none(connection.value("find_message_id", {"message_no": message_no}))
 
 
 def get_alternatives(connection: Connection, message_no: int, *, session_no: int) -> Row:
@@ -91,21 +154,19 @@ def get_alternatives(connection: Connection, message_no: int, *, session_no: int
 
 def list_branches(connection: Connection, session_id: str, *, session_no: int, limit: int) -> list[Row]:
     """The leaves of a session's newest branches: `message_no message_id message_count title updated_at`."""
-    return connection.all("list_page_branches", {"session_id": session_id, "session_no": session_no, "limit": limit})
+    rows = connection.all("list_page_branches", {"session_id": session_id, "session_no": session_no, "limit": limit})
+    return [sound(PageBranch, row) for row in rows]
 
 
 def get_message_text(connection: Connection, message_id: str, *, session_id: str) -> str | None:
     """The full text of a session's message."""
-    text: str | None = connection.value("get_message_text", {"message_id": message_id, "session_id": session_id})
-    return text
+    return text_or_none(connection.value("get_message_text", {"message_id": message_id, "session_id": session_id}))
 
 
 def get_message_blob(connection: Connection, message_id: str, *, session_id: str, digest: str) -> str | None:
     """A blob of a session's message: a data URL, as it was sent."""
-    data: str | None = connection.value(
-        "get_message_blob", {"message_id": message_id, "session_id": session_id, "digest": digest}
-    )
-    return data
+    parameters = {"message_id": message_id, "session_id": session_id, "digest": digest}
+    return text_or_none(connection.value("get_message_blob", parameters))
 
 
 def iterate_fragments(connection: Connection, exchange_id: str, *, start: int) -> Iterator[tuple[int, bytes]]:
