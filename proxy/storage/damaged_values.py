@@ -40,7 +40,7 @@ def built(cls: type[T], row: Row) -> T:
 
 
 def sound(shape: type, row: Row) -> Row:
-    """The row with each value of a wrong type replaced by the nearest; `shape`, a class or TypedDict, gives the types."""
+    """The row with each value of a wrong type replaced by the nearest; a class or TypedDict gives the types."""
     key = shape, tuple(row), tuple(map(type, row.values()))
     if key in _sound:
         return row
