@@ -34,7 +34,7 @@ def export_command(
     *, file: BinaryIO, user_id: str | None, session_id: str | None, format_: Format, completed_only: bool
 ) -> None:
     """Write the history to FILE, or to standard output, even while the database is in use. The file is readable only by
-    its owner. In a full export, damaged rows are listed on stderr, and the exit code is 1."""
+    its owner. Damaged rows are listed on stderr, and the exit code is then 1."""
     with private_files(), opened(existing_database(), migrates=False, makes=False) as connection, connection.snapshot():
         if session_id is not None:
             found = queries.sessions.find_session_id(connection, id_=session_id, user_id=user_id)
@@ -53,8 +53,10 @@ def export_command(
                     show(done, max(done, total))
         if file.name != "-":
             click.echo(f"{file.name}: {done:,} sessions")
-        if user_id is None and session_id is None:
-            _say_broken(broken_rows.find_broken_rows(connection, limit=_NAMED_MAX))
+        found_broken = broken_rows.find_broken_rows(
+            connection, limit=_NAMED_MAX, user_id=user_id, session_id=session_id
+        )
+        _say_broken(found_broken)
 
 
 def _say_broken(rows: list[str]) -> None:

@@ -33,17 +33,46 @@ _FORMS = {"messages": {"content_form": (None, "json", "none"), "status": (None, 
 _STATUS = ("in_progress", "completed", "incomplete", "failed")
 
 
-def find_broken_rows(connection: Connection, *, limit: int) -> list[str]:
-    """The first broken rows as `table row column: reason`."""
-    return list(islice(_broken(connection), limit))
+def find_broken_rows(
+    connection: Connection, *, limit: int, user_id: str | None = None, session_id: str | None = None
+) -> list[str]:
+    """The first broken rows as `table row column: reason`; only those of a user or session if one is given."""
+    return list(islice(_broken(connection, user_id=user_id, session_id=session_id), limit))
 
 
-def _broken(connection: Connection) -> Iterator[str]:
-    for table in TABLES:
+def _broken(connection: Connection, *, user_id: str | None, session_id: str | None) -> Iterator[str]:
+    is_whole = user_id is None and session_id is None
+    for table in TABLES if is_whole else _OWNED_TABLES:
         for row in queries.check.iterate_values(connection, table):
             id_ = row.pop("id")
-            for column, reason in _wrong(table, row):
-                yield f"{table} {id_} {column}: {reason}"
+            reasons = list(_wrong(table, row))
+            if reasons and (is_whole or _is_within(_owner(connection, table, id_), user_id, session_id)):
+                yield from (f"{table} {id_} {column}: {reason}" for column, reason in reasons)
+
+
+# Rows of the other tables are shared between users.
+_OWNED_TABLES = ("users", "sessions", "messages", "exchanges")
+
+
+def _owner(connection: Connection, table: str, id_: object) -> tuple[str | None, str | None]:
+    """The user and session that a row belongs to."""
+    if not isinstance(id_, str):
+        return None, None
+    if table == "users":
+        return id_, None
+    session_id: str | None = id_
+    if table == "messages":
+        place = queries.imports.find_place(connection, id_)
+        session_id = place and place.session_id
+    elif table == "exchanges":
+        exchange = queries.exchanges.get_exchange(connection, id_)
+        session_id = exchange and exchange.session_id
+    session = None if session_id is None else queries.sessions.get_session(connection, session_id)
+    return session and session.user_id, session_id
+
+
+def _is_within(owner: tuple[str | None, str | None], user_id: str | None, session_id: str | None) -> bool:
+    return user_id in (None, owner[0]) and session_id in (None, owner[1])
 
 
 def _wrong(table: str, row: Row) -> Iterator[tuple[str, str]]:

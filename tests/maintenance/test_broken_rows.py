@@ -127,3 +127,33 @@ async def test_every_kind_of_broken_row_is_named_and_ends_nothing(tmp_path: Path
         paths += [f"/v1/sessions/{session['session_id']}{each}" for session in listed for each in of]
         for path in paths:
             assert (await client.get(path)).status_code < 500, path
+
+
+@pytest.mark.parametrize(
+    "broken",
+    (
+        "UPDATE messages SET content = x'00ff' WHERE session_id = ?",
+        "UPDATE sessions SET title = x'00ff' WHERE session_id = ?",
+        "UPDATE exchanges SET duration_ms = 'x'"
+        " WHERE session_no = (SELECT session_no FROM sessions WHERE session_id = ?)",
+        "UPDATE users SET username = x'ff' WHERE user_id = (SELECT user_id FROM sessions WHERE session_id = ?)",
+    ),
+)
+def test_an_export_of_one_user_or_session_names_its_own_broken_rows_alone(tmp_path: Path, broken: str) -> None:
+    path = tmp_path / "chat.db"
+    with opened(path) as connection:
+        anns, bobs = say(connection, "ann's text"), say(connection, "bob's text", user_id="bob")
+        for switch in ("foreign_keys = OFF", "ignore_check_constraints = ON"):
+            execute(connection, f"PRAGMA {switch}")
+        execute(connection, broken, (anns,))
+    table = broken.split(" ")[1]
+    for arguments, is_named in (
+        (("--user", "ann"), True),
+        (("--session", anns), table != "users"),  # a session's export names its own rows
+        (("--user", "bob"), False),
+        (("--session", bobs), False),
+    ):
+        done = CliRunner().invoke(cli, ["export", *arguments], env={"DATABASE_URL": f"sqlite:///{path}"})
+        assert done.exit_code == (1 if is_named else 0), (arguments, done.stderr)
+        assert (f"stellarchat: {table} " in done.stderr) is is_named
+        assert ("bob's text" in done.stdout) is (arguments[1] in ("bob", bobs))

@@ -203,6 +203,52 @@ def test_a_wrong_line_is_named_and_left_out_and_reaches_nobody_else(
     assert [problem for problem in problems_of(other) if problem.kind not in ("stray_blobs", "unfinished")] == []
 
 
+def cycle_of(message: dict[str, Any]) -> list[str]:
+    """Two messages each of which has the other as its parent, and one that is its own."""
+    ids = ("cycle-1", "cycle-2", "cycle-3")
+    parents = ("cycle-2", "cycle-1", "cycle-3")
+    pairs = zip(ids, parents, strict=True)
+    return [json.dumps({**message, "message_id": id_, "parent_id": parent}) for id_, parent in pairs]
+
+
+def test_of_a_file_with_broken_lines_of_every_kind_all_the_rest_comes_in(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imports, "LINE_BYTES_MAX", 2**16)
+    good = exported(path).splitlines()
+    messages = [json.loads(line) for line in good if json.loads(line)["kind"] == "message"]
+    message = messages[0]
+    last = next(number for number, line in enumerate(good) if json.loads(line) == message)
+    broken = [
+        *(
+            "{",
+            "[]",
+            "17",
+            "null",
+            '"text"',
+            "\0\0\0",
+            '{"kind":"message"',
+            "\ufffd" * 9,
+            '{"kind":17}',
+            '{"kind":["user"]}',
+        ),
+        *('{"kind":"message","message_id":"\\u0000"}', "[" * 50_000, json.dumps({**message, "extra": "x" * 2**17})),
+        *cycle_of(message),
+        json.dumps({**message, "message_id": "dangling", "parent_id": "nowhere"}),
+        json.dumps({**message, "message_id": "of-no-exchange", "exchange_id": 17}),
+        *(json.dumps({key: value for key, value in message.items() if key != name}) for name in ("role", "chain_hash")),
+        *(json.dumps({**message, "message_id": f"new-{name}", name: {}}) for name in ("role", "content", "tokens")),
+    ]
+    # Each among the lines of the session that its message would belong to; a line twice is there already, and no fault.
+    lines = [*good[: last + 1], *broken, good[last], *good[last + 1 :]]
+    other = tmp_path / "other.db"
+    imported = loaded(other, "\n".join(lines) + "\n")
+    assert imported.refused_count == len(broken)
+    numbers = [int(reason.split(":")[0].removeprefix("line ")) for reason in imported.refused]
+    assert numbers == list(range(last + 2, last + 2 + len(broken)))[: len(numbers)]
+    assert exported(other) == exported(path)
+
+
 def test_the_command_names_what_it_left_out_and_asks_before_it_adds(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.db"
     text = changed(exported(path), "message", extra="{" + "x" * 2**20)
