@@ -63,12 +63,12 @@ def _owner(connection: Connection, table: str, id_: object) -> tuple[str | None,
     session_id: str | None = id_
     if table == "messages":
         place = queries.imports.find_place(connection, id_)
-        session_id = place and place.session_id
+        session_id = None if place is None else place.session_id
     elif table == "exchanges":
         exchange = queries.exchanges.get_exchange(connection, id_)
-        session_id = exchange and exchange.session_id
+        session_id = None if exchange is None else exchange.session_id
     session = None if session_id is None else queries.sessions.get_session(connection, session_id)
-    return session and session.user_id, session_id
+    return None if session is None else session.user_id, session_id
 
 
 def _is_within(owner: tuple[str | None, str | None], user_id: str | None, session_id: str | None) -> bool:
