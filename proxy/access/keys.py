@@ -258,7 +258,7 @@ class KeyCache:
             row = await self._database.look_up(lambda connection: queries.keys.find_key(connection, key_hash))
         except StorageError as exc:
             logger.error("an API key could not be looked up: %s", exc)
-            raise UnavailableError("The database cannot be read just now; try again.") from exc
+            raise UnavailableError("The database cannot be read at the moment; try again.") from exc
         if row is None:
             if len(self._unknown) >= _UNKNOWN_LIMIT:
                 del self._unknown[next(iter(self._unknown))]

@@ -131,7 +131,7 @@ class Overflow:
                 self._cannot_spill(exc)
                 self._set_timer(_RETRY_SECONDS)
             except Exception:  # must survive: without this task every chat would wait at its end
-                logger.exception("the spill failed; it goes on")
+                logger.exception("the spill failed and continues")
                 self._set_timer(_RETRY_SECONDS)
 
     async def spill_due(self, *, everything: bool = False) -> None:

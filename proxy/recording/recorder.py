@@ -293,7 +293,7 @@ class Recorder:
                 try:
                     self._write_down_one(live)
                 except Exception:  # an error in one exchange must not prevent saving the others
-                    logger.exception("a reply in progress could not be written down")
+                    logger.exception("a reply in progress could not be saved")
 
     def _write_last_events(self, live: OpenExchange) -> None:
         """Saves the rest of a stream whose events are kept. Skipped if it does not fit into the queue."""
@@ -301,7 +301,7 @@ class Recorder:
         try:
             self._write_down_one(live)
         except Exception:  # the exchange itself must still be stored
-            logger.exception("the last events of a response could not be written down")
+            logger.exception("the last events of a response could not be saved")
 
     def _write_down_one(self, live: OpenExchange) -> None:
         if not live.is_begun and live.has_content and self.writer.has_room(live.size):

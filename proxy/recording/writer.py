@@ -187,7 +187,7 @@ class Writer:
             try:
                 await self._turn()
             except Exception:  # must survive: without the writer every chat would wait at its end
-                logger.exception("the writer failed; it goes on")
+                logger.exception("the writer failed and continues")
                 self._queue.put_back()
                 await asyncio.sleep(_RETRY_SECONDS)
             if self._is_closing and self._refused_since is not None:

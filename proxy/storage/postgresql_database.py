@@ -158,7 +158,7 @@ class PostgresqlDatabase(Database):
             try:
                 self.living_count = await thread.run(partial(_beat, worker_id=worker_id))
             except StorageError as exc:
-                logger.warning("the other processes cannot be told that this one lives: %s", exc)
+                logger.warning("the heartbeat could not be sent: %s", exc)
 
     def _connect_writer(self) -> PostgresqlConnection:
         connection = postgresql.connect(self.url)

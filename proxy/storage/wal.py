@@ -28,5 +28,5 @@ def empty_log(path: Path) -> bool:
     except sqlite3.Error as exc:
         logger.warning("the write-ahead log could not be emptied after a deletion: %s", exc)
         return False
-    logger.info("the write-ahead log is in use: what was deleted leaves it with the next checkpoint")
+    logger.info("the write-ahead log is in use: deleted data remains in it until the next checkpoint")
     return False

@@ -5,7 +5,7 @@ WHERE session_count <> (SELECT COUNT(*) FROM sessions AS s WHERE s.user_id = u.u
    OR active_session_count <> (SELECT COUNT(*) FROM sessions AS s WHERE s.user_id = u.user_id AND s.is_active);
 
 -- name: list_miscounted_sessions
--- Sessions whose counts are not those of their messages, or whose newest leaf is not theirs.
+-- Sessions with wrong counts, or with a newest leaf of another session.
 SELECT s.session_id
 FROM sessions AS s
 LEFT JOIN (
@@ -20,7 +20,7 @@ WHERE s.message_count <> COALESCE(counted.messages, 0)
        AND NOT EXISTS (SELECT 1 FROM messages AS m WHERE m.message_no = s.leaf_no AND m.session_id = s.session_id));
 
 -- name: list_misplaced_messages
--- Messages that stand below one of another session, or not one level below it.
+-- Messages whose parent is in another session, or not exactly one level above.
 SELECT m.message_id
 FROM messages AS m
 LEFT JOIN messages AS p ON p.message_no = m.parent_no
@@ -28,7 +28,7 @@ WHERE m.depth <> COALESCE(p.depth + 1, 0)
    OR (p.message_no IS NOT NULL AND p.session_id <> m.session_id);
 
 -- name: list_misplaced_exchanges
--- Exchanges whose last message is not in their session, or whose user is not its owner.
+-- Exchanges whose last message is in another session, or whose user does not own the session.
 SELECT e.exchange_id
 FROM exchanges AS e
 JOIN sessions AS s ON s.session_no = e.session_no
@@ -44,7 +44,7 @@ FROM exchanges
 WHERE status = 'in_progress';
 
 -- name: list_stray_fragments
--- Pieces of replies that have ended.
+-- Fragments of replies that have ended.
 SELECT DISTINCT e.exchange_id
 FROM exchange_fragments AS f
 JOIN exchanges AS e ON e.exchange_no = f.exchange_no

@@ -1,9 +1,9 @@
 -- columns: candidate
--- What a list of completions is filtered by.
+-- The columns that a list of completions is filtered by.
 e.exchange_id, e.status, COALESCE(e.model, p.model) AS model, e.metadata
 
 -- name: find_stored_exchange
--- The exchange of a user that upstream's id names: the newest, since a client may use a request id again.
+-- A user's newest exchange with upstream's id: a client may use a request id again.
 SELECT exchange_id
 FROM exchanges
 WHERE user_no = (SELECT u.user_no FROM users AS u WHERE u.user_id = :user_id)
@@ -14,7 +14,7 @@ ORDER BY created_at DESC, exchange_id DESC
 LIMIT 1;
 
 -- name: find_stored_exchange_of_anyone
--- The same where no key and no header says whose: one probe of the index a user.
+-- The same for any user: one index probe per user.
 SELECT e.exchange_id
 FROM users AS u
 CROSS JOIN exchanges AS e
@@ -26,7 +26,7 @@ ORDER BY e.created_at DESC, e.exchange_id DESC
 LIMIT 1;
 
 -- name: scan_exchanges_of_user
--- The next exchanges of a user after one, oldest first, by what a list of completions is filtered by.
+-- The next exchanges of a user after a given one, oldest first, with the filter columns.
 SELECT {candidate}
 FROM exchanges AS e
 LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
@@ -45,8 +45,8 @@ ORDER BY e.exchange_id DESC
 LIMIT :limit;
 
 -- name: scan_exchanges_of_session
--- The same within a session. Its exchanges are sorted for it, all of them at each step: an index that has them sorted
--- would cost every exchange some 40 bytes, and a session of 60,000 takes 14 ms a step without.
+-- The same within a session. All of its exchanges are sorted at each step: an index for that order would cost about 40
+-- bytes per exchange; without it, a session of 60,000 exchanges takes 14 ms per step.
 SELECT {candidate}
 FROM exchanges AS e
 LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no

@@ -22,7 +22,7 @@ VALUES (:exchange_no, :exchange_id, :session_no, :user_no, :leaf_no, :context, :
         :upstream_no, :queued_ms, :head_ms, :stored_ms);
 
 -- name: last_numbers
--- The numbers that sessions, messages and exchanges have reached. https://sqlite.org/autoinc.html
+-- The highest numbers of sessions, messages and exchanges. https://sqlite.org/autoinc.html
 SELECT COALESCE((SELECT MAX(session_no) FROM sessions), 0) AS session_no,
        COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'messages'), 0) AS message_no,
        COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'exchanges'), 0) AS exchange_no;
@@ -58,7 +58,7 @@ VALUES (:digest, :endpoint, :model, :data, :tools_no)
 RETURNING parameters_no;
 
 -- name: finish_exchange
--- The outcome of an exchange in progress.
+-- Stores the outcome of an exchange in progress.
 UPDATE exchanges
 SET status = column2,
     model = column3,
@@ -89,13 +89,13 @@ FROM (
 WHERE exchanges.exchange_no = column1;
 
 -- name: mark_recovered
--- Its end was guessed, since its process seemed gone: the process's own end replaces it.
+-- Marks an end as assumed, because the process seemed dead; the process's own end replaces it.
 UPDATE exchanges
 SET worker_id = :worker_id
 WHERE exchange_id = :exchange_id;
 
 -- name: reopen_recovered
--- One whose end was guessed is in progress again.
+-- Sets an exchange with an assumed end back to in progress.
 UPDATE exchanges
 SET status = 'in_progress'
 WHERE exchange_id = :exchange_id
@@ -103,7 +103,7 @@ WHERE exchange_id = :exchange_id
   AND worker_id IS NOT NULL;
 
 -- name: get_exchange_in_progress
--- What is needed to store its end: where its request's last message stands, and whether anything follows there already.
+-- What is needed to store the end: the position of the request's last message, and whether it has children already.
 SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, p.model AS asked_model,
        e.created_at, e.leaf_no,
        EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = e.session_no AND c.parent_no = e.leaf_no) AS goes_on,
@@ -133,7 +133,8 @@ JOIN sessions AS s ON s.session_no = e.session_no
 WHERE e.exchange_id = :exchange_id;
 
 -- name: list_exchanges
--- One page of a session's exchanges in the order they were stored. After one that is gone: its id says where it stood.
+-- One page of a session's exchanges in storage order. If the exchange to continue after was deleted, its id still tells
+-- the position.
 SELECT {exchange}
 FROM exchanges AS e
 LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
@@ -160,13 +161,13 @@ FROM exchanges
 WHERE session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id);
 
 -- name: list_workers_in_progress
--- The processes that have exchanges in progress, some of which may be gone.
+-- The processes with exchanges in progress; some of them may be dead.
 SELECT DISTINCT worker_id
 FROM exchanges
 WHERE status = 'in_progress';
 
 -- name: list_exchanges_in_progress
--- What a process left behind.
+-- The exchanges that a process has in progress.
 SELECT e.exchange_id, COALESCE(p.endpoint, '/v1/chat/completions') AS endpoint
 FROM exchanges AS e
 LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
@@ -183,14 +184,14 @@ DELETE FROM exchanges
 WHERE exchange_id = :exchange_id;
 
 -- name: move_requests
--- The requests that end with a message end with another.
+-- Changes the last message of the requests that end with a given message.
 UPDATE exchanges
 SET leaf_no = :parent_no
 WHERE session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
   AND leaf_no = :message_no;
 
 -- name: list_contexts
--- The system messages of a session's requests.
+-- The contexts (system messages) of a session's requests.
 SELECT exchange_id, context
 FROM exchanges
 WHERE session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
@@ -202,8 +203,8 @@ SET context = :context
 WHERE exchange_id = :exchange_id;
 
 -- name: find_failed_request
--- The newest session, touched since a moment, in which a request that ends with this chain hash was asked last and got
--- no whole reply. Many conversations begin alike: the newest are enough.
+-- The most recently used session, since a point in time, whose last request ends with this chain hash and got no
+-- complete reply. Many conversations have the same beginning: only the newest are examined.
 SELECT m.session_id
 FROM (
     SELECT message_no, session_no, session_id

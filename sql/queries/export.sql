@@ -1,5 +1,5 @@
 -- name: export_users
--- Every user, or the one, or the one of a session; not the default user that every new database has.
+-- All users, one user, or the owner of one session; without the default user, which every new database has.
 SELECT user_id, username, created_at, last_active
 FROM users AS u
 WHERE (CAST(:user_id AS TEXT) IS NULL OR user_id = :user_id)
@@ -31,7 +31,7 @@ WHERE (CAST(:user_id AS TEXT) IS NULL OR s.user_id = :user_id)
 ORDER BY s.session_id;
 
 -- name: export_messages
--- A session's messages in the order they were stored: parents before what follows them.
+-- A session's messages in storage order, so that parents come before their children.
 SELECT {message}, m.chain_hash, r.message_id AS root_id
 FROM messages AS m
 LEFT JOIN messages AS p ON p.message_no = m.parent_no
@@ -62,7 +62,7 @@ FROM messages
 WHERE message_no = :message_no;
 
 -- name: list_leaves
--- The ends of a session's branches, oldest first.
+-- The leaves of a session's branches, oldest first.
 SELECT m.message_no, m.message_id, m.role
 FROM messages AS m
 WHERE m.session_id = :session_id

@@ -1,6 +1,6 @@
 -- name: insert_fragment
--- Nothing happens where the exchange has ended, or the piece is there already: it may be replayed. Where there is no
--- exchange, NOT NULL refuses the piece: it goes where the beginning of its exchange has gone.
+-- Does nothing if the exchange has ended, or if the fragment is already stored: it may be a replay. If the exchange is
+-- missing, NOT NULL rejects the fragment, which then goes to the dead-letter file like its exchange.
 INSERT INTO exchange_fragments (exchange_no, sequence, data)
 SELECT e.exchange_no, column2, column3
 FROM (VALUES (:exchange_id, :sequence, :data)) AS fragment
@@ -16,7 +16,7 @@ WHERE exchange_no = (SELECT e.exchange_no FROM exchanges AS e WHERE e.exchange_i
 ORDER BY sequence;
 
 -- name: list_fragment_range
--- The pieces of a reply from one on, up to another.
+-- The fragments of a reply from one position up to another.
 SELECT data
 FROM exchange_fragments
 WHERE exchange_no = (SELECT e.exchange_no FROM exchanges AS e WHERE e.exchange_id = :exchange_id)
@@ -25,7 +25,7 @@ WHERE exchange_no = (SELECT e.exchange_no FROM exchanges AS e WHERE e.exchange_i
 ORDER BY sequence;
 
 -- name: delete_fragments
--- Of exchanges that have ended.
+-- Only of exchanges that have ended.
 DELETE FROM exchange_fragments
 WHERE exchange_no IN (
     SELECT e.exchange_no
@@ -36,7 +36,8 @@ WHERE exchange_no IN (
 );
 
 -- name: delete_stray_fragments
--- Of all exchanges that have ended: a process may be gone before it has deleted them. Those of responses stay for a while.
+-- Of all exchanges that have ended, in case their process died before deleting them. Those of responses are kept a
+-- while.
 DELETE FROM exchange_fragments
 WHERE exchange_no IN (
     SELECT f.exchange_no

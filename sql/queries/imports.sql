@@ -1,5 +1,5 @@
 -- name: import_user
--- What is known already stays; the dates take in both.
+-- Keeps an existing user; its dates are widened.
 INSERT INTO users (user_id, username, created_at, last_active)
 VALUES (:user_id, :username, :created_at, :last_active)
 ON CONFLICT (user_id) DO UPDATE
@@ -9,7 +9,7 @@ SET username = COALESCE(users.username, excluded.username),
                        ELSE users.last_active END;
 
 -- name: import_session
--- Without its client's id where another session of the user has that.
+-- Omits the external id if another session of the user has it.
 INSERT INTO sessions (session_id, user_id, external_id, title, is_active, metadata, created_at, updated_at)
 SELECT :session_id, :user_id,
        CASE WHEN EXISTS (SELECT 1 FROM sessions WHERE user_id = :user_id AND external_id = :external_id) THEN NULL
@@ -23,14 +23,14 @@ VALUES (:digest, :data)
 ON CONFLICT DO NOTHING;
 
 -- name: set_exchange
--- A message of an import whose exchange came after it.
+-- Sets the exchange of a message that was imported before its exchange.
 UPDATE messages
 SET exchange_no = :exchange_no
 WHERE message_no = :message_no
   AND exchange_no IS NULL;
 
 -- name: set_root
--- A message of an import that begins a conversation.
+-- Marks an imported message as the first of a conversation.
 UPDATE messages
 SET root_no = message_no
 WHERE message_no = :message_no;
@@ -42,7 +42,7 @@ FROM messages
 WHERE message_id = :message_id;
 
 -- name: settle_session
--- After an import: counts what is there. The newest message is the import's where the import is as new.
+-- Recomputes the counts after an import. The newest leaf is the import's if the import is at least as new.
 UPDATE sessions
 SET message_count = (SELECT COUNT(*) FROM messages AS m WHERE m.session_id = :session_id),
     tokens = (SELECT COALESCE(SUM(m.tokens), 0) FROM messages AS m WHERE m.session_id = :session_id),

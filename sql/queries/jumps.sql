@@ -4,12 +4,12 @@ VALUES (:message_no, :above_no)
 ON CONFLICT DO NOTHING;
 
 -- name: delete_jumps
--- Of messages that are to hang elsewhere.
+-- Deletes the jumps of messages that are about to be moved.
 DELETE FROM message_jumps
 WHERE message_no IN (SELECT column1 FROM (VALUES (:message_no)) AS moved);
 
 -- name: find_ancestor
--- The message of a branch at a depth, found from one below it; or the last one that could be found on the way there.
+-- The ancestor of a message at a given depth; if the tree is broken, the last one found on the way.
 WITH RECURSIVE climb (message_no, parent_no, depth) AS (
     SELECT message_no, parent_no, depth
     FROM messages
@@ -36,7 +36,7 @@ ORDER BY message_no
 LIMIT 1;
 
 -- name: find_ancestor_before
--- The nearest message of a branch that was stored before a number, found from one below it; or the branch's first.
+-- The nearest ancestor with a number below a given one; otherwise the first message of the branch.
 WITH RECURSIVE climb (message_no, parent_no, depth) AS (
     SELECT message_no, parent_no, depth
     FROM messages

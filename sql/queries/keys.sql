@@ -9,7 +9,7 @@ VALUES (:key_id, :user_id, :name, :key_hash, :hint, :is_admin, :requests_per_min
         :expires_at);
 
 -- name: find_key
--- By its hash alone: the key itself is not here.
+-- By hash only: the key itself is not stored.
 SELECT {api_key}
 FROM api_keys
 WHERE key_hash = :key_hash;
@@ -25,7 +25,7 @@ ORDER BY key_id;
 SELECT EXISTS (SELECT 1 FROM api_keys);
 
 -- name: keys_were_required
--- Whether there was ever a key: deleting the last one must not open the door to everyone.
+-- Whether keys were ever required: deleting the last one must not open the server to everyone.
 SELECT EXISTS (SELECT 1 FROM doors WHERE name = 'keys') OR EXISTS (SELECT 1 FROM api_keys);
 
 -- name: require_keys
@@ -34,14 +34,14 @@ VALUES ('keys', :now)
 ON CONFLICT (name) DO NOTHING;
 
 -- name: list_key_hashes
--- Of the keys made after one: what tells a key of ours from a stranger's.
+-- The hashes of keys created after a given one; they distinguish our keys from unknown ones.
 SELECT key_id, key_hash
 FROM api_keys
 WHERE key_id > :after
 ORDER BY key_id;
 
 -- name: revoke_key
--- By id, or by the first characters that are shown of it. A key is revoked once.
+-- By id or displayed prefix. A key is revoked only once.
 UPDATE api_keys
 SET revoked_at = :now
 WHERE (key_id = :key OR hint = :key)
@@ -61,7 +61,7 @@ WHERE key_id = :key_id
   AND (last_used_at IS NULL OR last_used_at < :used_at);
 
 -- name: add_key_tokens
--- What was relayed for a key on a day, in addition to what is known.
+-- Adds tokens used with a key on a day.
 INSERT INTO key_tokens (key_id, day, tokens)
 SELECT key_id, :day, :tokens
 FROM api_keys

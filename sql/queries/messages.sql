@@ -14,7 +14,7 @@ VALUES (:message_no, :message_id, :session_id, :session_no, :parent_no, :depth, 
         :content_form, :extra, :wire, :choice, :model, :tokens, :status, :metadata, :created_at);
 
 -- name: adopt_reply
--- A reply that a later request has brought along before it was stored itself: the copy becomes the reply.
+-- A later request may contain a reply that is not stored yet: its copy then becomes the reply.
 UPDATE messages
 SET exchange_no = :exchange_no,
     content = :content,
@@ -37,10 +37,10 @@ WHERE message_no = (
 RETURNING message_no;
 
 -- name: list_prefix
--- Where the longest of the given prefixes of a conversation is stored, newest session first, and whether anything
--- follows there: one probe of the index a prefix, longest first, stopping at the first that is there (a recursive query
--- hands out its rows first in, first out: https://sqlite.org/lang_with.html#recursive_query_examples). Many
--- conversations begin alike: the newest are enough. :hashes holds the chain hashes, 16 bytes each.
+-- Finds the longest of the given prefixes of a conversation, newest session first, and whether anything follows it: one
+-- index probe per prefix, longest first, stopping at the first match (a recursive query returns its rows first in,
+-- first out: https://sqlite.org/lang_with.html#recursive_query_examples). Many conversations have the same beginning:
+-- only the newest are examined. The parameter holds the chain hashes, 16 bytes each.
 WITH RECURSIVE probe (position, hash) AS (
     SELECT 0, substr(:hashes, 1, 16)
     UNION ALL
@@ -61,13 +61,13 @@ ORDER BY m.session_no DESC, m.message_no DESC
 LIMIT :limit;
 
 -- name: get_node
--- Where a message stands in its tree.
+-- The position of a message in its tree.
 SELECT {node}
 FROM messages
 WHERE message_no = :message_no;
 
 -- name: find_node_by_hash
--- A message of a session by its hash: the newest, if it was stored more than once.
+-- A message of a session by its hash; if it was stored more than once, the newest one.
 SELECT {node}
 FROM messages
 WHERE chain_hash = :chain_hash
@@ -76,7 +76,7 @@ ORDER BY message_no DESC
 LIMIT 1;
 
 -- name: list_ancestors
--- A message and those above it, nearest first.
+-- A message and its ancestors, nearest first.
 WITH RECURSIVE path (message_no, parent_no, depth, role, chain_hash, root_no) AS (
     SELECT message_no, parent_no, depth, role, chain_hash, root_no
     FROM messages
@@ -91,7 +91,7 @@ FROM path
 LIMIT :limit;
 
 -- name: list_path
--- A message and those above it, nearest first, without what they say.
+-- A message and its ancestors, nearest first, without their contents.
 WITH RECURSIVE path (message_no, parent_no, role, exchange_no) AS (
     SELECT message_no, parent_no, role, exchange_no
     FROM messages
@@ -106,7 +106,7 @@ FROM path
 LIMIT :limit;
 
 -- name: newest_leaf_below
--- The end of the newest branch through a message.
+-- The newest leaf below a message.
 WITH RECURSIVE descent (message_no) AS (
     SELECT CAST(:message_no AS BIGINT)
     UNION ALL
@@ -126,9 +126,9 @@ FROM messages
 WHERE session_id = :session_id;
 
 -- name: get_message
--- One message of a session as the routes show it: with its parent's id and the number of its alternatives, itself
--- included. System messages stand in the tree where they changed, but a reply below one is an alternative to the reply
--- beside it: those count whose nearest message of the conversation above is the same.
+-- One message with everything that the routes return, including its parent's id and the number of its alternatives
+-- (itself included). System messages are stored in the tree where they changed, so a reply below one is an alternative
+-- to a reply beside it: alternatives have the same nearest ancestor that is not a system message.
 SELECT {message},
        (
            WITH RECURSIVE
@@ -169,14 +169,14 @@ WHERE message_id = :message_id
   AND session_id = :session_id;
 
 -- name: find_message_no_before
--- Where a message stood that is gone.
+-- The position of a deleted message.
 SELECT MAX(message_no)
 FROM messages
 WHERE session_no = :session_no
   AND message_id < :message_id;
 
 -- name: list_message_blobs
--- The large parts of a message.
+-- The blobs of a message.
 SELECT b.digest, b.data
 FROM message_blobs AS mb
 JOIN blobs AS b ON b.digest = mb.digest
@@ -193,7 +193,7 @@ VALUES (:message_no, :digest)
 ON CONFLICT DO NOTHING;
 
 -- name: list_replies
--- The replies of an exchange in the order of their choices: children of its request's last message.
+-- The replies of an exchange, ordered by choice: children of its request's last message.
 SELECT message_no
 FROM messages
 WHERE session_no = :session_no
@@ -203,7 +203,7 @@ WHERE session_no = :session_no
 ORDER BY message_no;
 
 -- name: delete_message_at_end
--- Delete a message that no other follows, and that no request ends with.
+-- Deletes a message that has no children and is not the last message of any request.
 DELETE FROM messages
 WHERE message_no = :message_no
   AND NOT EXISTS (SELECT 1 FROM messages AS c WHERE c.session_no = :session_no AND c.parent_no = :message_no)
@@ -211,14 +211,14 @@ WHERE message_no = :message_no
 RETURNING tokens;
 
 -- name: find_item_no
--- The message of an item's id, or the last one before it: an item that a list is to go on after may be deleted by then.
+-- The message of an item's id, or the last one before it, because a list may continue after a deleted item.
 SELECT MAX(message_no)
 FROM messages
 WHERE session_id = :session_id
   AND message_id <= :message_id;
 
 -- name: reparent
--- The messages that follow one take its place.
+-- Moves the children of a message to another parent.
 UPDATE messages
 SET parent_no = :parent_no
 WHERE session_no = (SELECT s.session_no FROM sessions AS s WHERE s.session_id = :session_id)
@@ -230,7 +230,7 @@ WHERE message_no = :message_no
 RETURNING tokens;
 
 -- name: update_message
--- What a message says, in all the columns that hold it.
+-- Sets all columns of a message's content.
 UPDATE messages
 SET content = :content,
     content_form = :content_form,

@@ -1,5 +1,5 @@
 -- name: list_old_sessions
--- Sessions without activity since a moment, the least active first. Asked twice, so that the index on both is used.
+-- Sessions without activity since a point in time, least recently active first. Two queries, so that the index is used.
 SELECT session_id
 FROM sessions
 WHERE is_active = :is_active
@@ -13,7 +13,7 @@ FROM sessions
 WHERE updated_at < :before;
 
 -- name: count_rows_up_to
--- How many messages and exchanges a session has; of each at most :most are counted.
+-- The numbers of messages and exchanges of a session; counting stops at the limit.
 SELECT (
     SELECT COUNT(*)
     FROM (SELECT m.message_no FROM messages AS m WHERE m.session_id = :session_id LIMIT :most) AS some_messages
@@ -28,7 +28,7 @@ SELECT (
 ) AS exchanges;
 
 -- name: delete_newest_messages
--- Children have higher numbers than their parents, so none goes with another: as many are deleted as asked for.
+-- Children have higher numbers than their parents, so no other rows are deleted by cascade.
 DELETE FROM messages
 WHERE message_no IN (
     SELECT m.message_no
@@ -50,7 +50,7 @@ WHERE exchange_no IN (
 );
 
 -- name: shorten_session
--- Its newest messages were deleted. Its activity stays what it was.
+-- Subtracts deleted newest messages from the counts. The time of the last activity stays.
 UPDATE sessions
 SET message_count = message_count - :messages,
     tokens = tokens - :tokens,

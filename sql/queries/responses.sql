@@ -4,7 +4,7 @@ VALUES (:item_id, :message_no)
 ON CONFLICT DO NOTHING;
 
 -- name: find_response_item
--- The newest message of a user that holds an item.
+-- The newest message of a user that contains an item.
 SELECT MAX(m.message_no)
 FROM response_items AS i
 JOIN messages AS m ON m.message_no = i.message_no

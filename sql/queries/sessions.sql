@@ -3,7 +3,7 @@ session_no, session_id, user_id, external_id, title, is_active, metadata, leaf_n
        created_at, updated_at
 
 -- name: insert_session
--- Nothing happens where the session, or the client's id for it, is there already.
+-- Does nothing if the id or the external id already exists.
 INSERT INTO sessions (session_no, session_id, user_id, external_id, title, metadata, leaf_no, message_count, tokens, created_at,
                       updated_at)
 VALUES (:session_no, :session_id, :user_id, :external_id, :title, :metadata, :leaf_no, :message_count, :tokens, :created_at,
@@ -11,8 +11,8 @@ VALUES (:session_no, :session_id, :user_id, :external_id, :title, :metadata, :le
 ON CONFLICT DO NOTHING;
 
 -- name: find_session_id
--- A session by its own id or by the id its client made up, which comes second. Without a user its own id is looked for in
--- the whole database, the made-up one among the owner's alone.
+-- A session by its own id or, second, by its external id. Without a user, its own id is searched in the whole database,
+-- the external id only among the owner's sessions.
 SELECT session_id
 FROM sessions
 WHERE (session_id = :id AND (CAST(:user_id AS TEXT) IS NULL OR user_id = :user_id))
@@ -27,7 +27,7 @@ WHERE session_id = :session_id
   AND (CAST(:user_id AS TEXT) IS NULL OR user_id = :user_id);
 
 -- name: list_sessions
--- One page of a user's sessions, newest activity first, after the one named by the cursor.
+-- One page of a user's sessions, most recently active first, after the cursor.
 SELECT {session}
 FROM sessions
 WHERE user_id = :user_id
@@ -39,7 +39,7 @@ ORDER BY updated_at DESC, session_id DESC
 LIMIT :limit OFFSET :offset;
 
 -- name: list_session_ids
--- The same list by ids alone, for one that is read while it changes.
+-- The same list with ids only, for reading it while it changes.
 SELECT session_id
 FROM sessions
 WHERE user_id = :user_id
@@ -56,7 +56,7 @@ WHERE user_id = :user_id
   AND (CAST(:until AS TEXT) IS NULL OR updated_at < :until);
 
 -- name: update_session
--- What is not given stays.
+-- NULL parameters leave a column unchanged.
 UPDATE sessions
 SET title = COALESCE(:title, title),
     is_active = COALESCE(:is_active, is_active),
@@ -65,7 +65,7 @@ SET title = COALESCE(:title, title),
 WHERE session_id = :session_id;
 
 -- name: touch_session
--- Messages were stored below it: its counts, its newest leaf and its activity follow.
+-- Messages were stored: updates the counts, the newest leaf and the activity.
 UPDATE sessions
 SET message_count = message_count + column2,
     tokens = tokens + column3,
@@ -79,7 +79,7 @@ DELETE FROM sessions
 WHERE session_id = :session_id;
 
 -- name: shrink_session
--- Messages below it were deleted: its counts and its newest leaf follow; that is no activity.
+-- Messages were deleted: updates the counts and the newest leaf; does not count as activity.
 UPDATE sessions
 SET message_count = message_count - :messages,
     tokens = tokens - :tokens,

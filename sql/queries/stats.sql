@@ -6,7 +6,7 @@ SELECT (SELECT COUNT(*) FROM users) AS users,
        (SELECT COUNT(*) FROM blobs) AS blobs;
 
 -- name: list_tokens_by_day
--- What was used, by day and model, newest day first.
+-- Tokens by day and model, newest day first.
 SELECT substr(e.created_at, 1, 10) AS day, COALESCE(e.model, p.model) AS model, COUNT(*) AS exchanges,
        COALESCE(SUM(e.prompt_tokens), 0) AS prompt_tokens,
        COALESCE(SUM(e.completion_tokens), 0) AS completion_tokens

@@ -1,5 +1,5 @@
 -- name: upsert_tombstone
--- The last deletion counts.
+-- Keeps the time of the last deletion.
 INSERT INTO tombstones (digest, kind, deleted_at)
 VALUES (:digest, :kind, :now)
 ON CONFLICT (digest) DO UPDATE SET deleted_at = excluded.deleted_at
@@ -10,7 +10,7 @@ SELECT COALESCE(MAX(deleted_at), '')
 FROM tombstones;
 
 -- name: was_deleted
--- Whether the user or the session was deleted at that moment or later.
+-- Whether the user or the session was deleted at that time or later.
 SELECT EXISTS (
     SELECT 1
     FROM tombstones

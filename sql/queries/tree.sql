@@ -1,6 +1,6 @@
 -- name: find_prefix_in_session
--- The longest of the given prefixes that one session holds: its position and its message, the conversation that has it,
--- and whether any conversation of the session is shown below another.
+-- The longest of the given prefixes in one session: its position, its message, its conversation, and whether any
+-- conversation of the session is displayed below another.
 WITH RECURSIVE probe (position, hash) AS (
     SELECT 0, substr(:hashes, 1, 16)
     UNION ALL
@@ -51,7 +51,7 @@ SELECT EXISTS (
 ) AS has_detached;
 
 -- name: list_detached
--- The newest conversations that are shown below a message of another.
+-- The newest conversations that are displayed below a message of another one.
 SELECT message_no
 FROM messages
 WHERE session_no = :session_no
@@ -61,7 +61,7 @@ ORDER BY message_no DESC
 LIMIT :limit;
 
 -- name: list_subtree
--- A message and those below it, in no order.
+-- A message and its descendants, unordered.
 WITH RECURSIVE below (message_no) AS (
     SELECT CAST(:message_no AS BIGINT)
     UNION ALL
@@ -79,14 +79,14 @@ SET parent_no = NULL
 WHERE message_no = :message_no;
 
 -- name: raise_message
--- A message stands less deep: something above it is gone.
+-- Reduces the depth of a message after an ancestor was removed.
 UPDATE messages
 SET depth = depth - column2
 FROM (VALUES (:message_no, :levels)) AS raised
 WHERE messages.message_no = column1;
 
 -- name: raise_subtree
--- A message and those below it, which are to take the place of the one above.
+-- A message and its descendants, which move up by one level.
 WITH RECURSIVE below (message_no) AS (
     SELECT CAST(:message_no AS BIGINT)
     UNION ALL
@@ -100,7 +100,7 @@ SET depth = depth - 1
 WHERE message_no IN (SELECT message_no FROM below);
 
 -- name: rechain_message
--- A message is known as part of a conversation that is sent as a whole.
+-- Sets the chain hash and root of a message that turned out to be part of a conversation.
 UPDATE messages
 SET chain_hash = column2,
     root_no = column3
@@ -108,8 +108,8 @@ FROM (VALUES (:message_no, :chain_hash, :root_no)) AS known
 WHERE messages.message_no = column1;
 
 -- name: list_newest_ends
--- The ends of the conversations that the newest messages of a session belong to. What is shown below an end, and is of
--- another conversation, does not count.
+-- The last messages of the conversations that a session's newest messages belong to. A conversation displayed below
+-- such a message is ignored.
 SELECT m.message_no
 FROM (
     SELECT message_no, session_no
@@ -128,7 +128,7 @@ WHERE NOT EXISTS (
 LIMIT :limit;
 
 -- name: find_sent_context
--- The system messages of the request that a message came with or answers; no row where it was posted by hand.
+-- The system messages of the request that a message belongs to; no row if it was posted manually.
 SELECT e.context
 FROM messages AS m
 JOIN exchanges AS e ON e.exchange_no = m.exchange_no
@@ -140,7 +140,7 @@ FROM messages
 WHERE message_no = :message_no;
 
 -- name: list_first_texts
--- What a session begins with.
+-- The first messages of a session.
 SELECT role, content, exchange_no
 FROM messages
 WHERE session_id = :session_id
@@ -148,7 +148,7 @@ ORDER BY created_at, message_no
 LIMIT :limit;
 
 -- name: move_root
--- A conversation that has lost its first message begins with another.
+-- Sets another first message for a conversation whose first message was deleted.
 UPDATE messages
 SET root_no = (
     SELECT MIN(c.message_no)
@@ -167,7 +167,7 @@ SET title = :title
 WHERE session_id = :session_id;
 
 -- name: count_leaves
--- All messages but those that something follows: the index on parents is read, no message.
+-- Messages without children; reads only the index on parents.
 SELECT s.message_count - (
     SELECT COUNT(DISTINCT m.parent_no)
     FROM messages AS m
@@ -177,7 +177,7 @@ FROM sessions AS s
 WHERE s.session_no = :session_no;
 
 -- name: page_leaves
--- One page of the ends of a session's branches, newest first.
+-- One page of a session's leaves, newest first.
 SELECT m.message_no, m.message_id, m.depth, m.root_no, m.created_at
 FROM messages AS m
 WHERE m.session_id = :session_id
@@ -194,7 +194,7 @@ WHERE session_no = :session_no
   AND root_no IS NULL;
 
 -- name: get_beginning
--- The message that a conversation begins with, and its first question: most have one system message at most.
+-- The first message of a conversation and its first question; most conversations have at most one system message.
 WITH RECURSIVE descent (message_no, role, steps) AS (
     SELECT message_no, role, 1
     FROM messages

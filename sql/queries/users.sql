@@ -1,13 +1,12 @@
 -- name: upsert_user
--- A user comes into being with the first thing it does, and is last active now; a minute more or less is not worth a
--- write.
+-- Inserts the user if missing and updates the last activity, but at most once a minute to save writes.
 INSERT INTO users (user_id, created_at, last_active)
 VALUES (:user_id, :now, :now)
 ON CONFLICT (user_id) DO UPDATE SET last_active = excluded.last_active
 WHERE substr(users.last_active, 1, 16) < substr(excluded.last_active, 1, 16);
 
 -- name: count_sessions
--- Sessions of a user were made.
+-- Adds new sessions to the user's counts.
 UPDATE users
 SET session_count = session_count + :sessions,
     active_session_count = active_session_count + :active
@@ -24,12 +23,12 @@ FROM users
 WHERE user_id = :user_id;
 
 -- name: delete_user
--- Sessions, messages, exchanges and keys go with it (ON DELETE CASCADE).
+-- Deletes its sessions, messages, exchanges and keys as well (ON DELETE CASCADE).
 DELETE FROM users
 WHERE user_id = :user_id;
 
 -- name: delete_messages_of_user
--- Some of a user's messages, newest first: what answers a message goes with it or before it.
+-- Some of a user's messages, newest first, so that replies are deleted before or with their questions.
 DELETE FROM messages
 WHERE message_no IN (
     SELECT m.message_no

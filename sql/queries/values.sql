@@ -1,5 +1,5 @@
 -- name: users_values
--- Every row of a table with the columns whose values `check` looks at, and what names the row.
+-- Every row of a table, with the columns that `check` verifies, and the row's identity.
 SELECT user_id AS id, username, session_count, active_session_count, created_at, last_active
 FROM users;
 
@@ -9,7 +9,8 @@ SELECT session_id AS id, user_id, external_id, title, is_active, metadata, leaf_
 FROM sessions;
 
 -- name: messages_values
--- Links to rows that are not there are given as the column's name, with 1. An exchange may be gone: retention deletes it first.
+-- A missing row that a link refers to is reported as the column's name with 1. An exchange may be missing after
+-- retention.
 SELECT m.message_id AS id, m.parent_no, m.depth, m.chain_hash, m.exchange_no, m.role, m.content, m.content_form, m.extra,
        m.choice, m.model, m.tokens, m.status, m.metadata, m.created_at, m.root_no, m.wire, m.message_no,
        CASE WHEN m.parent_no IS NOT NULL AND p.message_no IS NULL THEN 1 END AS no_parent_no,

@@ -1,5 +1,5 @@
 -- name: count_usage
--- What was used grows by the exchanges that have ended.
+-- Adds ended exchanges to the usage counts.
 INSERT INTO usage_days (day, user_no, model, endpoint, requests, incomplete, failed, prompt_tokens, cached_tokens,
                         completion_tokens, reasoning_tokens, first_token_50, first_token_100, first_token_200,
                         first_token_400, first_token_800, first_token_1600, first_token_3200, first_token_6400,
@@ -29,8 +29,8 @@ SET requests = usage_days.requests + excluded.requests,
     first_token_more = usage_days.first_token_more + excluded.first_token_more;
 
 -- name: sum_usage_by_day
--- What was used in some days, newest day first. One query each way of grouping: a CASE to group by would cost a sorter of
--- wide rows, and four times the time.
+-- The usage of a range of days, newest day first. One query per grouping: grouping by a CASE would sort wide rows and
+-- take four times as long.
 SELECT d.day AS name,
        SUM(d.requests) AS requests, SUM(d.incomplete) AS incomplete, SUM(d.failed) AS failed,
        SUM(d.prompt_tokens) AS prompt_tokens, SUM(d.cached_tokens) AS cached_tokens, SUM(d.completion_tokens) AS completion_tokens,
@@ -47,7 +47,7 @@ ORDER BY d.day DESC
 LIMIT :limit;
 
 -- name: sum_usage_by_model
--- The same by model, those with the most tokens first.
+-- The same by model, most tokens first.
 SELECT d.model AS name,
        SUM(d.requests) AS requests, SUM(d.incomplete) AS incomplete, SUM(d.failed) AS failed,
        SUM(d.prompt_tokens) AS prompt_tokens, SUM(d.cached_tokens) AS cached_tokens, SUM(d.completion_tokens) AS completion_tokens,
@@ -64,7 +64,7 @@ ORDER BY SUM(d.prompt_tokens + d.completion_tokens) DESC, SUM(d.requests) DESC, 
 LIMIT :limit;
 
 -- name: sum_usage_by_endpoint
--- The same by endpoint, those with the most tokens first.
+-- The same by endpoint, most tokens first.
 SELECT d.endpoint AS name,
        SUM(d.requests) AS requests, SUM(d.incomplete) AS incomplete, SUM(d.failed) AS failed,
        SUM(d.prompt_tokens) AS prompt_tokens, SUM(d.cached_tokens) AS cached_tokens, SUM(d.completion_tokens) AS completion_tokens,
@@ -81,7 +81,7 @@ ORDER BY SUM(d.prompt_tokens + d.completion_tokens) DESC, SUM(d.requests) DESC, 
 LIMIT :limit;
 
 -- name: sum_usage_by_user
--- The same by user. Users get their names after the sums.
+-- The same by user. User names are joined after the sums.
 SELECT u.user_id AS name, s.requests, s.incomplete, s.failed, s.prompt_tokens, s.cached_tokens,
        s.completion_tokens, s.reasoning_tokens, s.first_token_50, s.first_token_100, s.first_token_200,
        s.first_token_400, s.first_token_800, s.first_token_1600, s.first_token_3200,
@@ -131,7 +131,7 @@ s.updated_at >= :since
         ))
 
 -- name: list_page_sessions_of_user
--- A user's sessions below a moment, newest activity first, and whether each ever used a model.
+-- A user's sessions before a point in time, most recently active first, and whether each ever used a model.
 SELECT {page_session}, {uses_model} AS fits
 FROM sessions AS s
 WHERE s.user_id = :user_id
@@ -141,7 +141,7 @@ ORDER BY s.updated_at DESC, s.session_id DESC
 LIMIT :limit;
 
 -- name: list_page_sessions
--- The same of all users. Asked once for active ones and once for the others, so that the index on both is used.
+-- The same for all users. Executed separately for active and inactive sessions, so that the index is used.
 SELECT {page_session}, {uses_model} AS fits
 FROM sessions AS s
 WHERE s.is_active = :is_active
@@ -151,8 +151,8 @@ ORDER BY s.updated_at DESC, s.session_id DESC
 LIMIT :limit;
 
 -- name: list_page_sessions_in_trouble
--- The sessions of cut or failed exchanges, newest exchange first, and whether each is to be shown: it is that of
--- its session's newest exchange. The conditions stand in the list of columns, so that a page can go on from any row.
+-- The sessions of cut or failed exchanges, newest exchange first, and whether to show each: only for the session's
+-- newest exchange. The conditions are in the column list, so that a page can continue after any row.
 SELECT e.exchange_no, {page_session}, {is_newest_and_shown} AS fits
 FROM exchanges AS e
 JOIN sessions AS s ON s.session_no = e.session_no
@@ -163,8 +163,8 @@ ORDER BY e.exchange_no DESC
 LIMIT :limit;
 
 -- name: list_page_sessions_in_progress
--- The same of exchanges in progress, which are few. The plus signs keep SQLite from walking all exchanges by number
--- (https://sqlite.org/optoverview.html#disqualifying_where_clause_terms_using_unary_).
+-- The same for exchanges in progress, of which there are few. The plus signs keep SQLite from scanning all exchanges by
+-- number (https://sqlite.org/optoverview.html#disqualifying_where_clause_terms_using_unary_).
 SELECT e.exchange_no, {page_session}, {is_newest_and_shown} AS fits
 FROM exchanges AS e
 JOIN sessions AS s ON s.session_no = e.session_no
@@ -177,7 +177,7 @@ LIMIT :limit;
 SELECT EXISTS (SELECT 1 FROM sessions WHERE CAST(:user_id AS TEXT) IS NULL OR user_id = :user_id);
 
 -- name: list_newest_exchanges
--- What a session's newest exchanges were of and became.
+-- The models and statuses of a session's newest exchanges.
 SELECT e.exchange_id, COALESCE(e.model, p.model) AS model, e.status, e.leaf_no, e.created_at
 FROM exchanges AS e
 LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
@@ -186,7 +186,7 @@ ORDER BY e.exchange_no DESC
 LIMIT :limit;
 
 -- name: get_page_message
--- A message as the history page shows it: of what is very long the beginning, or nothing where a part would not do.
+-- A message for the history page; long values are truncated, or omitted if a part would be useless.
 SELECT m.message_no, m.message_id, e.exchange_id, m.role, substr(m.content, 1, CAST(:characters AS INTEGER)) AS content,
        length(m.content) AS length, COALESCE(m.content_form, 'text') AS content_form,
        CASE WHEN length(m.extra) <= :extra_characters THEN m.extra END AS extra,
@@ -199,8 +199,8 @@ LEFT JOIN exchanges AS e ON e.exchange_no = m.exchange_no
 WHERE m.message_no = :message_no;
 
 -- name: get_alternatives
--- How many alternatives a message has, itself included; which of them it is; the one before it and the one after it.
--- As in get_message, system messages between a reply and what it answers do not count.
+-- The number of alternatives of a message, its position among them, and the previous and next one. As in get_message,
+-- system messages between a reply and its question are ignored.
 WITH RECURSIVE
 above (message_no) AS (
     SELECT CASE WHEN m.parent_no < m.message_no THEN m.parent_no ELSE 0 END
@@ -236,7 +236,7 @@ FROM (
 ) AS f;
 
 -- name: list_page_branches
--- The ends of a session's branches, newest first.
+-- The leaves of a session's branches, newest first.
 SELECT m.message_no, m.message_id, m.depth + 1 AS message_count, substr(m.content, 1, 80) AS title,
        m.created_at AS updated_at
 FROM messages AS m
@@ -253,7 +253,7 @@ WHERE m.message_id = :message_id
   AND m.session_id = :session_id;
 
 -- name: get_message_blob
--- A large part of a message of a session, which is the reader's.
+-- A blob of a message in a session that the visitor may read.
 SELECT b.data
 FROM messages AS m
 JOIN message_blobs AS mb ON mb.message_no = m.message_no
@@ -263,7 +263,7 @@ WHERE m.message_id = :message_id
   AND b.digest = :digest;
 
 -- name: list_fragments_from
--- What a reply in progress has streamed from one piece on.
+-- The fragments of a reply in progress from a position on.
 SELECT f.sequence, f.data
 FROM exchange_fragments AS f
 JOIN exchanges AS e ON e.exchange_no = f.exchange_no
@@ -280,7 +280,7 @@ ORDER BY key_id DESC
 LIMIT :limit;
 
 -- name: get_web_session
--- A browser that is logged in, with its key where that is in the database.
+-- A logged-in browser, with its key if that is in the database.
 SELECT w.key_hash, w.created_at, w.expires_at, k.key_id, k.user_id, k.is_admin, k.expires_at AS key_expires_at,
        k.revoked_at
 FROM web_sessions AS w
@@ -306,7 +306,7 @@ DELETE FROM web_sessions
 WHERE expires_at <= :now;
 
 -- name: delete_oldest_web_sessions
--- A key has a few browsers; beyond that the oldest are logged out.
+-- Limits the logins per key: the oldest ones are deleted.
 DELETE FROM web_sessions
 WHERE token_hash IN (
     SELECT w.token_hash

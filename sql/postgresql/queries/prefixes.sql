@@ -1,4 +1,4 @@
--- PostgreSQL has the positions from generate_series, and wants to know that the hashes are bytes.
+-- PostgreSQL generates the positions with generate_series, and needs the type of the hashes.
 
 -- name: list_prefix
 SELECT m.message_no, m.session_id,

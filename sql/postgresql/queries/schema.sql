@@ -1,4 +1,4 @@
 -- name: note_schema
--- The database has this schema from now on.
+-- Records the schema version of the database.
 INSERT INTO stellarchat (schema, made_at)
 VALUES (:schema, clock_timestamp());

@@ -1,9 +1,9 @@
--- Search without an index: the server leaves out what cannot hold the text, the rest is looked through by us.
+-- Search without an index: the server pre-filters, the program verifies the rest.
 
 -- name: list_search_candidates
--- The messages that may hold a text, newest first. `run` is a part of the text whose characters no case changes: who has
--- the text has that. Of a text in ASCII, `ascii`, it is known who has it where the message is ASCII too, which it is
--- where it has as many bytes as characters: in the collation "C", lower() changes the letters of ASCII alone.
+-- Messages that may contain a text, newest first. The parameter `run` is the part of the text that no change of case
+-- alters, so every match contains it. For an ASCII text, `ascii`, ASCII messages are decided exactly; a message is
+-- ASCII if it has as many bytes as characters. In the collation "C", lower() changes only ASCII letters.
 SELECT m.message_no, octet_length(m.content) AS size
 FROM messages AS m
 JOIN sessions AS s ON s.session_no = m.session_no
@@ -31,7 +31,7 @@ FROM messages
 WHERE message_no IN (SELECT CAST(given.value AS BIGINT) FROM json_array_elements_text(CAST(:numbers AS JSON)) AS given);
 
 -- name: get_search_hit
--- What is shown of a message that was found, but for its text.
+-- The columns of a hit without its text.
 SELECT m.session_id, m.message_id, p.message_id AS parent_id, e.exchange_id, m.role, m.model, m.tokens,
        COALESCE(m.status, 'completed') AS status, m.created_at
 FROM messages AS m

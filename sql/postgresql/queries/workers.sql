@@ -1,5 +1,5 @@
 -- name: list_workers_in_progress
--- The processes that have exchanges in progress and have not been seen for a while, by the server's clock.
+-- The processes with exchanges in progress but without a recent heartbeat, by the server's clock.
 SELECT DISTINCT e.worker_id
 FROM exchanges AS e
 WHERE e.status = 'in_progress'
@@ -11,7 +11,7 @@ WHERE e.status = 'in_progress'
   );
 
 -- name: beat
--- This process lives. Those that have been gone for a day are forgotten. The time is the server's, in Unix seconds.
+-- Stores a heartbeat; deletes processes without one for a day. The time is the server's, in Unix seconds.
 WITH forgotten AS (
     DELETE FROM workers
     WHERE seen_at < clock_timestamp() - INTERVAL '1 day'
