@@ -33,6 +33,8 @@ _ROWS_MAX = 256
 _FETCHED = 500
 
 
+# Round trips decide the speed, not SQL: with 1.4 ms to the server, 107 continued chats/s with a round trip per
+# statement, 2,115 with two per commit (measured with a prototype).
 class PostgresqlConnection:
     """See `connection.Connection`. `store` is deferred and sent with the next statement, in the same round trip."""
 
@@ -224,6 +226,7 @@ class PostgresqlConnection:
         if given:
             self._pending.append((f"SELECT setval('{sequence}', $1)", [max(given)]))
 
+    # If the wait for a standby is cancelled, COMMIT succeeds with only a WARNING, and the data is on one machine only.
     def _take_notice(self, notice: psycopg.errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":
             self._warning = notice.message_primary or "the server warned of the commit"

@@ -27,6 +27,7 @@ T = TypeVar("T")
 # A connection whose server does not answer is abandoned after this time.
 _CLOSE_SECONDS = 3.0
 # Other processes treat this one as dead after 15 seconds without a heartbeat (`workers.sql`).
+# Not an advisory lock, which the server may hold for hours after a connection went silent (tcp_keepalives_idle).
 _BEAT_SECONDS = 4.0
 # How long a start waits for another process's write before it continues without it.
 _LOCK_MS = 5_000

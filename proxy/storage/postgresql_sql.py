@@ -65,6 +65,8 @@ def statement(name: str) -> Statement:
     return Statement(re.sub(r"(?<!:):([a-z]\w*)", lambda found: f"${names.index(found[1]) + 1}", text), names)
 
 
+# One JSON parameter takes 26 µs of client CPU per chat, multi-row VALUES 155 µs; COPY takes 32 µs and cannot be
+# pipelined (measured).
 @lru_cache(maxsize=64)
 def for_many_rows(name: str) -> Statement:
     """Rewrites a statement with one row of VALUES to insert the rows of a JSON text (`$1`). `names` are the columns."""
