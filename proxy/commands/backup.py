@@ -14,7 +14,7 @@ from proxy.settings import ConfigurationError
 _PAUSE_SECONDS = 0.005
 
 
-@click.command("backup")
+@click.command("backup", short_help="Copy the database into a file.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @as_json_option
@@ -34,7 +34,7 @@ def backup_command(*, file: Path, force: bool, as_json: bool) -> None:
         click.echo(f"{file}: {size:,} bytes, checked")
 
 
-@click.command("restore")
+@click.command("restore", short_help="Replace the database by a backup.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--force", is_flag=True, help="Replace the existing database.")
 @as_json_option

@@ -17,7 +17,7 @@ from proxy.storage.errors import StorageDamagedError, StorageError
 from proxy.storage.sqlite import connect_existing
 
 
-@click.command("check")
+@click.command("check", short_help="Check the database for damage.")
 @as_json_option
 def check_command(*, as_json: bool) -> None:
     """Check the database, even while it is in use. Exit code 1 if there are problems."""

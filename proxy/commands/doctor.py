@@ -18,7 +18,7 @@ from proxy.settings import ConfigurationError, Settings
 from proxy.upstream.client import Upstream
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Find problems and say how to fix them.")
 @click.option("--upstream", help="vLLM's address, as for `serve`.")
 @click.option("--demo", is_flag=True, help="As for `serve --demo`: without vLLM.")
 @as_json_option

@@ -24,7 +24,7 @@ from proxy.storage import queries
 from proxy.storage.engine import opened
 
 
-@click.command("export")
+@click.command("export", short_help="Write the history to a file.")
 @click.argument("file", type=click.File("wb", lazy=True), default="-")
 @click.option("--user", "user_id", help="Only this user's sessions.")
 @click.option("--session", "session_id", help="Only this session, by its own id or the client's id.")
@@ -71,7 +71,7 @@ _NAMED_MAX = 1000  # broken rows listed
 _SESSION_STARTS = ('{"kind":"session"', "# ", '{"messages"')
 
 
-@click.command("import")
+@click.command("import", short_help="Add an exported history to the database.")
 @click.argument("file", type=click.File("rb"), default="-")
 @click.option("--yes", is_flag=True, help="Do not ask before importing into a database that contains chats.")
 @as_json_option

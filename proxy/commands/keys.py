@@ -109,7 +109,7 @@ def list_(*, user_id: str | None, as_json: bool) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-@keys.command()
+@keys.command(short_help="Revoke a key.")
 @click.argument("key")
 def revoke(*, key: str) -> None:
     """Revoke a key, given by its id or by its first characters as shown by `list`."""

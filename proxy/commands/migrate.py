@@ -15,7 +15,7 @@ from proxy.storage.engine import opened
 from proxy.storage.errors import StorageError
 
 
-@click.command("migrate")
+@click.command("migrate", short_help="Copy the history to another database.")
 @click.argument("source")
 @click.argument("target")
 @as_json_option

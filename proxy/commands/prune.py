@@ -25,7 +25,7 @@ def _age(_ctx: click.Context, _param: click.Parameter, value: str) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-@click.command("prune")
+@click.command("prune", short_help="Delete old sessions.")
 @click.option("--older-than", "age", callback=_age, required=True, help="Time without activity, such as 90d.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be deleted.")
 @click.option("--yes", is_flag=True, help="Do not ask before deleting.")

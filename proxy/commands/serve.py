@@ -95,7 +95,7 @@ def _described(meaning: str, default: object) -> str:
     return f"{meaning} [default: {shown}]" if shown else meaning
 
 
-@click.command("serve", cls=_ServeCommand)
+@click.command("serve", short_help="Run the proxy.", cls=_ServeCommand)
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", help="Port to listen on; 0 chooses a free one.")
 @click.option("--upstream", help="vLLM's address, such as http://127.0.0.1:8000.")

@@ -16,7 +16,7 @@ _DAY_SECONDS = 86_400
 _FILES = {"database": "", "log": "-wal", "search": "-search"}
 
 
-@click.command("stats")
+@click.command("stats", short_help="Count users, sessions, messages and tokens.")
 @click.option(
     "--days", type=click.IntRange(1, 36_600), default=30, show_default=True, help="Days of token usage to show."
 )
