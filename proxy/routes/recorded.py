@@ -181,7 +181,9 @@ def _route(
     """Sets the conversation's routing key, for the choice of an upstream and for a router behind it."""
     settings = services.settings
     is_told = (
-        settings.forward_session and "session_id" not in request.body and headers.value_of(given, _SESSION) is None
+        settings.forward_session
+        and request.body.get("session_id") is None
+        and headers.value_of(given, _SESSION) is None
     )
     if not (is_told or services.upstreams.are_several):
         return

@@ -26,6 +26,11 @@ class Health:
     _received: int = 0
     _silent_since: float | None = None
 
+    @property
+    def can_serve(self) -> bool:
+        """Whether a request would be answered if no other upstream is left: silence alone is no failure."""
+        return not self._is_out and self.reason in (None, _SILENT)
+
     def failed(self, reason: str) -> None:
         """Records a failed probe, or a request that failed before its reply. The first probe decides alone."""
         self._successes = 0

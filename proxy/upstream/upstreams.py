@@ -192,7 +192,7 @@ class Upstreams:
         if not self.are_several or not all(upstream.health.is_known for upstream in self._all):
             await asyncio.gather(*(upstream.probe() for upstream in self._all))
         self._checked_at = time.monotonic()
-        if any(upstream.health.is_in and upstream.health.reason is None for upstream in self._all):
+        if any(upstream.health.can_serve for upstream in self._all):
             return "ok"
         reasons = dict.fromkeys(str(upstream.health.reason) for upstream in self._all)
         return "; ".join(reasons)

@@ -175,13 +175,14 @@ async def test_upstream_is_told_the_conversation_unless_its_caller_tells(
             (chat("a"), {"X-Session-Id": "mine"}),
             (chat("a", session_id="mine"), {}),
             (chat("a", store=False), {}),
+            (chat("a", session_id=None), {}),
         )
         for body, headers in asked:
             assert (await http.post(CHAT, json=body, headers=headers)).status_code == 200
     told = [call.headers.get("x-session-id") for call in one.calls_to(CHAT)]
     assert told[0] == told[1]
     assert len({told[0], told[2], told[3]}) == 3
-    assert told[4:] == ["mine", None, told[0]]
+    assert told[4:] == ["mine", None, told[0], told[0]]
 
 
 async def test_forwarding_can_be_switched_off(pair: tuple[FakeUpstream, FakeUpstream], tmp_path: Path) -> None:
@@ -288,6 +289,28 @@ async def test_however_many_ask_for_ready_upstream_is_asked_once(
         answers = await asyncio.gather(*(http.get("/ready") for _ in range(40)))
     assert {answer.status_code for answer in answers} == {200}
     assert probes == 1
+
+
+async def test_a_long_silent_reply_of_the_only_upstream_does_not_make_it_not_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.upstream.health._SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr("proxy.upstream.upstreams._CHECK_SECONDS", 0.0)
+    async with fake_upstream() as one, client(tmp_path, one.url) as http:
+        one.on(CHAT, never())
+        waiting = asyncio.create_task(http.post(CHAT, json=chat()))
+        while not one.calls_to(CHAT):
+            await asyncio.sleep(0.01)
+        shown: dict[str, Any] = {}
+        async with asyncio.timeout(10):
+            while shown.get("reason") is None:
+                answer = await http.get("/ready")
+                assert answer.status_code == 200
+                shown = answer.json()["upstreams"]["list"][0]
+                await asyncio.sleep(0.05)
+        assert shown["reason"] == "open requests receive nothing"
+        waiting.cancel()
+        await asyncio.wait([waiting])
 
 
 async def test_an_upstream_that_is_gone_makes_it_not_ready_and_one_that_is_back_ready(tmp_path: Path) -> None:
