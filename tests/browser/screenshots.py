@@ -69,6 +69,7 @@ def _pages(sessions: dict[str, str]) -> dict[str, str]:
         "search": "/ui/search?q=clock",
         "usage": "/ui/usage",
         "keys": "/ui/keys",
+        "upstreams": "/ui/upstreams",
         "rename": f"/ui/s/{sessions['trip']}/rename",
         "delete": f"/ui/s/{sessions['trip']}/delete",
         "missing": "/ui/nowhere",

@@ -1,15 +1,18 @@
 """The history page in a real browser: what is live, the keyboard, what is untrusted, and who can use it."""
 
+import asyncio
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from proxy.storage import exchange_store
 from proxy.storage.write_batch import write_batch
 from tests.browser.conftest import Watched
 from tests.browser.invented import tell, tell_growing
+from tests.fake_upstream import DONE, chat_chunk, event, fake_upstream, until
 from tests.serving import running_proxy, settings_for
 from tests.stored import choice, exchange, opened, outcome, say, user, worker
 from tests.web.test_untrusted_text import CORPUS
@@ -24,6 +27,9 @@ PATHS = (
     "/ui/s/{tools}",
     "/ui/s/{picture}",
     "/ui/s/{long}",
+    "/ui/s/{responses}",
+    "/ui/s/{anthropic}",
+    "/ui/s/{completion}",
     "/ui/s/{failed}",
     "/ui/s/{cut}",
     "/ui/s/{trip}/rename",
@@ -32,6 +38,8 @@ PATHS = (
     "/ui/usage",
     "/ui/usage?by=model",
     "/ui/keys",
+    "/ui/upstreams",
+    "/ui?status=failed",
     "/ui/nowhere",
     "/ui?user=nobody",
 )
@@ -73,6 +81,60 @@ async def look_at_all(folder: Path, browser: Any, sessions: dict[str, str], *, s
         watched.messages = [each for each in watched.messages if "404" not in each]
         watched.assert_quiet(url)
         await context.close()
+
+
+@pytest.mark.parametrize(("scheme", "width"), FORMS)
+async def test_what_a_newcomer_and_an_admin_see_is_quiet_and_accessible(
+    tmp_path: Path, browser: Any, scheme: str, width: int
+) -> None:
+    context = await browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    watched = Watched(await context.new_page())
+    page = watched.page
+    async with running_proxy(settings_for(tmp_path / "empty", demo=True)) as url:
+        await page.goto(url)
+        await page.get_by_text("Nothing has been said yet").wait_for()
+        assert await violations(page) == []
+        watched.assert_quiet(url)
+    watched.hosts.clear()
+    async with site(tmp_path) as house:
+        await page.goto(house.url)
+        assert await violations(page) == []
+        await page.get_by_label("API key").fill(house.keys["admin"])
+        await page.keyboard.press("Enter")
+        for path in ("/ui/keys", "/ui/upstreams", "/ui/usage?by=user", f"/ui/keys/{house.ids['key']}/revoke"):
+            await page.goto(house.url + path)
+            for closed in await page.locator("details:not([open])").all():
+                await closed.locator("summary").click()
+            assert await violations(page) == [], path
+            scrolls = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+            assert not await page.evaluate(scrolls), path
+        watched.assert_quiet(house.url)
+    await context.close()
+
+
+async def test_chat_is_followed_from_the_list_to_its_end(tmp_path: Path, watched: Watched) -> None:
+    """A real chat, through the proxy, while its pages are open."""
+    page, gate = watched.page, asyncio.Event()
+    texts = [
+        event(chat_chunk(1, {"role": "assistant", "content": "The tide "})),
+        event(chat_chunk(1, {"content": "rises"})),
+    ]
+    rest = [event(chat_chunk(1, {"content": " and falls."}, finish_reason="stop")), DONE]
+    async with fake_upstream() as upstream:
+        upstream.on("/v1/chat/completions", until(gate, texts, rest))
+        settings = settings_for(tmp_path, upstream_url=upstream.url)
+        async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
+            await page.goto(f"{url}/ui")
+            body = {"model": "m", "stream": True, "messages": [user("How do tides work?")]}
+            chat = asyncio.create_task(http.post("/v1/chat/completions", json=body))
+            await page.get_by_text("streaming", exact=True).first.wait_for()
+            await page.get_by_role("link", name="How do tides work?").click()
+            await page.locator(".growing").get_by_text("The tide rises").wait_for()
+            gate.set()
+            assert (await chat).status_code == 200
+            await page.get_by_text("The tide rises and falls.").wait_for()
+            assert await page.locator(".growing").count() == 0
+            watched.assert_quiet(url)
 
 
 async def test_reply_grows_while_its_page_is_open_and_new_messages_follow(tmp_path: Path, watched: Watched) -> None:
