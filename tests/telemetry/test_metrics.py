@@ -276,18 +276,17 @@ async def test_models_that_upstream_refuses_are_no_labels_and_keep_none_out(tmp_
         assert connection.execute("SELECT COUNT(*) FROM exchanges").fetchone() == (MODELS_MAX + 9,)
 
 
-@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="a killed worker is not replaced in 30 s beside others")
 def test_two_workers_are_summed_and_a_dead_ones_counts_stay(tmp_path: Path) -> None:
     with server_process(tmp_path, "http://127.0.0.1:9", "--demo", "--workers", "2") as server:
 
         def scraped() -> Samples:
-            return samples(httpx.get(f"{server.url}/metrics").raise_for_status().text)
+            return samples(httpx.get(f"{server.url}/metrics", timeout=60).raise_for_status().text)
 
-        until(lambda: scraped()["stellarchat_workers",] == 2)
+        until(lambda: scraped()["stellarchat_workers",] == 2, seconds=120)
         done = 0
         for _ in range(3):
             for number in range(10):
-                with httpx.Client() as client:
+                with httpx.Client(timeout=60) as client:
                     chat(client, server.url)
                     made_up = {"model": f"m{number}", "messages": [], "store": False}
                     client.post(f"{server.url}{CHAT}", json=made_up)
@@ -295,7 +294,8 @@ def test_two_workers_are_summed_and_a_dead_ones_counts_stay(tmp_path: Path) -> N
             found = scraped()
             assert found["stellarchat_chats_total", "completed"] == done
             os.kill(child_of(server.pid), signal.SIGKILL)
-            until(lambda: _can_scrape(server.url) and scraped()["stellarchat_workers",] == 2)
+            # The new worker loads the program beside other tests, which takes its time on a busy machine.
+            until(lambda: _can_scrape(server.url) and scraped()["stellarchat_workers",] == 2, seconds=120)
             assert scraped()["stellarchat_chats_total", "completed"] == done
         folder = worker_files.folder_of(tmp_path / "stellarchat.db", workers=1).parent / str(server.pid)
         assert 2 <= len(list(folder.glob("counter_*"))) <= 3
@@ -304,7 +304,7 @@ def test_two_workers_are_summed_and_a_dead_ones_counts_stay(tmp_path: Path) -> N
 
 def _can_scrape(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/metrics").status_code == 200
+        return httpx.get(f"{url}/metrics", timeout=60).status_code == 200
     except httpx.TransportError:
         return False
 
