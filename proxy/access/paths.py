@@ -27,8 +27,8 @@ _HARMLESS = frozenset(
 )
 # Control routes below /v1, at any position and with any suffix.
 _CONTROLS = ("load_lora_adapter", "unload_lora_adapter")
-# Names that routes of an engine's control begin with. Where a server in front of the engine cuts /v1 off
-# (`location /v1/ { proxy_pass http://engine/; }`), /v1/sleep is /sleep. No route of OpenAI's begins so.
+# Prefixes of routes that control the engine. If a server in front of the engine removes /v1
+# (`location /v1/ { proxy_pass http://engine/; }`), /v1/sleep becomes /sleep. No OpenAI route has such a prefix.
 _ROOT_CONTROLS = (
     *("abort", "collective_rpc", "docs", "flush_", "inference", "init_", "invocations", "is_paused", "is_scaling"),
     *("is_sleeping", "metrics", "openapi.json", "pause", "redoc", "release_", "reset_", "resume", "scale_"),

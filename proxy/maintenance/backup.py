@@ -58,11 +58,11 @@ def restore(
 
 
 def _requires_keys(database: Path) -> bool:
-    """Whether the database that is replaced asked for keys: a copy of before there were any opens no door."""
+    """Whether the replaced database required keys: restoring an older backup must not disable them."""
     try:
         with closing(sqlite_file.open_read_only(database)) as connection:
             return queries.keys.keys_were_required(connection)
-    except StorageError:  # it is missing, or damaged: that is why it is replaced
+    except StorageError:  # missing or damaged, which is why it is being replaced
         return False
 
 

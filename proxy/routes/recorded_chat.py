@@ -23,8 +23,8 @@ from proxy.wire import headers, sse
 from proxy.wire.content_coding import Decoding, Undecodable, decoding_of
 from proxy.wire.headers import Headers
 
-# Upstreams refuse an unknown option with many statuses. These say that something else is wrong: the key, the money, the
-# model, the time, the rate.
+# Upstreams reject an unknown option with various statuses. These mean other errors: key, payment, model, timeout, rate
+# limit.
 _NOT_OF_THE_BODY = frozenset({401, 402, 404, 407, 408, 429})
 _REFUSALS = frozenset({*range(400, 500), 501}) - _NOT_OF_THE_BODY
 _REMEMBERED = 1024  # models that do not know the option
