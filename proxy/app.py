@@ -172,11 +172,13 @@ async def open_services(
         upkeep = Upkeep(settings, recorder)
         upkeep.start()
         services = Services(settings, database, recorder, upstreams)
+        services.log.want()  # a process that was killed after a deletion may have left the rows in the log
         try:
             yield services
         finally:
             services.searches.close()
             services.exports.close()
+            await services.log.close()
             await upkeep.stop()
             await recorder.drain()
             await upstreams.close()

@@ -16,6 +16,7 @@ from proxy.storage.connection import Connection
 from proxy.storage.database import READ_SECONDS, READERS, Database
 from proxy.storage.errors import StorageInterruptedError, StorageUnavailableError
 from proxy.storage.fair_turns import FairTurns, TurnsFullError, current_caller
+from proxy.storage.wal import LogEmptier
 from proxy.telemetry.observer import Observer
 from proxy.upstream.upstreams import Upstreams
 
@@ -42,6 +43,7 @@ class Services:
     searches: Turns = field(default_factory=Turns)
     exports: Exports = field(default_factory=Exports)
     reads: FairTurns = field(default_factory=_read_turns)
+    log: LogEmptier = field(init=False)
     vendor_headers: tuple[bytes, ...] = field(init=False)
     without_usage: set[str] = field(default_factory=set, init=False)  # models whose upstream rejects `stream_options`
     recent_branch_points: RecentBranchPoints = field(default_factory=RecentBranchPoints, init=False)
@@ -49,6 +51,7 @@ class Services:
     def __post_init__(self) -> None:
         names = tuple(name.lower().encode() for name in self.settings.session_headers)
         object.__setattr__(self, "vendor_headers", names)
+        object.__setattr__(self, "log", LogEmptier(self.database.path))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Runs a query that sees every exchange that has ended (spec P6)."""
@@ -74,6 +77,12 @@ class Services:
             return await self.recorder.writer.submit(lambda rows: work(rows.connection))
         except QueueFullError as exc:
             raise UnavailableError from exc
+
+    async def delete(self, work: Callable[[Connection], T]) -> T:
+        """Like `write`; the deleted rows also leave the write-ahead log soon."""
+        result = await self.write(work)
+        self.log.want()
+        return result
 
 
 class State(TypedDict):

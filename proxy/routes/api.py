@@ -57,7 +57,7 @@ async def update_session(request: Request[State]) -> Response:
 
 async def delete_session(request: Request[State]) -> Response:
     work = partial(sessions.delete_session, id_=session_id_of(request), user_id=visible_user(request))
-    await services_of(request).write(work)
+    await services_of(request).delete(work)
     return json_response({"success": True})
 
 

@@ -52,7 +52,7 @@ async def update_completion(request: Request[State]) -> Response:
 
 async def delete_completion(request: Request[State]) -> Response:
     work = partial(stored_completions.delete_completion, id_=_id_of(request), user_id=visible_user(request))
-    return json_response(await services_of(request).write(work))
+    return json_response(await services_of(request).delete(work))
 
 
 async def list_messages(request: Request[State]) -> Response:

@@ -57,7 +57,7 @@ async def update_conversation(request: Request[State]) -> Response:
 
 async def delete_conversation(request: Request[State]) -> Response:
     work = partial(conversations.delete_conversation, id_=session_id_of(request), user_id=visible_user(request))
-    return json_response(await services_of(request).write(work))
+    return json_response(await services_of(request).delete(work))
 
 
 async def list_items(request: Request[State]) -> Response:
@@ -104,7 +104,7 @@ async def delete_item(request: Request[State]) -> Response:
         item_id=request.path_params["item_id"],
         user_id=visible_user(request),
     )
-    return json_response(await services_of(request).write(work))
+    return json_response(await services_of(request).delete(work))
 
 
 def _messages_in(given: Values) -> list[JSON]:

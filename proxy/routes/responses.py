@@ -96,7 +96,7 @@ async def cancel_response(request: Request[State]) -> Response:
 
 async def delete_response(request: Request[State]) -> Response:
     work = partial(responses.delete_response, id_=_id_of(request), user_id=visible_user(request))
-    return json_response(await services_of(request).write(work))
+    return json_response(await services_of(request).delete(work))
 
 
 async def list_input_items(request: Request[State]) -> Response:

@@ -53,7 +53,7 @@ async def update_session(request: Request[State]) -> Response:
 
 async def delete_session(request: Request[State]) -> Response:
     work = partial(sessions.delete_session, id_=session_id_of(request), user_id=visible_user(request))
-    return json_response({"session_id": await services_of(request).write(work), "deleted": True})
+    return json_response({"session_id": await services_of(request).delete(work), "deleted": True})
 
 
 async def append_message(request: Request[State]) -> Response:

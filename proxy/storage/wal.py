@@ -1,10 +1,14 @@
 """After a deletion, truncates the write-ahead log, which still contains the deleted rows."""
 
+import asyncio
 import logging
 import sqlite3
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+
+from proxy.storage.own_thread import OwnThread
 
 logger = logging.getLogger(__name__)
 
@@ -12,6 +16,9 @@ _TRIES = 8
 # A truncating checkpoint blocks writers while it waits for readers, so each attempt is short.
 _TRY_SECONDS = 0.05
 _REST_SECONDS = 0.2
+# While readers keep the log in use, it is tried again for about two minutes.
+_ROUNDS = 60
+_ROUND_SECONDS = 0.5
 
 
 def empty_log(path: Path) -> bool:
@@ -30,3 +37,35 @@ def empty_log(path: Path) -> bool:
         return False
     logger.info("the write-ahead log is in use: deleted data remains in it until the next checkpoint")
     return False
+
+
+class LogEmptier:
+    """Truncates the log in the background after deletions: soon, but at most once a second however many there are."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = OwnThread("wal")
+        self._is_wanted = False
+        self._task: asyncio.Task[None] | None = None
+
+    def want(self) -> None:
+        """Something was deleted."""
+        self._is_wanted = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="wal")
+
+    async def close(self) -> None:
+        """Stops trying: the last process to end truncates the log anyway."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._thread.stop()
+
+    async def _run(self) -> None:
+        for _ in range(_ROUNDS):
+            await asyncio.sleep(_ROUND_SECONDS)
+            self._is_wanted = False
+            is_empty = await self._thread.run(partial(empty_log, self._path))
+            if (is_empty or not self._path.exists()) and not self._is_wanted:
+                return
+        logger.warning("the write-ahead log is still in use by readers: deleted rows stay in it until they end")

@@ -62,7 +62,7 @@ async def ask_to_delete(visit: Visit) -> Response:
 
 
 async def delete(visit: Visit) -> Response:
-    await visit.services.write(partial(sessions.delete_session, id_=_id(visit), user_id=visit.reach))
+    await visit.services.delete(partial(sessions.delete_session, id_=_id(visit), user_id=visit.reach))
     return see_other("/ui")
 
 
