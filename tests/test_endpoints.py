@@ -11,8 +11,9 @@ import pytest
 
 from proxy.wire import anthropic_blocks, hash_chain, responses_items
 from tests.dialect_upstream import TOOL_CALL, every_dialect
-from tests.fake_upstream import FakeUpstream, fake_upstream, vllm_error
+from tests.fake_upstream import FakeUpstream, fake_upstream, vllm_error, whole_json
 from tests.serving import running_proxy, settings_for
+from tests.telemetry.test_traces import receiver
 
 JSON = dict[str, Any]
 RESPONSES, MESSAGES, CHAT = "/v1/responses", "/v1/messages", "/v1/chat/completions"
@@ -339,3 +340,63 @@ async def test_pages_of_messages_are_cut_between_messages(http: httpx.AsyncClien
         pages = [await shown(http, session_id, "anthropic", limit=size, offset=at) for at in range(0, 8, size)]
         assert [message for page in pages for message in page["messages"]] == whole["messages"]
         assert pages[0]["system"] == "Be brief."
+
+
+async def test_what_is_said_on_any_endpoint_is_found_counted_traced_and_exported(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    choice = {"index": 0, "text": " stands still", "finish_reason": "stop"}
+    upstream.on("/v1/completions", whole_json({"id": "cmpl-1", "choices": [choice]}))
+    asked: dict[str, tuple[str, JSON]] = {
+        "walrus": (CHAT, {"messages": [{"role": "user", "content": "a walrus"}]}),
+        "ostrich": (RESPONSES, {"input": "an ostrich"}),
+        "badger": (MESSAGES, {"max_tokens": 9, "messages": [{"role": "user", "content": "a badger"}]}),
+        "heron": ("/v1/completions", {"prompt": "a heron"}),
+    }
+    with receiver() as (address, got):
+        recorded = ("chat", "responses", "messages", "completions")
+        settings = settings_for(tmp_path, upstream_url=upstream.url, record=recorded, otlp_endpoint=address)
+        async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as client:
+            for word, (path, body) in asked.items():
+                session_id = (await client.post(path, json={"model": "m", **body})).headers["x-session-id"]
+                found = (await client.get("/v1/search", params={"q": word})).json()["results"]
+                assert {each["session"]["session_id"] for each in found} == {session_id}, path
+                for form in ("jsonl", "openai", "markdown"):
+                    export = await client.get(f"/v1/sessions/{session_id}/export", params={"format": form})
+                    assert word in export.text
+                    assert '"assistant"' in export.text or "## assistant" in export.text, (path, form)
+            metrics = (await client.get("/metrics")).text.splitlines()
+            stored = (await client.get(CHAT)).json()["data"]
+    ended = [line for line in metrics if line.startswith('stellarchat_chats_total{status="completed"')]
+    assert sum(float(line.rpartition(" ")[2]) for line in ended) == len(asked)
+    assert len(stored) == len(asked)
+    assert b"".join(content for _, content in got).count(b"gen_ai.operation.name") == len(asked)
+
+
+@pytest.mark.parametrize("path", (RESPONSES, MESSAGES))
+@pytest.mark.parametrize("session", ({}, {"X-Session-Id": "s"}))
+async def test_a_client_resends_regenerates_and_edits(
+    http: httpx.AsyncClient, path: str, session: dict[str, str]
+) -> None:
+    form, key = ("responses", "input") if path == RESPONSES else ("anthropic", "messages")
+
+    async def ask(turns: list[JSON]) -> tuple[str, list[JSON]]:
+        reply = await http.post(path, json={"model": "m", "max_tokens": 99, key: turns}, headers=session)
+        said = reply.json()
+        answer = said["output"] if path == RESPONSES else [{"role": "assistant", "content": said["content"]}]
+        return reply.headers["x-session-id"], [*turns, *answer]
+
+    first_id, history = await ask([{"role": "user", "content": "one"}])
+    asked = [*history, {"role": "user", "content": "two"}]
+    _, resent = await ask(asked)
+    _, regenerated = await ask(asked)
+    edited_id, edited = await ask([*history, {"role": "user", "content": "two, better"}])
+    last_id, whole = await ask([*regenerated, {"role": "user", "content": "three"}])
+    assert {first_id, edited_id, last_id} == {first_id}
+    [listed] = await sessions(http)
+    assert listed["message_count"] == 2 + 3 + 2 + 2  # each message once
+    branches = (await http.get(f"/v1/sessions/{first_id}/branches")).json()["branches"]
+    read = [(await shown(http, first_id, form, branch=each["message_id"]))["messages"] for each in branches]
+    texts = [sorted(json.dumps(each, sort_keys=True) for each in told) for told in (read, (resent, edited, whole))]
+    assert texts[0] == texts[1]
