@@ -409,6 +409,28 @@ def test_agents_that_race_under_one_id_read_back_what_each_said(tmp_path: Path) 
             runner.run(stack.aclose())
 
 
+@pytest.mark.parametrize("session", ("s", None))
+@pytest.mark.parametrize("titles_at", (0, 1))
+async def test_equal_title_requests_are_branches_under_an_id_and_else_sessions(
+    world: World, session: str | None, titles_at: int
+) -> None:
+    agent = [system("You are a coding agent."), user("hello there")]
+    title = [system("You are a title generator. Output only a title."), user("Generate a title for: hello there")]
+    steps = [(agent, "hi"), (title, "Greeting"), (title, "Welcome")]
+    for messages, answer in steps if titles_at else [*steps[1:], steps[0]]:
+        await world.chat(messages, said(answer), session=session)
+    agent += [said("hi"), user("go on")]
+    await world.chat(agent, said("ok"), session=session)
+    leaves = world.rows(LEAVES, "u")
+    read = [await world.read(session_id, branch=message_id) for _, session_id, message_id in leaves]
+    whole = [[*agent, said("ok")], [*title, said("Greeting")], [*title, said("Welcome")]]
+    assert sorted(map(str, read)) == sorted(map(str, whole))
+    shown = (await world.client.get("/v1/sessions", headers={"X-User-Id": "u"})).json()["sessions"]
+    titles = sorted(each["title"] for each in shown)
+    assert titles == (["hello there"] if session else ["Generate a title for: hello there"] * 2 + ["hello there"])
+    assert world.count("messages") == (9 if session else 11)
+
+
 # --- requests that are sent again
 
 
