@@ -68,7 +68,7 @@ class Services:
 
     async def look_up(self, work: Callable[[Connection], T]) -> T:
         """Like `read`, for the look-ups at the start of a chat: never waits behind lists and histories."""
-        await self.recorder.writer.flushed()
+        await self.recorder.writer.on_disk()
         return await self.database.look_up(work)
 
     async def write(self, work: Callable[[Connection], T]) -> T:

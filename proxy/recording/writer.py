@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -158,11 +159,27 @@ class Writer:
         """Whether another write of this size fits into the queue."""
         return self._queue.has_room(size) and not self._is_closed
 
-    async def flushed(self) -> None:
-        """Waits until everything queued now is on disk, at most as long as a chat would wait."""
+    async def on_disk(self) -> None:
+        """Waits until the writes queued now are on disk, but no longer than a chat would wait."""
         newest = self._queue.newest
         if newest is not None:
             await asyncio.wait([newest.done], timeout=self._commit_timeout_seconds)
+
+    async def flushed(self) -> None:
+        """Waits until the writes queued now can be read; while the database fails, only until they are on disk."""
+        newest = self._queue.newest
+        await self.on_disk()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._commit_timeout_seconds):
+                while self._is_behind(newest):  # noqa: ASYNC110 - rare: only if a commit was slower than the spill
+                    await asyncio.sleep(_GROUP_SECONDS)
+
+    def _is_behind(self, write: Write[Any] | None) -> bool:
+        """Whether writes up to this one are only on the spill file, and will soon be in the database."""
+        if self._refused_since is not None or self._is_stalled(_TROUBLE_SECONDS) or self._is_closed:
+            return False
+        is_waiting = write is not None and write.is_spilled and not write.is_settled
+        return is_waiting or self.overflow.only_on_file > 0
 
     async def close(self) -> None:
         """Writes or spills the queue, then stops. Does not wait for a disk that has stopped answering."""
@@ -265,6 +282,7 @@ class Writer:
             await asyncio.sleep(_GROUP_SECONDS)
 
     def _settle(self, write: Write[Any], result: Any) -> None:
+        write.is_settled = True
         if write.line is not None and isinstance(result, BaseException):
             if not self._refuses_all:
                 self._refused_in_a_row.add(write.about or write)

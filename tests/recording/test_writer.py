@@ -3,6 +3,7 @@ import resource
 import signal
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -328,6 +329,18 @@ async def test_what_stalls_twice_is_counted_and_said(tmp_path: Path, monkeypatch
             await until(lambda: writer.last_error is not None)
             going_on.set()
             monkeypatch.undo()
+
+
+async def test_a_read_waits_for_a_write_that_was_spilled_because_its_commit_is_slow(tmp_path: Path) -> None:
+    def slow(rows: WriteBatch) -> None:
+        time.sleep(1.2)
+        insert("slow")(rows)
+
+    async with writing(tmp_path) as writer:
+        assert await writer.submit(slow, spilled=lambda: b"slow") is True
+        assert writer.spilled
+        await writer.flushed()
+        assert names(tmp_path) == ["slow"]
 
 
 async def test_files_that_come_back_before_anything_is_spilled_stop_nobody(
