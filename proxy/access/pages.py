@@ -4,11 +4,14 @@ from starlette.types import Scope
 
 from proxy.wire.headers import value_of
 
+# What people type, or open from the terminal: a browser is led to the page from each of them.
+ENTRANCES = ("/", "/v1", "/v1/", "/docs")
+
 
 def is_page(scope: Scope) -> bool:
     """Whether a request is for the history page, or comes from a browser that will be redirected there."""
     path: str = scope["path"]
-    return path == "/ui" or path.startswith("/ui/") or (path == "/" and is_browser(scope))
+    return path == "/ui" or path.startswith("/ui/") or (path in ENTRANCES and is_browser(scope))
 
 
 def is_browser(scope: Scope) -> bool:

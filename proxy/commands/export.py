@@ -52,7 +52,7 @@ def export_command(
                     done += 1
                     show(done, max(done, total))
         if file.name != "-":
-            click.echo(f"{file.name}: {done:,} sessions")
+            click.echo(f"{file.name}: {done:,} {'session' if done == 1 else 'sessions'}")
         found_broken = broken_rows.find_broken_rows(
             connection, limit=_NAMED_MAX, user_id=user_id, session_id=session_id
         )

@@ -7,7 +7,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.access.pages import is_browser
+from proxy.access.pages import ENTRANCES, is_browser
 from proxy.services import State
 from proxy.settings import Settings
 from proxy.web.markdown_process import MarkdownProcess
@@ -18,21 +18,21 @@ _INSTALL = "The history page needs additional libraries: pip install 'stellarcha
 def web_routes(settings: Settings, markdown: MarkdownProcess, *, otherwise: ASGIApp) -> list[Route]:
     """The page's routes; none if it is disabled.
 
-    `otherwise` handles requests for `/` that do not come from a browser.
+    `otherwise` handles requests for the entrances that do not come from a browser.
     """
     if not settings.web:
         return []
-    root = Route("/", _Root(otherwise))
+    roots = [Route(path, _Root(otherwise)) for path in ENTRANCES]
     # Its libraries are imported only here, and only if they are installed.
     if any(find_spec(name) is None for name in ("jinja2", "markdown_it", "nh3", "pygments")):
-        return [root, Route("/ui", _how_to_install), Route("/ui/{path:path}", _how_to_install)]
+        return [*roots, Route("/ui", _how_to_install), Route("/ui/{path:path}", _how_to_install)]
     from proxy.web.site import site_routes
 
-    return [root, *site_routes(markdown)]
+    return [*roots, *site_routes(markdown)]
 
 
 class _Root:
-    """Redirects a browser from `/` to the page; other clients' requests are handled as if there were no page."""
+    """Redirects a browser from an entrance to the page; other clients' requests are handled without the page."""
 
     def __init__(self, otherwise: ASGIApp) -> None:
         self._otherwise = otherwise

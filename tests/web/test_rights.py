@@ -299,6 +299,15 @@ async def test_page_that_is_off_is_no_way_in(tmp_path: Path) -> None:
             assert (await http.get(path, headers={"Accept": "text/html"})).status_code == 401
 
 
+@pytest.mark.parametrize("path", ("/v1", "/v1/", "/docs"))
+async def test_browser_is_led_from_what_people_type_to_the_page(house: Site, path: str) -> None:
+    async with httpx.AsyncClient(base_url=house.url) as http:
+        browser = await http.get(path, headers={"Accept": "text/html,*/*"})
+        assert (browser.status_code, browser.headers["location"]) == (302, "/ui")
+        assert (await http.get(path)).status_code == 401
+        assert (await http.get(path + "/x", headers={"Accept": "text/html"})).status_code == 401
+
+
 async def test_browser_is_led_from_the_root_to_the_page_and_a_program_is_not(house: Site) -> None:
     async with house.visitor(None) as http:
         browser = await http.get("/", headers={"Accept": "text/html,*/*"})
