@@ -139,3 +139,32 @@ def test_an_empty_file_goes_with_its_process_and_a_full_one_stays(tmp_path: Path
     empty.close()
     full.close()
     assert list(spill_files(database)) == ["b"]
+
+
+@pytest.mark.parametrize("how", ("append", "keep"))
+def test_a_file_that_somebody_removes_is_made_again_with_its_lines_and_its_lock(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "s"
+    spill = Spill(path, reserve_bytes=4096)
+    spill.append([b"one"])
+    path.unlink()
+    if how == "append":
+        spill.append([b"two"])
+    else:
+        spill.keep()
+        spill.append([b"two"])
+    with pytest.raises(BlockingIOError):
+        OrphanedSpill(path)
+    _abandon(spill)
+    left = OrphanedSpill(path)
+    assert _lines(left) == [b"one", b"two"]
+    left.close(remove=True)
+
+
+def test_nobody_else_reads_the_file_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        spill = Spill(tmp_path / "s", reserve_bytes=0)
+        assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+    spill.close()

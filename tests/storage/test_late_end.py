@@ -1,0 +1,54 @@
+"""An end that was guessed, since its process seemed gone, gives way to the one that the process reports later."""
+
+from pathlib import Path
+
+import pytest
+
+from proxy.storage import exchange_store
+from proxy.storage.exchange import Exchange
+from proxy.storage.sqlite_connection import SqliteConnection
+from proxy.storage.write_batch import write_batch
+from tests.stored import assistant, choice, exchange, opened, outcome, user
+
+PIECE = b'data: {"choices":[{"index":0,"delta":{"content":"hal"}}]}\n\n'
+
+
+def guessed(connection: SqliteConnection) -> Exchange:
+    asked = exchange([user("q")])
+    with write_batch(connection) as rows:
+        exchange_store.begin(rows, asked, worker_id="w")
+        exchange_store.append_fragment(rows, asked.origin, exchange_id=asked.exchange_id, sequence=0, data=PIECE)
+    with write_batch(connection) as rows:
+        assert exchange_store.recover(rows, "w") == 1
+    return asked
+
+
+def told(connection: SqliteConnection) -> list[tuple[object, ...]]:
+    return connection.execute(
+        "SELECT role, content, COALESCE(status, 'completed') FROM messages ORDER BY message_no"
+    ).fetchall()
+
+
+@pytest.mark.parametrize("times", (1, 2))
+def test_the_late_end_takes_the_place_of_the_guessed_one_once(tmp_path: Path, times: int) -> None:
+    with opened(tmp_path / "a.db") as connection:
+        asked = guessed(connection)
+        assert told(connection) == [("user", "q", "completed"), ("assistant", "hal", "incomplete")]
+        for _ in range(times):
+            with write_batch(connection) as rows:
+                assert exchange_store.finish_begun(rows, asked, outcome(choice("half a loaf")))
+        assert told(connection) == [("user", "q", "completed"), ("assistant", "half a loaf", "completed")]
+        assert connection.execute("SELECT status FROM exchanges").fetchall() == [("completed",)]
+        assert connection.execute("SELECT message_count FROM sessions").fetchall() == [(2,)]
+        assert connection.execute("SELECT SUM(requests), SUM(incomplete) FROM usage_days").fetchall() == [(1, 0)]
+
+
+def test_a_guessed_reply_that_the_conversation_went_on_from_stays(tmp_path: Path) -> None:
+    with opened(tmp_path / "a.db") as connection:
+        asked = guessed(connection)
+        more = exchange([user("q"), assistant("hal"), user("go on")], session_id=asked.session.session_id)
+        with write_batch(connection) as rows:
+            exchange_store.finish(rows, more, outcome(choice("f a loaf")))
+            assert exchange_store.finish_begun(rows, asked, outcome(choice("half a loaf")))
+        texts = [content for _, content, _ in told(connection)]
+        assert sorted(texts) == sorted(["q", "hal", "go on", "f a loaf", "half a loaf"])
