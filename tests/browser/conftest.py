@@ -1,5 +1,6 @@
 """One browser for each test, and a page that notes what must never be: messages, and requests to elsewhere."""
 
+import os
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,8 @@ REASON = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if REASON and os.environ.get("BROWSER_TESTS") == "required":
+        raise pytest.UsageError(f"the tests in a browser are required: {REASON}")
     for item in items:
         if REASON and Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=REASON))
