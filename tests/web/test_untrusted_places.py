@@ -76,11 +76,11 @@ async def test_words_of_an_address_and_of_a_form(tmp_path: Path, text: str) -> N
     session = f"/ui/s/{asked.session.session_id}"
     async with running_proxy(settings_for(tmp_path)) as url, httpx.AsyncClient(base_url=url) as http:
         for name in ("q", "role", "order", "offset", "user"):
-            await assert_text(http, "/ui/search", **{"q": "x", name: said})
+            await assert_text(http, "/ui/search", **dict[str, Any]({"q": "x", name: said}))
         for name in ("model", "status", "user", "after"):
-            await assert_text(http, "/ui", **{name: said})
+            await assert_text(http, "/ui", **dict[str, Any]({name: said}))
         for name in ("by", "user"):
-            await assert_text(http, "/ui/usage", **{name: said})
+            await assert_text(http, "/ui/usage", **dict[str, Any]({name: said}))
         await assert_text(http, session, q=said)
         await assert_text(http, f"{session}/copy", m=said, expects=404)
         for path, given in (("/ui", {"since": said}), ("/ui/usage", {"until": said}), (session, {"branch": said})):
