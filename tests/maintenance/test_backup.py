@@ -209,6 +209,22 @@ def test_scheduled_copies_are_kept_in_number(tmp_path: Path) -> None:
     assert contents(made[-1]) == contents(path)
 
 
+def test_copies_made_while_the_clock_was_ahead_go_first_and_the_new_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder = tmp_path / "chat.db", tmp_path / "backups"
+    with opened(path) as connection:
+        fill(connection)
+    with monkeypatch.context() as ahead:
+        ahead.setattr(backup, "timestamp", lambda: "2099-01-01T00:00:00.000Z")
+        early = backup.back_up_into(folder, path, keep=2, progress=quiet)
+    made = [backup.back_up_into(folder, path, keep=2, progress=quiet) for _ in range(2)]
+    assert backup.copies_in(folder) == made
+    assert not early.exists()
+    alone = backup.back_up_into(folder, path, keep=1, progress=quiet)
+    assert backup.copies_in(folder) == [alone]
+
+
 @pytest.mark.parametrize("how", ("itself", "link", "symlink", "wal", "search", "served", "folder", "leased"))
 def test_a_copy_takes_no_file_s_place_that_a_database_lives_in(tmp_path: Path, how: str) -> None:
     path, other = tmp_path / "chat.db", tmp_path / "other.db"

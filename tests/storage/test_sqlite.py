@@ -160,6 +160,21 @@ def test_processes_that_open_a_new_file_at_once_migrate_it_once(tmp_path: Path) 
     assert version_of(path) == newest_schema()
 
 
+def test_a_log_that_a_long_reader_has_let_grow_gives_its_space_back(tmp_path: Path) -> None:
+    path, log = tmp_path / "a.db", tmp_path / "a.db-wal"
+    opened_twice(path)
+    with closing(connect(path)) as writer, closing(connect(path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT COUNT(*) FROM users").fetchone()
+        for number in range(20):
+            writer.execute("INSERT INTO blobs (digest, data) VALUES (?, ?)", (str(number), "x" * 2**20))
+        assert log.stat().st_size > 20 * 2**20
+        reader.execute("ROLLBACK")
+        writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        writer.execute("DELETE FROM blobs WHERE digest = '1'")
+        assert log.stat().st_size <= 16 * 2**20
+
+
 @pytest.mark.parametrize("reader", ("index", "search", "log", "reader"))
 def test_nothing_that_reads_makes_an_empty_database_while_the_served_one_is_moved(tmp_path: Path, reader: str) -> None:
     """Its log would lie beside the file that comes back, and empty it."""
