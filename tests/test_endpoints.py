@@ -400,3 +400,15 @@ async def test_a_client_resends_regenerates_and_edits(
     read = [(await shown(http, first_id, form, branch=each["message_id"]))["messages"] for each in branches]
     texts = [sorted(json.dumps(each, sort_keys=True) for each in told) for told in (read, (resent, edited, whole))]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("mode", ("default", "flags"))
+async def test_a_response_of_vllm_is_given_again_as_the_client_got_it(
+    http: httpx.AsyncClient, upstream: FakeUpstream, mode: str
+) -> None:
+    recorded = json.loads((Path(__file__).parent / "streams" / "dialects" / f"{mode}_responses.json").read_bytes())
+    upstream.on(RESPONSES, whole_json(recorded))
+    reply = await respond(http, "Where is it?")
+    back = (await http.get(f"{RESPONSES}/{recorded['id']}")).json()
+    assert reply.json() == recorded
+    assert {key: value for key, value in back.items() if value is not None or key in recorded} == recorded

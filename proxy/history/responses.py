@@ -18,15 +18,19 @@ from proxy.storage.removal import remove_exchange
 from proxy.wire import json_text, responses, responses_state
 
 _SHOWN = frozenset({"completed", "incomplete"})
-# Keys that OpenAI's clients expect even if null. Nulls are not stored.
+# Keys that OpenAI's clients expect even if null, and those that vLLM sends as null. Nulls are not stored.
 _NULLS: JSON = dict.fromkeys(
     (
+        "ec_transfer_params",
         "error",
         "incomplete_details",
+        "input_messages",
         "instructions",
+        "kv_transfer_params",
         "max_output_tokens",
         "max_tool_calls",
         "metadata",
+        "output_messages",
         "previous_response_id",
         "prompt",
         "reasoning",
