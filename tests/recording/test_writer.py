@@ -332,7 +332,7 @@ async def test_what_stalls_twice_is_counted_and_said(tmp_path: Path, monkeypatch
 
 
 async def test_a_read_waits_for_a_write_that_was_spilled_because_its_commit_is_slow(tmp_path: Path) -> None:
-    def slow(rows: WriteBatch) -> None:
+    def slow(rows: WriteBatch) -> Any:  # `submit` says whether it was spilled
         time.sleep(1.2)
         insert("slow")(rows)
 
