@@ -35,9 +35,8 @@ def exact(routes: Sequence[Route]) -> list[Route]:
             f">{PathConvertor.regex})", f">{_IdConvertor.regex})"
         )
         route.path_regex = re.compile(pattern + r"\Z")
-        for name, convertor in route.param_convertors.items():
-            if isinstance(convertor, PathConvertor):
-                route.param_convertors[name] = _IdConvertor()
+        # Ids of one segment too: an encoded slash in them must not stay a surrogate, which no database takes.
+        route.param_convertors = dict.fromkeys(route.param_convertors, _IdConvertor())
     return list(routes)
 
 

@@ -53,7 +53,7 @@ async def get_response(request: Request[State]) -> Response:
 async def _stream(request: Request[State]) -> Response:
     """The events of a response after a given one, including those still being produced."""
     services, id_, user_id = services_of(request), _id_of(request), visible_user(request)
-    after = parameters.integer(request.query_params, "starting_after", default=-1, least=-1, most=2**31)
+    after = parameters.integer(request.query_params, "starting_after", default=-1, least=0, most=2**31)
     live = services.recorder.find_open(id_, user_id=user_id)
     if live is not None:
         exchange_id = live.exchange.exchange_id
