@@ -33,8 +33,10 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "\u2400")
 
 
-async def assert_text(http: httpx.AsyncClient, path: str, *, expects: int = 200, **params: Any) -> str:
-    response = await http.get(path, params=params or None)
+async def assert_text(
+    http: httpx.AsyncClient, path: str, params: dict[str, str] | None = None, *, expects: int = 200
+) -> str:
+    response = await http.get(path, params=params)
     assert response.status_code == expects, path
     assert_harmless(dom_of(response))
     assert not any(ord(each) < 32 and each not in "\t\n\r" for each in response.text), path
@@ -76,13 +78,13 @@ async def test_words_of_an_address_and_of_a_form(tmp_path: Path, text: str) -> N
     session = f"/ui/s/{asked.session.session_id}"
     async with running_proxy(settings_for(tmp_path)) as url, httpx.AsyncClient(base_url=url) as http:
         for name in ("q", "role", "order", "offset", "user"):
-            await assert_text(http, "/ui/search", **dict[str, Any]({"q": "x", name: said}))
+            await assert_text(http, "/ui/search", {"q": "x", name: said})
         for name in ("model", "status", "user", "after"):
-            await assert_text(http, "/ui", **dict[str, Any]({name: said}))
+            await assert_text(http, "/ui", {name: said})
         for name in ("by", "user"):
-            await assert_text(http, "/ui/usage", **dict[str, Any]({name: said}))
-        await assert_text(http, session, q=said)
-        await assert_text(http, f"{session}/copy", m=said, expects=404)
+            await assert_text(http, "/ui/usage", {name: said})
+        await assert_text(http, session, {"q": said})
+        await assert_text(http, f"{session}/copy", {"m": said}, expects=404)
         for path, given in (("/ui", {"since": said}), ("/ui/usage", {"until": said}), (session, {"branch": said})):
             response = await http.get(path, params=given)
             assert response.status_code in (200, 400, 404)
