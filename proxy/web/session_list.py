@@ -17,7 +17,7 @@ from proxy.web.rendering import ago
 JSON = dict[str, Any]
 
 _PAGE = 50
-_STEP, _LOOKED_AT_MAX = 500, 5000
+_STEP, _LOOKED_AT_MAX = 500, 3000  # 0.1 s of SQL where nothing fits
 _EXCHANGES = 20  # per session, to determine its models and state
 _MODELS_SHOWN = 3
 _LAST_DAY = "9999-12-31"  # the columns are DATETIME, so a bare number would be compared as a number
