@@ -11,6 +11,7 @@ from starlette.types import Scope
 from proxy.access.attribution import user_header
 from proxy.access.caller import ANYONE, Caller
 from proxy.access.charges import Charge
+from proxy.access.door_marker import DoorMarker
 from proxy.access.keys import CachedKey, KeyCache, bad_key
 from proxy.access.origins import SAFE_METHODS, Origins, foreign_origin
 from proxy.access.pages import is_page
@@ -63,6 +64,7 @@ class Gate:
             settings.auth == "auto" and (settings.admin_key is not None or not settings.is_loopback)
         )
         self._origins = Origins.of(settings)
+        self._marker = DoorMarker(settings.database_path, folder=settings.state_path)
         self._is_remembered = settings.auth == "off"
         self._running = 0
         self._touched_at = time.monotonic()
@@ -70,7 +72,10 @@ class Gate:
 
     async def open(self) -> None:
         """Checks whether keys exist, and starts refreshing them every few seconds."""
+        if await self._database.look_up(queries.keys.keys_were_required):
+            self._marker.write_soon()  # also with auth off, and for a database of an older release
         await self._look_for_keys()
+        await self._marker.written()
         await self.keys.refresh()
         self._task = asyncio.create_task(self._run(), name="gate")
 
@@ -79,6 +84,7 @@ class Gate:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        await self._marker.close()
         await self.keys.close()
         await self._refresh()
         await self._touch()
@@ -280,8 +286,13 @@ class Gate:
             logger.error("the API keys could not be refreshed: %s", exc)
 
     async def _look_for_keys(self) -> None:
+        if self._settings.auth == "auto" and not self.requires_key and self._marker.find() is not None:
+            self.requires_key = True
+            self._is_remembered = True  # by the file alone: deleting it must open the server again
         if self._settings.auth == "auto" and not self.requires_key:
             self.requires_key = await self._database.look_up(queries.keys.keys_were_required)
+        if self.requires_key:
+            self._marker.write_soon()
         if self.requires_key and not self._is_remembered:
             await self._remember()
 

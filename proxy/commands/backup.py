@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from proxy import settings
+from proxy.access.door_marker import DoorMarker
 from proxy.commands.console import as_json_option, database_file, print_json, shown_progress
 from proxy.maintenance import backup
 from proxy.settings import ConfigurationError
@@ -50,3 +51,7 @@ def restore_command(*, file: Path, force: bool, as_json: bool) -> None:
         print_json({"database": str(path), "file": str(file), "bytes": path.stat().st_size})
     else:
         click.echo(f"{path}: restored from {file}")
+    if (marker := DoorMarker(loaded.database_path, folder=loaded.state_path).find()) is not None:
+        click.echo(
+            f"API keys stay required, as {marker.absolute()} remembers; the valid ones are those of {file}.", err=True
+        )

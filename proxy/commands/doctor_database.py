@@ -2,7 +2,9 @@
 
 import os
 from contextlib import suppress
+from pathlib import Path
 
+from proxy.access.door_marker import DoorMarker
 from proxy.commands.doctor_machine import existing_folder, refusal
 from proxy.commands.finding import Finding, well, wrong
 from proxy.maintenance.check import find_damage
@@ -89,5 +91,16 @@ def _keys(loaded: Settings, schema: int | None) -> Finding:
     if has_key:
         return well("keys", "every caller needs a key")
     if loaded.is_loopback and loaded.auth == "auto" and not were_required:
-        return well("keys", "optional on this machine until you create the first one")
+        return _keys_by_marker(DoorMarker(loaded.database_path, folder=loaded.state_path).find())
     return wrong("keys", "keys are required, but none exists", "stellarchat keys create --user ID")
+
+
+def _keys_by_marker(marker: Path | None) -> Finding:
+    """What the marker file says where the database has never had a key."""
+    if marker is None:
+        return well("keys", "optional on this machine until you create the first one")
+    return wrong(
+        "keys",
+        f"keys are required, because {marker.absolute()} says that they were before, but the database has none",
+        "stellarchat keys create --user ID, or delete that file to open the server to everyone again",
+    )

@@ -8,6 +8,7 @@ from dataclasses import fields
 import click
 
 from proxy import settings
+from proxy.access.door_marker import DoorMarker
 from proxy.commands import upstream_watch
 from proxy.demo import MODEL
 from proxy.settings import ConfigurationError, Settings
@@ -156,12 +157,25 @@ async def _migrate(loaded: Settings) -> None:
             f"STELLARCHAT_HOST={loaded.host} is reachable by others, and there is no API key: "
             "create one with `stellarchat keys create --user ID`, or set STELLARCHAT_AUTH=off"
         )
-    if loaded.auth != "off" and is_locked and not has_key:
-        click.echo(
-            "stellarchat: warning: API keys are required, because they were before, but none exists: create one with "
-            "`stellarchat keys create --user ID`, or set STELLARCHAT_AUTH=off",
-            err=True,
-        )
+    if loaded.auth != "off" and not has_key:
+        _say_locked(loaded, is_locked=is_locked)
+
+
+def _say_locked(loaded: Settings, *, is_locked: bool) -> None:
+    """Says why keys are required although none exists, if they are, and the next step."""
+    marker = DoorMarker(loaded.database_path, folder=loaded.state_path).find()
+    if is_locked:
+        reason, other = "because they were before, but none exists", "set STELLARCHAT_AUTH=off"
+    elif marker is not None:
+        reason = f"because {marker.absolute()} says that they were before, but the database has none"
+        other = "stop the server and delete that file to open it to everyone again"
+    else:
+        return
+    click.echo(
+        f"stellarchat: warning: API keys are required, {reason}: create one with "
+        f"`stellarchat keys create --user ID`, or {other}",
+        err=True,
+    )
 
 
 def _schema_before(loaded: Settings) -> int | None:

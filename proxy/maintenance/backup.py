@@ -11,6 +11,7 @@ from proxy.maintenance.job import is_leased, jobs_lock_path
 from proxy.settings import ConfigurationError
 from proxy.storage import queries, sqlite_file
 from proxy.storage.errors import StorageError
+from proxy.storage.file_identity import sync_folder
 from proxy.storage.sqlite import connect, connect_existing, prepare
 
 Progress = Callable[[int, int], None]
@@ -93,7 +94,7 @@ def _replacing(target: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as exc:
         raise ConfigurationError(f"cannot write {target}: {exc.strerror}") from exc
     except StorageError as exc:
@@ -133,11 +134,3 @@ def _clear_away(database: Path) -> None:
     """Deletes the replaced file's log, which would damage the new database."""
     for suffix in ("-wal", "-shm", "-journal", "-search", "-search-wal", "-search-shm"):
         database.with_name(database.name + suffix).unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from proxy.access.door_marker import DoorMarker
 from proxy.maintenance.broken_rows import find_broken_rows
 from proxy.recording.dead_letters import count_lines, dead_letter_path
 from proxy.recording.spill import OrphanedSpill, spill_files
@@ -60,6 +61,7 @@ def steps(
         ("stray_fragments", lambda connection: _find_strays(connection, living(connection))),
         ("unfinished", lambda connection: _find_orphans(connection, living(connection))),
         ("refused", lambda _connection: _find_refused(path, state_path)),
+        ("keys", lambda connection: _find_lost_keys(connection, path, state_path)),
     ]
 
 
@@ -143,6 +145,16 @@ def _find_refused(path: Path, state_path: Path | None) -> Iterator[Problem]:
     if found := count_lines(letters):
         message = f"writes that the database refused are kept in {letters}: the server tries them again at each start"
         yield Problem("refused", message, found)
+
+
+def _find_lost_keys(connection: Connection, path: Path, state_path: Path | None) -> Iterator[Problem]:
+    marker = DoorMarker(path, folder=state_path or path.parent).find()
+    if marker is not None and not queries.keys.keys_were_required(connection):
+        message = (
+            f"this database has never had a key, but {marker} says that keys were required before: its files were "
+            "removed or replaced; make a key, or delete that file to open the server to everyone again"
+        )
+        yield Problem("keys", message, 1)
 
 
 def _problem(kind: str, message: str, found: Sequence[str]) -> Problem:

@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from proxy.storage.file_identity import sync_folder
+
 logger = logging.getLogger(__name__)
 
 _BATCH_BYTES = 4 * 2**20
@@ -140,17 +142,6 @@ def is_at(file: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(file), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def sync_folder(folder: Path) -> None:
-    """Syncs the folder, so that a power failure cannot lose the file's name."""
-    file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    except OSError as exc:
-        logger.debug("the folder %s cannot be synced: %s", folder, exc.strerror)
-    finally:
-        os.close(file)
 
 
 def spill_path(database_path: Path, worker_id: str, *, folder: Path | None = None) -> Path:

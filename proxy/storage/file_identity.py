@@ -4,6 +4,7 @@ Device and inode of the database and its write-ahead log are compared around eve
 once a second.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import TypeVar
 from proxy.storage.connection import Connection
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 _Identity = tuple[int, int]
 
@@ -107,3 +110,14 @@ def _identity(path: Path) -> _Identity | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino
+
+
+def sync_folder(folder: Path) -> None:
+    """Syncs the folder, so that a power failure cannot lose the file's name."""
+    file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    except OSError as exc:
+        logger.debug("the folder %s cannot be synced: %s", folder, exc.strerror)
+    finally:
+        os.close(file)
