@@ -62,8 +62,8 @@ def _read(
     connection: Connection, *, by: str, since: str, until: str, user_id: str | None
 ) -> tuple[list[JSON], list[JSON]]:
     within: JSON = {"since": since, "until": until, "user_id": user_id, "limit": _ROWS_MAX + 1}
-    days = queries.web.sum_usage(connection, by="day", **within)
-    return days, days if by == "day" else queries.web.sum_usage(connection, by=by, **within)
+    rows = queries.web.sum_usage(connection, by=by, **within)
+    return rows if by == "day" else queries.web.sum_usage_totals(connection, **within), rows
 
 
 def _totals(days: Sequence[JSON]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import pytest
 from proxy.maintenance import export, imports
 from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import Outcome
-from proxy.storage.named import SQL
+from proxy.storage.named import QUERIES, SQL
 from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.usage import FIRST_TOKEN_COLUMNS, percentile_ms
 from proxy.storage.write_batch import write_batch
@@ -37,6 +37,29 @@ def test_exchange_is_counted_with_its_tokens_and_its_end(tmp_path: Path) -> None
         assert (ann["prompt_tokens"], ann["cached_tokens"], ann["completion_tokens"]) == (5, 3, 7)
         assert counted["bo"]["incomplete"] == 1
         assert set(usage_by(connection, "model", user_id="bo")) == {"m"}
+
+
+@pytest.mark.parametrize("by", ("day", "model", "endpoint", "user"))
+def test_usage_of_one_user_is_found_by_index_and_adds_up(tmp_path: Path, by: str) -> None:
+    with opened(tmp_path / "a.db") as connection:
+        for name in ("ann", "bo", "bo"):
+            chat(connection, exchange([user("a")], user_id=name), outcome(choice("b"), usage=USAGE))
+        given = {"since": "", "until": "9999", "limit": 100, "user_id": "bo"}
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {QUERIES[f'sum_usage_by_{by}_of_user']}", given).fetchall()
+        assert any("idx_usage_days_user_no (user_no=?" in row[3] for row in plan)
+        assert [row["requests"] for row in usage_by(connection, by, user_id="bo").values()] == [2]
+        assert sum(row["requests"] for row in usage_by(connection, by).values()) == 3
+        assert not usage_by(connection, by, user_id="nobody")
+
+
+@pytest.mark.parametrize("user_id", (None, "ann", "nobody"))
+def test_totals_are_the_sums_by_day(tmp_path: Path, user_id: str | None) -> None:
+    with opened(tmp_path / "a.db") as connection:
+        fill(connection)
+        within: dict[str, Any] = {"since": "", "until": "9999", "user_id": user_id, "limit": 100}
+        days = queries.web.sum_usage(connection, by="day", **within)
+        totals = queries.web.sum_usage_totals(connection, **within)
+        assert all(row.items() <= day.items() for row, day in zip(totals, days, strict=True))
 
 
 def test_exchange_that_was_begun_is_counted_once_when_it_ends(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from proxy.storage.connection import Connection, Row
 from proxy.storage.damaged_values import sound, text_or_none
 from proxy.storage.queries.keys import ApiKey
 
-_SUMS = {
-    "day": "sum_usage_by_day",
-    "model": "sum_usage_by_model",
-    "user": "sum_usage_by_user",
-    "endpoint": "sum_usage_by_endpoint",
+_SUMS = {  # of all users, and of one
+    "day": ("sum_usage_by_day", "sum_usage_by_day_of_user"),
+    "model": ("sum_usage_by_model", "sum_usage_by_model_of_user"),
+    "user": ("sum_usage_by_user", "sum_usage_by_user_of_user"),
+    "endpoint": ("sum_usage_by_endpoint", "sum_usage_by_endpoint_of_user"),
 }
 
 
@@ -178,8 +178,18 @@ def iterate_fragments(connection: Connection, exchange_id: str, *, start: int) -
 
 def sum_usage(connection: Connection, *, by: str, since: str, until: str, user_id: str | None, limit: int) -> list[Row]:
     """Sums of `usage_days` by `day`, `model`, `user` or `endpoint`, from `since` to `until` inclusive."""
-    parameters = {"since": since, "until": until, "user_id": user_id, "limit": limit}
-    return connection.all(_SUMS[by], parameters)
+    parameters: Row = {"since": since, "until": until, "limit": limit}
+    of_all, of_user = _SUMS[by]
+    if user_id is None:
+        return connection.all(of_all, parameters)
+    return connection.all(of_user, parameters | {"user_id": user_id})
+
+
+def sum_usage_totals(connection: Connection, *, since: str, until: str, user_id: str | None, limit: int) -> list[Row]:
+    """The main sums by day."""
+    if user_id is None:
+        return connection.all("sum_usage_totals", {"since": since, "until": until, "limit": limit})
+    return sum_usage(connection, by="day", since=since, until=until, user_id=user_id, limit=limit)
 
 
 def list_keys(connection: Connection, *, user_id: str | None, limit: int) -> list[ApiKey]:
