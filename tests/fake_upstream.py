@@ -443,6 +443,10 @@ class FakeUpstream:
         """From now on `path` (or `*`, for all that have none of their own) behaves so."""
         self.behaviours[path] = behaviour
 
+    def on_all(self, behaviour: Behaviour) -> None:
+        """From now on every path behaves so, but /health, which the proxy asks by itself."""
+        self.behaviours = {"/health": self.behaviours["/health"], "*": behaviour}
+
     def calls_to(self, path: str) -> list[Call]:
         return [call for call in self.calls if call.path == path]
 

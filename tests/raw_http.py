@@ -40,6 +40,13 @@ class Head:
         return [token.strip().lower() for value in self.values(name) for token in value.split(b",")]
 
 
+def parse_head(head: bytes) -> Head:
+    """A head with the empty line that ends it."""
+    first_line, *lines = head[:-4].split(b"\r\n")
+    pairs = (line.partition(b":") for line in lines)
+    return Head(first_line, tuple((name, value.strip(b" \t")) for name, _, value in pairs))
+
+
 class Wire:
     """One side of a connection, with what was read and not yet used."""
 
@@ -62,9 +69,7 @@ class Wire:
         self.connection.close()
 
     def read_head(self) -> Head:
-        first_line, *lines = self._read_until(b"\r\n\r\n")[:-4].split(b"\r\n")
-        pairs = (line.partition(b":") for line in lines)
-        return Head(first_line, tuple((name, value.strip(b" \t")) for name, _, value in pairs))
+        return parse_head(self._read_until(b"\r\n\r\n"))
 
     def read_body(self, head: Head) -> Iterator[bytes]:
         """The pieces of a body whose framing its head gives: one per chunk, or as they arrive."""

@@ -1,4 +1,4 @@
-"""Servers that write the bytes a test gives them, and pools that talk to them."""
+"""Servers whose script has the bare connection, also before it reads a request (or none), and pools that use them."""
 
 import asyncio
 import contextlib

@@ -1,14 +1,18 @@
-"""An upstream on bare sockets: it keeps what it was sent, byte by byte, and plays the script a test gives it."""
+"""The fake upstream in a thread of its own, for tests that wait in blocking calls: it plays the script a test gives."""
 
-import contextlib
+import asyncio
 import enum
 import json
-import socket
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from tests.raw_http import WAIT_SECONDS, Address, EndedEarly, Head, Wire
+from tests.fake_upstream import Call, Wire, fake_upstream, never
+from tests.raw_http import WAIT_SECONDS, Address, Head, parse_head
+
+T = TypeVar("T")
 
 
 class Step(enum.Enum):
@@ -18,23 +22,31 @@ class Step(enum.Enum):
     AWAIT_HANGUP = "wait until the caller has left"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Received:
-    head: Head
-    body: bytes = b""
-    hung_up: threading.Event = field(default_factory=threading.Event)
+    """A call in the bytes that arrived; the body is empty until all of it is here."""
+
+    call: Call
+
+    @property
+    def head(self) -> Head:
+        return parse_head(self.call.head)
 
     @property
     def method(self) -> bytes:
-        return self.head.first_line.split(b" ")[0]
+        return self.call.method.encode("latin-1")
 
     @property
     def target(self) -> bytes:
-        return self.head.first_line.split(b" ")[1]
+        return self.call.target.encode("latin-1")
 
     @property
-    def version(self) -> bytes:
-        return self.head.first_line.split(b" ")[-1]
+    def body(self) -> bytes:
+        return self.call.body
+
+    @property
+    def hung_up(self) -> bool:
+        return self.call.left is not None
 
 
 Script = Callable[[Received], Iterator[bytes | Step]]
@@ -72,95 +84,65 @@ class ScriptedUpstream:
 
     def __init__(self) -> None:
         self.script: Script = echo
-        self.received: list[Received] = []
-        self._arrivals = threading.Condition()
-        self._released = threading.Semaphore(0)
-        self._open: set[Wire] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._released = asyncio.Semaphore(0)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._stack = AsyncExitStack()
+        self._fake = self._wait_for(self._stack.enter_async_context(fake_upstream()))
+        self._fake.on_all(self._play)
 
     @property
     def address(self) -> Address:
-        host, port = self._listener.getsockname()
-        return host, port
+        return "127.0.0.1", self._fake.port
 
     @property
     def url(self) -> str:
-        return "http://{}:{}".format(*self.address)
+        return self._fake.url
+
+    @property
+    def received(self) -> list[Received]:
+        return [Received(call) for call in self._fake.calls]
 
     def play(self, script: Script) -> None:
         """Start anew with this script."""
         self.script = script
-        self.received = []
-        self._released = threading.Semaphore(0)
+        self._fake.calls = []
+        self._released = asyncio.Semaphore(0)
 
     def release(self) -> None:
         """Let a script that waits go one step further."""
-        self._released.release()
+        self._loop.call_soon_threadsafe(self._released.release)
 
     def await_request(self, count: int = 1) -> Received:
         """The last of `count` requests, as soon as its head is here."""
-        with self._arrivals:
-            assert self._arrivals.wait_for(lambda: len(self.received) >= count, WAIT_SECONDS), "no request came"
-            return self.received[count - 1]
+        self._wait_for(self._fake.until(lambda: len(self._fake.calls) >= count))
+        return self.received[count - 1]
 
     def close(self) -> None:
-        # shutdown wakes a thread that is blocked in accept or recv; close alone does not
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for wire in self._open.copy():
-            with contextlib.suppress(OSError):
-                wire.connection.shutdown(socket.SHUT_RDWR)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(Wire(connection),), daemon=True).start()
-
-    def _serve(self, wire: Wire) -> None:
-        self._open.add(wire)
+        """End every connection; what went wrong in a script is raised here."""
         try:
-            while self._answer(wire):
-                pass
-        except (OSError, EndedEarly):
-            pass
+            self._wait_for(self._stack.aclose())
         finally:
-            self._open.discard(wire)
-            wire.close()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
-    def _answer(self, wire: Wire) -> bool:
-        received = Received(wire.read_head())
-        if received.target == b"/health":
-            wire.send(respond())
-            return True
-        script = self.script
-        with self._arrivals:
-            self.received.append(received)
-            self._arrivals.notify_all()
-        if b"100-continue" in received.head.tokens(b"expect"):
-            wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        for piece in wire.read_body(received.head):
-            received.body += piece
-        try:
-            finished = all(self._take(step, wire, received) for step in script(received))
-            return finished and b"close" not in received.head.tokens(b"connection")
-        except OSError:
-            received.hung_up.set()
-            raise
+    def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(WAIT_SECONDS)
 
-    def _take(self, step: bytes | Step, wire: Wire, received: Received) -> bool:
-        if isinstance(step, bytes):
-            wire.send(step)
-        elif step is Step.AWAIT_RELEASE:
-            return self._released.acquire(timeout=WAIT_SECONDS)
-        elif step is Step.AWAIT_HANGUP:
-            if wire.has_ended():
-                received.hung_up.set()
-            return False
-        elif step is Step.RESET:
-            wire.reset()
-            return False
-        return step is not Step.CLOSE
+    async def _play(self, call: Call, wire: Wire) -> None:
+        for step in self.script(Received(call)):
+            match step:
+                case bytes():
+                    await wire.send(step)
+                case Step.AWAIT_RELEASE:
+                    await self._released.acquire()
+                case Step.AWAIT_HANGUP:
+                    await never()(call, wire)
+                case Step.CLOSE:
+                    await wire.finish()
+                case Step.RESET:
+                    await wire.reset()
+            if wire.ended:
+                return

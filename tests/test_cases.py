@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.raw_upstream import Script, receive, serving
+from tests.fake_upstream import Behaviour, Call, Wire, fake_upstream, raw
 from tests.serving import running_proxy, settings_for
 
 CASES = Path(__file__).parent / "cases"
@@ -37,22 +37,21 @@ def stream(*deltas: Any) -> bytes:
     return head() + b"".join(map(delta, deltas)) + delta({}, "stop") + b"data: [DONE]\n\n"
 
 
-def closing(answer: bytes | Callable[[bytes], bytes]) -> Script:
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        _, body = await receive(reader)
-        writer.write(answer if isinstance(answer, bytes) else answer(body))
-        await writer.drain()
+def closing(answer: bytes | Callable[[bytes], bytes]) -> Behaviour:
+    async def behaviour(call: Call, wire: Wire) -> None:
+        await raw(answer if isinstance(answer, bytes) else answer(call.body))(call, wire)
 
-    return script
+    return behaviour
 
 
 @contextlib.asynccontextmanager
-async def proxied(folder: Path, script: Script, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def proxied(folder: Path, behaviour: Behaviour, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
     async with (
-        serving(script) as upstream,
-        running_proxy(settings_for(folder, upstream_url=f"http://127.0.0.1:{upstream.port}", **changes)) as url,
+        fake_upstream() as upstream,
+        running_proxy(settings_for(folder, upstream_url=upstream.url, **changes)) as url,
         httpx.AsyncClient(base_url=url, timeout=20) as client,
     ):
+        upstream.on_all(behaviour)
         yield client
 
 
@@ -747,18 +746,16 @@ async def test_request_without_messages_that_is_refused_late_leaves_no_session(
 ) -> None:
     """Replies that take longer than a second are written down while they come, and so is their request."""
 
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        _, body = await receive(reader)
-        await asyncio.sleep(1.6 if body else 0)
-        writer.write(head("application/json", 400) + b'{"error":{"message":"no messages"}}')
-        await writer.drain()
+    async def refuse(call: Call, wire: Wire) -> None:
+        await asyncio.sleep(1.6)
+        await closing(head("application/json", 400) + b'{"error":{"message":"no messages"}}')(call, wire)
 
     async def slowly(body: bytes) -> AsyncIterator[bytes]:
         for start in range(0, len(body), 9):
             yield body[start : start + 9]
             await asyncio.sleep(0.1)
 
-    async with proxied(tmp_path, script) as client:
+    async with proxied(tmp_path, refuse) as client:
         headers = {"Content-Type": "application/json", **session}
         answers = await asyncio.gather(*(client.post(CHAT, content=slowly(b), headers=headers) for b in NO_MESSAGES))
         assert [answer.status_code for answer in answers] == [400] * len(NO_MESSAGES)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.fake_upstream import Call
 from tests.proxy_process import ProxyProcess, run_proxy
-from tests.raw_http import WAIT_SECONDS, Address, Ending, Head, Headers, Reply, Wire, ask, chunked, connect, request
+from tests.raw_http import WAIT_SECONDS, Address, Ending, Headers, Reply, Wire, ask, chunked, connect, request
 from tests.scripted_upstream import Received, Script, ScriptedUpstream, Step, always, echo, respond
 
 CHAT = b"/v1/chat/completions"
@@ -459,9 +460,8 @@ def test_10_megabytes_travel_up(upstream: ScriptedUpstream, proxy: ProxyProcess,
 
 @pytest.mark.parametrize("target", (CHAT, EMBEDDINGS))
 def test_10_megabytes_travel_down(upstream: ScriptedUpstream, proxy: ProxyProcess, target: bytes) -> None:
-    whole = json.loads(
-        b"".join(s for s in echo(Received(connect_head())) if isinstance(s, bytes)).partition(b"\r\n\r\n")[2]
-    )
+    small = b"".join(s for s in echo(Received(Call(1, 1, "POST", "/", b""))) if isinstance(s, bytes))
+    whole = json.loads(small.partition(b"\r\n\r\n")[2])
     whole["choices"][0]["message"]["content"] = "y" * MEGABYTES_10
     answer = respond(json.dumps(whole).encode())
     assert_transparent(upstream, proxy, always(answer), request(target, BODY))
@@ -509,11 +509,6 @@ def test_smuggled_requests_do_not_reach_upstream(upstream: ScriptedUpstream, pro
 
 
 # --- responses --------------------------------------------------------------------------------------------------------
-
-
-def connect_head() -> Head:
-    return Head(b"POST /v1/chat/completions HTTP/1.1", ())
-
 
 RESPONSE_HEADERS = {
     "repeated": b"Set-Cookie: a=1; Path=/\r\nX-Many: 1\r\nSet-Cookie: b=2\r\nx-many: 2\r\nWWW-Authenticate: Basic\r\n",
@@ -946,7 +941,7 @@ def test_upstream_sees_a_caller_leave_in_the_middle(
     wire.send(request(target, body))
     assert next(Reply(wire, b"POST").read_head().read_pieces()) == event
     wire.close() if leave == "close" else wire.reset()
-    assert upstream.received[0].hung_up.wait(WAIT_SECONDS)
+    assert wait_until(lambda: upstream.received[0].hung_up, seconds=WAIT_SECONDS)
 
 
 @pytest.mark.parametrize(("target", "body"), ((CHAT, STREAMED), (CHAT, BODY), (EMBEDDINGS, BODY)))
@@ -957,7 +952,7 @@ def test_upstream_sees_a_caller_leave_before_it_has_answered(
     wire.send(request(target, body))
     received = upstream.await_request()
     wire.close()
-    assert received.hung_up.wait(WAIT_SECONDS)
+    assert wait_until(lambda: received.hung_up, seconds=WAIT_SECONDS)
 
 
 def test_a_caller_who_leaves_inside_the_request_starts_nothing(
@@ -1024,9 +1019,9 @@ def test_a_caller_who_leaves_while_it_is_slow_ends_the_stream(upstream: Scripted
     wire.send(request(CHAT, STREAMED))
     Reply(wire, b"POST").read_head()
     received = upstream.await_request()
-    assert not received.hung_up.wait(0.3)
+    assert not wait_until(lambda: received.hung_up, seconds=0.3)
     wire.reset()
-    assert wait_until(received.hung_up.is_set, seconds=WAIT_SECONDS)
+    assert wait_until(lambda: received.hung_up, seconds=WAIT_SECONDS)
 
 
 def test_pipelined_streams_come_one_after_the_other(upstream: ScriptedUpstream, wire: Wire) -> None:
