@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from proxy.recording import sending, tee
-from proxy.storage import exchange_store
+from proxy.storage import session_lookup
 from proxy.storage.errors import StorageError
 from tests.engines import on_both_engines
 from tests.fake_upstream import FakeUpstream, chat_chunk, chat_completion, event, fake_upstream, sse, whole_json
@@ -65,8 +65,8 @@ async def test_a_chat_goes_on_though_its_session_cannot_be_looked_up(
     def broken(*_: object, **__: object) -> None:
         raise StorageError("the index is damaged")
 
-    monkeypatch.setattr(exchange_store, "find_named", broken)
-    monkeypatch.setattr(exchange_store, "list_stitched", broken)
+    monkeypatch.setattr(session_lookup, "find_named", broken)
+    monkeypatch.setattr(session_lookup, "list_stitched", broken)
     upstream.on(CHAT, sse([STREAM]))
     said = [*ASKED["messages"], {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "and?"}]
     async with running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url:
@@ -95,7 +95,7 @@ async def test_a_stream_with_too_much_in_one_piece_passes_and_says_so(
     end: tuple[str, str | None],
 ) -> None:
     monkeypatch.setattr(tee, "_EVENT_BYTES", 2000)
-    upstream.on(CHAT, sse(pieces, delay=0.02))
+    upstream.on(CHAT, sse(pieces, delay=0.3))
     async with running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url:
         reply = await ask(url, stream=True)
     assert reply.content == b"".join(pieces)

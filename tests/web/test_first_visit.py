@@ -42,7 +42,7 @@ async def test_first_visit_says_so_where_no_model_is_known(tmp_path: Path, answe
             async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url) as http:
                 text = dom_of(await http.get("/ui")).text
                 assert command_of(text)[1]["model"] == "MODEL"
-                assert "no upstream has told one yet" in text
+                assert "no upstream has reported one yet" in text
 
 
 async def test_a_user_who_has_said_nothing_is_no_first_visit_of_an_admin(tmp_path: Path) -> None:
