@@ -99,7 +99,7 @@ class Recording:
 
     def end_streamed(self) -> asyncio.Future[Any] | None:
         """Ends a stream: completed if every choice has finished, otherwise failed or incomplete."""
-        if self.reply.is_whole:
+        if self.reply.is_whole and self.trouble is None:
             return self.end("completed")
         error = self.reply.error or self.trouble
         if not self.reply.choices:
@@ -126,7 +126,7 @@ class Recording:
             return None
         self._has_ended = True
         outcome = Outcome(
-            status="completed" if status == "incomplete" and self.reply.is_whole else status,
+            status="completed" if status == "incomplete" and self.reply.is_whole and self.trouble is None else status,
             http_status=self.http_status,
             reply=self.reply,
             error=error,

@@ -56,6 +56,7 @@ class OpenExchange:
         "exchange",
         "is_begun",
         "is_placed",
+        "length",
         "opened_at",
         "reply",
         "sequence",
@@ -76,6 +77,7 @@ class OpenExchange:
         self._pending: list[bytes] = []  # streamed but not saved yet
         self.sequence = 0
         self.size = size  # bytes of the request and of the reply so far
+        self.length = 0  # bytes of the stream so far; batched events count by their text
 
     def in_slices(self, work: Callable[[WriteBatch], Any]) -> Callable[[WriteBatch], Any]:
         """Wraps `work` so that a very long request is first stored in slices."""
@@ -107,6 +109,7 @@ class OpenExchange:
         """Takes the next bytes of a streamed reply."""
         self.gather()
         self._pending.append(data)
+        self.length += len(data)
 
     def unwritten(self) -> bytes:
         """The part of the stream not saved yet, as an equivalent stream."""
@@ -131,6 +134,7 @@ class OpenExchange:
         """Merges the pending bytes and batched events, which saves memory."""
         if events := self.reply.take_batched():
             self._pending.append(events)
+            self.length += len(events)
 
 
 class Recorder:

@@ -6,14 +6,17 @@ exchange is on disk.
 
 import asyncio
 import logging
+from functools import partial
 
 from starlette.types import Send
 
 from proxy.downstream.direct_writer import Outlet
 from proxy.downstream.disconnect import Watch
 from proxy.errors import APIError
+from proxy.recording import large_replies
+from proxy.recording.large_replies import LARGE_BYTES, in_thread
 from proxy.recording.one_exchange import Recording, committed
-from proxy.recording.tee import TOO_LARGE, EncodedTee, Tee
+from proxy.recording.tee import EncodedTee, Tee
 from proxy.upstream.client import Response
 from proxy.upstream.failure import Failure, failure
 from proxy.wire.content_coding import Decoding
@@ -21,7 +24,6 @@ from proxy.wire.headers import Headers
 
 logger = logging.getLogger(__name__)
 
-_SLICE_BYTES = 8 * 2**10
 _WHOLE_BYTES = 64 * 2**20  # a larger reply is relayed but not recorded, and its exchange says so
 
 
@@ -48,10 +50,12 @@ async def send_streamed(
         else:
             await _pull(response, send, recording, tee, watch)
     except Failure as exc:
-        tee.finish()  # terminates an incomplete event, for the record and for the caller, before the error is sent
+        await _finish(
+            tee
+        )  # terminates an incomplete event, for the record and for the caller, before the error is sent
         await _send_cut(send, recording, failure(exc), rest=tee.rest(), headers=headers)
         return
-    tee.finish()
+    await _finish(tee)
     await committed(recording, recording.end_streamed())
     await send({"type": "http.response.body", "body": tee.rest(), "more_body": False})
 
@@ -60,13 +64,24 @@ async def _pass_in_slices(
     data: bytes, response: Response, send: Send, recording: Recording, tee: Tee, watch: Watch
 ) -> None:
     """Splits a large chunk, which may contain thousands of events, and lets other tasks run between the slices."""
-    for start in range(0, len(data), _SLICE_BYTES):
-        out = tee.feed(data[start : start + _SLICE_BYTES])
+    recording.reply.can_batch = False
+    for piece in tee.slices(data):
+        tee.note(piece)
+        out = await in_thread(partial(tee.fold, piece)) if tee.may_end_large(piece) else tee.fold(piece)
         if out and not watch.has_left:
             await send({"type": "http.response.body", "body": out, "more_body": True})
         if tee.has_ended and recording.saved is None:
             await _send_end(response, send, recording, tee, watch)
         await asyncio.sleep(0)
+    if (out := tee.after(data)) and not watch.has_left:
+        await send({"type": "http.response.body", "body": out, "more_body": True})
+
+
+async def _finish(tee: Tee) -> None:
+    if tee.is_large:
+        await in_thread(tee.finish)
+    else:
+        tee.finish()
 
 
 async def _push(response: Response, outlet: Outlet, send: Send, recording: Recording, tee: Tee, watch: Watch) -> None:
@@ -79,7 +94,7 @@ async def _push(response: Response, outlet: Outlet, send: Send, recording: Recor
         if reply.can_batch and is_batchable(data):  # same as in `feed`, inlined to save a call per token
             wait(data)
             return write(data)
-        if len(data) > _SLICE_BYTES:
+        if not tee.fits(data):
             large.append(data)
             return False
         out = tee.cut(data)
@@ -128,7 +143,7 @@ async def send_whole(
     if body is None:
         body = await _read_whole(response, first)
     if len(body) > _WHOLE_BYTES:
-        recording.trouble = TOO_LARGE
+        recording.trouble = large_replies.too_large(_WHOLE_BYTES, "bytes")
         recording.begins(body)
         await committed(recording, recording.end_whole())
         await _start(send, response, headers)
@@ -136,9 +151,21 @@ async def send_whole(
         body = b""  # release the buffer: only what has been read so far was kept
         await _send_rest(response, send, outlet)
         return
-    recording.take_whole(_decoded(body, decoding, recording))
+    if len(body) > LARGE_BYTES or decoding is not None:
+        await in_thread(partial(_take_whole, body, decoding, recording))
+    else:
+        recording.take_whole(body)
     await committed(recording, recording.end_whole())
     await _send_at_once(response, send, body, headers=headers, outlet=outlet)
+
+
+def _take_whole(body: bytes, decoding: Decoding | None, recording: Recording) -> None:
+    text = _decoded(body, decoding, recording)
+    if len(text) > LARGE_BYTES and large_replies.has_too_many_values(text):
+        recording.trouble = large_replies.TOO_MANY_VALUES
+        recording.begins(text)
+    else:
+        recording.take_whole(text)
 
 
 def _decoded(body: bytes, decoding: Decoding | None, recording: Recording) -> bytes:
@@ -146,9 +173,9 @@ def _decoded(body: bytes, decoding: Decoding | None, recording: Recording) -> by
     if decoding is None:
         return body
     try:
-        return decoding.decode(body)
+        return b"".join(decoding.pieces(body))
     except ValueError as exc:
-        recording.trouble = {"message": f"The reply could not be decoded: {exc}", "type": "reply_not_decoded"}
+        recording.trouble = large_replies.not_decoded(exc)
         return b""
 
 

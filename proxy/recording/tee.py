@@ -1,8 +1,12 @@
 """Splits a stream in two: upstream's bytes go to the caller immediately, and a copy goes to the recorder."""
 
 import logging
+from collections.abc import Iterator
+from typing import Any
 
+from proxy.recording import large_replies
 from proxy.recording.hidden_usage import HiddenUsage
+from proxy.recording.large_replies import LARGE_BYTES, not_decoded, too_large
 from proxy.recording.one_exchange import Recording
 from proxy.wire.content_coding import Decoding
 from proxy.wire.sse import Decoder, Event
@@ -11,16 +15,24 @@ logger = logging.getLogger(__name__)
 
 # Maximum buffered bytes per stream: an incomplete event, and what follows the end event.
 _EVENT_BYTES = 64 * 2**20
-TOO_LARGE = {
-    "message": f"The reply has more than {_EVENT_BYTES} bytes in one event; the rest of it is not recorded.",
-    "type": "reply_too_large",
-}
+# Maximum bytes of a stream that are recorded; ordinary events count only by their text.
+_STREAM_BYTES = 64 * 2**20
 
 
 class Tee:
     """Decides for each chunk what is sent now and what is held until the end of the exchange is on disk."""
 
-    __slots__ = ("_decoder", "_gave_up", "_held", "_hidden", "_holds", "_last", "_recording", "has_ended")
+    __slots__ = (
+        "_decoder",
+        "_excess",
+        "_held",
+        "_hidden",
+        "_holds",
+        "_last",
+        "_recording",
+        "has_ended",
+        "has_given_up",
+    )
 
     def __init__(self, recording: Recording, *, hides_usage: bool) -> None:
         self.has_ended = False  # the end event has arrived; nothing is recorded after it
@@ -29,8 +41,9 @@ class Tee:
         self._hidden = HiddenUsage(recording.reply) if hides_usage else None
         self._holds = recording.is_strict
         self._held = bytearray()
-        self._gave_up = False
+        self.has_given_up = False  # nothing more is recorded; the rest is relayed unchanged
         self._last = b""
+        self._excess: dict[str, Any] | None = None  # why recording must stop
 
     def feed(self, data: bytes) -> bytes:
         """Records a chunk; returns the bytes of its complete events for the caller."""
@@ -43,24 +56,68 @@ class Tee:
     def cut(self, data: bytes) -> bytes:
         """Like `feed`, for a chunk that may not be batched."""
         recording, reply = self._recording, self._recording.reply
-        if self._gave_up:
+        if self.has_given_up:
             return data
-        if not self.has_ended:
-            recording.live.feed(data)
-            if not recording.has_token:
-                recording.begins(data)
-        out = self._pass(self._decoder.feed(data))
-        if self._decoder.pending > _EVENT_BYTES or len(self._held) > _EVENT_BYTES:
-            out.append(self._give_up())
+        self.note(data)
+        out = self.fold(data)
         # Between two events, after the first token and before the end, batchable bytes are passed on without parsing.
         is_between = not self._decoder.pending and not self.has_ended
-        reply.can_batch = is_between and recording.has_token and reply.is_ordinary
+        reply.can_batch = is_between and recording.has_token and reply.is_ordinary and not self.has_given_up
+        return out
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the unfinished event is large, so that `fold` and `finish` must run in a thread."""
+        return self._decoder.pending > LARGE_BYTES and not self.has_given_up
+
+    def may_end_large(self, data: bytes) -> bool:
+        """Whether the slice may complete a large event."""
+        return self.is_large and (b"\n" in data or b"\r" in data)
+
+    def fits(self, data: bytes) -> bool:
+        """Whether `cut` can process the chunk at once; else `slices` must be used."""
+        return self.has_given_up or (large_replies.is_slice(data) and self._decoder.pending <= LARGE_BYTES)
+
+    def slices(self, data: bytes) -> Iterator[bytes]:
+        """Cuts a chunk into slices for `note` and `fold`; other tasks may run between two of them."""
+        start = 0
+        while start < len(data):
+            piece = data[start:] if self.has_given_up else large_replies.slice_at(data, start)
+            start += len(piece)
+            yield piece
+
+    def after(self, data: bytes) -> bytes:
+        """The bytes for the caller after all slices of a chunk have been folded."""
+        return b""
+
+    def note(self, data: bytes) -> None:
+        """Adds a chunk to the bytes that are saved while the reply streams."""
+        recording = self._recording
+        if self.has_ended or self.has_given_up:
+            return
+        recording.live.feed(data)
+        if not recording.has_token:
+            recording.begins(data)
+        if recording.live.length > _STREAM_BYTES:
+            self._excess = too_large(_STREAM_BYTES, "bytes")
+
+    def fold(self, data: bytes) -> bytes:
+        """Folds a chunk that has been noted; returns the bytes for the caller."""
+        if self.has_given_up:
+            return data
+        out = self._pass(self._decoder.feed(data))
+        if self._decoder.pending > _EVENT_BYTES or len(self._held) > _EVENT_BYTES:
+            self._excess = too_large(_EVENT_BYTES, "bytes in one event")
+        if self._excess is not None:
+            out.append(self.rest())
+        self._stop_if_excessive()
         return out[0] if len(out) == 1 else b"".join(out)
 
     def finish(self) -> None:
         """Called when upstream has ended: an unterminated last event still counts, and is sent by `rest`."""
-        if not self._gave_up:
+        if not self.has_given_up:
             self._last = b"".join(self._pass(self._decoder.finish()))
+            self._stop_if_excessive()
 
     def _pass(self, events: list[Event]) -> list[bytes]:
         """Records events; returns the bytes of those that are sent now."""
@@ -79,7 +136,11 @@ class Tee:
         return out
 
     def _record_event(self, event: Event) -> None:
-        if event.data:
+        if self._excess is not None:
+            return
+        if len(event.data) > LARGE_BYTES and large_replies.has_too_many_values(event.data):
+            self._excess = large_replies.TOO_MANY_VALUES
+        elif event.data:
             self._recording.take(event)
             self.has_ended = self._recording.reply.is_end(event)
         elif event.raw.lstrip().startswith(b"{"):
@@ -92,20 +153,19 @@ class Tee:
 
     def rest(self) -> bytes:
         """The remaining bytes after upstream's end: the held end event, and an incomplete event."""
-        if self._gave_up:
-            return b""
         return self._last + (self._hidden.end() if self._hidden else b"") + self.release() + self._decoder.rest
 
-    def _give_up(self) -> bytes:
-        """Stops recording: this is not an event stream, or it continues after its end.
+    def _stop_if_excessive(self) -> None:
+        if self._excess is not None:
+            self._give_up(self._excess)
 
-        The rest is relayed unchanged.
-        """
-        logger.warning("a stream has an event of more than %d bytes; the rest is not recorded", _EVENT_BYTES)
-        self._recording.trouble = TOO_LARGE
-        rest = self.rest()
-        self._gave_up = True
-        return rest
+    def _give_up(self, reason: dict[str, Any]) -> None:
+        """Stops recording: the reply is too large, is not an event stream, or continues after its end."""
+        logger.warning("a stream is not recorded any further: %s", reason["message"])
+        if not self.has_ended:  # nothing is missing if only what follows the end is left out
+            self._recording.trouble = reason
+        self.has_given_up = True
+        self._decoder = Decoder()
 
 
 class EncodedTee(Tee):
@@ -117,14 +177,35 @@ class EncodedTee(Tee):
         super().__init__(recording, hides_usage=False)
         self._decoding = decoding
 
-    def feed(self, data: bytes) -> bytes:
-        """Like `Tee.feed`, but never batched."""
-        return self.cut(data)
+    def fits(self, data: bytes) -> bool:
+        """False: the decoded text is processed in slices."""
+        return self.has_given_up
 
-    def cut(self, data: bytes) -> bytes:
-        """Records a chunk's content; returns the chunk, or b"" once the end has arrived."""
-        if not self._gave_up:
-            self._record(data)
+    def slices(self, data: bytes) -> Iterator[bytes]:
+        """The chunk's text in slices."""
+        if not self._records:
+            return
+        try:
+            for text in self._decoding.pieces(data):
+                yield from super().slices(text)
+                if not self._records:
+                    return
+        except ValueError as exc:
+            self._give_up(not_decoded(exc))
+
+    @property
+    def _records(self) -> bool:
+        return not (self.has_given_up or self.has_ended)
+
+    def fold(self, data: bytes) -> bytes:
+        """Records a slice of text; the caller gets the compressed chunk from `after`."""
+        if not self.has_given_up:
+            super().fold(data)
+        self._held.clear()
+        return b""
+
+    def after(self, data: bytes) -> bytes:
+        """The chunk, or b"" once the end has arrived."""
         if self.has_ended and self._holds:
             self._held += data
             return b""
@@ -134,24 +215,9 @@ class EncodedTee(Tee):
         """The held end."""
         return self.release()
 
-    def _record(self, data: bytes) -> None:
-        try:
-            text = self._decoding.decode(data)
-        except ValueError as exc:
-            logger.warning("a compressed stream cannot be read any further: %s", exc)
-            self._recording.trouble = {"message": f"The reply could not be decoded: {exc}", "type": "reply_not_decoded"}
-            self._gave_up = True
-            return
-        if self.has_ended:
-            return
-        self._recording.live.feed(text)
-        self._recording.begins(text)
-        for event in self._decoder.feed(text):
-            if not self.has_ended:
-                self._record_event(event)
-
     def finish(self) -> None:
         """Records an unterminated last event."""
-        if not self._gave_up and not self.has_ended:
+        if not self.has_given_up and not self.has_ended:
             for event in self._decoder.finish():
                 self._record_event(event)
+            self._stop_if_excessive()

@@ -194,7 +194,10 @@ class RecordedChat:
         try:
             while sse.may_become_stream(text) and (data := await response.read()):
                 first += data
-                text += data if probe is None else probe.decode(data)
+                for piece in (data,) if probe is None else probe.pieces(data):
+                    text += piece
+                    if not sse.may_become_stream(text):
+                        break
         except Failure as exc:
             raise failure(exc) from exc
         except ValueError:

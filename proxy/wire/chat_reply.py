@@ -24,6 +24,11 @@ _ERROR_LENGTH = 2000
 _OF_EVERY_CHUNK = frozenset(
     ("id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "obfuscation")
 )
+_CHOICES_MAX = 1024
+_TOO_MANY_CHOICES = {
+    "message": f"The reply has more than {_CHOICES_MAX} choices. The others are not recorded.",
+    "type": "reply_too_large",
+}
 _FILLED_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\{')
 
 
@@ -63,9 +68,10 @@ class Completion:
         if whole is not None:
             self._whole = whole
             self._take_top(whole)
-            self._whole_choices = [
-                self._whole_choice(position, choice) for position, choice in self._listed(whole, "choices")
-            ]
+            choices = list(self._listed(whole, "choices"))
+            self._whole_choices = [self._whole_choice(*each) for each in choices[:_CHOICES_MAX]]
+            if len(choices) > _CHOICES_MAX:
+                self.error = self.error or _TOO_MANY_CHOICES
 
     def feed(self, event: Event) -> None:
         """Folds one event. Malformed data is counted, never raised."""
@@ -210,8 +216,9 @@ class Completion:
         template = self._template
         pieces = None if template is None else template.pieces_of(events)
         if template is not None and pieces is not None:
-            template.pieces += pieces
-            self._unasked.append(template.event("".join(pieces)))
+            text = "".join(pieces)  # a string for each token would take ten times the memory
+            template.pieces.append(text)
+            self._unasked.append(template.event(text))
             return
         self._unasked += events
         for event in events:
@@ -283,6 +290,9 @@ class Completion:
     def _fold_choice(self, position: int, choice: JSON) -> None:
         index = self._index(choice, position)
         fold = self._folds.get(index)
+        if fold is None and len(self._folds) >= _CHOICES_MAX:
+            self.error = self.error or _TOO_MANY_CHOICES
+            return
         if fold is None:
             fold = self._folds[index] = ChoiceFold()
         self._take_error_of(choice)

@@ -18,6 +18,7 @@ _BLANK_LINE = re.compile(rb"\n\n|\n\r\n?|\r\r")
 # Some gateways separate events by a single line end, against the standard: then a line after a complete JSON object
 # starts another event. Once seen in a stream, every data line is its own event.
 _LINE_BYTES = 2**20
+_LINES_MAX = 100_000  # an event of more lines is not parsed
 _DATA_LINE = re.compile(rb"(?:(?<=[\r\n])|\A)data:[^\r\n]*(?:\r\n|\n|\r)?")
 _NEXT_LINE = re.compile(rb"(?:\}|\])[ \t]*\r?\n(?=(?:data|event|id|retry)?:)")
 
@@ -130,7 +131,7 @@ class Decoder:
         text = raw[3:] if self._at_start and raw.startswith(_BOM) else raw
         self._at_start = False
         event = _event(raw, text)
-        if b"\n" not in event.data or not all(map(_is_whole, event.data.split(b"\n"))):
+        if b"\n" not in event.data or len(raw) > _LINE_BYTES or not all(map(_is_whole, event.data.split(b"\n"))):
             return [event]
         return list(_by_line(raw))
 
@@ -191,6 +192,8 @@ def _named(chunk: bytes) -> Event | None:
 def _event(raw: bytes, text: bytes) -> Event:
     values: list[bytes] = []
     event, error = b"", None
+    if len(text) > _LINES_MAX and text.count(b"\n") + text.count(b"\r") > _LINES_MAX:
+        return Event(raw, text[:_LINES_MAX])  # no JSON, so it is counted as unreadable
     for line in _LINE_END.split(text):
         name, _, value = line.partition(b":")
         value = value[1:] if value[:1] == b" " else value
