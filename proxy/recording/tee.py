@@ -183,17 +183,16 @@ class EncodedTee(Tee):
 
     def slices(self, data: bytes) -> Iterator[bytes]:
         """The chunk's text in slices."""
-        if not self._records:
+        if not self._records():
             return
         try:
             for text in self._decoding.pieces(data):
                 yield from super().slices(text)
-                if not self._records:
+                if not self._records():
                     return
         except ValueError as exc:
             self._give_up(not_decoded(exc))
 
-    @property
     def _records(self) -> bool:
         return not (self.has_given_up or self.has_ended)
 

@@ -113,3 +113,15 @@ async def test_a_whole_reply_that_is_too_large_passes_and_says_so(
         reply = await ask(url)
     assert (reply.status_code, reply.json()) == (status, whole)
     assert await endings(tmp_path) == [("failed", "reply_too_large")]
+
+
+async def test_a_stream_of_many_small_events_passes_and_says_that_it_is_not_kept_whole(
+    tmp_path: Path, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tee, "_STREAM_BYTES", 20000)
+    pieces = [*HELLO, *[event(chat_chunk(1, {"content": "x"})) + b": c\n\n"] * 500, *WORLD]
+    upstream.on(CHAT, sse(pieces))
+    async with running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url:
+        reply = await ask(url, stream=True)
+    assert reply.content == b"".join(pieces)
+    assert await endings(tmp_path) == [("incomplete", "reply_too_large")]
