@@ -50,9 +50,8 @@ async def send_streamed(
         else:
             await _pull(response, send, recording, tee, watch)
     except Failure as exc:
-        await _finish(
-            tee
-        )  # terminates an incomplete event, for the record and for the caller, before the error is sent
+        # Terminates an incomplete event, for the record and for the caller, before the error is sent.
+        await _finish(tee)
         await _send_cut(send, recording, failure(exc), rest=tee.rest(), headers=headers)
         return
     await _finish(tee)
