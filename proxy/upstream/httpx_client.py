@@ -28,7 +28,11 @@ class HTTPXClient:
             "pool": timeouts.pool_s,
         }
         request = httpx.Request(
-            method.decode(), url, headers=headers, content=body or None, extensions={"timeout": limits}
+            method.decode(),
+            url,
+            headers=headers,
+            content=body or None,
+            extensions={"timeout": limits, "target": target},
         )
         return _HTTPXResponse(await self._transport.handle_async_request(request))
 
