@@ -315,7 +315,8 @@ class Writer:
                 self.overflow.refuse_line(line, exc)
         self.overflow.only_on_file -= count
         logger.warning("%d spilled writes are in the database now", count)
-        if not any(write.is_spilled for write in self._queue):
+        # Writes that were spilled during the replay are not stored yet.
+        if not self.overflow.only_on_file and not any(write.is_spilled for write in self._queue):
             await self._clear_spill()
 
     async def _clear_spill(self) -> None:

@@ -331,6 +331,29 @@ async def test_what_stalls_twice_is_counted_and_said(tmp_path: Path, monkeypatch
             monkeypatch.undo()
 
 
+async def test_writes_that_are_spilled_during_a_replay_are_not_cleared_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with writing(tmp_path, replays=insert_if_missing) as writer:
+        overflow = writer.overflow
+        lines = overflow.lines
+
+        async def spilling_meanwhile(start: int, end: int) -> tuple[list[bytes], int]:
+            read = await lines(start, end)
+            monkeypatch.undo()
+            record(writer, "b")
+            await overflow.spill_due(everything=True)
+            overflow.forget_copies()
+            return read
+
+        with locked(tmp_path):
+            await record(writer, "a")
+            overflow.forget_copies()
+            monkeypatch.setattr(overflow, "lines", spilling_meanwhile)
+        await until(lambda: not writer.waiting)
+    assert names(tmp_path) == ["a", "b"]
+
+
 async def test_a_read_waits_for_a_write_that_was_spilled_because_its_commit_is_slow(tmp_path: Path) -> None:
     def slow(rows: WriteBatch) -> Any:  # `submit` says whether it was spilled
         time.sleep(1.2)
