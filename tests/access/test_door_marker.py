@@ -66,8 +66,7 @@ def statuses(url: str, **headers: str) -> set[int]:
     return {httpx.get(f"{url}/v1/sessions", headers=headers, verify=False).status_code for _ in range(6)}
 
 
-@pytest.mark.parametrize("workers", ("1", "2"))
-@pytest.mark.parametrize("lose", (remove, replace, empty))
+@pytest.mark.parametrize(("lose", "workers"), ((remove, "1"), (remove, "2"), (replace, "1"), (empty, "1")))
 def test_a_server_whose_database_was_lost_stays_closed_and_says_why(
     tmp_path: Path, lose: Callable[[Path], None], workers: str
 ) -> None:

@@ -1,0 +1,12 @@
+"""Cases that are many: every test run takes some of them, one with `STELLARCHAT_TEST_LONG=1` takes all."""
+
+import os
+from collections.abc import Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def some_of(cases: Iterable[T], *, every: int) -> list[T]:
+    """Each `every`th case, or all of them in a long run."""
+    return list(cases)[:: 1 if os.environ.get("STELLARCHAT_TEST_LONG") else every]
