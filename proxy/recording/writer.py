@@ -218,8 +218,8 @@ class Writer:
                 await self._try_again()
             if self.overflow.only_on_file:
                 await self._replay_spill()
-            elif self.overflow.count and not any(write.is_spilled for write in self._queue):
-                await self._clear_spill()
+            if self._has_stored_spill:
+                await self.overflow.clear()
             if not self.overflow.only_on_file:  # otherwise writes spilled meanwhile must be stored first
                 await self._write_batch()
         except (MovedError, ConfigurationError, OSError) as exc:
@@ -315,12 +315,12 @@ class Writer:
                 self.overflow.refuse_line(line, exc)
         self.overflow.only_on_file -= count
         logger.warning("%d spilled writes are in the database now", count)
-        # Writes that were spilled during the replay are not stored yet.
-        if not self.overflow.only_on_file and not any(write.is_spilled for write in self._queue):
-            await self._clear_spill()
 
-    async def _clear_spill(self) -> None:
-        await self.overflow.clear()
+    @property
+    def _has_stored_spill(self) -> bool:
+        """Whether all lines of the spill file are in the database; lines may be added while others are replayed."""
+        overflow = self.overflow
+        return bool(overflow.count) and not overflow.only_on_file and not any(each.is_spilled for each in self._queue)
 
     # The database's state
 
