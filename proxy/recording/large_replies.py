@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from proxy.wire.content_coding import TooLargeError
-from proxy.wire.value_count import ValueCount
+from proxy.wire.value_count import running_counts
 
 T = TypeVar("T")
 
@@ -21,7 +21,6 @@ _VALUES_MAX = 1_000_000
 _SLICE_BYTES = 8 * 2**10
 _DENSE_SLICE_BYTES = 2**10
 _LINES_IN_A_SLICE = 256
-_COUNTED_BYTES = 16 * 2**10
 _threads = ThreadPoolExecutor(2, thread_name_prefix="large-reply")
 
 
@@ -69,9 +68,4 @@ def has_too_many_values(text: bytes) -> bool:
     """Whether a JSON text has more values than are kept."""
     if text.count(b",") + text.count(b"{") + text.count(b"[") <= _VALUES_MAX:
         return False
-    values = ValueCount()
-    for start in range(0, len(text), _COUNTED_BYTES):
-        values.feed(text[start : start + _COUNTED_BYTES])
-        if values.count > _VALUES_MAX:
-            return True
-    return False
+    return any(count > _VALUES_MAX for count in running_counts(text))

@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from proxy.errors import APIError
-from proxy.wire.value_count import ValueCount
+from proxy.wire.value_count import running_counts
 
 T = TypeVar("T")
 
 LARGE_BYTES = 256 * 2**10
-_PIECE_BYTES = 16 * 2**10  # a few milliseconds of work even for the densest text
 _threads = ThreadPoolExecutor(2, thread_name_prefix="large-body")
 
 
@@ -50,10 +49,8 @@ async def _may_have_more(body: bytes, limit: int) -> bool:
 async def _has_more(body: bytes, limit: int) -> bool:
     if b"\0" in body:  # UTF-16: quotes cannot be found bytewise
         return True
-    values = ValueCount()
-    for start in range(0, len(body), _PIECE_BYTES):
-        values.feed(body[start : start + _PIECE_BYTES])
-        if values.count > limit:
+    for count in running_counts(body):
+        if count > limit:
             return True
         await asyncio.sleep(0)
     return False
