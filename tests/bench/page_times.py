@@ -14,6 +14,7 @@ import httpx
 from proxy import ids
 from proxy.search.index import Index
 from proxy.storage import sqlite
+from tests.bench.pages import open_page
 from tests.serving import ServerProcess
 
 _USERS = 1_000
@@ -144,19 +145,10 @@ def measure(path: Path, *, times: int) -> None:
         print(f"{'page':<28}{'first':>9}{'median':>9}{'slowest':>9}   ms")
         with httpx.Client(base_url=server.url, timeout=60) as http:
             for name, address in PAGES.items():
-                took = [_timed(http, address.format(**days)) for _ in range(times + 1)]
+                took = [open_page(http, address.format(**days)) for _ in range(times + 1)]
                 print(f"{name:<28}{took[0]:>9.0f}{statistics.median(took[1:]):>9.0f}{max(took[1:]):>9.0f}", flush=True)
     finally:
         server.stop()
-
-
-def _timed(http: httpx.Client, address: str) -> float:
-    began = time.monotonic()
-    response = http.get(address)
-    took = (time.monotonic() - began) * 1000
-    if response.status_code != 200:
-        raise SystemExit(f"{address}: {response.status_code}")
-    return took
 
 
 def main() -> None:

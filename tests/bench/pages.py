@@ -174,9 +174,9 @@ def large(folder: Path) -> None:
             http.get("/ui")
             print(f"{'session':<16}{'first':>8}{'median':>8}{'slowest':>8} ms  {'before':>8}{'after':>8} MB")
             for name, session_id in told.items():
-                took = [_open(http, f"/ui/s/{session_id}")]
+                took = [open_page(http, f"/ui/s/{session_id}")]
                 before = _resident_mb(server.pid)
-                took += [_open(http, f"/ui/s/{session_id}") for _ in range(10)]
+                took += [open_page(http, f"/ui/s/{session_id}") for _ in range(10)]
                 after = _resident_mb(server.pid)
                 times = f"{took[0]:>8.0f}{statistics.median(took[1:]):>8.0f}{max(took[1:]):>8.0f}"
                 print(f"{name:<16}{times}     {before:>8.0f}{after:>8.0f}")
@@ -184,7 +184,8 @@ def large(folder: Path) -> None:
         server.stop()
 
 
-def _open(http: httpx.Client, path: str) -> float:
+def open_page(http: httpx.Client, path: str) -> float:
+    """Milliseconds until a page has come whole. Raises SystemExit if it is not a 200."""
     began = time.monotonic()
     response = http.get(path)
     took = (time.monotonic() - began) * 1e3
