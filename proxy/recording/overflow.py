@@ -120,8 +120,8 @@ class Overflow:
         self._wanted.set()
 
     async def run(self) -> None:
-        """Spills until cancelled."""
-        while True:
+        """Spills until `stop`."""
+        while not self._is_closed:
             await self._wanted.wait()
             await asyncio.sleep(_GATHER_SECONDS)  # gather more writes per sync
             self._wanted.clear()
@@ -133,6 +133,13 @@ class Overflow:
             except Exception:  # must survive: without this task every chat would wait at its end
                 logger.exception("the spill failed and continues")
                 self._set_timer(_RETRY_SECONDS)
+
+    def stop(self) -> None:
+        """Ends `run` after the append that it is in. What is still queued is spilled by `close`."""
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wanted.set()
 
     async def spill_due(self, *, everything: bool = False) -> None:
         """Spills all due writes, or all that can be spilled. Raises OSError if not even one line can be written."""
@@ -173,9 +180,7 @@ class Overflow:
 
     async def close(self, *, seconds: float) -> None:
         """Spills everything still queued, and closes the file."""
-        self._is_closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self.stop()
         try:
             async with asyncio.timeout(seconds):
                 await self.spill_due(everything=True)

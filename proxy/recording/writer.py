@@ -183,15 +183,19 @@ class Writer:
 
     async def close(self) -> None:
         """Writes or spills the queue, then stops. Does not wait for a disk that has stopped answering."""
+        if self._is_closed:
+            return
         self._is_closing = True
         self._wanted.set()
         if self._task is not None:
             stalled = self._is_stalled(self.overflow.spill_seconds)
             await asyncio.wait([self._task], timeout=_STALLED_SECONDS if stalled else self._commit_timeout_seconds)
-        for task in (self._task, self._spilling):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
+            await _cancel(self._task)
+        if self._spilling is not None:
+            self.overflow.stop()  # cancelled in mid-append it would not mark the lines, and they would be spilled twice
+            stalled = self.overflow.trouble is not None
+            await asyncio.wait([self._spilling], timeout=_STALLED_SECONDS if stalled else self._commit_timeout_seconds)
+            await _cancel(self._spilling)
         self._is_closed = True
         await self.overflow.close(seconds=self._commit_timeout_seconds)
         if self.overflow.count:
@@ -365,6 +369,11 @@ class Writer:
                 write.work = _made_of_line(write.line, self._replay)
             else:
                 self.overflow.withdraw(write)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _made_of_line(line: Callable[[], bytes], replay: Callable[[bytes], Work]) -> Work:

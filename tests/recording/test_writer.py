@@ -249,6 +249,27 @@ async def test_closing_spills_all_that_the_database_does_not_take(tmp_path: Path
     assert (tmp_path / "spill").read_bytes().count(b"\n") == count
 
 
+async def test_closing_during_an_append_does_not_spill_its_writes_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appending, going_on, append = threading.Event(), threading.Event(), Spill.append
+
+    def slow_append(spill: Spill, lines: list[bytes]) -> None:
+        append(spill, lines)
+        appending.set()
+        going_on.wait(20)
+
+    monkeypatch.setattr(Spill, "append", slow_append)
+    with locked_later(tmp_path) as lock:
+        async with writing(tmp_path, reserve_bytes=0) as writer:
+            lock()
+            saved = record(writer, "a")
+            await until(appending.is_set)
+            asyncio.get_running_loop().call_later(0.3, going_on.set)  # while the writer is closing
+        assert await saved is True
+    assert (tmp_path / "spill").read_bytes().count(b"\n") == 1
+
+
 async def test_closing_without_database_and_spill_says_what_is_lost_and_ends(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
