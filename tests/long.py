@@ -6,7 +6,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+IS_LONG = bool(os.environ.get("STELLARCHAT_TEST_LONG"))
+
 
 def some_of(cases: Iterable[T], *, every: int) -> list[T]:
     """Each `every`th case, or all of them in a long run."""
-    return list(cases)[:: 1 if os.environ.get("STELLARCHAT_TEST_LONG") else every]
+    return list(cases)[:: 1 if IS_LONG else every]

@@ -15,6 +15,7 @@ if sys.platform != "linux":
 from tests.bench import accounting, figures, floor, instructions, phases, relays, stitching, wire
 from tests.bench.client import Connection, Load, Outcome, Run
 from tests.bench.figures import Cell, Column, Measured
+from tests.long import IS_LONG
 
 CPU = Column("chunk_cpu_us", "CPU", "chunk")
 FIRST = Column("first_1_p50_ms", "first", "first_1", added=True)
@@ -216,7 +217,7 @@ def test_a_plain_file_takes_less_than_ours(tmp_path: Path) -> None:
     assert (tmp_path / "ours.db").stat().st_size > (tmp_path / "plain.db").stat().st_size > 20 * 660
 
 
-@pytest.mark.skipif(not shutil.which("valgrind"), reason="valgrind is not installed")
+@pytest.mark.skipif(not (IS_LONG and shutil.which("valgrind")), reason="takes half a minute, and valgrind")
 def test_instructions_are_counted_for_a_reply_and_a_chunk() -> None:
     counts = instructions.measure("off", replies=2, streams=1)
     assert counts.reply > counts.chunk > 0

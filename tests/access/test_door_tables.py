@@ -258,7 +258,8 @@ async def test_a_page_of_another_site_does_nothing_where_no_key_is_asked_for(
             tmp_path, upstream_url=upstream.url, auth=auth, cors_origins=(CORS,), allowed_hosts=("chat.example",)
         )
         async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url, headers=headers) as http:
-            for host, origin, site, (asked, does) in product(HOSTS, ORIGINS, SITES, ASKED.items()):
+            combined = some_of(product(HOSTS, ORIGINS, SITES, ASKED.items()), every=11)
+            for host, origin, site, (asked, does) in combined:
                 said = {"Host": host, "Origin": origin, "Sec-Fetch-Site": site}
                 given = {name: value for name, value in said.items() if value is not None}
                 before = len(upstream.calls)

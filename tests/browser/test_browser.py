@@ -13,6 +13,7 @@ from proxy.storage.write_batch import write_batch
 from tests.browser.conftest import Watched
 from tests.browser.invented import tell, tell_growing
 from tests.fake_upstream import DONE, chat_chunk, event, fake_upstream, until
+from tests.long import some_of
 from tests.serving import running_proxy, settings_for
 from tests.stored import choice, exchange, opened, outcome, say, user, worker
 from tests.web.test_untrusted_text import CORPUS
@@ -54,7 +55,7 @@ async def violations(page: Any) -> list[str]:
     return [f"{each['id']}: {node['html'][:200]}" for each in found for node in each["nodes"]]
 
 
-@pytest.mark.parametrize(("scheme", "width"), FORMS)
+@pytest.mark.parametrize(("scheme", "width"), some_of(FORMS, every=3))
 async def test_every_page_is_quiet_and_accessible(tmp_path: Path, browser: Any, scheme: str, width: int) -> None:
     with opened(tmp_path / "stellarchat.db") as connection:
         sessions = tell(connection)
@@ -83,7 +84,7 @@ async def look_at_all(folder: Path, browser: Any, sessions: dict[str, str], *, s
         await context.close()
 
 
-@pytest.mark.parametrize(("scheme", "width"), FORMS)
+@pytest.mark.parametrize(("scheme", "width"), some_of(FORMS, every=3))
 async def test_what_a_newcomer_and_an_admin_see_is_quiet_and_accessible(
     tmp_path: Path, browser: Any, scheme: str, width: int
 ) -> None:
@@ -102,6 +103,7 @@ async def test_what_a_newcomer_and_an_admin_see_is_quiet_and_accessible(
         assert await violations(page) == []
         await page.get_by_label("API key").fill(house.keys["admin"])
         await page.keyboard.press("Enter")
+        await page.wait_for_url("**/ui")
         for path in ("/ui/keys", "/ui/upstreams", "/ui/usage?by=user", f"/ui/keys/{house.ids['key']}/revoke"):
             await page.goto(house.url + path)
             for closed in await page.locator("details:not([open])").all():

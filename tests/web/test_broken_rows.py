@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.long import some_of
 from tests.serving import running_proxy, settings_for
 from tests.stored import IMAGE, chat, choice, exchange, execute, opened, outcome, user
 from tests.web.visiting import assert_harmless, dom_of
@@ -90,7 +91,7 @@ async def test_no_page_over_a_broken_row_is_a_500(tmp_path: Path) -> None:
     failed = []
     async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
         values = cycle(VALUES)
-        broken = [(*each, _break(path, *each, next(values))) for each in list(_columns(path))]
+        broken = [(*each, _break(path, *each, next(values))) for each in some_of(_columns(path), every=5)]
         for table, column, session_id in broken:
             for address in [] if session_id is None else _addresses(path, session_id):
                 answer = await http.get(address)
