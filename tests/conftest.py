@@ -3,10 +3,25 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.chats import Chats
 from tests.engines import ENGINES, databases_of, place_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _certificates_are_read_once() -> Iterator[None]:
+    """Every `httpx.AsyncClient()` reads the authorities' certificates: 50 ms, and nearly all tests have one."""
+    context = httpx.create_ssl_context()
+
+    def made(verify: object = True, **options: object) -> object:
+        is_default = verify is True and not options.get("cert")
+        return context if is_default else httpx.create_ssl_context(verify, **options)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("httpx._transports.default.create_ssl_context", made)
+        yield
 
 
 @pytest.fixture(params=ENGINES)

@@ -34,7 +34,7 @@ class _Databases:
         from tests.postgresql import database_url
 
         if path not in self._urls:
-            self._urls[path] = self._stack.enter_context(database_url())
+            self._urls[path] = self._stack.enter_context(database_url(has_tables=True))
         return self._urls[path]
 
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,28 @@ _START_SECONDS = 60.0
 
 
 @contextmanager
-def database_url(server: str | None = None) -> Iterator[str]:
-    """The URL of a new, empty database, which is dropped in the end. Skips the test where there is no server."""
+def database_url(server: str | None = None, *, has_tables: bool = False) -> Iterator[str]:
+    """The URL of a new database, which is dropped in the end. Skips the test where there is no server."""
     server = server or _server_url()
     name = f"test_{os.getpid()}_{next(_NUMBERS)}"
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+    _on_server(server, f"CREATE DATABASE {name}" + (f" TEMPLATE {_template(server)}" if has_tables else ""))
     yield f"{server}/{name}"
+    _on_server(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _on_server(server: str, statement: str) -> None:
     with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        connection.execute(statement)
+
+
+@lru_cache
+def _template(server: str) -> str:
+    """A database with our tables: a copy of it takes a third of the time that the migrations take."""
+    name = f"template_{os.getpid()}"
+    _on_server(server, f"CREATE DATABASE {name}")
+    connect_for_tests(f"{server}/{name}").close()
+    atexit.register(partial(_on_server, server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+    return name
 
 
 @contextmanager
@@ -127,7 +140,7 @@ class Server:
             "unix_socket_directories=",
             "max_connections=100",
         ]
-        options += [] if self._is_durable else ["fsync=off", "full_page_writes=off"]
+        options += [] if self._is_durable else ["fsync=off", "full_page_writes=off", "autovacuum=off"]
         command = [str(self._binaries / "postgres"), "-D", str(self._folder / "data")]
         user = self._user
         if self._host is not None:  # only root enters it

@@ -6,6 +6,7 @@ the session `a/messages` looks like the messages of session `a`.
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from urllib.parse import unquote
 
 from starlette.convertors import Convertor, PathConvertor
@@ -34,10 +35,15 @@ def exact(routes: Sequence[Route]) -> list[Route]:
         pattern = route.path_regex.pattern.removesuffix("$").replace(
             f">{PathConvertor.regex})", f">{_IdConvertor.regex})"
         )
-        route.path_regex = re.compile(pattern + r"\Z")
+        route.path_regex = _compiled(pattern + r"\Z")
         # Ids of one segment too: an encoded slash in them must not stay a surrogate, which no database takes.
         route.param_convertors = dict.fromkeys(route.param_convertors, _IdConvertor())
     return list(routes)
+
+
+@lru_cache(maxsize=256)  # `re` has a cache, too, which other patterns may have filled
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
 
 
 class EncodedSlashes:

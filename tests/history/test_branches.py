@@ -14,7 +14,7 @@ from tests.chats import ALL, Chats, listed, listed_ready, said, system, user
 
 
 def test_page_of_a_long_branch_loads_only_its_own_messages(chats: Chats, monkeypatch: pytest.MonkeyPatch) -> None:
-    session_id = chats.make(*(str(number) for number in range(3000)))
+    session_id = chats.make(*(str(number) for number in range(1100)))
     loaded: list[int] = []
     get_message = queries.messages.get_message
 
@@ -23,22 +23,22 @@ def test_page_of_a_long_branch_loads_only_its_own_messages(chats: Chats, monkeyp
         return get_message(chats.connection, message_no)
 
     monkeypatch.setattr(queries.messages, "get_message", counting)
-    page = listed(chats.connection, session_id, user_id=None, page=Page(limit=3, offset=2000))
-    assert [message["content"] for message in page["messages"]] == ["2000", "2001", "2002"]
-    assert page["total"] == 3000
+    page = listed(chats.connection, session_id, user_id=None, page=Page(limit=3, offset=1000))
+    assert [message["content"] for message in page["messages"]] == ["1000", "1001", "1002"]
+    assert page["total"] == 1100
     assert len(loaded) == 3
 
 
-def test_session_of_thousands_of_turns_can_be_deleted(chats: Chats) -> None:
+def test_session_of_over_thousand_turns_can_be_deleted(chats: Chats) -> None:
     """A cascade from parent to child would recurse beyond SQLite's limit of 1,000."""
-    session_id = chats.make(*(str(number) for number in range(3000)))
+    session_id = chats.make(*(str(number) for number in range(1100)))
     with chats.connection.transaction():
         queries.sessions.delete_session(chats.connection, session_id)
     assert chats.count("messages") == 0
 
 
-def test_user_with_a_session_of_thousands_of_turns_can_be_deleted(chats: Chats) -> None:
-    chats.make(*(str(number) for number in range(3000)))
+def test_user_with_a_session_of_over_thousand_turns_can_be_deleted(chats: Chats) -> None:
+    chats.make(*(str(number) for number in range(1100)))
     with chats.connection.transaction():
         assert queries.users.delete_user(chats.connection, "u")
     assert (chats.count("messages"), chats.count("sessions")) == (0, 0)
