@@ -31,6 +31,7 @@ from tests.namespaces import Host
 
 _NUMBERS = count(1)
 _START_SECONDS = 60.0
+_MEMORY_BYTES = 4 * 2**30  # several test processes have a server each, with up to 1 GB of WAL
 
 
 @contextmanager
@@ -117,7 +118,8 @@ class Server:
         self._is_durable = is_durable
         self._host = host
         self._binaries = binaries
-        self._folder = Path(tempfile.mkdtemp(prefix="stellarchat-postgresql-"))
+        in_memory = None if is_durable else _memory_folder()  # making a database writes 300 files
+        self._folder = Path(tempfile.mkdtemp(prefix="stellarchat-postgresql-", dir=in_memory))
         self._user = "nobody" if os.geteuid() == 0 else None
         if self._user is not None:
             os.chown(self._folder, pwd.getpwnam(self._user).pw_uid, -1)
@@ -186,6 +188,11 @@ class Server:
             if each.is_dir():
                 shutil.copytree(each, self._folder / "installed" / each.name, symlinks=True)
         return self._folder / "installed" / package.name / "pginstall" / "bin"
+
+
+def _memory_folder() -> Path | None:
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and shutil.disk_usage(memory).free >= _MEMORY_BYTES else None
 
 
 def _free_port() -> int:
