@@ -19,9 +19,10 @@ _CHOICES_MAX = 128
 class Charge:
     """The charge of one request whose key has a token quota."""
 
-    def __init__(self, tokens: DayTokens, *, per_day: int) -> None:
+    def __init__(self, tokens: DayTokens, *, per_day: int, processes: float) -> None:
         self._tokens = tokens
         self._per_day = per_day
+        self._processes = processes
         self._held = 0
         self._meter: TokenMeter | None = None
 
@@ -31,7 +32,7 @@ class Charge:
             return
         meter = TokenMeter(request_bytes=request_bytes)
         held = meter.request_tokens + (_limit_of(request or {}) or max(_UNLIMITED_TOKENS, self._tokens.largest))
-        self._tokens.reserve(held, per_day=self._per_day, unix_time=time.time())
+        self._tokens.reserve(held, per_day=self._per_day, unix_time=time.time(), processes=self._processes)
         self._held, self._meter = held, meter
 
     def metered(self, response: Response) -> Response:
@@ -45,8 +46,7 @@ class Charge:
     def settle(self) -> None:
         """Charges the tokens used and releases the reservation. Called at the end of the request."""
         if self._meter is not None:
-            self._tokens.add(self._meter.total)
-            self._tokens.reserved -= self._held
+            self._tokens.settle(self._meter.total, reserved=self._held)
             self._meter = None
 
 

@@ -15,7 +15,8 @@ from proxy.access.door_marker import DoorMarker
 from proxy.access.keys import CachedKey, KeyCache, bad_key
 from proxy.access.origins import SAFE_METHODS, Origins, foreign_origin
 from proxy.access.pages import is_page
-from proxy.access.quotas import DayTokens, over, take_request, token_headers
+from proxy.access.quotas import DayTokens, Usage, over, take_request, token_headers
+from proxy.access.shared_usage import SharedUsage, open_shared_usage
 from proxy.errors import APIError, NotFoundError, too_large
 from proxy.ids import timestamp
 from proxy.settings import Settings
@@ -59,6 +60,7 @@ class Gate:
         self._database = database
         self._write = write
         self.keys = KeyCache(database, admin_key=settings.admin_key)
+        self._shared: SharedUsage | None = None
         # Once keys are required, they stay required: deleting the last key must not open the server to everyone.
         self.requires_key = settings.auth == "required" or (
             settings.auth == "auto" and (settings.admin_key is not None or not settings.is_loopback)
@@ -72,6 +74,8 @@ class Gate:
 
     async def open(self) -> None:
         """Checks whether keys exist, and starts refreshing them every few seconds."""
+        if self._settings.workers > 1:
+            self._shared = self.keys.shared = open_shared_usage(self._settings)
         if await self._database.look_up(queries.keys.keys_were_required):
             self._marker.write_soon()  # also with auth off, and for a database of an older release
         await self._look_for_keys()
@@ -88,6 +92,8 @@ class Gate:
         await self.keys.close()
         await self._refresh()
         await self._touch()
+        if self._shared is not None:
+            self._shared.close()
 
     @property
     def is_open_locally(self) -> bool:
@@ -219,15 +225,27 @@ class Gate:
         Token quotas apply only to relayed requests: reading one's own history is always possible.
         """
         row, usage = cached_key.row, cached_key.usage
+        if row.requests_per_minute is None and row.tokens_per_day is None:
+            return
+        processes = self._processes_alone(row.key_id, usage)
         if row.requests_per_minute is not None:
             admission.rate_limit_headers = take_request(
-                usage, per_minute=row.requests_per_minute, now=time.monotonic(), processes=self._database.living_count
+                usage, per_minute=row.requests_per_minute, now=time.monotonic(), processes=processes
             )
         if row.tokens_per_day is not None:
             await self._read_tokens(row.key_id, usage.tokens)
+            usage.tokens.learn()
             told = token_headers(usage.tokens, per_day=row.tokens_per_day, unix_time=time.time())
             admission.rate_limit_headers = (admission.rate_limit_headers or []) + told
-            admission.charge = Charge(usage.tokens, per_day=row.tokens_per_day)
+            admission.charge = Charge(usage.tokens, per_day=row.tokens_per_day, processes=processes)
+
+    def _processes_alone(self, key_id: str, usage: Usage) -> float:
+        """The number of processes that serve the database, divided by those that see each other's usage of the key."""
+        shared = usage.tokens.shared
+        if shared is None and self._shared is not None:
+            shared = usage.tokens.shared = self._shared.key(key_id)
+        known = max(self._database.living_count, self._settings.workers)
+        return max(1.0, known / (1 if shared is None else shared.sharing))
 
     async def _read_tokens(self, key_id: str, tokens: DayTokens) -> None:
         """Reads periodically what other workers have charged."""
@@ -244,18 +262,17 @@ class Gate:
             logger.error("the tokens used by a key could not be read: %s", exc)
             return
         if saves == tokens.saves and day == tokens.day:
-            tokens.saved, tokens.read_at = saved, now
+            tokens.note_read(saved, now=now)
 
     async def _save_tokens(self) -> None:
         """Saves the tokens charged to keys, in a single write."""
-        used = {key_id: (tokens, tokens.unsaved) for key_id, tokens in self.keys.unsaved_tokens()}
+        used = {key_id: (tokens, tokens.day, tokens.unsaved) for key_id, tokens in self.keys.unsaved_tokens()}
         if not used:
             return
-        day = _day()
         saved: dict[str, int] = {}
 
         def save(connection: Connection) -> None:
-            for key_id, (_, count) in used.items():
+            for key_id, (_, day, count) in used.items():
                 queries.keys.add_key_tokens(connection, key_id, day=day, tokens=count)
                 saved[key_id] = queries.keys.get_key_tokens(connection, key_id, day=day)
 
@@ -264,15 +281,15 @@ class Gate:
         except APIError as exc:
             logger.warning("the tokens used by keys could not be saved: %s", exc)
             return
-        for key_id, (tokens, count) in used.items():
-            if tokens.day == day:
-                tokens.saved, tokens.unsaved = saved[key_id], tokens.unsaved - count
-                tokens.saves += 1
+        for key_id, (tokens, day, count) in used.items():
+            tokens.note_saved(count, day=day, saved=saved[key_id])
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
             await self._refresh()
+            if self._shared is not None:
+                self._shared.keep()
             if time.monotonic() - self._touched_at >= _TOUCH_SECONDS:
                 await self._touch()
 

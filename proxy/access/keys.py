@@ -14,6 +14,7 @@ from hashlib import sha256
 
 from proxy.access.caller import Caller
 from proxy.access.quotas import DayTokens, Usage
+from proxy.access.shared_usage import SharedUsage
 from proxy.errors import APIError, UnavailableError
 from proxy.ids import timestamp, uuid7
 from proxy.storage import queries
@@ -125,6 +126,7 @@ class KeyCache:
         self._unknown: dict[bytes, float] = {}
         self._pending: dict[bytes, asyncio.Task[CachedKey | None]] = {}
         self._usages: dict[str, Usage] = {}
+        self.shared: SharedUsage | None = None  # the usage of all workers, if there are several
         self._stranger = asyncio.Semaphore(1)  # unknown keys use at most one database reader
         self._admin = None if admin_key is None else _given_admin(admin_key)
         self._admin_key = None if admin_key is None else admin_key.encode()
@@ -198,10 +200,15 @@ class KeyCache:
         self._keep({row.key_hash: row for row in rows}, asked=set(used))
         now = time.monotonic()
         self._unknown = {key_hash: until for key_hash, until in self._unknown.items() if until > now}
+        self._drop_idle_usages()
+
+    def _drop_idle_usages(self) -> None:
         held = {cached_key.row.key_id for cached_key in self._held.values()}
-        self._usages = {
-            key_id: usage for key_id, usage in self._usages.items() if key_id in held or not usage.is_idle()
-        }
+        for key_id in [key_id for key_id, usage in self._usages.items() if key_id not in held and usage.is_idle()]:
+            # A request that still has this object must not write to a place that another key takes.
+            self._usages.pop(key_id).tokens.shared = None
+            if self.shared is not None:
+                self.shared.release(key_id)
 
     def _keep(self, rows: dict[bytes, ApiKey], *, asked: set[bytes]) -> None:
         """Updates the cache with the result of a refresh.

@@ -59,7 +59,7 @@ def keys() -> None:
 @click.option("--admin", "is_admin", is_flag=True, help="The key may access all users' data and control the engine.")
 @click.option("--name", help="A name to tell keys apart.")
 @click.option("--expires", "expires_at", callback=_expiry, help="90d, 12h, or a date. Default: never.")
-@click.option("--requests-per-minute", type=_COUNT, help="Quota per worker process. Default: none.")
+@click.option("--requests-per-minute", type=_COUNT, help="Quota, over all workers. Default: none.")
 @click.option("--tokens-per-day", type=_COUNT, help="Quota for all endpoints together. Default: none.")
 @as_json_option
 def create(*, as_json: bool, **given: Any) -> None:

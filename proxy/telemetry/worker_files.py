@@ -10,16 +10,15 @@ import itertools
 import json
 import os
 import shutil
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 
 from prometheus_client.mmap_dict import MmapedDict
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - we use a private folder inside it
+from proxy.storage.shared_files import lock_file, memory_folder
+
 # Large enough for all possible series: growing a mapped file on a full disk would kill the process.
 _FILE_BYTES = {"counter": 2**18}
 _OTHER_FILE_BYTES = 2**15
@@ -40,19 +39,7 @@ def clear(database: Path) -> None:
 
 
 def _parent(database: Path) -> Path:
-    digest = sha256(os.fsencode(database.absolute())).hexdigest()[:16]
-    folder = _MEMORY / f"stellarchat-{os.geteuid()}-{digest}"
-    return folder if _is_ours(folder) else database.with_name(database.name + "-metrics")
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether only we can access the folder; `/dev/shm` is writable for everyone."""
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+    return memory_folder(database) or database.with_name(database.name + "-metrics")
 
 
 class Place:
@@ -62,7 +49,7 @@ class Place:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         for number in itertools.count(1):
-            lock = _locked(folder / f"{_LOCK}{number}", fcntl.LOCK_EX)
+            lock = lock_file(folder / f"{_LOCK}{number}", fcntl.LOCK_EX)
             if lock is not None:
                 self.number, self._lock = number, lock
                 return
@@ -112,24 +99,10 @@ def _is_readable(path: Path) -> bool:
 def _places(folder: Path) -> Iterator[tuple[str, bool]]:
     """The number of each slot, and whether a living worker holds it."""
     for path in folder.glob(f"{_LOCK}*"):
-        lock = _locked(path, fcntl.LOCK_SH)
+        lock = lock_file(path, fcntl.LOCK_SH)
         if lock is not None:
             os.close(lock)
         yield path.name.removeprefix(_LOCK), lock is None
-
-
-def _locked(path: Path, how: int) -> int | None:
-    """Opens and locks the file; None if another process holds the lock."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        return None
-    except BaseException:
-        os.close(file)
-        raise
-    return file
 
 
 def _reserve(path: Path, size: int) -> None:
@@ -146,7 +119,7 @@ def shared_lines(path: Path) -> Iterator[list[str]]:
 
     Raises BlockingIOError if busy.
     """
-    file = _locked(path, fcntl.LOCK_EX)
+    file = lock_file(path, fcntl.LOCK_EX)
     if file is None:
         raise BlockingIOError
     with closing(os.fdopen(file, "r+", encoding="utf-8", errors="replace")) as stream:

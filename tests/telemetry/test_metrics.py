@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy.app import open_services
 from proxy.demo import MODEL
 from proxy.settings import Settings
+from proxy.storage import shared_files
 from proxy.telemetry import worker_files
 from proxy.telemetry.metrics import MODELS_MAX, Metrics
 from proxy.telemetry.observer import Observer
@@ -169,7 +170,7 @@ def test_a_folder_that_others_could_write_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str
 ) -> None:
     memory = tmp_path / "shm"
-    monkeypatch.setattr(worker_files, "_MEMORY", memory)
+    monkeypatch.setattr(shared_files, "_MEMORY", memory)
     database = tmp_path / "chat.db"
     if trap != "missing":
         memory.mkdir()
