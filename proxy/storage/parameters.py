@@ -7,6 +7,7 @@ time. Stored together, the tools would be stored again with every turn.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from proxy.wire import json_text
@@ -16,6 +17,8 @@ _OWN = re.compile(
     r"(?:^|_)(?:id|uuid|metadata|seed|nonce|timestamp)$|[a-z](?:Id|Uuid|Metadata|Timestamp)$|"
     r"^trace|^idempotency|^kv_transfer_params$"
 )
+# Longer keys are not cached: callers choose them, and the cache lives as long as the process.
+_USUAL_LENGTH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,8 @@ class Parameters:
 def split(request: Mapping[str, Any]) -> Parameters:
     """Splits a request's parameters into the parts that are stored separately."""
     tools = request.get("tools") or None
-    common = {key: value for key, value in request.items() if not _OWN.search(key)}
-    own = {key: value for key, value in request.items() if _OWN.search(key)}
+    own = {key: value for key, value in request.items() if _is_own(key)}
+    common = {key: value for key, value in request.items() if key not in own}
     if tools is not None:
         del common["tools"]
     return Parameters(
@@ -39,6 +42,16 @@ def split(request: Mapping[str, Any]) -> Parameters:
         None if tools is None else json_text.dumps(tools),
         json_text.dumps(own) if own else None,
     )
+
+
+def _is_own(key: str) -> bool:
+    return _is_usual_own(key) if len(key) <= _USUAL_LENGTH else _OWN.search(key) is not None
+
+
+# The search takes longer than anything else here, and clients send the same few keys with each request.
+@lru_cache(maxsize=1024)
+def _is_usual_own(key: str) -> bool:
+    return _OWN.search(key) is not None
 
 
 def join(common: str, tools: str | None, own: str | None) -> str:
