@@ -89,6 +89,12 @@ def below(connection: Connection, session: Owner, message_no: int) -> InsertPosi
     return place
 
 
+def below_prefix(session: Owner, prefix: queries.tree.Prefix, chain_hash: bytes) -> InsertPosition:
+    """Like `below`, for the stored message of a prefix, which was read with its position."""
+    depth = prefix.depth + 1
+    return InsertPosition(session.session_id, session.session_no, prefix.message_no, depth, chain_hash, prefix.root_no)
+
+
 def store_messages(
     rows: WriteBatch, exchange: Exchange, place: InsertPosition, matched: int, delta: SessionDelta, *, exchange_no: int
 ) -> str | None:

@@ -41,6 +41,7 @@ class _Match:
     message_no: int
     count: int
     has_detached: bool = False  # a conversation of the session is displayed below another
+    place: InsertPosition | None = None  # the position below it, if it is known without another query
 
 
 def _longer(one: _Match | None, other: _Match | None) -> _Match | None:
@@ -62,7 +63,7 @@ def find_place(connection: Connection, session: Session, exchange: Exchange) -> 
     if match is not None:
         if match.has_detached and has_reply(chained[: match.count]):
             _separate_children(connection, session, set(exchange.chain[: match.count]))
-        return message_tree.below(connection, session, match.message_no), match.count
+        return match.place or message_tree.below(connection, session, match.message_no), match.count
     # A request that contains a reply resends history, so it is not a single turn.
     leaf_no = None if has_reply(chained) else _branch_to_follow(connection, session, exchange)
     if leaf_no is None:
@@ -84,7 +85,9 @@ def _find_resent(connection: Connection, session: Session, exchange: Exchange) -
             return old
     if hit is None or not _is_resent(connection, session, hit, chained[:count]):
         return None
-    return _Match(hit.message_no, count, has_detached=hit.has_detached)
+    # A conversation that is not the session's first one may just have been moved.
+    place = message_tree.below_prefix(session, hit, hashes[count - 1]) if hit.root_no is None else None
+    return _Match(hit.message_no, count, has_detached=hit.has_detached, place=place)
 
 
 def _is_resent(

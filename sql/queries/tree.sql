@@ -8,7 +8,7 @@ WITH RECURSIVE probe (position, hash) AS (
     FROM probe
     WHERE 16 * (position + 1) < length(:hashes)
 )
-SELECT found.position, found.message_no, m.root_no,
+SELECT found.position, found.message_no, m.depth, m.root_no,
        EXISTS (
            SELECT 1
            FROM messages AS d

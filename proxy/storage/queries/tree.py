@@ -12,6 +12,7 @@ class Prefix(NamedTuple):
 
     position: int  # index in the given hashes
     message_no: int
+    depth: int
     root_no: int | None
     has_detached: bool  # a conversation of the session is displayed below another
 
@@ -43,7 +44,7 @@ class Beginning(NamedTuple):
 def find_prefix(connection: Connection, hashes: Iterable[bytes], *, session_no: int) -> Prefix | None:
     """Given chain hashes, longest prefix first: the first one stored in the session."""
     row = connection.one("find_prefix_in_session", {"hashes": b"".join(hashes), "session_no": session_no})
-    return None if row is None else Prefix(**row)
+    return None if row is None else built(Prefix, row)
 
 
 def has_children(connection: Connection, message_no: int, *, session_no: int) -> bool:

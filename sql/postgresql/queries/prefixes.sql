@@ -19,7 +19,7 @@ ORDER BY m.session_no DESC, m.message_no DESC
 LIMIT :limit;
 
 -- name: find_prefix_in_session
-SELECT found.position, found.message_no, m.root_no,
+SELECT found.position, found.message_no, m.depth, m.root_no,
        EXISTS (
            SELECT 1
            FROM messages AS d
