@@ -81,6 +81,12 @@ class Exchange:
             self._chain = hash_chain.chain(self.user_id, self.chained)
         return self._chain
 
+    def chain_below(self, above: bytes, *, matched: int) -> list[bytes]:
+        """The chain hashes of all but the first `matched` messages, which are stored above with the hash `above`."""
+        if above == (self.chain[matched - 1] if matched else hash_chain.root_hash(self.user_id)):
+            return self.chain[matched:]
+        return hash_chain.chain_below(above, self.chained[matched:])  # older turns were dropped
+
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:

@@ -105,9 +105,10 @@ def store_messages(
     the current position. Returns the request's context as JSON text: which system messages it had, and where. A leading
     system message keeps that position even if the request has dropped older turns.
     """
+    hashes = exchange.chain_below(place.above, matched=matched)
     if len(exchange.chained) == len(exchange.messages):
-        for message in exchange.messages[matched:]:
-            store(rows, place, message, delta, exchange_no=exchange_no)
+        for message, chain_hash in zip(exchange.messages[matched:], hashes, strict=True):
+            store(rows, place, message, delta, chain_hash=chain_hash, exchange_no=exchange_no)
         return None
     context: list[tuple[int | None, int]] = []
     chained = to_come = len(exchange.chained)
@@ -115,7 +116,8 @@ def store_messages(
         if message["role"] not in hash_chain.UNCHAINED_ROLES:
             to_come -= 1
             if chained - to_come > matched:
-                store(rows, place, message, delta, exchange_no=exchange_no)
+                chain_hash = hashes[chained - to_come - matched - 1]
+                store(rows, place, message, delta, chain_hash=chain_hash, exchange_no=exchange_no)
         else:
             number = _store_unchained(rows, place, message, delta, exchange_no=exchange_no)
             context.append((None if to_come == chained else to_come, number))
@@ -125,21 +127,33 @@ def store_messages(
 def _store_unchained(
     rows: WriteBatch, place: InsertPosition, message: dict[str, Any], delta: SessionDelta, *, exchange_no: int
 ) -> int:
-    node = None
+    node, own_hash = None, hash_chain.own_hash(message)
     if place.parent_no is not None or place.root_no is not None:  # else the session is empty
         connection = rows.about(place.session_id)
-        node = queries.messages.find_node_by_hash(connection, hash_chain.own_hash(message), session_no=place.session_no)
+        node = queries.messages.find_node_by_hash(connection, own_hash, session_no=place.session_no)
     if node is None:
-        return store(rows, place, message, delta, exchange_no=exchange_no)
+        return store(rows, place, message, delta, chain_hash=own_hash, exchange_no=exchange_no)
     if node.parent_no == place.parent_no and place.root_no != NEW_ROOT:
         place.parent_no, place.depth = node.message_no, node.depth + 1
     return node.message_no
 
 
-def store(rows: WriteBatch, place: InsertPosition, message: dict[str, Any], delta: SessionDelta, **columns: Any) -> int:
-    """Inserts a message at a position and moves the position below it; returns its number."""
+def store(
+    rows: WriteBatch,
+    place: InsertPosition,
+    message: dict[str, Any],
+    delta: SessionDelta,
+    *,
+    chain_hash: bytes | None = None,
+    **columns: Any,
+) -> int:
+    """Inserts a message at a position and moves the position below it; returns its number.
+
+    `chain_hash`: its hash at this position, if it is known.
+    """
     is_chained = hash_chain.is_chained(message)
-    chain_hash = hash_chain.chain_hash(place.above, message) if is_chained else hash_chain.own_hash(message)
+    if chain_hash is None:
+        chain_hash = hash_chain.chain_hash(place.above, message) if is_chained else hash_chain.own_hash(message)
     number = insert(rows, place, message, delta, chain_hash=chain_hash, **columns)
     if is_chained:
         place.above = chain_hash

@@ -39,7 +39,7 @@ def add_usage(sums: dict[tuple[Any, ...], Columns], usage: Columns) -> None:
     known = sums.setdefault(key, usage)
     if known is not usage:
         for name, count in usage.items():
-            if name not in _KEY:
+            if count and name not in _KEY:
                 known[name] += count
 
 

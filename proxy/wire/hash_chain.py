@@ -49,14 +49,19 @@ def own_hash(message: Mapping[str, Any]) -> bytes:
 
 def chain(user_id: str, messages: Iterable[Mapping[str, Any]]) -> list[bytes]:
     """The hashes of the chained messages, in order."""
-    return _chain(user_id, messages, chain_hash)
+    return _chain(root_hash(user_id), messages, chain_hash)
+
+
+def chain_below(above: bytes, messages: Iterable[Mapping[str, Any]]) -> list[bytes]:
+    """Like `chain`, for messages below one with the hash `above`."""
+    return _chain(above, messages, chain_hash)
 
 
 def exact_chain(user_id: str, messages: Sequence[Mapping[str, Any]]) -> list[bytes] | None:
     """The hashes that schema 8 computed for the same messages; None if they equal those of `chain`."""
     if not any(_is_rewritten(message) for message in messages):
         return None
-    return _chain(user_id, messages, exact_chain_hash)
+    return _chain(root_hash(user_id), messages, exact_chain_hash)
 
 
 def exact_chain_hash(above: bytes, message: Mapping[str, Any]) -> bytes:
@@ -104,10 +109,9 @@ def _canonical(message: Mapping[str, Any], content: Any, read: Callable[[Any], A
 
 
 def _chain(
-    user_id: str, messages: Iterable[Mapping[str, Any]], hash_below: Callable[[bytes, Mapping[str, Any]], bytes]
+    above: bytes, messages: Iterable[Mapping[str, Any]], hash_below: Callable[[bytes, Mapping[str, Any]], bytes]
 ) -> list[bytes]:
     hashes = []
-    above = root_hash(user_id)
     for message in messages:
         if is_chained(message):
             above = hash_below(above, message)
