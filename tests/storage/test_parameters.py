@@ -128,3 +128,17 @@ def test_parameters_nested_too_deeply_leave_the_others_readable() -> None:
 def test_all_that_is_split_comes_back(request: dict[str, Any]) -> None:
     parts = parameters.split(request)
     assert json.loads(parameters.join(parts.common, parts.tools, parts.own)) == request
+
+
+@pytest.mark.parametrize("length", (3, 64, 65, 5000))
+def test_keys_of_any_length_are_stored_where_their_end_says(length: int) -> None:
+    own, common = "_id".rjust(length, "k"), "k" * length
+    for _ in range(2):
+        parts = parameters.split({own: 1, common: 2})
+        assert (parts.own, parts.common) == (json.dumps({own: 1}, separators=(",", ":")), f'{{"{common}":2}}')
+
+
+def test_only_short_keys_are_remembered() -> None:
+    parameters._is_usual_own.cache_clear()
+    parameters.split({"model": "m", "k" * 65: 1})
+    assert parameters._is_usual_own.cache_info().currsize == 1

@@ -49,6 +49,22 @@ def test_chats_that_end_together_are_stored_with_few_statements(connection: Sqli
     assert sessions == [(2, 2 * (number + 1)) for number in range(count)]
 
 
+@pytest.mark.parametrize("turns", (1, 2, 5))
+def test_a_resent_history_is_placed_with_one_query(connection: SqliteConnection, turns: int) -> None:
+    session_id, messages = uuid7(), [user("q")]
+    for turn in range(turns):
+        asked = exchange(messages, session_id=session_id)
+        with write_batch(connection) as rows:
+            exchange_store.finish(rows, asked, outcome(choice(f"a{turn}")))
+        messages = [*messages, assistant(f"a{turn}"), user(f"q{turn}")]
+    queries_of_messages = traced(connection, "FROM messages")
+    with write_batch(connection) as rows:
+        exchange_store.finish(rows, exchange(messages, session_id=session_id), outcome(choice("done")))
+    assert len(queries_of_messages) == 1
+    depths = connection.execute("SELECT depth, parent_no FROM messages ORDER BY message_no").fetchall()
+    assert depths == [(depth, depth or None) for depth in range(2 * turns + 2)]
+
+
 def test_a_chat_that_goes_on_in_the_same_transaction_finds_what_it_goes_on_from(
     connection: SqliteConnection,
 ) -> None:
