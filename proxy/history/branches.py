@@ -5,10 +5,12 @@ A branch is traversed by message numbers; only the messages of the page are load
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TypeVar
 
 from proxy.errors import InvalidRequestError, NotFoundError
-from proxy.history import branch_page, deleted_cursors
+from proxy.history import deleted_cursors, positions, sent_branch
+from proxy.history.positions import Listed, Order, Positions
+from proxy.history.sent_branch import BrokenDepthError
 from proxy.history.serializers import JSON, exchange_json, message_json, openai_message, session_json, user_json
 from proxy.ids import made_at
 from proxy.storage import queries
@@ -21,7 +23,7 @@ from proxy.storage.queries.sessions import Session
 from proxy.wire import json_text
 from proxy.wire.hash_chain import UNCHAINED_ROLES
 
-Order = Literal["asc", "desc"]
+Found = TypeVar("Found")
 Show = Callable[[Message, dict[str, str]], JSON]
 
 # Size at which a chunk of a streamed branch is sent.
@@ -102,16 +104,11 @@ def open_messages(
 ) -> OpenPage:
     """One page of a branch, each message with its metadata."""
     session = find_session(connection, id_, user_id=user_id)
-    leaf_no = _find_leaf(connection, session, through)
-    found = None
-    if leaf_no is not None:
-        is_descending = order == "desc"
-        found = branch_page.find_page(connection, session, leaf_no, page=page, is_descending=is_descending)
-    if found is None:
-        whole = [step.message_no for step in _path_to(connection, leaf_no)]
-        return _open_page(connection, session, whole, page=page, order=order, show=show)
-    numbers, total = found
-    return OpenPage(session_json(session), numbers[::-1] if order == "desc" else numbers, total, show)
+
+    def work(branch: Positions) -> OpenPage:
+        return _open_page(connection, session, branch, page=page, order=order, show=show)
+
+    return with_stored(connection, session, through, work)
 
 
 def open_openai_messages(
@@ -125,8 +122,43 @@ def open_openai_messages(
 ) -> OpenPage:
     """One page of a branch as OpenAI messages that can be sent to upstream."""
     session = find_session(connection, id_, user_id=user_id)
-    numbers = as_sent(connection, get_branch(connection, session, through=through))
-    return _open_page(connection, session, numbers, page=page, order=order, show=openai_message)
+
+    def work(branch: Positions, _: ExchangeRow | None) -> OpenPage:
+        return _open_page(connection, session, branch, page=page, order=order, show=openai_message)
+
+    return with_sent(connection, session, through, work)
+
+
+def with_sent(
+    connection: Connection,
+    session: Session,
+    through: str | None,
+    work: Callable[[Positions, ExchangeRow | None], Found],
+) -> Found:
+    """Does `work` with a branch as it was sent, and the exchange of that request."""
+    leaf_no = _find_leaf(connection, session, through)
+    try:
+        found = None if leaf_no is None else sent_branch.find_sent(connection, session, leaf_no)
+        if found is not None:
+            return work(found, found.exchange)
+    except BrokenDepthError:
+        pass  # traverse the branch instead
+    numbers, exchange = as_sent_by(connection, _path_to(connection, leaf_no))
+    return work(Listed(numbers), exchange)
+
+
+def with_stored(
+    connection: Connection, session: Session, through: str | None, work: Callable[[Positions], Found]
+) -> Found:
+    """Does `work` with a branch as it is stored."""
+    leaf_no = _find_leaf(connection, session, through)
+    try:
+        found = None if leaf_no is None else sent_branch.find_branch(connection, leaf_no)
+        if found is not None:
+            return work(found)
+    except BrokenDepthError:
+        pass  # traverse the branch instead
+    return work(Listed([step.message_no for step in _path_to(connection, leaf_no)]))
 
 
 def get_branch(connection: Connection, session: Session, *, through: str | None = None) -> list[BranchNode]:
@@ -140,7 +172,15 @@ def _find_leaf(connection: Connection, session: Session, through: str | None) ->
     message_no = queries.messages.find_message_no(connection, through, session_id=session.session_id)
     if message_no is None:
         raise InvalidRequestError("There is no such message in this session.", param="branch")
+    if _is_on_only_branch(connection, session, message_no):
+        return session.leaf_no
     return queries.messages.newest_leaf_below(connection, message_no, session_no=session.session_no)
+
+
+def _is_on_only_branch(connection: Connection, session: Session, message_no: int) -> bool:
+    """Whether the session has a single branch; the message is then on it."""
+    branch = None if session.leaf_no is None else sent_branch.find_branch(connection, session.leaf_no)
+    return branch is not None and branch.length == session.message_count and bool(branch.places_of(message_no))
 
 
 def _path_to(connection: Connection, leaf_no: int | None) -> list[BranchNode]:
@@ -189,40 +229,11 @@ def _last_exchange(connection: Connection, branch: Sequence[BranchNode]) -> tupl
 
 
 def _open_page(
-    connection: Connection, session: Session, numbers: list[int], *, page: Page, order: Order, show: Show
+    connection: Connection, session: Session, branch: Positions, *, page: Page, order: Order, show: Show
 ) -> OpenPage:
-    start, stop = page_of(connection, session, numbers, page=page, order=order)
-    shown = numbers[start:stop]
-    return OpenPage(session_json(session), shown[::-1] if order == "desc" else shown, len(numbers), show)
-
-
-def page_of(
-    connection: Connection, session: Session, numbers: list[int], *, page: Page, order: Order
-) -> tuple[int, int]:
-    """The start and end index of a page of a branch, in ascending order."""
-    ordered = numbers[::-1] if order == "desc" else numbers
-    start = page.offset
-    if page.after is not None:
-        start += _position_after(connection, session, ordered, page.after)
-    start, stop = min(start, len(numbers)), min(start + page.limit, len(numbers))
-    return (len(numbers) - stop, len(numbers) - start) if order == "desc" else (start, stop)
-
-
-def _position_after(connection: Connection, session: Session, ordered: list[int], message_id: str) -> int:
-    message_no = queries.messages.find_message_no(connection, message_id, session_id=session.session_id)
-    if message_no is None and made_at(message_id) is not None:
-        return _position_after_deleted(connection, session, ordered, message_id)
-    if message_no is None or message_no not in ordered:
-        raise InvalidRequestError("There is no such message on this branch.", param="after")
-    return ordered.index(message_no) + 1
-
-
-def _position_after_deleted(connection: Connection, session: Session, ordered: list[int], message_id: str) -> int:
-    """The position of a deleted message: ids are ordered by storage time, so its id still tells where it was."""
-    before = queries.messages.find_message_no_before(connection, message_id, session_no=session.session_no) or 0
-    above = sum(number <= before for number in ordered)
-    is_ascending = len(ordered) < 2 or ordered[0] < ordered[-1]
-    return above if is_ascending else len(ordered) - above
+    start, stop = positions.page_of(connection, session, branch, page=page, order=order)
+    shown = list(branch.read(start, stop))
+    return OpenPage(session_json(session), shown[::-1] if order == "desc" else shown, branch.total, show)
 
 
 def get_message(connection: Connection, message_no: int, *, show: Show = message_json) -> JSON:

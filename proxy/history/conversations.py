@@ -1,13 +1,14 @@
 """OpenAI's Conversations API on top of sessions: a conversation is a session, its messages are shown as items."""
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import ceil, floor
 from typing import Any
 
 from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.history import branches, conversation_items, sessions
-from proxy.history.branches import Order, find_session
+from proxy.history.branches import find_session
 from proxy.history.conversation_items import ItemId, items_of
+from proxy.history.positions import Order, Positions, read_from
 from proxy.history.serializers import JSON
 from proxy.history.stored_completions import page_json, page_of, pairs_of, unix_seconds
 from proxy.ids import timestamp, uuid7
@@ -59,22 +60,21 @@ def list_items(
 ) -> JSON:
     """One page of the items of the newest branch. Only the messages of the page are loaded."""
     session = find_conversation(connection, id_, user_id=user_id)
-    numbers = [step.message_no for step in branches.get_branch(connection, session)]
     after, after_no = _cursor(connection, session, page.after)
-    if order == "desc":
-        start = 0 if after_no is None else len(numbers) - bisect_right(numbers, after_no)
-        numbers.reverse()
-    else:
-        start = 0 if after_no is None else bisect_left(numbers, after_no)
 
-    def items() -> Iterator[JSON]:
-        for number in numbers[start:]:
+    def items(branch: Positions) -> Iterator[JSON]:
+        start = 0
+        if after_no is not None:
+            # The message itself is read again: some of its items may follow.
+            start = branch.total - branch.count_through(floor(after_no))
+            start = branch.count_through(ceil(after_no) - 1) if order == "asc" else start
+        for number in read_from(branch, start, step=page.limit + 2, order=order):
             shown = _items(connection, number, include=include)
             if order == "desc":
                 shown.reverse()
             yield from _after(shown, after, order=order) if after is not None and number == after_no else shown
 
-    return page_of(items(), limit=page.limit)
+    return branches.with_stored(connection, session, None, lambda branch: page_of(items(branch), limit=page.limit))
 
 
 def get_item(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from proxy.history import branches
-from proxy.history.branches import Order
+from proxy.history.positions import Order, Positions, page_of, read_from
 from proxy.history.serializers import JSON, openai_message, session_json
 from proxy.storage.connection import Connection
 from proxy.storage.page import Page
@@ -15,6 +15,8 @@ from proxy.wire.anthropic_blocks import starts_message
 
 Dialect = Literal["responses", "anthropic"]
 Row = tuple[JSON, JSON | None]
+# Messages of a page's last object are looked up in pieces of this many.
+_STEP = 16
 
 
 def row_of(connection: Connection, message_no: int) -> Row:
@@ -55,43 +57,40 @@ def list_messages(
     one.
     """
     session = branches.find_session(connection, id_, user_id=user_id)
-    branch = branches.get_branch(connection, session, through=through)
-    numbers, exchange = branches.as_sent_by(connection, branch)
-    start, stop = branches.page_of(connection, session, numbers, page=page, order=order)
-    wire = wire_of(exchange)
-    if dialect == "responses":
-        shown = _responses(connection, numbers, start, stop, wire)
-    else:
-        shown = _anthropic(connection, numbers, start, stop, wire)
+
+    def work(branch: Positions, exchange: ExchangeRow | None) -> JSON:
+        start, stop = page_of(connection, session, branch, page=page, order=order)
+        convert = _responses if dialect == "responses" else _anthropic
+        return {**convert(connection, branch, start, stop, wire_of(exchange)), "total": branch.total}
+
+    shown = branches.with_sent(connection, session, through, work)
     if order == "desc":
         shown["messages"].reverse()
-    return {**shown, "total": len(numbers), "session_info": session_json(session)}
+    return {**shown, "session_info": session_json(session)}
 
 
-def _responses(connection: Connection, numbers: Sequence[int], start: int, stop: int, wire: JSON) -> JSON:
-    rows = rows_of(connection, numbers[start:stop])
+def _responses(connection: Connection, branch: Positions, start: int, stop: int, wire: JSON) -> JSON:
+    rows = rows_of(connection, branch.read(start, stop))
     shown: JSON = {}
     if start == 0 and rows and wire.get("instructions") is True:
         shown["instructions"] = rows.pop(0)[0].get("content")
-    shown["messages"] = [item for message, residue in rows for item in responses_items.items_of(message, residue)]
+    shown["messages"] = items_of(rows)
     return shown
 
 
-def _anthropic(connection: Connection, numbers: Sequence[int], start: int, stop: int, wire: JSON) -> JSON:
+def _anthropic(connection: Connection, branch: Positions, start: int, stop: int, wire: JSON) -> JSON:
     if stop <= start:
         return {"messages": []}
-    rows = rows_of(connection, numbers[start:stop])
-    before = row_of(connection, numbers[start - 1]) if start else None
+    rows = rows_of(connection, branch.read(start, stop))
+    before = row_of(connection, branch.read(start - 1, start)[0]) if start else None
     while rows and before is not None and _goes_on(before, rows[0]):
         before = rows.pop(0)
-    for number in numbers[stop:]:
+    for number in read_from(branch, stop, step=_STEP):
         following = row_of(connection, number)
         if not rows or not _goes_on(rows[-1], following):
             break
         rows.append(following)
-    if start:
-        return anthropic.request_of(rows, {"system": 0})
-    return anthropic.request_of(rows, wire)
+    return anthropic.request_of(rows, {"system": 0} if start else wire)
 
 
 def _goes_on(before: Row, row: Row) -> bool:

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.history import branches
-from proxy.history.branches import Order
 from proxy.history.conversation_items import parse_id
 from proxy.history.dialects import items_of, row_of, rows_of, wire_of
+from proxy.history.positions import Order
 from proxy.history.serializers import JSON
 from proxy.history.stored_completions import page_of, unix_seconds
 from proxy.storage import queries

@@ -12,7 +12,7 @@ from typing import Any
 
 from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.history import branches
-from proxy.history.branches import Order
+from proxy.history.positions import Order
 from proxy.history.serializers import JSON, openai_message
 from proxy.storage import queries
 from proxy.storage.connection import Connection

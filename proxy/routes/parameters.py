@@ -12,7 +12,7 @@ from proxy.access.attribution import checked_id
 from proxy.access.caller import ANYONE, Caller, acting_user, owner_of
 from proxy.downstream.request_body import DepartedError, read_body
 from proxy.errors import APIError, InvalidRequestError, NotFoundError
-from proxy.history.branches import Order
+from proxy.history.positions import Order
 from proxy.history.sessions import NewMessage, SessionPatch
 from proxy.routes.large_bodies import off_the_loop, refuse_too_many_values
 from proxy.services import Services, State

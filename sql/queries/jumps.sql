@@ -55,3 +55,32 @@ SELECT message_no, depth
 FROM climb
 ORDER BY message_no
 LIMIT 1;
+
+-- name: find_exchange_above
+-- The last exchange of a branch, and the depth of its last message there. Nothing is traversed if the session has no
+-- exchanges.
+WITH RECURSIVE climb (message_no, parent_no, depth, exchange_no) AS (
+    SELECT message_no, parent_no, depth, exchange_no
+    FROM messages
+    WHERE message_no = :message_no
+      AND EXISTS (SELECT 1 FROM exchanges AS x WHERE x.session_no = :session_no)
+    UNION ALL
+    SELECT m.message_no, m.parent_no, m.depth, m.exchange_no
+    FROM climb
+    JOIN messages AS m ON m.message_no = climb.parent_no AND m.message_no < climb.message_no
+    WHERE NOT EXISTS (SELECT 1 FROM exchanges AS s WHERE s.exchange_no = climb.exchange_no)
+)
+SELECT climb.depth, (SELECT e.exchange_id FROM exchanges AS e WHERE e.exchange_no = climb.exchange_no) AS exchange_id
+FROM climb
+ORDER BY climb.message_no
+LIMIT 1;
+
+-- name: list_system_messages
+-- The newest system messages of a session up to a message, on any branch.
+SELECT message_no, depth
+FROM messages
+WHERE session_no = :session_no
+  AND role IN ('system', 'developer')
+  AND message_no <= :message_no
+ORDER BY message_no DESC
+LIMIT :limit;

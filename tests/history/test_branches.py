@@ -6,6 +6,7 @@ import pytest
 
 from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.history import branches, deleted_cursors, sessions
+from proxy.history.positions import Order
 from proxy.ids import uuid7
 from proxy.storage import queries
 from proxy.storage.page import Page
@@ -75,7 +76,7 @@ def test_the_page_after_a_deleted_message_or_exchange_goes_on_where_it_stood(cha
     gone = uuid7()
     chats.post(session_id, user("c"))
     page = Page(limit=5, after=gone)
-    orders: tuple[tuple[branches.Order, list[str]], ...] = (("asc", ["c"]), ("desc", ["b", "a"]))
+    orders: tuple[tuple[Order, list[str]], ...] = (("asc", ["c"]), ("desc", ["b", "a"]))
     for order, texts in orders:
         shown = listed(chats.connection, session_id, user_id="u", page=page, order=order)
         assert [message["content"] for message in shown["messages"]] == texts

@@ -33,3 +33,15 @@ def find_ancestor_before(connection: Connection, message_no: int, *, before: int
     """The nearest ancestor (or the message itself) with a number below `before`."""
     row = connection.one("find_ancestor_before", {"message_no": message_no, "before": before})
     return Ancestor(**row) if row is not None and row["message_no"] < before else None
+
+
+def find_exchange_above(connection: Connection, message_no: int, *, session_no: int) -> tuple[int, str] | None:
+    """The last exchange of a branch: the depth of its last message there, and its id."""
+    row = connection.one("find_exchange_above", {"message_no": message_no, "session_no": session_no})
+    return None if row is None or row["exchange_id"] is None else (row["depth"], row["exchange_id"])
+
+
+def list_system_messages(connection: Connection, message_no: int, *, session_no: int, limit: int) -> list[Ancestor]:
+    """The newest system messages of a session up to a message, on any branch."""
+    parameters = {"message_no": message_no, "session_no": session_no, "limit": limit}
+    return [Ancestor(**row) for row in connection.all("list_system_messages", parameters)]

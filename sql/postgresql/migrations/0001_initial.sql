@@ -92,6 +92,7 @@ CREATE INDEX idx_messages_session_created ON messages (session_id, created_at);
 CREATE INDEX idx_messages_session_no ON messages (session_id, message_no);
 CREATE INDEX idx_messages_chain_hash ON messages (chain_hash, session_no);
 CREATE INDEX idx_messages_detached ON messages (session_no) WHERE root_no = message_no AND parent_no IS NOT NULL;
+CREATE INDEX idx_messages_system ON messages (session_no, message_no) WHERE role IN ('system', 'developer');
 
 CREATE TABLE message_jumps (
     message_no BIGINT PRIMARY KEY REFERENCES messages (message_no) ON DELETE CASCADE,
