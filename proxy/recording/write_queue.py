@@ -28,7 +28,6 @@ class Write(Generic[T]):
     queued_at: float = field(default_factory=time.monotonic)
     due_at: float | None = None  # when it first became due for the spill
     is_spilled: bool = False  # its line is in the synced spill file
-    is_settled: bool = False  # it was tried in a transaction that was committed
     is_withdrawn: bool = False  # its caller was told that it failed, so it is not tried any more
     about: str | None = None  # the exchange it belongs to; an exchange has several writes
 

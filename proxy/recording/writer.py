@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -167,19 +167,21 @@ class Writer:
 
     async def flushed(self) -> None:
         """Waits until the writes queued now can be read; while the database fails, only until they are on disk."""
-        newest = self._queue.newest
+        queued = frozenset(self._queue)
         await self.on_disk()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._commit_timeout_seconds):
-                while self._is_behind(newest):  # noqa: ASYNC110 - rare: only if a commit was slower than the spill
+                while self._is_behind(queued):  # noqa: ASYNC110 - rare: only if a commit was slower than the spill
                     await asyncio.sleep(_GROUP_SECONDS)
 
-    def _is_behind(self, write: Write[Any] | None) -> bool:
-        """Whether writes up to this one are only on the spill file, and will soon be in the database."""
+    def _is_behind(self, writes: Collection[Write[Any]]) -> bool:
+        """Whether some of these writes are only on the spill file, and will soon be in the database.
+
+        All are checked, not only the newest: a long write is stored in slices, after later ones.
+        """
         if self._refused_since is not None or self._is_stalled(_TROUBLE_SECONDS) or self._is_closed:
             return False
-        is_waiting = write is not None and write.is_spilled and not write.is_settled
-        return is_waiting or self.overflow.only_on_file > 0
+        return self.overflow.only_on_file > 0 or any(write.is_spilled for write in self._queue if write in writes)
 
     async def close(self) -> None:
         """Writes or spills the queue, then stops. Does not wait for a disk that has stopped answering."""
@@ -286,7 +288,6 @@ class Writer:
             await asyncio.sleep(_GROUP_SECONDS)
 
     def _settle(self, write: Write[Any], result: Any) -> None:
-        write.is_settled = True
         if write.line is not None and isinstance(result, BaseException):
             if not self._refuses_all:
                 self._refused_in_a_row.add(write.about or write)

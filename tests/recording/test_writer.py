@@ -20,7 +20,7 @@ from proxy.storage.database import Database
 from proxy.storage.errors import StorageError
 from proxy.storage.sqlite import connect
 from proxy.storage.sqlite_connection import SqliteConnection
-from proxy.storage.write_batch import WriteBatch
+from proxy.storage.write_batch import UNFINISHED, WriteBatch
 from tests.stored import execute
 
 
@@ -385,6 +385,44 @@ async def test_a_read_waits_for_a_write_that_was_spilled_because_its_commit_is_s
         assert writer.spilled
         await writer.flushed()
         assert names(tmp_path) == ["slow"]
+
+
+async def test_a_read_waits_for_a_spilled_long_write_though_a_later_one_is_stored(tmp_path: Path) -> None:
+    may_end = threading.Event()
+
+    def long(rows: WriteBatch) -> Any:
+        return insert("long")(rows) if may_end.wait(0.01) else UNFINISHED
+
+    async with writing(tmp_path) as writer:
+        assert await writer.submit(long, spilled=lambda: b"long") is True
+        later = record(writer, "later")
+        reading = asyncio.create_task(writer.flushed())
+        await later
+        has_read, _ = await asyncio.wait([reading], timeout=0.2)
+        may_end.set()
+        await reading
+        assert (has_read, sorted(names(tmp_path))) == (set(), ["later", "long"])
+
+
+async def test_a_read_waits_no_longer_than_its_write_is_only_in_the_spill_file(tmp_path: Path) -> None:
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def slow(rows: WriteBatch) -> Any:
+        has_begun.set()
+        may_end.wait(20)
+        insert("slow")(rows)
+
+    async with writing(tmp_path, commit_timeout_seconds=60, replays=insert_if_missing) as writer:
+        in_flight = writer.submit(slow, spilled=lambda: b"slow")
+        await until(has_begun.is_set)
+        await asyncio.gather(in_flight, record(writer, "behind"))
+        reading = asyncio.create_task(writer.flushed())
+        await asyncio.sleep(0)
+        writer.overflow.forget_copies()
+        may_end.set()
+        async with asyncio.timeout(20):
+            await reading
+        assert sorted(names(tmp_path)) == ["behind", "slow"]
 
 
 async def test_files_that_come_back_before_anything_is_spilled_stop_nobody(
