@@ -15,6 +15,8 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 # A line end and the blank line after it. After a bare CR, the stream is assumed to use bare CRs, so that an event does
 # not wait for an LF that may never arrive. If one does arrive, it becomes a blank event without data.
 _BLANK_LINE = re.compile(rb"\n\n|\n\r\n?|\r\r")
+# Blank lines of one kind, each an event without data. A CR counts only if the next byte shows that it is no CRLF.
+_BLANK_RUN = re.compile(rb"\n+|(?:\r\n)+|\r+(?=\r)")
 # Some gateways separate events by a single line end, against the standard: then a line after a complete JSON object
 # starts another event. Once seen in a stream, every data line is its own event.
 _LINE_BYTES = 2**20
@@ -113,7 +115,13 @@ class Decoder:
         events: list[Event] = []
         buffer, start = self._buffer, 0
         while (end := self._event_end(start)) is not None:
-            events += self._events(bytes(buffer[start:end]))
+            # Taken at once: a small compressed reply may decode to millions of blank lines.
+            if (blank := _BLANK_RUN.match(buffer, start)) is not None:
+                end = blank.end()
+                events += _blank_events(blank.group())
+                self._at_start = False
+            else:
+                events += self._events(bytes(buffer[start:end]))
             start = self._scanned = end
         # The event end may begin in the last two bytes (LF CR), which the next byte decides.
         self._scanned = max(0, len(buffer) - 2 - start)
@@ -187,6 +195,11 @@ def _named(chunk: bytes) -> Event | None:
     if chunk.find(b"\n", end_of_name + 1) != end:
         return None
     return _new(Event, (chunk, chunk[end_of_name + 7 : end], chunk[7:end_of_name]))
+
+
+def _blank_events(run: bytes) -> list[Event]:
+    line = run[:2] if run.startswith(b"\r\n") else run[:1]
+    return [_new(Event, (line, b"", b""))] * (len(run) // len(line))
 
 
 def _event(raw: bytes, text: bytes) -> Event:

@@ -148,7 +148,9 @@ BOMB = bytes(4 * DECODED_BYTES)
 BOMBS: dict[str, tuple[str, list[bytes]]] = {
     "gzip": ("gzip", [gzip.compress(BEGUN + BOMB)]),
     "gzip of comments": ("gzip", [gzip.compress(BEGUN + b":" * len(BOMB) + b"\n\n")]),
-    "gzip of line ends": ("gzip", [gzip.compress(BEGUN + b"\n" * len(BOMB))]),
+    "gzip of LF": ("gzip", [gzip.compress(BEGUN + b"\n" * len(BOMB))]),
+    "gzip of CR": ("gzip", [gzip.compress(BEGUN + b"\r" * len(BOMB))]),
+    "gzip of CRLF": ("gzip", [gzip.compress(BEGUN + b"\r\n" * len(BOMB))]),
     "gzip in members": ("gzip", [gzip.compress(BEGUN), *[gzip.compress(bytes(DECODED_BYTES // 2))] * 4]),
     "deflate": ("deflate", [zlib.compress(BEGUN + BOMB)]),
     "gzip of gzip": ("gzip, gzip", [gzip.compress(gzip.compress(BEGUN + BOMB))]),

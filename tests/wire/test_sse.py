@@ -1,7 +1,7 @@
 """Event streams cut at every byte."""
 
 import random
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,16 @@ def test_recorded_stream_means_the_same_with_every_line_end(path: Path, end: byt
     stream = path.read_bytes()
     assert data_of(stream.replace(b"\n", end)) == data_of(stream)
     assert_same_at_every_cut(stream[:700].replace(b"\n", end))
+
+
+def test_blank_lines_of_every_kind_decode_the_same_at_every_split_point() -> None:
+    for lines in product((b"\n", b"\r", b"\r\n", b"data: x"), repeat=4):
+        assert_same_at_every_cut(b"".join(lines))
+
+
+@pytest.mark.parametrize("end", (b"\n", b"\r", b"\r\n"), ids=("lf", "cr", "crlf"))
+def test_each_of_many_blank_lines_is_an_event(end: bytes) -> None:
+    assert decoded(end * 100 + b"x") == ([Event(end, b"")] * 100, b"x")
 
 
 @settings(deadline=None)
