@@ -13,7 +13,7 @@ import httpx
 
 from proxy.errors import APIError, UpstreamError
 from proxy.settings import Settings, UpstreamAddress
-from proxy.upstream.choice import choose
+from proxy.upstream.choice import Ranking, choose
 from proxy.upstream.client import Response, Upstream
 from proxy.upstream.request import Body
 from proxy.wire.headers import Headers
@@ -76,7 +76,8 @@ class Upstreams:
         self._all = [Upstream(settings, address, transport) for address in settings.upstreams]
         self._leaving: list[Upstream] = []  # removed from the settings; their streams may finish
         self._watching: asyncio.Task[None] | None = None
-        self._by_model: dict[str, list[Upstream]] = {}  # cache, valid until the model lists are read again
+        self._by_model: dict[str, Ranking[Upstream]] = {}  # cache, valid until the model lists are read again
+        self._any_model = Ranking(self._all)
         self._models_at = 0.0
         self._has_asked = False  # all upstreams were asked for their models
         self._refreshing: asyncio.Task[None] | None = None
@@ -116,6 +117,7 @@ class Upstreams:
         ]
         self._leaving += known.values()
         self._by_model.clear()
+        self._any_model = Ranking(self._all)
         self._models_at = 0.0
         self._has_asked = False
         logger.info("upstreams: %s", ", ".join(upstream.name for upstream in self._all))
@@ -126,15 +128,15 @@ class Upstreams:
             return self._all[0]
         if not self._has_asked and model is not None:
             await self._refresh_models()  # otherwise the first requests would be routed without knowing the models
-        candidates = self._serving(model)
-        if not candidates and model is not None:
+        serving = self._serving(model)
+        if not serving and model is not None:
             await self._look_for(model)
-            candidates = self._serving(model)
-        if not candidates:
+            serving = self._serving(model)
+        if not serving:
             if model is None or any(upstream.models is None for upstream in self._all):
                 raise UpstreamError("No upstream can be reached.", status=502, code="upstream_unreachable")
             raise UnknownModelError(model, served=self._models())
-        return choose([each for each in candidates if each.health.is_in] or candidates, key)
+        return choose(serving.order(key))
 
     async def open(
         self,
@@ -210,24 +212,26 @@ class Upstreams:
                 models.setdefault(model, upstream.described.get(model, {"id": model, "object": "model"}))
         return models
 
-    def _serving(self, model: str | None) -> list[Upstream]:
+    def _serving(self, model: str | None) -> Ranking[Upstream]:
         if model is None:
-            return self._all
-        named = self._by_model.get(model)
-        if named is None:
-            named = [upstream for upstream in self._all if upstream.models is not None and model in upstream.models]
-            if named:
-                self._by_model[model] = named
+            return self._any_model
+        known = self._by_model.get(model)
+        if known is not None:
+            return known
+        named = [upstream for upstream in self._all if upstream.models is not None and model in upstream.models]
+        if named:
+            return self._by_model.setdefault(model, Ranking(named))
         # An upstream whose list was never read may serve any model.
-        return named or [upstream for upstream in self._all if upstream.models is None and upstream.health.is_in]
+        return Ranking([upstream for upstream in self._all if upstream.models is None and upstream.health.is_in])
 
     def _other(self, upstream: Upstream, model: str | None, key: bytes, body: Body) -> Upstream | None:
         """Another upstream for a request that was not processed; None if the body was a stream, which cannot be
         resent."""
         if not isinstance(body, bytes):
             return None
-        others = [each for each in self._serving(model) if each is not upstream and each.health.is_in]
-        return choose(others, key) if others else None
+        order = self._serving(model).order(key)
+        others = [each for each in order if each is not upstream and each.health.is_in]
+        return choose(others) if others else None
 
     async def _look_for(self, model: str) -> None:
         """Reads the model lists again, because the model may have been loaded recently."""

@@ -54,8 +54,8 @@ async def main() -> None:
         await _measure_failover(options)
 
 
-def _at_random(candidates: Sequence[Any], _key: bytes) -> Any:
-    return random.choice(candidates)
+def _at_random(order: Sequence[Any]) -> Any:
+    return random.choice(order)
 
 
 async def _measure_hits(name: str, options: argparse.Namespace) -> None:

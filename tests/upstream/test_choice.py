@@ -1,20 +1,24 @@
 """The choice of an upstream: balanced, stable when one comes or goes, the same everywhere."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.upstream.choice import choose, multiplier_of
+from proxy.upstream.choice import Ranking, multiplier_of
+from proxy.upstream.choice import choose as choose_in_order
+from proxy.upstream.health import Health
 
 
 @dataclass
 class Engine:
     name: str
     open_count: int = 0
+    health: Health = field(default_factory=Health)
 
     @property
     def multiplier(self) -> int:
@@ -23,6 +27,10 @@ class Engine:
 
 def engines(count: int) -> list[Engine]:
     return [Engine(f"http://10.0.0.{number}:8000") for number in range(count)]
+
+
+def choose(candidates: Sequence[Engine], a_key: bytes) -> Engine:
+    return choose_in_order(Ranking(candidates).order(a_key))
 
 
 def key(number: int) -> bytes:
@@ -73,3 +81,11 @@ def test_there_is_always_a_choice_and_never_one_far_above_the_mean(loads: list[i
         each.open_count = load
     chosen = choose(candidates, key(number))
     assert chosen.open_count <= 1.25 * (sum(loads) + 1) / len(loads)
+
+
+def test_one_out_of_rotation_is_chosen_only_if_all_are() -> None:
+    candidates = engines(3)
+    ranking = Ranking(candidates)
+    for expected in (*ranking.order(key(1)), ranking.order(key(1))[0]):
+        assert choose_in_order(ranking.order(key(1))) is expected
+        expected.health.is_in = False
