@@ -1,4 +1,4 @@
-"""One browser for each test, and a page that notes what must never be: messages, and requests to elsewhere."""
+"""One browser for a module's tests, and a page that notes what must never be: messages, and requests to elsewhere."""
 
 import os
 from collections.abc import AsyncIterator
@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import pytest_asyncio
 
 from tests.browser.chromium import CHROMIUM, chromium
 
@@ -46,14 +47,20 @@ class Watched:
         assert self.hosts <= {urlsplit(url).netloc, ""}
 
 
-@pytest.fixture
-async def browser() -> AsyncIterator[Any]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def started_browser() -> AsyncIterator[Any]:
     async with chromium() as started:
         yield started
 
 
-@pytest.fixture
-async def watched(browser: Any) -> AsyncIterator[Watched]:
+@pytest_asyncio.fixture(loop_scope="module")
+async def browser(started_browser: Any) -> AsyncIterator[Any]:
+    yield started_browser
+    for context in started_browser.contexts:  # a page that stays open goes on asking its server
+        await context.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def watched(browser: Any) -> Watched:
     context = await browser.new_context(viewport={"width": 1100, "height": 800})
-    yield Watched(await context.new_page())
-    await context.close()
+    return Watched(await context.new_page())

@@ -44,6 +44,8 @@ PATHS = (
     "/ui/nowhere",
     "/ui?user=nobody",
 )
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser's connection belongs to one loop
+
 FORMS = (("light", 1100), ("dark", 1100), ("light", 360), ("dark", 360))
 
 
