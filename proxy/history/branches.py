@@ -1,4 +1,4 @@
-"""Reads recorded history: a session's branches page by page, its exchanges, a user's sessions.
+"""Reads recorded history: a session's branches page by page, a user's sessions.
 
 A branch is traversed by message numbers; only the messages of the page are loaded.
 """
@@ -11,8 +11,7 @@ from proxy.errors import InvalidRequestError, NotFoundError
 from proxy.history import deleted_cursors, positions, sent_branch
 from proxy.history.positions import Listed, Order, Positions
 from proxy.history.sent_branch import BrokenDepthError
-from proxy.history.serializers import JSON, exchange_json, message_json, openai_message, session_json, user_json
-from proxy.ids import made_at
+from proxy.history.serializers import JSON, message_json, openai_message, session_json, user_json
 from proxy.storage import queries
 from proxy.storage.connection import Connection
 from proxy.storage.context import placed_messages
@@ -65,21 +64,6 @@ def _cursor_of(connection: Connection, id_: str, *, user_id: str) -> tuple[str, 
     if place is None:
         raise InvalidRequestError("There is no such session to list after.", param="after")
     return place
-
-
-def list_exchanges(
-    connection: Connection, id_: str, *, user_id: str | None, page: Page, names_upstreams: bool = False
-) -> JSON:
-    """One page of a session's exchanges, in storage order."""
-    session = find_session(connection, id_, user_id=user_id)
-    if page.after is not None:
-        before = queries.exchanges.get_exchange(connection, page.after)
-        is_deleted = before is None and made_at(page.after) is not None
-        if not is_deleted and (before is None or before.session_id != session.session_id):
-            raise InvalidRequestError("There is no such exchange in this session.", param="after")
-    rows = queries.exchanges.list_exchanges(connection, session_id=session.session_id, page=page)
-    total = queries.exchanges.count_exchanges(connection, session.session_id)
-    return {"exchanges": [exchange_json(row, names_upstream=names_upstreams) for row in rows], "total": total}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from proxy.access.caller import sees_upstreams
 from proxy.errors import json_response
-from proxy.history import branch_list, branches, dialects, sessions
+from proxy.history import branch_list, branches, dialects, exchange_list, sessions
 from proxy.routes import parameters, streaming_json
 from proxy.routes.parameters import caller_of, named_user, services_of, session_id_of, visible_user
 from proxy.routes.resource import Resource
@@ -104,14 +104,12 @@ async def list_branches(request: Request[State]) -> Response:
 
 
 async def list_exchanges(request: Request[State]) -> Response:
-    work = partial(
-        branches.list_exchanges,
-        id_=session_id_of(request),
-        user_id=visible_user(request),
-        page=parameters.page_of(request),
-        names_upstreams=sees_upstreams(caller_of(request)),
+    services, page = services_of(request), parameters.page_of(request)
+    work = partial(exchange_list.open_exchanges, id_=session_id_of(request), user_id=visible_user(request), page=page)
+    session_id, total = await services.read(work)
+    return await streaming_json.exchanges_response(
+        services, session_id, page=page, names_upstreams=sees_upstreams(caller_of(request)), total=total
     )
-    return json_response(await services_of(request).read(work))
 
 
 async def get_history(request: Request[State]) -> Response:

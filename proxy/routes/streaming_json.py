@@ -1,4 +1,4 @@
-"""Streams JSON responses that contain whole branches, so that memory use does not depend on their length."""
+"""Streams JSON responses with branches or exchanges, so that memory use does not depend on their length."""
 
 from collections.abc import AsyncIterator, Iterable
 from email.utils import formatdate
@@ -9,9 +9,11 @@ from starlette.responses import Response, StreamingResponse
 
 from proxy.errors import NotFoundError
 from proxy.history import branches as recorded
+from proxy.history import exchange_list
 from proxy.history.branches import OpenPage, Show
 from proxy.history.serializers import JSON, message_json
 from proxy.services import Services
+from proxy.storage.page import Page
 from proxy.wire import json_text
 
 LINES = "application/x-ndjson"
@@ -58,7 +60,18 @@ async def branch(
 
 async def page_response(services: Services, found: OpenPage, *, name: str, **others: Any) -> Response:
     """`{name: [...messages], ...others}`; streamed if it is larger than one chunk."""
-    pieces = _messages(services, found.numbers, show=found.show)
+    return await _list_response(_messages(services, found.numbers, show=found.show), name=name, **others)
+
+
+async def exchanges_response(
+    services: Services, session_id: str, *, page: Page, names_upstreams: bool, total: int
+) -> Response:
+    """`{exchanges: [...], total}`; streamed if it is larger than one chunk."""
+    pieces = _exchanges(services, session_id, page=page, names_upstreams=names_upstreams)
+    return await _list_response(pieces, name="exchanges", total=total)
+
+
+async def _list_response(pieces: AsyncIterator[str], *, name: str, **others: Any) -> Response:
     first = await anext(pieces, "")
     second = await anext(pieces, None)
 
@@ -74,6 +87,18 @@ async def page_response(services: Services, found: OpenPage, *, name: str, **oth
         return json_response(texts())
     whole = "".join([text async for text in texts()])
     return Response(whole, media_type="application/json", headers={"date": formatdate(usegmt=True)})
+
+
+async def _exchanges(services: Services, session_id: str, *, page: Page, names_upstreams: bool) -> AsyncIterator[str]:
+    """Exchanges separated by commas. Occupies a database reader only while a chunk is read."""
+    rest: Page | None = page
+    comma = ""
+    while rest is not None:
+        work = partial(exchange_list.read_piece, session_id=session_id, page=rest, names_upstreams=names_upstreams)
+        texts, rest = await services.read(work)
+        if texts:
+            yield comma + ",".join(texts)
+            comma = ","
 
 
 async def _messages(services: Services, numbers: list[int], *, show: Show) -> AsyncIterator[str]:

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from proxy.errors import InvalidRequestError, NotFoundError
-from proxy.history import branches, deleted_cursors, sessions
+from proxy.history import branches, deleted_cursors, exchange_list, sessions
 from proxy.history.positions import Order
 from proxy.ids import uuid7
 from proxy.storage import queries
@@ -68,7 +68,7 @@ def test_what_was_never_an_id_cannot_be_listed_after(chats: Chats) -> None:
     with pytest.raises(InvalidRequestError):
         branches.list_sessions(chats.connection, user_id="u", page=page, active_only=False)
     with pytest.raises(InvalidRequestError):
-        branches.list_exchanges(chats.connection, session_id, user_id="u", page=page)
+        exchange_list.open_exchanges(chats.connection, session_id, user_id="u", page=page)
 
 
 def test_the_page_after_a_deleted_message_or_exchange_goes_on_where_it_stood(chats: Chats) -> None:
@@ -86,9 +86,10 @@ def test_the_page_after_a_deleted_exchange_goes_on_where_it_stood(chats: Chats) 
     session_id = chats.store([user("a")], said("b"))
     gone = uuid7()
     chats.store([user("a"), said("b"), user("c")], said("d"), session=session_id)
-    listed = branches.list_exchanges(chats.connection, session_id, user_id="u", page=Page(limit=5))["exchanges"]
+    shown, _ = exchange_list.read_piece(chats.connection, session_id, page=Page(limit=5))
     page = Page(limit=5, after=gone)
-    assert branches.list_exchanges(chats.connection, session_id, user_id="u", page=page)["exchanges"] == listed[1:]
+    exchange_list.open_exchanges(chats.connection, session_id, user_id="u", page=page)
+    assert exchange_list.read_piece(chats.connection, session_id, page=page) == (shown[1:], None)
 
 
 def test_branch_of_an_empty_session_is_empty(chats: Chats) -> None:
