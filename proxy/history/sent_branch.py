@@ -84,9 +84,9 @@ def _count_passed(taken: Sequence[int], rank: int) -> int:
 
 
 def find_branch(connection: Connection, leaf_no: int) -> SentBranch | None:
-    """A branch as it is stored."""
+    """A branch as it is stored. None: it must be traversed."""
     leaf = queries.messages.get_node(connection, leaf_no)
-    return None if leaf is None else SentBranch(connection, leaf_no, leaf.depth + 1)
+    return None if leaf is None or leaf.depth < 0 else SentBranch(connection, leaf_no, leaf.depth + 1)
 
 
 def find_sent(connection: Connection, session: Session, leaf_no: int) -> SentBranch | None:

@@ -219,8 +219,9 @@ def test_wrong_depths_and_many_system_messages_are_walked(chats: Chats, monkeypa
     monkeypatch.setattr(sent_branch, "_SYSTEM_MESSAGES_MAX", 1)
     assert [form(chats, session_id, page=ALL, order="asc") for form in (*FORMS, _items)] == whole
     monkeypatch.undo()
-    chats.connection.execute("UPDATE messages SET depth = depth + 7")
-    assert [form(chats, session_id, page=ALL, order="asc") for form in (*FORMS, _items)] == whole
+    for depth in ("depth + 7", "-1"):
+        chats.connection.execute(f"UPDATE messages SET depth = {depth}")
+        assert [form(chats, session_id, page=ALL, order="asc") for form in (*FORMS, _items)] == whole
 
 
 @on_sqlite
