@@ -176,7 +176,7 @@ async def test_exchange_shows_its_times_and_both_bodies(tmp_path: Path) -> None:
             "0.25",
             "look_up",
             "1\u202f234",
-            "12 ms",
+            "9 ms",  # the generation; the whole also has the time until it was stored
             "3 ms",
             asked.request_id,
             '"content": "a"',
