@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from proxy.storage.shared_files import lock_file
+
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 15.0
@@ -64,7 +66,7 @@ class Lease:
         """Whether this process runs the jobs; takes over if no other process does. Raises OSError."""
         with self._lock:
             if self._file is None:
-                self._file = self._take()
+                self._file = lock_file(self._path, fcntl.LOCK_EX)
             return self._file is not None
 
     def release(self) -> None:
@@ -73,18 +75,6 @@ class Lease:
             file, self._file = self._file, None
         if file is not None:
             os.close(file)
-
-    def _take(self) -> int | None:
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            return None
-        except BaseException:
-            os.close(file)
-            raise
-        return file
 
 
 class Job:
