@@ -5,6 +5,7 @@ A branch is traversed by message numbers; only the messages of the page are load
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from proxy.errors import InvalidRequestError, NotFoundError
@@ -88,10 +89,7 @@ def open_messages(
 ) -> OpenPage:
     """One page of a branch, each message with its metadata."""
     session = find_session(connection, id_, user_id=user_id)
-
-    def work(branch: Positions) -> OpenPage:
-        return _open_page(connection, session, branch, page=page, order=order, show=show)
-
+    work = partial(_open_page, connection, session, page=page, order=order, show=show)
     return with_stored(connection, session, through, work)
 
 
@@ -106,43 +104,52 @@ def open_openai_messages(
 ) -> OpenPage:
     """One page of a branch as OpenAI messages that can be sent to upstream."""
     session = find_session(connection, id_, user_id=user_id)
-
-    def work(branch: Positions, _: ExchangeRow | None) -> OpenPage:
-        return _open_page(connection, session, branch, page=page, order=order, show=openai_message)
-
+    work = partial(_open_page, connection, session, page=page, order=order, show=openai_message)
     return with_sent(connection, session, through, work)
 
 
 def with_sent(
-    connection: Connection,
-    session: Session,
-    through: str | None,
-    work: Callable[[Positions, ExchangeRow | None], Found],
+    connection: Connection, session: Session, through: str | None, work: Callable[[Positions], Found]
 ) -> Found:
-    """Does `work` with a branch as it was sent, and the exchange of that request."""
-    leaf_no = _find_leaf(connection, session, through)
-    try:
-        found = None if leaf_no is None else sent_branch.find_sent(connection, session, leaf_no)
-        if found is not None:
-            return work(found, found.exchange)
-    except BrokenDepthError:
-        pass  # traverse the branch instead
-    numbers, exchange = as_sent_by(connection, _path_to(connection, leaf_no))
-    return work(Listed(numbers), exchange)
+    """Does `work` with a branch as it was sent; it knows the exchange of that request."""
+
+    def traverse(path: Sequence[BranchNode]) -> Positions:
+        return Listed(*as_sent_by(connection, path))
+
+    find = partial(sent_branch.find_sent, connection, session)
+    return _with_branch(connection, session, through, work, find=find, traverse=traverse)
 
 
 def with_stored(
     connection: Connection, session: Session, through: str | None, work: Callable[[Positions], Found]
 ) -> Found:
     """Does `work` with a branch as it is stored."""
+
+    def traverse(path: Sequence[BranchNode]) -> Positions:
+        return Listed([step.message_no for step in path])
+
+    find = partial(sent_branch.find_branch, connection)
+    return _with_branch(connection, session, through, work, find=find, traverse=traverse)
+
+
+def _with_branch(
+    connection: Connection,
+    session: Session,
+    through: str | None,
+    work: Callable[[Positions], Found],
+    *,
+    find: Callable[[int], Positions | None],
+    traverse: Callable[[Sequence[BranchNode]], Positions],
+) -> Found:
+    """Does `work` with what `find` makes of the leaf; with the traversed branch if that fails or a depth is wrong."""
     leaf_no = _find_leaf(connection, session, through)
     try:
-        found = None if leaf_no is None else sent_branch.find_branch(connection, leaf_no)
+        found = None if leaf_no is None else find(leaf_no)
         if found is not None:
             return work(found)
     except BrokenDepthError:
-        pass  # traverse the branch instead
-    return work(Listed([step.message_no for step in _path_to(connection, leaf_no)]))
+        pass
+    return work(traverse(_path_to(connection, leaf_no)))
 
 
 def get_branch(connection: Connection, session: Session, *, through: str | None = None) -> list[BranchNode]:

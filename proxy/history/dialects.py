@@ -58,10 +58,10 @@ def list_messages(
     """
     session = branches.find_session(connection, id_, user_id=user_id)
 
-    def work(branch: Positions, exchange: ExchangeRow | None) -> JSON:
+    def work(branch: Positions) -> JSON:
         start, stop = page_of(connection, session, branch, page=page, order=order)
         convert = _responses if dialect == "responses" else _anthropic
-        return {**convert(connection, branch, start, stop, wire_of(exchange)), "total": branch.total}
+        return {**convert(connection, branch, start, stop, wire_of(branch.exchange)), "total": branch.total}
 
     shown = branches.with_sent(connection, session, through, work)
     if order == "desc":

@@ -9,6 +9,7 @@ from proxy.ids import made_at
 from proxy.storage import queries
 from proxy.storage.connection import Connection
 from proxy.storage.page import Page
+from proxy.storage.queries.exchanges import ExchangeRow
 from proxy.storage.queries.sessions import Session
 
 Order = Literal["asc", "desc"]
@@ -20,6 +21,10 @@ class Positions(Protocol):
     @property
     def total(self) -> int:
         """How many there are."""
+
+    @property
+    def exchange(self) -> ExchangeRow | None:
+        """The exchange of the request in whose order the numbers are; None for the order of storage."""
 
     def read(self, start: int, stop: int) -> Sequence[int]:
         """The numbers at these positions, which exist."""
@@ -36,6 +41,7 @@ class Listed:
     """A branch whose numbers are all known."""
 
     numbers: Sequence[int]
+    exchange: ExchangeRow | None = None
 
     @property
     def total(self) -> int:
