@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from proxy.settings import Settings
+from proxy.storage.file_identity import is_at
 from proxy.storage.shared_files import lock_file, memory_folder
 
 logger = logging.getLogger(__name__)
@@ -119,19 +120,19 @@ class SharedUsage:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _open(self) -> None:
-        number, lock, memory, identity = self._claim_mapped()
-        self._number, self._lock, self._identity = number, lock, identity
+        number, lock, memory, status = self._claim_mapped()
+        self._number, self._lock, self._status = number, lock, status
         self._map(memory)
         self._clear_region(number)
         memory[number] = 1
 
-    def _claim_mapped(self) -> tuple[int, int, mmap.mmap, tuple[int, int]]:
+    def _claim_mapped(self) -> tuple[int, int, mmap.mmap, os.stat_result]:
         for _ in range(_OPEN_TRIES - 1):
             with suppress(FileNotFoundError):  # a process that ended has just deleted the folder
                 return self._claim_once()
         return self._claim_once()
 
-    def _claim_once(self) -> tuple[int, int, mmap.mmap, tuple[int, int]]:
+    def _claim_once(self) -> tuple[int, int, mmap.mmap, os.stat_result]:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         number, lock = self._claim()
         try:
@@ -152,7 +153,7 @@ class SharedUsage:
             lock = lock_file(path, fcntl.LOCK_EX)
             if lock is None:
                 continue
-            if _is_at(lock, path):
+            if is_at(lock, path):
                 return number, lock
             os.close(lock)
             raise FileNotFoundError(path)
@@ -190,10 +191,13 @@ class SharedUsage:
             self.cells[cell] = 0
 
     def _is_whole(self) -> bool:
-        found = _found(self._path)
-        if found is None or _identity(found) != self._identity or found.st_size < _SIZE:
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
             return False
-        return self._memory[self._number] == 1 and _is_at(self._lock, self._lock_path(self._number))
+        if not os.path.samestat(found, self._status) or found.st_size < _SIZE:
+            return False
+        return self._memory[self._number] == 1 and is_at(self._lock, self._lock_path(self._number))
 
     def _clear_dead(self) -> None:
         for number in range(_REGIONS):
@@ -272,8 +276,8 @@ class SharedKey:
                 yield _place(first, self.number, numbers.index(self.number))
 
 
-def _mapped(path: Path, number: int) -> tuple[mmap.mmap, tuple[int, int]]:
-    """The mapped file and its identity. The space is allocated: writing to a page that a full disk lacks would kill
+def _mapped(path: Path, number: int) -> tuple[mmap.mmap, os.stat_result]:
+    """The mapped file and its status. The space is allocated: writing to a page that a full disk lacks would kill
     the process."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -281,7 +285,7 @@ def _mapped(path: Path, number: int) -> tuple[mmap.mmap, tuple[int, int]]:
             os.ftruncate(file, _SIZE)
         os.posix_fallocate(file, 0, _HEADER_BYTES)
         os.posix_fallocate(file, _first_cell(number) * 8, _REGION_CELLS * 8)
-        return mmap.mmap(file, _SIZE), _identity(os.fstat(file))
+        return mmap.mmap(file, _SIZE), os.fstat(file)
     finally:
         os.close(file)
 
@@ -292,18 +296,3 @@ def _first_cell(number: int) -> int:
 
 def _place(first: int, number: int, way: int) -> int:
     return first + _KEYS + (number % _BUCKETS * _WAYS + way) * _VALUES
-
-
-def _identity(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
-
-
-def _found(path: Path) -> os.stat_result | None:
-    with suppress(FileNotFoundError):
-        return path.stat()
-    return None
-
-
-def _is_at(file: int, path: Path) -> bool:
-    found = _found(path)
-    return found is not None and _identity(found) == _identity(os.fstat(file))

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from proxy.recording.spill import is_at, read_batches
-from proxy.storage.file_identity import sync_folder
+from proxy.recording.spill import read_batches
+from proxy.storage.file_identity import is_at, sync_folder
 from proxy.wire import json_text
 
 # How long to wait if another process holds the file's lock.

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from proxy.storage.file_identity import sync_folder
+from proxy.storage.file_identity import is_at, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -134,14 +134,6 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
 def _open(path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-def is_at(file: int, path: Path) -> bool:
-    """Whether an open file is still at this path."""
-    try:
-        return os.path.samestat(os.fstat(file), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def spill_path(database_path: Path, worker_id: str, *, folder: Path | None = None) -> Path:

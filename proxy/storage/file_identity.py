@@ -112,6 +112,14 @@ def _identity(path: Path) -> _Identity | None:
     return found.st_dev, found.st_ino
 
 
+def is_at(file: int, path: Path) -> bool:
+    """Whether an open file is still at this path."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def sync_folder(folder: Path) -> None:
     """Syncs the folder, so that a power failure cannot lose the file's name."""
     file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
