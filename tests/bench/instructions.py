@@ -7,8 +7,8 @@ reply   a whole reply asked for on a connection kept open, one after the other
 chunk   one event of a stream: the upstream sends it when the caller has the one before, so that none share a read
 stored  what the row `strict` takes for a reply more than `nothing`, whose transactions are empty
 
-The kernel's work is not counted, and waits are not either. What the server does by the clock is: some million a second,
-and the pieces of a running stream that are written down. So two runs differ by some 4 % a reply and 15 % a chunk.
+The kernel's work is not counted, and waits are not either. What the server does by the clock, busy or not, is measured
+first and subtracted.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -28,6 +29,7 @@ from tests.bench import relays, wire
 
 _ROWS = ("off", "nothing", "strict")
 _START_S = 180.0
+_IDLE_S = 5.0
 _ANSWER_S = 60.0
 _SHORT, _LONG = 10, 110  # tokens of a stream: a chunk is the difference of two streams
 
@@ -60,7 +62,7 @@ def measure(key: str, *, replies: int, streams: int) -> Counts:
         for _ in range(10):  # caches fill, code is specialised
             caller.reply()
             caller.stream(_SHORT)
-        counted.since()
+        counted.measure_idle()
         for _ in range(replies):
             caller.reply()
         reply = counted.since() / replies
@@ -84,9 +86,23 @@ class _Counted:
         self._pid = pid
         self._directory = directory
         self._dumps = 0
+        self._idle_rate = 0.0  # instructions a second
+        self._dumped_at = 0.0
 
-    def since(self) -> int:
-        """Instructions since the last call."""
+    def measure_idle(self) -> None:
+        """Counts what the idle server does: `since` subtracts it."""
+        self._dump()
+        time.sleep(_IDLE_S)
+        self._idle_rate = self._dump() / _IDLE_S
+
+    def since(self) -> float:
+        """Instructions since the last call, without those that the clock has caused."""
+        began = self._dumped_at
+        took = self._dump()
+        return took - self._idle_rate * (self._dumped_at - began)
+
+    def _dump(self) -> int:
+        self._dumped_at = time.monotonic()
         self.control("--dump")
         self._dumps += 1
         # Each dump is a file of its own, with what came since the one before; a thread has no file of its own.
@@ -234,7 +250,7 @@ def _options() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--replies", type=int, default=50, help="how many are counted")
+    parser.add_argument("--replies", type=int, default=200, help="how many are counted")
     parser.add_argument("--streams", type=int, default=5, help="how many of each length are counted")
     parser.add_argument("--only", default=",".join(_ROWS), help="rows, with commas")
     return parser.parse_args()
