@@ -3,6 +3,7 @@
 import re
 import time
 from datetime import datetime, timedelta
+from functools import lru_cache
 from random import Random, SystemRandom
 
 # Identifiers must be unique but not secret: access never depends on knowing one. Reading the system's random source for
@@ -12,8 +13,6 @@ _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-
 _MILLISECOND = timedelta(milliseconds=1)
 _last = 0  # 48 bits of milliseconds and 12 bits of counter of the last identifier
 _started_at = time.time() - time.monotonic()
-_second = 0  # the second for which `_prefix` is valid
-_prefix = ""
 
 
 def uuid7() -> str:
@@ -37,12 +36,13 @@ def made_at(id_: str) -> str | None:
 
 def timestamp(seconds: float | None = None) -> str:
     """A Unix time (default: now) as `2026-11-22T09:58:54.123Z`."""
-    global _second, _prefix
     second, fraction = divmod(time.time() if seconds is None else seconds, 1)
-    if second != _second:
-        _prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
-        _second = int(second)
-    return f"{_prefix}{int(fraction * 1000):03d}Z"
+    return f"{_to_the_second(second)}{int(fraction * 1000):03d}Z"
+
+
+@lru_cache(maxsize=16)  # most timestamps are of the current second, by the wall clock or by `moment`'s
+def _to_the_second(second: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
 
 
 def start_clock_at(started_at: float) -> None:
@@ -57,9 +57,10 @@ def keep_clock_between(earliest: float, latest: float) -> None:
     start_clock_at(min(max(_started_at, earliest), latest))
 
 
-def moment() -> str:
-    """The current time of a clock that never goes back. Only for ordering events: it may differ from the wall clock."""
-    return timestamp(_started_at + time.monotonic())
+def moment(at: float | None = None) -> str:
+    """A `time.monotonic()` (default: now) as a timestamp of a clock that never goes back. Only for ordering events: it
+    may differ from the wall clock."""
+    return timestamp(_started_at + (time.monotonic() if at is None else at))
 
 
 def timestamp_after(earlier: str, duration_ms: int) -> str | None:
