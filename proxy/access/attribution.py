@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, TypeGuard
 
 from proxy.errors import InvalidRequestError
@@ -12,6 +13,7 @@ from proxy.wire.headers import Headers, text_of, value_of
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
 _METADATA_KEYS = ("session_id", "thread_id", "conversation_id")
 _CONVERSATION_PREFIX = "conv_"
+_SESSION = b"x-session-id"
 _CODEX_HEADERS = (b"session-id", b"session_id")
 _OLD_CLAUDE_CODE = re.compile(r"user_.*_session_([0-9a-f-]{36})")
 
@@ -42,8 +44,9 @@ def session_of(
     Only the header and the body's `session_id` must be valid ids. Metadata and other products' headers may contain any
     value; invalid ids there are ignored.
     """
-    given = dict(reversed(headers))  # the first of repeated headers wins
-    header = given.get(b"x-session-id")
+    names = _session_headers(vendor_headers)
+    given = {name: value for name, value in reversed(headers) if name in names}  # the first of repeated headers wins
+    header = given.get(_SESSION)
     if header:
         return checked_id(text_of(header), param="X-Session-Id"), "header"
     if request.get("session_id") is not None:
@@ -51,27 +54,38 @@ def session_of(
     metadata = request.get("metadata")
     if not isinstance(metadata, dict):
         metadata = {}
+    if not (given or metadata):
+        return None
     for key in _METADATA_KEYS:
         if is_id(metadata.get(key)):
             return _without_prefix(metadata[key]), "metadata"
-    for value in _vendor_values(given, metadata, vendor_headers):
+    for value in _vendor_values(headers, given, metadata, vendor_headers):
         if is_id(value):
             return _without_prefix(value), "vendor"
     return None
 
 
+@lru_cache(maxsize=8)
+def _session_headers(vendor_headers: tuple[bytes, ...]) -> frozenset[bytes]:
+    """All headers that may name a session."""
+    return frozenset({_SESSION, *_CODEX_HEADERS, *vendor_headers})
+
+
 def _vendor_values(
-    given: Mapping[bytes, bytes], metadata: Mapping[str, Any], vendor_headers: tuple[bytes, ...]
+    headers: Headers, given: Mapping[bytes, bytes], metadata: Mapping[str, Any], vendor_headers: tuple[bytes, ...]
 ) -> Iterator[Any]:
     """Candidate session ids of other products, the most specific first."""
     for name in vendor_headers:
         if value := given.get(name):
             yield text_of(value)
-    if any(given.get(name, b"").lower().startswith(b"codex") for name in (b"originator", b"user-agent")):
-        for name in _CODEX_HEADERS:
-            if value := given.get(name):
-                yield text_of(value)
+    for name in _CODEX_HEADERS:
+        if (value := given.get(name)) and _is_codex(headers):
+            yield text_of(value)
     yield _claude_code_session(metadata.get("user_id"))
+
+
+def _is_codex(headers: Headers) -> bool:
+    return any((value_of(headers, name) or b"").lower().startswith(b"codex") for name in (b"originator", b"user-agent"))
 
 
 def _claude_code_session(user_id: Any) -> Any:
