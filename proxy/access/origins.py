@@ -5,6 +5,7 @@ Every page in a developer's browser can send requests to a server on localhost. 
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from proxy.errors import APIError
@@ -13,7 +14,7 @@ from proxy.wire.headers import Headers, value_of
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _OWN_SITE = frozenset({b"same-origin", b"same-site", b"none"})
-# Methods without side effects; a route that relays them must call `refuse_foreign`.
+# Methods without side effects; a route that relays them must raise `foreign_origin`.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -84,6 +85,7 @@ def foreign_origin() -> APIError:
     )
 
 
+@lru_cache(maxsize=64)  # each connection sends the same Host with every request
 def name_of(host: bytes) -> str:
     """The name in `name:port`, in lower case."""
     text = host.decode("latin-1").lower()

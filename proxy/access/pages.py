@@ -11,7 +11,9 @@ ENTRANCES = ("/", "/v1", "/v1/", "/docs")
 def is_page(scope: Scope) -> bool:
     """Whether a request is for the history page, or comes from a browser that will be redirected there."""
     path: str = scope["path"]
-    return path == "/ui" or path.startswith("/ui/") or (path in ENTRANCES and is_browser(scope))
+    if path.startswith("/ui"):
+        return path == "/ui" or path.startswith("/ui/")
+    return path in ENTRANCES and is_browser(scope)
 
 
 def is_browser(scope: Scope) -> bool:

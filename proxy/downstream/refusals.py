@@ -1,6 +1,7 @@
 """Builds the responses to invalid HTTP requests, which are rejected before they reach the application. Pure."""
 
 import re
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 
 import orjson
@@ -50,16 +51,20 @@ def head_error(method: bytes, target: bytes, version: str, headers: Headers) -> 
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) != 1 or not is_host(hosts[0]):
         return bad_http("A request has exactly one valid Host header.")
-    absolute = _ABSOLUTE.match(target)
-    if absolute and absolute[1].lower() != hosts[0].lower():
-        return bad_http("The host of the request line is not the one of the Host header.")
-    if not absolute and not target.startswith(b"/") and target != b"*":
-        return bad_http("The request line names no path.")
     if version == "1.0" and any(name == b"transfer-encoding" for name, _ in headers):
         return bad_http("HTTP/1.0 has no Transfer-Encoding.")
-    return None
+    return None if target.startswith(b"/") else _target_error(target, hosts[0])
 
 
+def _target_error(target: bytes, host: bytes) -> APIError | None:
+    """The error in a request target that is not a path: `*` or an address (RFC 9112 §3.2.2, §3.2.4)."""
+    absolute = _ABSOLUTE.match(target)
+    if absolute and absolute[1].lower() != host.lower():
+        return bad_http("The host of the request line is not the one of the Host header.")
+    return None if absolute or target == b"*" else bad_http("The request line names no path.")
+
+
+@lru_cache(maxsize=64)  # each connection sends the same with every request
 def is_host(value: bytes) -> bool:
     """Whether this is `host` or `host:port` with a name, an IPv4 address, or a bracketed IPv6 address."""
     match = _HOST.fullmatch(value)
