@@ -1,7 +1,5 @@
 """The `/v1/chat/completions` endpoint: parses requests, and formats its errors. `chat_reply.py` folds the replies."""
 
-from functools import cached_property
-
 import orjson
 
 from proxy.wire import chat_request
@@ -15,12 +13,15 @@ class ChatRequest:
 
     def __init__(self, body: JSON) -> None:
         self.body = body
+        self._messages: list[JSON] | None = None
 
-    @cached_property
+    @property
     def messages(self) -> list[JSON]:
         """All messages, or [] if any of them cannot be stored."""
-        messages = self.body.get("messages")
-        return messages if isinstance(messages, list) and all(map(is_message, messages)) else []
+        if self._messages is None:
+            messages = self.body.get("messages")
+            self._messages = messages if isinstance(messages, list) and all(map(is_message, messages)) else []
+        return self._messages
 
     @property
     def parameters(self) -> JSON:

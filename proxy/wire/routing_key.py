@@ -20,8 +20,10 @@ def routing_key(user_id: str, *, named_id: str | None, messages: Iterable[Any]) 
     """
     if named_id is not None:
         return _digest("id", user_id, named_id)
-    first = next((message for message in messages if is_message(message) and is_chained(message)), None)
-    return _digest("text", user_id, "" if first is None else _beginning(first.get("content")))
+    for message in messages:
+        if is_message(message) and is_chained(message):
+            return _digest("text", user_id, _beginning(message.get("content")))
+    return _digest("text", user_id, "")
 
 
 def _beginning(content: Any) -> str:
