@@ -94,6 +94,11 @@ class Upstreams:
         """Whether requests are routed by model and conversation."""
         return len(self._all) > 1
 
+    @property
+    def _only(self) -> Upstream | None:
+        """The only upstream, if it is not set to serve one model alone."""
+        return self._all[0] if len(self._all) == 1 and self._all[0].address.model is None else None
+
     def start(self) -> None:
         """Starts probing: always if there are several upstreams, otherwise only while the single one does not
         answer."""
@@ -124,8 +129,8 @@ class Upstreams:
 
     async def pick(self, model: str | None, key: bytes) -> Upstream:
         """The upstream for a model and a conversation. Raises UnknownModelError, UpstreamError."""
-        if len(self._all) == 1 and self._all[0].address.model is None:
-            return self._all[0]
+        if self._only is not None:
+            return self._only
         if not self._has_asked and model is not None:
             await self._refresh_models()  # otherwise the first requests would be routed without knowing the models
         serving = self._serving(model)
@@ -154,8 +159,10 @@ class Upstreams:
         A request that was not processed (connection refused, 502, 503, 504) is sent once to another upstream. Raises
         APIError; no part of a response has been received then.
         """
-        key = key or secrets.token_bytes(8)
-        upstream = await self.pick(model, key)
+        upstream = self._only
+        if upstream is None:
+            key = key or _some_key()
+            upstream = await self.pick(model, key)
         try:
             opened = await _open(upstream, method, target, headers, body)
         except UpstreamError as exc:
@@ -224,12 +231,12 @@ class Upstreams:
         # An upstream whose list was never read may serve any model.
         return Ranking([upstream for upstream in self._all if upstream.models is None and upstream.health.is_in])
 
-    def _other(self, upstream: Upstream, model: str | None, key: bytes, body: Body) -> Upstream | None:
+    def _other(self, upstream: Upstream, model: str | None, key: bytes | None, body: Body) -> Upstream | None:
         """Another upstream for a request that was not processed; None if the body was a stream, which cannot be
         resent."""
         if not isinstance(body, bytes):
             return None
-        order = self._serving(model).order(key)
+        order = self._serving(model).order(key or _some_key())
         others = [each for each in order if each is not upstream and each.health.is_in]
         return choose(others) if others else None
 
@@ -272,6 +279,10 @@ class Upstreams:
         for upstream in [each for each in self._leaving if each.open_count == 0]:
             self._leaving.remove(upstream)
             await upstream.close()
+
+
+def _some_key() -> bytes:
+    return secrets.token_bytes(8)
 
 
 async def _open(upstream: Upstream, method: bytes, target: bytes, headers: Headers, body: Body) -> OpenedResponse:
