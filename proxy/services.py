@@ -57,7 +57,7 @@ class Services:
         """Runs a query that sees every exchange that has ended (spec P6)."""
         await self.recorder.writer.flushed()
         try:
-            async with self.reads.turn(current_caller.get()):
+            async with self.reads.turn(current_caller.get()()):
                 return await self.database.read(work)
         except TurnsFullError as exc:
             raise BusyError("read") from exc

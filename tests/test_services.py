@@ -27,7 +27,7 @@ async def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
 
 def reading(services: Services, caller: str, work: Any) -> "asyncio.Task[Any]":
     context = copy_context()
-    context.run(current_caller.set, caller)
+    context.run(current_caller.set, lambda: caller)
     return asyncio.create_task(services.read(work), context=context)
 
 
@@ -55,7 +55,7 @@ async def test_callers_are_known_by_their_key_else_by_their_name_and_address(
     read = Services.read
 
     async def noting(self: Services, work: Any) -> Any:
-        seen.append(current_caller.get())
+        seen.append(current_caller.get()())
         return await read(self, work)
 
     monkeypatch.setattr(Services, "read", noting)

@@ -1,6 +1,7 @@
 """Middleware that passes every request through the gate before routing. `/health` and `/ready` need no key."""
 
 import logging
+from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,7 +36,7 @@ class GateMiddleware:
         except APIError as exc:
             await error_response(exc, path=scope["path"])(scope, receive, send)
             return
-        current_caller.set(_name_of(scope, admission))
+        current_caller.set(partial(_name_of, scope, admission))
         if admission is None:
             await self._app(scope, receive, send)
             return

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
-# The caller whose request the current task handles: a user, or an address if no key identifies one.
-current_caller: ContextVar[str] = ContextVar("current_caller", default="")
+# Names the caller whose request the current task handles: a user, or an address if no key identifies one. A function,
+# because most requests read nothing and need no name.
+current_caller: ContextVar[Callable[[], str]] = ContextVar("current_caller", default=str)
 
 
 class TurnsFullError(Exception):

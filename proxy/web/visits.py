@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote
 
@@ -122,7 +123,7 @@ class Page:
         try:
             visitor = await find_visitor(request)
             if visitor is not None and visitor.has_key:
-                current_caller.set(visitor.user_id)
+                current_caller.set(partial(str, visitor.user_id))
             response = await self._answer(request, visitor)
         except APIError as exc:
             response = await error_page(self._pages, request, exc, visitor)
