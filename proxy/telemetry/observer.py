@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client.core import GaugeMetricFamily
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -42,6 +42,19 @@ _FIELD_LENGTH = 256
 _COMPLAINT_SECONDS = 60.0
 
 
+class _Line(NamedTuple):
+    """A line of the log, which a thread writes within a second."""
+
+    unix_time: float
+    message: str
+    fields: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        fields = {key: _encodable(value) for key, value in self.fields.items()}
+        time_ = timestamp(self.unix_time)
+        return {"time": time_, "level": "info", "logger": _LOGGER, "message": self.message, **fields}
+
+
 class Observer:
     """Called by the recorder for every chat that has ended, and by the middleware for every other request."""
 
@@ -52,7 +65,7 @@ class Observer:
         self._upstreams = None if upstreams is None else UpstreamCounts(upstreams)
         self._sample = settings.access_log_sample
         self._log = file_of_requests()
-        self._lines: list[dict[str, Any]] = []
+        self._lines: list[_Line] = []  # for the next second's batch
         self._complained_at = -_COMPLAINT_SECONDS
         # A thread of its own: it may block on the disk, and must not occupy a thread that chats need.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="observer")
@@ -74,7 +87,7 @@ class Observer:
             await asyncio.wait([self._task])
         self._recorder.observe = None
         self._guarded(self._publish)
-        await self._in_thread(self._write_lines)
+        await self._write_lines()
         if self._traces is not None:
             try:
                 await self._traces.close()
@@ -180,52 +193,45 @@ class Observer:
             failed or self._sample >= 1 or random.random() < self._sample  # noqa: S311 - a sample
         )
 
-    def _log_line(self, message: str, fields: dict[str, Any]) -> None:
-        """Queues a line for the next second's batch."""
-        if len(self._lines) < _LINES_MAX:
-            bounded = {key: _bounded(value) for key, value in fields.items()}
-            self._lines.append({"time": timestamp(), "level": "info", "logger": _LOGGER, "message": message, **bounded})
-
     def _log_request(self, scope: Scope, status: int, seconds: float) -> None:
-        request_id = headers.value_of(scope["headers"], b"x-request-id")
-        self._log_line(
-            "request",
-            {
+        if len(self._lines) < _LINES_MAX:
+            request_id = headers.value_of(scope["headers"], b"x-request-id")
+            fields = {
                 "method": scope["method"],
-                "path": scope["path"],
+                "path": _cut(scope["path"]),
                 "status": status,
-                "request_id": None if request_id is None else headers.text_of(request_id),
+                "request_id": None if request_id is None else _cut(headers.text_of(request_id)),
                 "duration_ms": round(seconds * 1000),
-            },
-        )
+            }
+            self._lines.append(_Line(time.time(), "request", fields))
 
     def _log_chat(self, exchange: Exchange, outcome: Outcome) -> None:
-        reply = outcome.reply
-        model = reply.model if reply is not None and isinstance(reply.model, str) else exchange.request.get("model")
-        self._log_line(
-            "chat",
-            {
-                "request_id": exchange.request_id,
+        if len(self._lines) < _LINES_MAX:
+            reply = outcome.reply
+            model = reply.model if reply is not None and isinstance(reply.model, str) else exchange.request.get("model")
+            fields = {
+                "request_id": _cut(exchange.request_id),
                 "session_id": exchange.session.session_id,
-                "user_id": exchange.user_id,
-                "model": model if isinstance(model, str) else None,
+                "user_id": _cut(exchange.user_id),
+                "model": _cut(model) if isinstance(model, str) else None,
                 "status": outcome.status,
                 "http_status": outcome.http_status,
                 "time_to_first_token_ms": outcome.time_to_first_token_ms,
                 "duration_ms": outcome.duration_ms,
-            },
-        )
+            }
+            self._lines.append(_Line(time.time(), "chat", fields))
 
-    def _write_lines(self) -> None:
+    async def _write_lines(self) -> None:
         lines, self._lines = self._lines, []
-        if lines and self._log is not None:
-            self._log.write_lines(lines)
+        log = self._log
+        if lines and log is not None:
+            await self._in_thread(lambda: log.write_lines(line.as_json() for line in lines))
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(_PUBLISH_SECONDS)
             self._guarded(self._publish)
-            await self._in_thread(self._write_lines)
+            await self._write_lines()
             if self._traces is not None:
                 await self._in_thread(self._traces.make_spans)
 
@@ -280,12 +286,12 @@ def _served_model(exchange: Exchange, outcome: Outcome) -> str | None:
     return model if isinstance(model, str) else None
 
 
-def _bounded(value: Any) -> Any:
-    """Truncates and sanitises callers' texts for JSON."""
-    if not isinstance(value, str):
-        return value
-    cut = value if len(value) <= _FIELD_LENGTH else value[:_FIELD_LENGTH] + "…"
-    return cut.encode("utf-8", "replace").decode()
+def _cut(text: str) -> str:
+    return text if len(text) <= _FIELD_LENGTH else text[:_FIELD_LENGTH] + "…"
+
+
+def _encodable(value: Any) -> Any:
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def _count(value: Any) -> int:
