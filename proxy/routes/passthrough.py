@@ -20,7 +20,6 @@ from proxy.errors import APIError, InvalidRequestError, NotFoundError
 from proxy.ids import uuid7
 from proxy.recording.sending import send_unrecorded
 from proxy.services import Services
-from proxy.upstream.request import Body
 from proxy.wire import chat_request, headers
 from proxy.wire.headers import Headers
 
@@ -38,7 +37,7 @@ class Passthrough:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Relays the request. Raises APIError if this caller may not send it."""
         refuse_unless_reachable(scope)
-        await open_unrecorded(scope["state"]["services"], scope, receive, send)
+        await _relay(scope["state"]["services"], scope, receive, send)
 
 
 def refuse_unless_reachable(scope: Scope) -> None:
@@ -60,37 +59,45 @@ def refuse_unless_reachable(scope: Scope) -> None:
         raise NotFoundError(f"There is no route {scope['raw_path'].decode('ascii', 'replace')}.")
 
 
-async def open_unrecorded(
+async def _relay(services: Services, scope: Scope, receive: Receive, send: Send) -> None:
+    """Relays a request that no other route matches; its body is streamed unless it may name a model to choose by."""
+    charge = _charge_unparsed(scope)
+    target, sent = target_of(scope), upstream_headers(services, scope)
+    limit_bytes, body, model = services.settings.body_limit_bytes, None, None
+    if services.upstreams.are_several and _names_model(scope["headers"]):
+        body = await read_body(receive, limit_bytes=limit_bytes)
+        model = named_model(body)
+    upload = None
+    if body is None and _has_body(scope["headers"]):
+        upload = Upload(receive, limit_bytes)
+        if length := headers.value_of(scope["headers"], b"content-length"):
+            sent.append((b"content-length", length))
+    await relay_unrecorded(
+        services, scope, receive, send, target, sent, upload or body or b"", model=model, charge=charge
+    )
+
+
+async def relay_unrecorded(
     services: Services,
     scope: Scope,
     receive: Receive,
     send: Send,
+    target: bytes,
+    sent: Headers,
+    body: "bytes | Upload",
     *,
-    body: Body | None = None,
-    sent: Headers | None = None,
+    model: str | None = None,
     key: bytes | None = None,
+    charge: Charge | None = None,
 ) -> None:
-    """Relays a request and its response. If `body` is None, the body is streamed; `sent` are the headers for upstream.
+    """Sends a request to upstream, with the headers `sent`, and relays the response.
 
-    With several upstreams, one that serves the model named in the body is chosen; equal `key`s use the same upstream.
+    With several upstreams, one that serves `model` is chosen; equal `key`s use the same upstream.
     """
-    charge = _charge_unparsed(scope, body)
-    if sent is None:
-        sent = upstream_headers(services, scope)
-    if body is None and services.upstreams.are_several and _names_model(scope["headers"]):
-        body = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
-    model = model_of(body) if isinstance(body, bytes) and services.upstreams.are_several else None
-    upload = None
-    if body is None and _has_body(scope["headers"]):
-        upload = _Upload(receive, services.settings.body_limit_bytes)
-        if length := headers.value_of(scope["headers"], b"content-length"):
-            sent.append((b"content-length", length))
     outlet = outlet_of(scope)
-    watch = Watch(receive, outlet=outlet, after=upload.has_ended if upload else None)
+    watch = Watch(receive, outlet=outlet, after=None if isinstance(body, bytes) else body.has_ended)
     try:
-        opened = await services.upstreams.open(
-            scope["method"].encode(), target_of(scope), sent, upload or body or b"", model=model, key=key
-        )
+        opened = await services.upstreams.open(scope["method"].encode(), target, sent, body, model=model, key=key)
         try:
             response = opened.response if charge is None else charge.metered(opened.response)
             out = headers.to_caller(response.headers, drops_length=response.status == 304)
@@ -118,13 +125,12 @@ def reserve_tokens(scope: Scope, *, request_bytes: int, request: dict[str, Any] 
     return charge
 
 
-def _charge_unparsed(scope: Scope, body: Body | None) -> Charge | None:
+def _charge_unparsed(scope: Scope) -> Charge | None:
     """Like `reserve_tokens`, for a request whose JSON is not parsed; read-only requests are free."""
     if scope["method"] in SAFE_METHODS:
         return None
     length = headers.value_of(scope["headers"], b"content-length")
-    size = len(body) if isinstance(body, bytes) else int(length) if length else 0
-    return reserve_tokens(scope, request_bytes=size, request=None)
+    return reserve_tokens(scope, request_bytes=int(length) if length else 0, request=None)
 
 
 def target_of(scope: Scope) -> bytes:
@@ -152,7 +158,7 @@ def upstream_headers(services: Services, scope: Scope) -> Headers:
     )
 
 
-class _Upload:
+class Upload:
     """A request body streamed to upstream. The caller is watched only after it has sent all of it."""
 
     def __init__(self, receive: Receive, limit_bytes: int) -> None:
@@ -173,7 +179,7 @@ def _names_model(given: Headers) -> bool:
     return _has_body(given) and media_type.partition(b";")[0].strip().lower().endswith(b"json")
 
 
-def model_of(body: bytes) -> str | None:
+def named_model(body: bytes) -> str | None:
     """The model named in a JSON body. In a large body, the first member with that name: parsing would take too long."""
     if len(body) <= _PARSED_BYTES:
         request = chat_request.parse(body)

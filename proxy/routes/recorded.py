@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,8 @@ from proxy.downstream.request_body import DepartedError, read_body
 from proxy.errors import APIError, UnavailableError, error_response
 from proxy.history.responses import Resolved, resolve
 from proxy.ids import moment, timestamp, uuid7
-from proxy.routes.large_bodies import off_the_loop, refuse_too_many_values
-from proxy.routes.passthrough import open_unrecorded, reserve_tokens, target_of, upstream_headers
+from proxy.routes.large_bodies import LARGE_BYTES, off_the_loop, refuse_too_many_values
+from proxy.routes.passthrough import named_model, relay_unrecorded, reserve_tokens, target_of, upstream_headers
 from proxy.routes.recorded_chat import Chat, RecordedChat, model_of
 from proxy.services import Services
 from proxy.settings import Settings
@@ -49,36 +50,36 @@ class RecordedEndpoint:
 
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
         services: Services = scope["state"]["services"]
-        asked_at = timestamp(), moment()
+        asked_at = time.time(), time.monotonic()
         raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
         caller: Caller = scope["state"].get("caller", ANYONE)
         chat = Chat(target_of(scope), upstream_headers(services, scope), raw, b"", names_upstream=caller.is_admin)
         coding = headers.list_of(scope["headers"], b"content-encoding")
         text = raw if not coding else await _decoded(raw, coding, services)
-        request = await self._parse(services.settings, text)
+        is_large = len(text) > LARGE_BYTES
+        request = await self._parse_large(services.settings, text) if is_large else self._endpoint.parse(text)
         body = None if request is None else request.body
         chat.charge = reserve_tokens(scope, request_bytes=len(raw), request=body)
         resolved = Resolved()
         if request is not None and self._endpoint.path == responses.PATH and not coding:
             request, resolved = await self._resolve(services, scope, chat, request)
-        exchange = (
-            None
-            if request is None
-            else await off_the_loop(
-                partial(self._exchange, services, scope, chat, request, asked_at, resolved, is_encoded=bool(coding)),
-                size=len(text),
-            )
-        )
+        exchange = None
+        if request is not None:
+            work = partial(self._exchange, services, scope, chat, request, asked_at, resolved, is_encoded=bool(coding))
+            exchange = await off_the_loop(work, size=len(text)) if is_large else work()
         if exchange is None:
-            await open_unrecorded(
-                services, scope, receive, send, body=chat.body, sent=chat.headers, key=chat.routing_key
+            if request is None and services.upstreams.are_several:
+                chat.model = named_model(chat.body)
+            to_upstream = chat.target, chat.headers, chat.body
+            await relay_unrecorded(
+                services, scope, receive, send, *to_upstream, model=chat.model, key=chat.routing_key, charge=chat.charge
             )
         else:
             scope["state"]["is_recorded"] = True  # the recorder reports this request
             await RecordedChat(services, chat, exchange, self._orphans, outlet_of(scope)).run(receive, send)
 
-    async def _parse(self, settings: Settings, text: bytes) -> Request | None:
-        """Parses the request; None if it cannot be recorded. Raises APIError 413 if it is too large to record."""
+    async def _parse_large(self, settings: Settings, text: bytes) -> Request | None:
+        """Parses a large request; None if it cannot be recorded. Raises APIError 413 if it is too large to record."""
         try:
             await refuse_too_many_values(text, limit=settings.values_limit)
         except APIError:
@@ -93,7 +94,7 @@ class RecordedEndpoint:
         scope: Scope,
         chat: Chat,
         request: Request,
-        asked_at: tuple[str, str],
+        asked_at: tuple[float, float],
         resolved: Resolved,
         *,
         is_encoded: bool,
@@ -124,8 +125,8 @@ class RecordedEndpoint:
             request_id=request_id,
             request=body,
             parsed=request,
-            created_at=asked_at[0],
-            asked_at=asked_at[1],
+            created_at=timestamp(asked_at[0]),
+            asked_at=moment(asked_at[1]),
             trace_context=headers.trace_context_of(given) if settings.traces_endpoint else None,
         )
 
