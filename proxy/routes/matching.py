@@ -32,9 +32,9 @@ class _IdConvertor(Convertor[str]):
 def exact(routes: Sequence[Route]) -> list[Route]:
     """The routes with exact end matching, and `{name:path}` for ids with any characters."""
     for route in routes:
-        pattern = route.path_regex.pattern.removesuffix("$").replace(
-            f">{PathConvertor.regex})", f">{_IdConvertor.regex})"
-        )
+        # The modules' routes are the same objects in each application, and are changed once.
+        pattern = route.path_regex.pattern.removesuffix(r"\Z").removesuffix("$")
+        pattern = pattern.replace(f">{PathConvertor.regex})", f">{_IdConvertor.regex})")
         route.path_regex = _compiled(pattern + r"\Z")
         # Ids of one segment too: an encoded slash in them must not stay a surrogate, which no database takes.
         route.param_convertors = dict.fromkeys(route.param_convertors, _IdConvertor())
