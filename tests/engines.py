@@ -6,7 +6,9 @@ that is made when it is first named and dropped at the end of the test.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -73,12 +75,30 @@ def environment_of(path: Path) -> dict[str, str]:
 def connected(place: Path | str) -> Any:
     """A connection that takes SQL text, to a path's database, or one with a URL; its tables are made where needed."""
     if isinstance(place, Path) and not _databases:
+        make_tables(place)
         connection = sqlite.connect(place)
         sqlite.prepare(connection)
         return connection
     from tests.postgresql import connect_for_tests
 
     return connect_for_tests(url_of(place) if isinstance(place, Path) else place)
+
+
+def make_tables(path: Path) -> None:
+    """A new SQLite file as the migrations leave it, where there is none: a copy takes a hundredth of their time."""
+    log = path.with_name(path.name + "-wal")  # one that was left alone would be applied to the copy
+    if str(path) != ":memory:" and path.parent.is_dir() and not path.exists() and not log.exists():
+        path.touch(mode=0o600)
+        path.write_bytes(_file_with_tables())
+
+
+@lru_cache(maxsize=1)
+def _file_with_tables() -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "template.db"
+        with closing(sqlite.connect(path)) as connection:
+            sqlite.prepare(connection)
+        return path.read_bytes()
 
 
 def rows_of(path: Path, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from proxy.app import create_app
 from proxy.downstream.httptools_protocol import LimitedProtocol
 from proxy.settings import Settings
-from tests.engines import environment_of, url_of
+from tests.engines import environment_of, make_tables, url_of
 
 # What tests call the server in Host where they write requests by hand.
 NAMES = ("a", "proxy", "model.example")
@@ -77,6 +77,8 @@ async def running(app: ASGIApp, *, grace_seconds: int = 2, http: Any = "auto") -
 @asynccontextmanager
 async def running_proxy(settings: Settings) -> AsyncIterator[str]:
     """The proxy's base URL while the block lasts."""
+    if not settings.is_postgresql:
+        make_tables(settings.database_path)
     async with running(create_app(settings), http=LimitedProtocol) as url:
         yield url
 

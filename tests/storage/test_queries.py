@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from proxy.storage import named, queries, sqlite
+from proxy.storage import named, queries
 from proxy.storage.named import QUERIES
 from proxy.storage.sqlite_connection import SqliteConnection
+from tests.engines import connected
 
 SOURCES = [path.read_text(encoding="utf-8") for path in sorted(Path(queries.__file__).parents[2].rglob("*.py"))]
 QUERY_FILES = sorted((named.SQL / "queries").glob("*.sql"))
@@ -16,10 +18,8 @@ QUERY_FILES = sorted((named.SQL / "queries").glob("*.sql"))
 
 @pytest.fixture
 def connection(tmp_path: Path) -> Iterator[SqliteConnection]:
-    opened = sqlite.connect(tmp_path / "test.db")
-    sqlite.prepare(opened)
-    yield opened
-    opened.close()
+    with closing(connected(tmp_path / "test.db")) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("name", tuple(QUERIES))
