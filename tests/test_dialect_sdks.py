@@ -5,7 +5,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import openai
 import pytest
 from openai.types.responses import ResponseInputItemParam
@@ -53,6 +52,8 @@ async def responses_dialogue(url: str, *, stream: bool) -> list[Any]:
 
 
 async def messages_dialogue(url: str, *, stream: bool) -> list[Any]:
+    import anthropic  # takes seconds: not in every process of the tests
+
     async with anthropic.AsyncAnthropic(base_url=url, api_key="any", max_retries=0) as sdk:
         history: list[Any] = [{"role": "user", "content": TOOL_CALL}]
         given: list[Any] = []
@@ -119,6 +120,8 @@ def test_the_sync_clients_work_the_same(tmp_path: Path) -> None:
     """They are run beside the proxy's loop, in the threads of a pool."""
     import asyncio
 
+    import anthropic
+
     async def run() -> None:
         async with both(tmp_path) as (_, url, _):
             with openai.OpenAI(base_url=url + "/v1", api_key="any", max_retries=0) as sdk:
@@ -135,6 +138,8 @@ def test_the_sync_clients_work_the_same(tmp_path: Path) -> None:
 
 
 async def test_errors_of_upstream_and_of_our_own_are_the_sdks_own(tmp_path: Path) -> None:
+    import anthropic
+
     async with running_proxy(settings_for(tmp_path)) as url:
         async with anthropic.AsyncAnthropic(base_url=url, api_key="any", max_retries=0) as claude:
             with pytest.raises(anthropic.InternalServerError, match="Upstream") as raised:
@@ -148,6 +153,8 @@ async def test_errors_of_upstream_and_of_our_own_are_the_sdks_own(tmp_path: Path
 
 
 async def test_the_demo_speaks_every_dialect(tmp_path: Path) -> None:
+    import anthropic
+
     async with running_proxy(settings_for(tmp_path, demo=True)) as url:
         async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="any", max_retries=0) as sdk:
             first = await sdk.responses.create(model="demo", input="hi")

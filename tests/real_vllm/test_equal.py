@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import httpx
 import openai
 import pytest
@@ -131,6 +130,8 @@ def own_removed(value: Any) -> Any:
 
 
 def sync_results(url: str, model: str, endpoint: str, *, stream: bool) -> Any:
+    import anthropic  # takes seconds: not in every process of the tests
+
     body = {**body_for(endpoint, model, stream=stream, tools=True)}
     if endpoint == "messages":
         body["extra_body"] = {"temperature": body.pop("temperature")}
@@ -144,6 +145,8 @@ def sync_results(url: str, model: str, endpoint: str, *, stream: bool) -> Any:
 
 
 async def async_results(url: str, model: str, endpoint: str, *, stream: bool) -> Any:
+    import anthropic
+
     body = {**body_for(endpoint, model, stream=stream, tools=True)}
     if endpoint == "messages":
         body["extra_body"] = {"temperature": body.pop("temperature")}
