@@ -176,6 +176,8 @@ class RecordedChat:
     def _decoding(self, response: Response) -> Decoding | None:
         """The decoder for a compressed reply. If there is none, the exchange says so."""
         coding = headers.list_of(response.headers, b"content-encoding")
+        if coding is None:
+            return None
         limit_bytes = self._services.settings.body_limit_bytes
         try:
             return decoding_of(coding, limit_bytes=limit_bytes)

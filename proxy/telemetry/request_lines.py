@@ -12,6 +12,7 @@ from proxy.wire import json_text
 from proxy.wire.endpoint import Tokens
 
 _WAITING_MAX = 200
+_REST_SECONDS = 0.02
 # More than people can read on a terminal; further lines are only counted.
 _LINES_A_SECOND = 50
 _COLOURS = {"completed": "\033[32m", "incomplete": "\033[33m", "failed": "\033[31m"}
@@ -27,6 +28,7 @@ class RequestLines:
         self._out = out or sys.stderr
         self._has_colours = self._out.isatty()
         self._lines: queue.Queue[str | None] = queue.Queue(_WAITING_MAX)
+        self._is_closing = threading.Event()
         self._second = 0
         self._count = 0
         self._left_out = 0
@@ -45,6 +47,7 @@ class RequestLines:
 
     def close(self) -> None:
         """Ends the thread after the queued lines."""
+        self._is_closing.set()
         with suppress(queue.Full):  # the terminal is blocked; the daemon thread ends with the process
             self._lines.put_nowait(None)
 
@@ -72,6 +75,8 @@ class RequestLines:
                 print(line, file=self._out, flush=True)
             except (OSError, ValueError):  # the terminal is gone, or the stream is closed at exit
                 return
+            # A thread that woke for each line would take the GIL from the chats each time.
+            self._is_closing.wait(_REST_SECONDS)
 
 
 def chat_line(exchange: Exchange, outcome: Outcome, model: str | None, *, has_colours: bool = False) -> str:
@@ -99,7 +104,8 @@ def _why(outcome: Outcome) -> str:
 
 def _plain(text: str, length: int) -> str:
     """Sanitises text for a terminal: truncated, without control characters."""
-    return "".join(character if character.isprintable() else "?" for character in text[:length])
+    text = text[:length]
+    return text if text.isprintable() else "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _tokens(tokens: Tokens) -> str:

@@ -46,6 +46,8 @@ class Completion:
         self._folds: dict[int, ChoiceFold] = {}
         self._whole: JSON | None = None
         self._whole_choices: list[Choice] = []
+        self._tokens = Tokens()
+        self._counted: JSON | None = None  # the usage that `_tokens` are of
         self._template: ChunkTemplate | None = None
         self._attempts_left = _ATTEMPTS_MAX
         # Events that `is_batchable`, as they came: folding in batches is cheaper than per event (cache misses).
@@ -69,7 +71,8 @@ class Completion:
             self._whole = whole
             self._take_top(whole)
             choices = list(self._listed(whole, "choices"))
-            self._whole_choices = [self._whole_choice(*each) for each in choices[:_CHOICES_MAX]]
+            whole_choices = [self._whole_choice(*each) for each in choices[:_CHOICES_MAX]]
+            self._whole_choices = sorted(whole_choices, key=lambda choice: choice.index)
             if len(choices) > _CHOICES_MAX:
                 self.error = self.error or _TOO_MANY_CHOICES
 
@@ -157,7 +160,9 @@ class Completion:
 
     @property
     def tokens(self) -> Tokens:
-        return tokens_of(self.usage)
+        if self._counted is not self.usage:  # a usage is replaced, never changed
+            self._tokens, self._counted = tokens_of(self.usage), self.usage  # in this order, for other threads
+        return self._tokens
 
     @property
     def envelope(self) -> JSON:
@@ -170,6 +175,8 @@ class Completion:
     @property
     def choices(self) -> list[Choice]:
         self._fold_batched()
+        if not self._folds:
+            return self._whole_choices
         folded = [fold.choice(index) for index, fold in self._folds.items()]
         return sorted(self._whole_choices + folded, key=lambda choice: choice.index)
 

@@ -55,6 +55,8 @@ def tokens_of(usage: JSON | None) -> Tokens:
 
 def count(value: Any) -> int | None:
     """A count that fits the database. JSON has one number type, so 5.0 counts as 5; "5" and "5.0" are accepted too."""
+    if value is None:
+        return None
     if isinstance(value, str) and _WRITTEN_COUNT.fullmatch(value):
         value = int(value.partition(".")[0])
     if isinstance(value, float) and value.is_integer():
