@@ -110,12 +110,17 @@ class _SqliteSide(Side):
 
 
 class _PostgresqlSide(Side):
+    connection: Any  # a PostgresqlConnection: psycopg may not be installed
+
     def __init__(self, connection: Any, columns: dict[str, tuple[str, ...]]) -> None:
         super().__init__(connection, columns)
-        self._raw = connection.raw
         kinds = self._raw.execute(_STATEMENTS["list_column_kinds"]).fetchall()
         self._booleans = {(table, column) for table, column, kind, _ in kinds if kind == "boolean"}
         self._identities = [(table, column) for table, column, _, is_identity in kinds if is_identity == "YES"]
+
+    @property
+    def _raw(self) -> Any:
+        return self.connection.begun()
 
     def clear(self, table: str) -> None:
         self._raw.execute(_statement("delete_rows", table))

@@ -8,7 +8,7 @@ per group commit, so many chats share it.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import RawCursor
@@ -26,17 +26,27 @@ from proxy.storage.postgresql_errors import storage_error, translated_errors
 from proxy.storage.postgresql_sql import SEQUENCES, for_many_rows, statement
 
 _NOTHING: Mapping[str, Any] = {}
-_BEGIN = "BEGIN; SELECT pg_advisory_xact_lock(1400136552)"  # an arbitrary lock id of ours
+_WRITE = ("BEGIN", "SELECT pg_advisory_xact_lock(1400136552)")  # an arbitrary lock id of ours
+_READ = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",)
 # Rows sent per message: each batch needs memory for several copies of it.
 _ROWS_MAX = 256
 # Rows fetched at a time from a long list.
 _FETCHED = 500
 
 
+class _Statement(NamedTuple):
+    text: str
+    values: Sequence[Any]
+    prepare: bool | None = None
+
+
 # Round trips decide the speed, not SQL: with 1.4 ms to the server, 107 continued chats/s with a round trip per
 # statement, 2,115 with two per commit (measured with a prototype).
 class PostgresqlConnection:
-    """See `connection.Connection`. `store` is deferred and sent with the next statement, in the same round trip."""
+    """See `connection.Connection`.
+
+    The beginning of a transaction, and `store`, are queued and sent with the next statement, in one round trip.
+    """
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self.raw = connection
@@ -45,7 +55,7 @@ class PostgresqlConnection:
         self.raw.prepared_max = 500
         self.raw.add_notice_handler(self._take_notice)
         postgresql_types.register(connection)
-        self._pending: list[tuple[str, list[Any]]] = []
+        self._pending: list[_Statement] = []
         self._deadline: float | None = None
         self._warning: str | None = None
 
@@ -88,7 +98,7 @@ class PostgresqlConnection:
         text, names = for_many_rows(name)
         for start in range(0, len(rows), _ROWS_MAX):
             some = [{each: row[each] for each in names} for row in rows[start : start + _ROWS_MAX]]
-            self._pending.append((text, [postgresql_types.rows_as_json(some)]))
+            self._pending.append(_Statement(text, [postgresql_types.rows_as_json(some)]))
         if rows and name in SEQUENCES:
             self._move_sequence(name, rows)
 
@@ -101,9 +111,8 @@ class PostgresqlConnection:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        self._pending.clear()
+        self._begin(_WRITE)
         try:
-            self._run(_BEGIN)
             yield
             self._commit()
         except BaseException:
@@ -119,16 +128,16 @@ class PostgresqlConnection:
         except BaseException:
             self._pending.clear()
             if self.in_transaction:
-                self._run("ROLLBACK TO part; RELEASE part")
+                self._run("ROLLBACK TO part", "RELEASE part")
             raise
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        self._run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        self._begin(_READ)
         try:
             yield
         finally:
-            self.roll_back()
+            self._end("END")  # a ROLLBACK makes psycopg forget and deallocate every prepared statement
 
     @contextmanager
     def limited_to(self, seconds: float) -> Iterator[None]:
@@ -153,15 +162,26 @@ class PostgresqlConnection:
 
     def roll_back(self) -> None:
         """Rolls back. If the connection is lost, the server rolls back by itself."""
-        self._pending.clear()
-        if self.in_transaction:
-            try:
-                self.raw.execute("ROLLBACK", prepare=False)
-            except psycopg.Error:
-                self.raw.close()
+        self._end("ROLLBACK")
 
     def close(self) -> None:
         self.raw.close()
+
+    def begun(self) -> psycopg.Connection[Any]:
+        """The driver's connection, after everything queued has been sent."""
+        self._run()
+        return self.raw
+
+    def _begin(self, statements: Sequence[str]) -> None:
+        self._pending = [_Statement(text, [], prepare=False) for text in statements]
+
+    def _end(self, how: str) -> None:
+        self._pending.clear()
+        if self.in_transaction:
+            try:
+                self.raw.execute(how, prepare=False)
+            except psycopg.Error:
+                self.raw.close()
 
     def _commit(self) -> None:
         """Commits. After a lost reply or a cancelled wait for a standby, it is unknown whether the data is stored.
@@ -170,7 +190,7 @@ class PostgresqlConnection:
         """
         self._warning = None
         try:
-            result = self._execute("COMMIT", [], prepare=False).statusmessage
+            result = self._send(_Statement("COMMIT", [], prepare=False)).statusmessage
         except psycopg.Error as exc:
             if self.raw.closed or exc.sqlstate is None:
                 raise StorageUnknownError(str(storage_error(exc))) from exc
@@ -188,43 +208,41 @@ class PostgresqlConnection:
         text, names = statement(name)
         return self._execute(text, [parameters[each] for each in names])
 
-    def _execute(self, text: str, values: Sequence[Any], *, prepare: bool | None = None) -> RawCursor[Any]:
-        """Runs a statement after the queued ones, in one round trip."""
-        if not self._pending:
-            return self._sent(text, values, prepare=prepare)
-        pending, self._pending = self._pending, []
-        with self.raw.pipeline():
-            for waiting in pending:
-                self._sent(*waiting)
-            # the result is available when the pipeline block has ended
-            return self._sent(text, values, prepare=prepare)
+    def _execute(self, text: str, values: Sequence[Any]) -> RawCursor[Any]:
+        return self._send(_Statement(text, values))
 
-    def _sent(self, text: str, values: Sequence[Any], *, prepare: bool | None = None) -> RawCursor[Any]:
+    def _run(self, *statements: str) -> None:
+        """Runs statements without parameters."""
+        if statements or self._pending:
+            with translated_errors():
+                self._send(*(_Statement(text, [], prepare=False) for text in statements))
+
+    def _send(self, *statements: _Statement) -> RawCursor[Any]:
+        """Runs statements after the queued ones, in one round trip; returns the result of the last one."""
+        sent, self._pending = [*self._pending, *statements], []
+        return self._trip(sent)[-1]
+
+    def _trip(self, statements: Sequence[_Statement]) -> list[RawCursor[Any]]:
+        """A round trip to the server."""
         if self.raw.closed:
             raise StorageUnavailableError("the connection to the database is closed")
+        if len(statements) == 1:
+            return [self._sent(statements[0])]
+        with self.raw.pipeline():
+            # the results are available when the pipeline block has ended
+            return [self._sent(each) for each in statements]
+
+    def _sent(self, statement: _Statement) -> RawCursor[Any]:
         cursor = RawCursor(self.raw)
-        cursor.execute(text, values, binary=True, prepare=prepare)
+        cursor.execute(statement.text, statement.values, binary=True, prepare=statement.prepare)
         return cursor
-
-    def _run(self, statements: str) -> None:
-        """Runs statements without parameters."""
-        with translated_errors():
-            self._store_pending()
-            if self.raw.closed:
-                raise StorageUnavailableError("the connection to the database is closed")
-            self.raw.execute(statements, prepare=False)
-
-    def _store_pending(self) -> None:
-        if self._pending:
-            (text, values), self._pending = self._pending[-1], self._pending[:-1]
-            self._execute(text, values)
 
     def _move_sequence(self, name: str, rows: Sequence[Parameters]) -> None:
         """Advances the server's sequences past the row ids that we assigned ourselves."""
         column, sequence = SEQUENCES[name]
         given = [row[column] for row in rows if row[column] is not None]
         if given:
-            self._pending.append((f"SELECT setval('{sequence}', $1)", [max(given)]))
+            self._pending.append(_Statement(f"SELECT setval('{sequence}', $1)", [max(given)]))
 
     # If the wait for a standby is cancelled, COMMIT succeeds with only a WARNING, and the data is on one machine only.
     def _take_notice(self, notice: psycopg.errors.Diagnostic) -> None:

@@ -100,11 +100,14 @@ class PostgresqlDatabase(Database):
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Runs `work` in one read transaction. Raises StorageInterruptedError after READ_SECONDS."""
-        return await _read_with_one_of(self._reading, work)
+        return await _read_with_one_of(self._reading, partial(_in_snapshot, work))
 
     async def look_up(self, work: Callable[[Connection], T]) -> T:
-        """Like `read`, but for short queries at the start of a request. Never waits behind a `read`."""
-        return await _read_with_one_of(self._looking_up, work)
+        """Like `read`, but for short queries at the start of a request, each with a snapshot of its own.
+
+        Never waits behind a `read`.
+        """
+        return await _read_with_one_of(self._looking_up, partial(_limited, work))
 
     async def wait_for_locks(self, *, milliseconds: int) -> None:
         """Sets how long a write waits for another process's write."""
@@ -170,20 +173,25 @@ class PostgresqlDatabase(Database):
         connection.raw.execute(f"SET lock_timeout = {int(self._lock_ms)}")
 
 
-async def _read_with_one_of(readers: asyncio.Queue[_Thread], work: Callable[[Connection], T]) -> T:
+async def _read_with_one_of(readers: asyncio.Queue[_Thread], work: Callable[[PostgresqlConnection], T]) -> T:
     thread = await readers.get()
     try:
-        return await thread.run(partial(_in_snapshot, work))
+        return await thread.run(work)
     except StorageError as exc:
         if exc.trouble != "later":
             raise
-        return await thread.run(partial(_in_snapshot, work))  # reconnects if the old connection was lost
+        return await thread.run(work)  # reconnects if the old connection was lost
     finally:
         readers.put_nowait(thread)
 
 
 def _in_snapshot(work: Callable[[Connection], T], connection: PostgresqlConnection) -> T:
     with connection.limited_to(READ_SECONDS), connection.snapshot():
+        return work(connection)
+
+
+def _limited(work: Callable[[Connection], T], connection: PostgresqlConnection) -> T:
+    with connection.limited_to(READ_SECONDS):
         return work(connection)
 
 

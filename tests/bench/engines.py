@@ -42,13 +42,9 @@ class CountingConnection(SqlConnection):
 
     trips = 0
 
-    def _execute(self, *arguments: Any, **options: Any) -> Any:
+    def _trip(self, *arguments: Any) -> Any:
         self.trips += 1
-        return super()._execute(*arguments, **options)
-
-    def _run(self, statements: str) -> None:
-        self.trips += 1
-        super()._run(statements)
+        return super()._trip(*arguments)
 
 
 @contextmanager

@@ -135,6 +135,7 @@ def test_wait_for_the_lock_ends(url: str) -> None:
     with closing(connect_for_tests(url)) as one, closing(connect_for_tests(url)) as other:
         other.raw.execute("SET lock_timeout = 50")
         with one.transaction():
+            one.begun()
             with pytest.raises(StorageError) as caught, other.transaction():
                 pass
             assert trouble(caught.value) == "lock"
