@@ -60,28 +60,64 @@ def response_of(number: int, request: JSON) -> JSON:
     }
 
 
+_GROWING = {"function_call": "arguments", "custom_tool_call": "input", "mcp_call": "arguments"}
+_GROWING |= {"code_interpreter_call": "code"}
+_TEXTS = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text", "summary_text": "text"}
+
+
 def response_events(response: JSON) -> list[JSON]:
+    """A response of any items, each in pieces."""
     events: list[JSON] = [
         {"type": "response.created", "response": {**response, "status": "in_progress", "output": [], "usage": None}}
     ]
     for index, item in enumerate(response["output"]):
-        extra: JSON = {"content": []} if "content" in item else {"arguments": ""}
-        empty = {**item, "status": "in_progress"} | extra
-        events.append({"type": "response.output_item.added", "output_index": index, "item": empty})
         at = {"output_index": index, "item_id": item["id"]}
-        if item["type"] == "function_call":
-            events.append({"type": "response.function_call_arguments.delta", **at, "delta": item["arguments"]})
-        else:
-            part = item["content"][0]
-            name = "reasoning_text" if item["type"] == "reasoning" else "output_text"
-            at["content_index"] = 0
-            events.append({"type": "response.content_part.added", **at, "part": {**part, "text": ""}})
-            deltas = [part["text"][start : start + 4] for start in range(0, len(part["text"]), 4)]
-            events += [{"type": f"response.{name}.delta", **at, "delta": delta} for delta in deltas]
-            events.append({"type": f"response.{name}.done", **at, "text": part["text"]})
+        empty = {**item, **{key: [] for key in ("content", "summary") if isinstance(item.get(key), list)}}
+        grows = _GROWING.get(item["type"])
+        if grows is not None:
+            empty[grows] = ""
+        started = {**empty, "status": "in_progress"} if "status" in item else empty
+        events.append({"type": "response.output_item.added", "output_index": index, "item": started})
+        for place in ("summary", "content"):
+            if isinstance(item.get(place), list):
+                for number, part in enumerate(item[place]):
+                    events += _part_events(part, {**at, f"{place}_index": number})
+        if grows is not None:
+            name = f"response.{item['type'].removesuffix('_call')}_call_{grows}".replace(
+                "custom_call", "custom_tool_call"
+            )
+            events += [{"type": f"{name}.delta", **at, "delta": piece} for piece in _in_pieces(item[grows])]
+            events.append({"type": f"{name}.done", **at, grows: item[grows]})
         events.append({"type": "response.output_item.done", "output_index": index, "item": item})
     events.append({"type": "response.completed", "response": response})
     return [{**each, "sequence_number": number} for number, each in enumerate(events)]
+
+
+def _part_events(part: JSON, at: JSON) -> list[JSON]:
+    key = _TEXTS.get(part["type"])
+    stem = "reasoning_summary_part" if "summary_index" in at else "content_part"
+    if key is None:
+        return [{"type": f"response.{stem}.added", **at, "part": part}]
+    name = "reasoning_summary_text" if "summary_index" in at else part["type"]
+    annotations, logprobs = part.get("annotations") or [], part.get("logprobs") or []
+    empty = {**part, key: ""} | {name: [] for name in ("annotations", "logprobs") if part.get(name)}
+    deltas = [{"type": f"response.{name}.delta", **at, "delta": piece} for piece in _in_pieces(part[key])]
+    if logprobs:
+        deltas[0]["logprobs"] = logprobs
+    return [
+        {"type": f"response.{stem}.added", **at, "part": empty},
+        *deltas,
+        *(
+            {"type": "response.output_text.annotation.added", **at, "annotation_index": number, "annotation": each}
+            for number, each in enumerate(annotations)
+        ),
+        {"type": f"response.{name}.done", **at, key: part[key]},
+        {"type": f"response.{stem}.done", **at, "part": part},
+    ]
+
+
+def _in_pieces(text: str) -> list[str]:
+    return [text[start : start + 4] for start in range(0, len(text), 4)]
 
 
 def message_of(number: int, request: JSON) -> JSON:
@@ -108,29 +144,35 @@ def message_of(number: int, request: JSON) -> JSON:
 
 
 def message_events(message: JSON) -> list[JSON]:
+    """A message of any blocks, each in pieces."""
     start = {**message, "content": [], "stop_reason": None, "usage": {"input_tokens": 4, "output_tokens": 0}}
     events: list[JSON] = [{"type": "message_start", "message": start}, {"type": "ping"}]
     for index, block in enumerate(message["content"]):
-        empty = dict.fromkeys(block, "") | {"type": block["type"]} | ({"input": {}} if "input" in block else {})
-        empty |= {key: block[key] for key in ("id", "name") if key in block}
-        events.append({"type": "content_block_start", "index": index, "content_block": empty})
-        deltas: list[JSON] = []
-        if block["type"] == "thinking":
-            deltas = [
-                {"type": "thinking_delta", "thinking": block["thinking"]},
-                {"type": "signature_delta", "signature": block["signature"]},
-            ]
-        elif block["type"] == "tool_use":
-            deltas = [{"type": "input_json_delta", "partial_json": part} for part in ('{"n"', ":1}")]
-        else:
-            deltas = [
-                {"type": "text_delta", "text": block["text"][:4]},
-                {"type": "text_delta", "text": block["text"][4:]},
-            ]
+        deltas = _block_deltas(block)
+        given = {key for delta in deltas for key in delta} | ({"input"} if "tool_use" in block["type"] else set())
+        empty = {key: {} if key == "input" else "" for key in block if key in given}
+        started = {key: each for key, each in block.items() if key != "citations"} | empty
+        events.append(
+            {"type": "content_block_start", "index": index, "content_block": started | {"type": block["type"]}}
+        )
         events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
         events.append({"type": "content_block_stop", "index": index})
     delta = {"stop_reason": message["stop_reason"], "stop_sequence": None}
     return [*events, {"type": "message_delta", "delta": delta, "usage": message["usage"]}, {"type": "message_stop"}]
+
+
+def _block_deltas(block: JSON) -> list[JSON]:
+    kind = block["type"]
+    if kind == "thinking":
+        pieces = [{"type": "thinking_delta", "thinking": piece} for piece in _in_pieces(block["thinking"])]
+        return [*pieces, {"type": "signature_delta", "signature": block["signature"]}]
+    if kind == "text":
+        cited = [{"type": "citations_delta", "citation": each} for each in block.get("citations") or ()]
+        return [*({"type": "text_delta", "text": piece} for piece in _in_pieces(block["text"])), *cited]
+    if kind.endswith("tool_use"):
+        texts = ["", *_in_pieces(json.dumps(block["input"])), ""]
+        return [{"type": "input_json_delta", "partial_json": piece} for piece in texts]
+    return []
 
 
 def chat_of(number: int, request: JSON) -> JSON:

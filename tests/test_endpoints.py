@@ -10,10 +10,11 @@ import httpx
 import pytest
 
 from proxy.wire import anthropic_blocks, hash_chain, responses_items
-from tests.dialect_upstream import TOOL_CALL, every_dialect
-from tests.fake_upstream import FakeUpstream, fake_upstream, vllm_error, whole_json
+from tests.dialect_upstream import TOOL_CALL, events_text, every_dialect, response_events, response_of
+from tests.fake_upstream import FakeUpstream, fake_upstream, sse, vllm_error, whole_json
 from tests.serving import running_proxy, settings_for
 from tests.telemetry.test_traces import receiver
+from tests.wire.corpus import OUTPUT
 
 JSON = dict[str, Any]
 RESPONSES, MESSAGES, CHAT = "/v1/responses", "/v1/messages", "/v1/chat/completions"
@@ -400,6 +401,53 @@ async def test_a_client_resends_regenerates_and_edits(
     read = [(await shown(http, first_id, form, branch=each["message_id"]))["messages"] for each in branches]
     texts = [sorted(json.dumps(each, sort_keys=True) for each in told) for told in (read, (resent, edited, whole))]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("status", ("queued", "in_progress"))
+async def test_a_response_in_the_background_is_asked_for_at_upstream(
+    http: httpx.AsyncClient, upstream: FakeUpstream, status: str
+) -> None:
+    begun = {"id": "resp_bg", "object": "response", "status": status, "output": [], "background": True}
+    upstream.on(RESPONSES, whole_json(begun))
+    reply = await respond(http, "take your time", background=True)
+    assert reply.json() == begun
+    [exchange] = (await http.get(f"/v1/sessions/{reply.headers['x-session-id']}/exchanges")).json()["exchanges"]
+    assert (exchange["status"], exchange["error"]["type"]) == ("failed", "background")
+    upstream.on("*", whole_json({**begun, "status": "completed"}))
+    for method, path in (("GET", ""), ("POST", "/cancel"), ("DELETE", ""), ("GET", "?stream=true&starting_after=1")):
+        assert (await http.request(method, f"{RESPONSES}/resp_bg{path}")).json()["status"] == "completed"
+    upstream.on("*", every_dialect())
+    await respond(http, "and?", previous_response_id="resp_bg")
+    assert upstream.calls[-1].json()["previous_response_id"] == "resp_bg"
+
+
+async def test_a_stream_in_the_background_that_was_left_is_asked_for_at_upstream(
+    http: httpx.AsyncClient, upstream: FakeUpstream
+) -> None:
+    whole = response_of(1, {"input": "hi"})
+    upstream.on(RESPONSES, sse(events_text(response_events(whole))[:8]))
+    assert (await respond(http, "take your time", background=True, stream=True)).text
+    upstream.on("*", whole_json({"status": "completed"}))
+    assert (await http.get(f"{RESPONSES}/{whole['id']}")).json() == {"status": "completed"}
+
+
+@pytest.mark.parametrize("stream", (False, True))
+async def test_tools_that_run_at_the_server_are_one_reply(
+    http: httpx.AsyncClient, upstream: FakeUpstream, stream: bool
+) -> None:
+    whole = {**response_of(1, {"input": "hi"}), "output": OUTPUT}
+    upstream.on(RESPONSES, sse(events_text(response_events(whole))) if stream else whole_json(whole))
+    reply = await respond(http, "hi", stream=stream)
+    approval = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True}
+    upstream.on(RESPONSES, every_dialect())
+    asked = [{"role": "user", "content": "hi"}, *OUTPUT, approval, {"role": "user", "content": "more"}]
+    again = await respond(http, asked)
+    assert again.headers["x-session-id"] == reply.headers["x-session-id"]
+    assert (await sessions(http))[0]["message_count"] == 2 + 2 + 1
+    assert (await shown(http, reply.headers["x-session-id"], "responses"))["messages"] == [
+        *asked,
+        *again.json()["output"],
+    ]
 
 
 @pytest.mark.parametrize("mode", ("default", "flags"))

@@ -86,13 +86,12 @@ def _find(connection: Connection, id_: str, *, user_id: str | None) -> ExchangeR
     """The exchange of a response, if other requests may refer to it."""
     exchange_id = queries.completions.find_stored_exchange(connection, id_, user_id=user_id)
     row = None if exchange_id is None else queries.exchanges.get_exchange(connection, exchange_id)
-    if (
-        row is None
-        or row.endpoint != responses.PATH
-        or json_text.stored_object(row.parameters, "parameters").get("store") is False
-    ):
+    if row is None or row.endpoint != responses.PATH:
         return None
-    return row
+    parameters = json_text.stored_object(row.parameters, "parameters")
+    # A background response that was not recorded to its end goes on at upstream, which has stored it.
+    is_upstreams = parameters.get("background") is True and row.status != "completed"
+    return None if parameters.get("store") is False or is_upstreams else row
 
 
 def _through(connection: Connection, row: ExchangeRow) -> list[JSON]:

@@ -131,7 +131,8 @@ class _Said:
         if kind == "thinking":
             self._thoughts.append(string(block.get("thinking")) or "")
         elif kind == "tool_use" and isinstance(block.get("name"), str):
-            arguments = json_text.dumps(block.get("input"))
+            given = block.get("input")
+            arguments = given if isinstance(given, str) else json_text.dumps(given)  # text: the stream was cut inside
             call: JSON = {"type": "function", "function": {"name": block["name"], "arguments": arguments}}
             call_id = string(block.get("id"))
             self._calls.append(call if call_id is None else {"id": call_id} | call)

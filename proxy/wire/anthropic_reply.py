@@ -8,7 +8,6 @@ from proxy.wire.dialect import JSON, string
 from proxy.wire.dialect_reply import DialectReply, count
 from proxy.wire.endpoint import Choice, Tokens
 from proxy.wire.merge import text_of
-from proxy.wire.sse import Event
 
 # Which key of its block each delta extends. `input_json_delta` carries JSON text in pieces, parsed at the end.
 _DELTAS = {
@@ -17,20 +16,31 @@ _DELTAS = {
     "signature_delta": "signature",
     "input_json_delta": "partial_json",
 }
+# The block that a delta extends if no event has started one.
+_STARTS: dict[str, JSON] = {
+    "thinking_delta": {"type": "thinking", "thinking": ""},
+    "signature_delta": {"type": "thinking", "thinking": ""},
+    "input_json_delta": {"type": "tool_use", "input": {}},
+}
 # A larger index is treated as malformed.
 _INDEX_MAX = 10_000
+
+# A block's index, and its number among the blocks that upstream has sent: several may have the same index.
+_Slot = tuple[int, int]
 
 
 class MessageReply(DialectReply):
     """One Anthropic message."""
 
     BATCHABLE = frozenset({b"content_block_delta"})
+    ENDS = frozenset({"message_stop"})
 
     def __init__(self) -> None:
         super().__init__()
         self._message: JSON = {}
-        self._blocks: dict[int, JSON] = {}
-        self._pieces: dict[tuple[int, str], list[str]] = {}
+        self._blocks: dict[_Slot, JSON] = {}
+        self._pieces: dict[_Slot, dict[str, list[str]]] = {}
+        self._open: dict[int, _Slot] = {}  # the newest block with each index
         self._growing: list[str] | None = None  # the list that the last delta was appended to
         self._has_stopped = False
 
@@ -43,8 +53,7 @@ class MessageReply(DialectReply):
         if kind == "message_start" and isinstance(event.get("message"), dict):
             self._take_message(event["message"])
         elif kind == "content_block_start" and isinstance(event.get("content_block"), dict):
-            if (index := _index(event)) is not None:
-                self._blocks[index] = event["content_block"]
+            self._begin(_index(event), event["content_block"])
         elif kind == "content_block_delta" and isinstance(event.get("delta"), dict):
             if (index := _index(event)) is not None:
                 self._take_delta(index, event["delta"])
@@ -52,8 +61,8 @@ class MessageReply(DialectReply):
             self._take_end(event)
         elif kind == "message_stop":
             self._has_stopped = True
-        elif "error" in event:
-            self.error = event["error"]
+        elif kind == "error" or "error" in event:
+            self.error = event.get("error") or event
 
     def take_pieces(self, events: list[JSON]) -> None:
         """Folds a batch of deltas. A delta for the same target as the previous one only appends."""
@@ -83,7 +92,9 @@ class MessageReply(DialectReply):
         self._message = message
         content = message.get("content")
         if isinstance(content, list):
-            self._blocks = {index: block for index, block in enumerate(content) if isinstance(block, dict)}
+            self._blocks = {(index, 0): block for index, block in enumerate(content) if isinstance(block, dict)}
+            self._pieces = {}
+            self._open = {slot[0]: slot for slot in self._blocks}
         self._take_usage(message.get("usage"))
 
     def _take_end(self, event: JSON) -> None:
@@ -94,18 +105,30 @@ class MessageReply(DialectReply):
         self._message = {**self._message, **others}
         self._take_usage(event.get("usage"))
 
+    def _begin(self, index: int | None, block: JSON) -> _Slot | None:
+        """Starts a block. Some servers number all blocks 0."""
+        if index is None:
+            return None
+        slot = self._open[index] = (index, len(self._blocks))
+        self._blocks[slot] = block
+        return slot
+
     def _take_delta(self, index: int, delta: JSON) -> None:
         kind = str(delta.get("type"))
-        block = self._blocks.setdefault(index, {"type": "text", "text": ""})
+        slot = self._open.get(index) or self._begin(index, dict(_STARTS.get(kind, {"type": "text", "text": ""})))
+        assert slot is not None
+        block = self._blocks[slot]
         if kind == "citations_delta":
             citations = block.get("citations")
             block["citations"] = [*(citations if isinstance(citations, list) else []), delta.get("citation")]
             return
         for key, value in delta.items():
-            if key != "type" and isinstance(value, str):
-                self._growing = self._pieces.setdefault((index, key), [])
+            if isinstance(value, str) and key != "type":
+                self._growing = self._pieces.setdefault(slot, {}).setdefault(key, [])
                 self._growing.append(value)
                 self.has_token = self.has_token or bool(value and kind != "signature_delta")
+            elif key != "type" and value is not None:  # of a kind that nobody knows yet
+                block[key] = value
 
     def _take_usage(self, usage: Any) -> None:
         """Merges usage key by key, the last value wins: the first event has the input tokens, the last the output
@@ -115,10 +138,6 @@ class MessageReply(DialectReply):
         self.usage = {**(self.usage or {}), **{key: value for key, value in usage.items() if value is not None}}
 
     # Results
-
-    def is_end(self, event: Event) -> bool:
-        """Whether it is `message_stop`."""
-        return event.name == b"message_stop" or (len(event.data) < 4096 and b'"message_stop"' in event.data)
 
     @property
     def tokens(self) -> Tokens:
@@ -159,7 +178,7 @@ class MessageReply(DialectReply):
     def content(self) -> list[JSON]:
         """The content blocks received so far."""
         self.fold_batched()
-        return [self._grown(index) for index in sorted(self._blocks)]
+        return [self._grown(slot) for slot in sorted(self._blocks)]
 
     @property
     def choices(self) -> list[Choice]:
@@ -184,11 +203,9 @@ class MessageReply(DialectReply):
         whole = {**self._message, "content": self.content}
         return whole | ({"usage": self.usage} if self.usage else {})
 
-    def _grown(self, index: int) -> JSON:
-        block = dict(self._blocks[index])
-        for (of, key), pieces in self._pieces.items():
-            if of != index:
-                continue
+    def _grown(self, slot: _Slot) -> JSON:
+        block = dict(self._blocks[slot])
+        for key, pieces in self._pieces.get(slot, {}).items():
             text = text_of(pieces)
             if key == "partial_json":
                 block["input"] = _parsed(text, block.get("input"))

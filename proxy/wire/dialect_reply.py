@@ -19,6 +19,7 @@ class DialectReply(ABC):
     """One reply: call `feed` for each event, or `take_whole` for a whole body."""
 
     BATCHABLE: frozenset[bytes] = frozenset()  # names of events that can be folded later
+    ENDS: frozenset[str] = frozenset()  # types of the events that end a stream
 
     def __init__(self) -> None:
         self.usage: JSON | None = None  # as upstream sent it
@@ -55,6 +56,15 @@ class DialectReply(ABC):
             self.malformed += 1
         else:
             self.take_body(whole)
+
+    def is_end(self, event: Event) -> bool:
+        """Whether this is a terminal event, by its name or its type. A text may hold the same words."""
+        data = event.data
+        names = [name for end in self.ENDS if (name := end.encode()) == event.name or name in data]
+        if not names or event.name in names:
+            return bool(names)
+        parsed = object_of_reply(data)
+        return parsed is not None and parsed.get("type") in self.ENDS
 
     def is_usage_only(self, event: Event) -> bool:
         """False: the proxy never adds a usage request to these dialects."""
@@ -117,9 +127,6 @@ class DialectReply(ABC):
     @abstractmethod
     def take_body(self, body: JSON) -> None:
         """Takes a whole reply."""
-
-    @abstractmethod
-    def is_end(self, event: Event) -> bool: ...
 
     @property
     @abstractmethod

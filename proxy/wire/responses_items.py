@@ -26,6 +26,9 @@ DIALECT = "responses"
 _TEXTS = frozenset({"input_text", "output_text", "text"})
 _CALLS = frozenset({"function_call", "custom_tool_call"})
 _OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output"})
+# Items of other names that the client adds, and outputs of tools that run at the server: these have an id.
+_CLIENTS = frozenset({"mcp_approval_response", "additional_tools"})
+_SERVERS_OUTPUTS = frozenset({"shell_call_output", "tool_search_output", "program_output"})
 # Keys that do not identify an item: left out of the content part of an unmapped item.
 _UNSTEADY = ("id", "status")
 _ITEM = "item"  # type of the content part that holds an unmapped item
@@ -68,7 +71,9 @@ def _is_models(item: JSON) -> bool:
     kind = _kind(item)
     if kind == "message":
         return item.get("role") == "assistant"
-    return isinstance(kind, str) and not kind.endswith("_output")
+    if kind in _SERVERS_OUTPUTS:
+        return isinstance(item.get("id"), str)
+    return isinstance(kind, str) and not kind.endswith("_output") and kind not in _CLIENTS
 
 
 def _kind(item: JSON) -> Any:

@@ -5,47 +5,45 @@ The terminal event contains the whole response. The events before it matter only
 
 from typing import Any
 
-from proxy.wire.dialect import JSON, WireMessage, string
+from proxy.wire.dialect import JSON, WireMessage, objects, string
 from proxy.wire.dialect_reply import DialectReply, count
 from proxy.wire.endpoint import Choice, Tokens
-from proxy.wire.json_text import copied
-from proxy.wire.merge import text_of
+from proxy.wire.merge import index_of
+from proxy.wire.response_item import DELTAS, GrowingItem, identity_of, is_about_item
 from proxy.wire.responses_items import reply_of
-from proxy.wire.sse import Event
 
 TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
-_TERMINAL_NAMES = tuple(name.encode() for name in TERMINAL)
-# Where each kind of delta is appended: to a part (by content or summary index), or to the item itself.
-_PART_DELTAS = {
-    "response.output_text.delta": ("content", "text", "output_text"),
-    "response.refusal.delta": ("content", "refusal", "refusal"),
-    "response.reasoning_text.delta": ("content", "text", "reasoning_text"),
-    "response.reasoning_summary_text.delta": ("summary", "text", "summary_text"),
-}
-_ITEM_DELTAS = {
-    "response.function_call_arguments.delta": "arguments",
-    "response.custom_tool_call_input.delta": "input",
-    "response.mcp_call_arguments.delta": "arguments",
-    "response.code_interpreter_call_code.delta": "code",
-}
+_ADDED = "response.output_item.added"
 _ENDED = frozenset({"completed", "incomplete", "failed", "cancelled"})
+_UNDER_WAY = frozenset({"queued", "in_progress"})
+_IN_BACKGROUND = {
+    "message": "The response continues in the background, where it is not recorded.",
+    "type": "background",
+}
 _INDEX_MAX = 10_000
+
+# An item's `output_index`, and its number among the items that upstream has sent: several may have the same index.
+_Slot = tuple[int, int]
 
 
 class ResponseReply(DialectReply):
     """One response."""
 
-    BATCHABLE = frozenset(kind.encode() for kind in (*_PART_DELTAS, *_ITEM_DELTAS))
+    BATCHABLE = frozenset(kind.encode() for kind in DELTAS)
+    ENDS = TERMINAL
 
     def __init__(self, request: JSON | None = None) -> None:
         """`request` is given because the reply may repeat its values; these are not stored again."""
         super().__init__()
         self._request = request or {}
         self._response: JSON = {}
-        self._items: dict[int, JSON] = {}
-        self._pieces: dict[tuple[int, str, int], list[str]] = {}
+        self._status: Any = None
+        self._items: dict[_Slot, GrowingItem] = {}
+        self._open: dict[int, GrowingItem] = {}  # the newest item with each index
+        self._newest: GrowingItem | None = None
+        self._by_id: dict[str, GrowingItem] = {}
+        self._last_index = 0
         self._growing: list[str] | None = None  # the list that the last delta was appended to
-        self._has_ended = False
 
     # Input
 
@@ -56,9 +54,9 @@ class ResponseReply(DialectReply):
         if kind == "error":
             self.error = event.get("error") or {key: value for key, value in event.items() if key != "sequence_number"}
         elif isinstance(event.get("response"), dict):
-            self._take_response(event["response"])
-        elif isinstance(index := event.get("output_index"), int) and 0 <= index < _INDEX_MAX:
-            self._take_item(index, str(kind), event)
+            self._take_response(event["response"], ended_by=str(kind) if kind in TERMINAL else None)
+        elif "output_index" in event or is_about_item(str(kind)):
+            self._take_item(str(kind), event)
         elif "error" in event and "type" not in event:  # in the shape of chat completions, from vLLM or a proxy
             self.error = event["error"]
 
@@ -67,9 +65,16 @@ class ResponseReply(DialectReply):
         last = None
         for event in events:
             get = event.get
-            place = (get("type"), get("output_index"), get("content_index"), get("summary_index"), len(event))
+            place = (
+                get("type"),
+                get("output_index"),
+                get("item_id"),
+                get("content_index"),
+                get("summary_index"),
+                len(event),
+            )
             delta = get("delta")
-            if place == last and self._growing is not None and type(delta) is str:
+            if place == last and self._growing is not None and type(delta) is str and not get("logprobs"):
                 self._growing.append(delta)
             else:
                 self.take(event)
@@ -77,64 +82,63 @@ class ResponseReply(DialectReply):
 
     def take_body(self, body: JSON) -> None:
         """Takes a whole response or an error body."""
-        self._take_response(body)
         output = body.get("output")
-        self._items = dict(enumerate(filter(_is_object, output))) if isinstance(output, list) else {}
+        self._take_response(body, ended_by="response.completed" if isinstance(output, list) else None)
+        listed = enumerate(objects(output))
+        self._items = {(index, 0): GrowingItem(item) for index, item in listed}
+        if self._status in _UNDER_WAY and not self._items and self.error is None:
+            self.error = _IN_BACKGROUND
         if self.error is None and body.get("object") not in (None, "response"):
             self.malformed += 1
 
-    def _take_response(self, response: JSON) -> None:
+    def _take_response(self, response: JSON, *, ended_by: str | None) -> None:
         self._response = response
-        self._has_ended = response.get("status") in _ENDED
+        self._status = response.get("status")
+        if self._status is None and ended_by is not None:
+            self._status = ended_by.removeprefix("response.")
         if response.get("error"):
             self.error = response["error"]
         if isinstance(response.get("usage"), dict):
             self.usage = response["usage"]
 
-    def _take_item(self, index: int, kind: str, event: JSON) -> None:
-        item = self._items.setdefault(index, {})
-        if isinstance(event.get("item"), dict):  # output_item.added, or .done, which repeats the whole item
-            self._items[index] = event["item"]
-            for key in [key for key in self._pieces if key[0] == index]:
-                del self._pieces[key]
-        elif isinstance(event.get("part"), dict):
-            place = "summary" if "summary_index" in event else "content"
-            self._take_part(item, place, event, event["part"])
-        elif isinstance(delta := event.get("delta"), str):
-            self._take_delta(index, item, kind, event, delta)
+    def _take_item(self, kind: str, event: JSON) -> None:
+        item = event.get("item")
+        if not isinstance(item, dict):
+            found = self._find(kind, event, id_=string(event.get("item_id")))
+            self._growing = None if found is None else found.take(kind, event)
+            self.has_token = self.has_token or (self._growing is not None and event["delta"] != "")
+        elif (found := self._find(kind, event, id_=identity_of(item))) is not None:
+            found.replace(item, is_done=kind != _ADDED)
+            if (id_ := identity_of(item)) is not None:
+                self._by_id[id_] = found
 
-    def _take_part(self, item: JSON, place: str, event: JSON, part: JSON) -> None:
-        number = event.get(f"{place}_index")
-        if isinstance(number, int) and 0 <= number < _INDEX_MAX:
-            parts = _list(item, place)
-            parts.extend({} for _ in range(len(parts), number + 1))
-            parts[number] = part
-            self._pieces.pop((event["output_index"], place, number), None)
+    def _find(self, kind: str, event: JSON, *, id_: str | None) -> GrowingItem | None:
+        """The item that an event is about: the one with its index, unless that has another id.
 
-    def _take_delta(self, index: int, item: JSON, kind: str, event: JSON, delta: str) -> None:
-        if kind in _ITEM_DELTAS:
-            key = (index, _ITEM_DELTAS[kind], -1)
-        elif kind in _PART_DELTAS:
-            place, _, part_type = _PART_DELTAS[kind]
-            number = event.get(f"{place}_index")
-            number = number if isinstance(number, int) and 0 <= number < _INDEX_MAX else 0
-            key = (index, place, number)
-            if key not in self._pieces:
-                parts = _list(item, place)
-                parts.extend({"type": part_type} for _ in range(len(parts), number + 1))
-        else:
-            return  # unknown event: the item's `done` event repeats the content
-        self._growing = self._pieces.setdefault(key, [])
-        self._growing.append(delta)
-        self.has_token = self.has_token or delta != ""
+        Some servers number all items 0, or none; the id, or the item that is open, tells then.
+        """
+        index = index_of(event.get("output_index"))
+        found = self._newest if index is None else self._open.get(index)
+        if found is None:
+            return self._begin(kind, index)
+        if id_ is not None and found.identity not in (None, id_):
+            found = self._by_id.get(id_) or (None if kind == _ADDED else found)
+        elif kind == _ADDED and id_ is None and (found.is_done or index is None):
+            found = None
+        return self._begin(kind, index) if found is None else found
+
+    def _begin(self, kind: str, index: int | None) -> GrowingItem | None:
+        """Starts an item. One without an index follows all before it."""
+        if not is_about_item(kind) or (index is not None and index >= _INDEX_MAX):
+            return None
+        self._last_index = max(self._last_index, index or 0)
+        slot = (self._last_index if index is None else index, len(self._items))
+        self._newest = self._items[slot] = GrowingItem({})
+        if index is not None:
+            self._open[index] = self._newest
+        return self._newest
 
     # Results
-
-    def is_end(self, event: Event) -> bool:
-        """Whether this is the terminal event."""
-        data = event.data
-        kind = data[-64:] + data[:64]  # vLLM writes `type` last, OpenAI first
-        return any(name in kind for name in _TERMINAL_NAMES)
 
     @property
     def tokens(self) -> Tokens:
@@ -176,8 +180,8 @@ class ResponseReply(DialectReply):
         self.fold_batched()
         said = self._response.get("output")
         if self._has_ended and isinstance(said, list) and (said or not self._items):
-            return [item for item in said if isinstance(item, dict)]
-        return [self._grown(index) for index in sorted(self._items)]
+            return objects(said)
+        return [self._items[slot].whole() for slot in sorted(self._items)]
 
     @property
     def choices(self) -> list[Choice]:
@@ -197,12 +201,12 @@ class ResponseReply(DialectReply):
             return None
         details = self._response.get("incomplete_details")
         reason = details.get("reason") if isinstance(details, dict) else None
-        return string(reason) or string(self._response.get("status"))
+        return string(reason) or string(self._status)
 
     @property
     def is_whole(self) -> bool:
         """Decided by status, not by event name: vLLM 0.32 sends `response.completed` for a reply cut by max tokens."""
-        return self._has_ended and self.error is None and self._response.get("status") in ("completed", "incomplete")
+        return self._has_ended and self.error is None and self._status in ("completed", "incomplete")
 
     def to_json_dict(self) -> JSON:
         """The response in its non-streamed form, even if the stream was cut."""
@@ -212,20 +216,9 @@ class ResponseReply(DialectReply):
             whole["error"] = self.error
         return whole
 
-    def _grown(self, index: int) -> JSON:
-        """An item including the deltas received for it."""
-        item: JSON = copied(self._items[index])
-        for (of, place, number), pieces in self._pieces.items():
-            if of != index:
-                continue
-            text = text_of(pieces)
-            if number < 0:
-                item[place] = (string(item.get(place)) or "") + text
-            else:
-                part = item[place][number]
-                key = "refusal" if part.get("type") == "refusal" else "text"
-                part[key] = (string(part.get(key)) or "") + text
-        return item
+    @property
+    def _has_ended(self) -> bool:
+        return isinstance(self._status, str) and self._status in _ENDED
 
 
 def _is_echo(value: Any, sent: Any) -> bool:
@@ -237,14 +230,3 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(each) for key, each in value.items() if each is not None}
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _list(item: JSON, key: str) -> list[Any]:
-    value = item.get(key)
-    if not isinstance(value, list):
-        value = item[key] = []
-    return value

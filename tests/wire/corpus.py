@@ -167,6 +167,91 @@ MESSAGES: list[Any] = [
     {"role": "assistant", "content": [{"type": "tool_use", "id": 5, "name": None, "input": "x"}]},
 ]
 
+# What a model says, in each dialect.
+OUTPUT: list[JSON] = [
+    {
+        "type": "reasoning",
+        "id": "rs_out",
+        "summary": [{"type": "summary_text", "text": "thinking of"}, {"type": "summary_text", "text": "both"}],
+        "content": [{"type": "reasoning_text", "text": "thinking hard"}],
+        "encrypted_content": "gAAAA==",
+    },
+    {
+        "type": "message",
+        "id": "msg_out",
+        "role": "assistant",
+        "status": "completed",
+        "phase": "commentary",
+        "content": [
+            {
+                "type": "output_text",
+                "text": "It is response.completed.",
+                "annotations": [{"type": "url_citation", "url": "http://example.test"}, {"type": "file_path"}],
+                "logprobs": [{"token": "It", "logprob": -0.5, "bytes": [73, 116], "top_logprobs": []}],
+            },
+            {"type": "refusal", "refusal": "I will not \U0001f600."},
+            {"type": "output_hologram", "beam": [1, 2.0, None]},
+        ],
+    },
+    {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "q"}},
+    {"type": "file_search_call", "id": "fs_1", "status": "completed", "queries": ["q"], "results": None},
+    {"type": "code_interpreter_call", "id": "ci_1", "status": "completed", "code": "1 + 1", "container_id": "c"},
+    {"type": "image_generation_call", "id": "ig_1", "status": "completed", "result": "iVBORw0KGgo="},
+    {"type": "computer_call", "id": "cu_1", "call_id": "call_u", "status": "completed", "action": {"type": "wait"}},
+    {"type": "mcp_list_tools", "id": "mcpl_out", "server_label": "s", "tools": []},
+    {"type": "mcp_call", "id": "mcp_1", "server_label": "s", "name": "t", "arguments": '{"a":1}', "output": "o"},
+    {"type": "mcp_approval_request", "id": "mcpr_1", "server_label": "s", "name": "t", "arguments": "{}"},
+    {"type": "shell_call", "id": "sh_1", "call_id": "call_s", "status": "completed", "action": {"commands": ["ls"]}},
+    {"type": "shell_call_output", "id": "sho_1", "call_id": "call_s", "output": [{"stdout": "a"}]},
+    {"type": "local_shell_call", "id": "lsh_out", "call_id": "call_l", "status": "completed", "action": {}},
+    {"type": "apply_patch_call", "id": "ap_1", "call_id": "call_a", "status": "completed", "operation": {"diff": "+"}},
+    {"type": "compaction", "id": "cmp_out", "encrypted_content": "gBBBB=="},
+    {"type": "teleport", "id": "tp_1", "to": {"x": 1}},
+    {
+        "type": "custom_tool_call",
+        "id": "ctc_out",
+        "call_id": "call_c",
+        "name": "sh",
+        "input": 'rm -f "x"',
+        "status": "completed",
+    },
+    {"type": "message", "id": "msg_empty", "role": "assistant", "status": "completed", "content": []},
+    {
+        "type": "function_call",
+        "id": "fc_out",
+        "call_id": "call_f",
+        "name": "look",
+        "arguments": '{"at": "\u65e5\u672c", "n": 1.0}',
+        "status": "completed",
+    },
+    {
+        "type": "function_call",
+        "id": "fc_2",
+        "call_id": "call_f",
+        "name": "look",
+        "arguments": "",
+        "status": "completed",
+    },
+]
+
+BLOCKS: list[JSON] = [
+    {"type": "thinking", "thinking": "thinking hard", "signature": "c2ln"},
+    {"type": "redacted_thinking", "data": "cmVk"},
+    {"type": "text", "text": "message_stop"},
+    {"type": "text", "text": "I look \U0001f600.", "citations": [{"type": "char_location"}, {"type": "page_location"}]},
+    {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "q"}},
+    {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": [{"type": "web_search_result"}]},
+    {"type": "mcp_tool_use", "id": "mcptoolu_1", "name": "t", "server_name": "s", "input": {"a": [1, None]}},
+    {"type": "mcp_tool_result", "tool_use_id": "mcptoolu_1", "is_error": True, "content": []},
+    {"type": "code_execution_tool_result", "tool_use_id": "srvtoolu_1", "content": {"return_code": 0}},
+    {"type": "container_upload", "file_id": "file_1"},
+    {"type": "compaction", "content": "what was said", "encrypted_content": None},
+    {"type": "teleport", "to": {"x": 1}},
+    {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": "\u65e5\u672c", "n": 1.0}},
+    {"type": "text", "text": "And again."},
+    {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}},
+]
+
 _text = st.text(alphabet="ab \n", max_size=5)
 _json = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats(allow_nan=False, allow_infinity=False) | _text,

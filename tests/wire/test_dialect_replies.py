@@ -111,6 +111,61 @@ def test_recorded_terminal_event_is_the_end_and_no_other(path: Path) -> None:
     assert [reply.is_end(event) for event in events] == [False] * (len(events) - 1) + [True]
 
 
+@pytest.mark.parametrize("is_named", (False, True))
+@pytest.mark.parametrize(
+    ("reply", "word", "events"),
+    (
+        (
+            ResponseReply(),
+            "response.completed",
+            (
+                {"type": "response.output_text.delta", "output_index": 0, "delta": "?"},
+                {"output_index": 0, "sequence_number": 1, "type": "response.output_text.done", "text": "?"},
+                {"type": "response.output_item.added", "output_index": 0, "item": {"id": "?"}},
+                {"id": "?", "type": "response.output_item.added", "output_index": 0, "item": {"role": "?"}},
+                {"error": "?"},
+            ),
+        ),
+        (
+            MessageReply(),
+            "message_stop",
+            (
+                {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "?"}},
+                {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "?"}},
+                {"index": 0, "content_block": {"type": "text", "text": "?"}, "type": "content_block_start"},
+            ),
+        ),
+    ),
+)
+def test_a_text_that_names_the_terminal_event_is_not_the_end(
+    reply: DialectReply, word: str, events: tuple[dict[str, Any], ...], is_named: bool
+) -> None:
+    for event in events:
+        data = json.dumps(event).replace("?", word).encode()
+        assert not reply.is_end(Event(data, data, event.get("type", "error").encode() if is_named else b""))
+
+
+@pytest.mark.parametrize("name", (b"", b"message", b"response.completed"))
+def test_a_terminal_event_is_the_end_whatever_its_name_and_the_order_of_its_keys(name: bytes) -> None:
+    big = {"id": "r", "output": [{"type": "message", "content": [{"text": "x" * 10_000}]}]}
+    for event in ({"type": "response.completed", "response": big}, {"response": big, "type": "response.completed"}):
+        data = json.dumps({"sequence_number": 7, **event, "more": [0] * 100}).encode()
+        assert ResponseReply().is_end(Event(data, data, name))
+    data = b'{"more":"' + b"x" * 10_000 + b'","type" : "message_stop"}'
+    assert MessageReply().is_end(Event(data, data, name.replace(b"response.completed", b"message_stop")))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_whole"), (("response.completed", True), ("response.incomplete", True), ("response.failed", False))
+)
+def test_a_response_without_a_status_ends_as_its_last_event_says(name: str, is_whole: bool) -> None:
+    reply = of_events(ResponseReply(), CREATED, {"type": name, "response": {"id": "resp_1", "output": []}})
+    assert (reply.is_whole, reply.finish_reason) == (is_whole, name.removeprefix("response."))
+    body = ResponseReply()
+    body.take_whole(b'{"id":"r","object":"response","output":[]}')
+    assert body.is_whole
+
+
 def test_what_a_response_repeats_of_its_request_is_not_kept() -> None:
     tool = {"type": "function", "name": "f", "parameters": {}}
     request = {"tools": [tool], "temperature": 0.5, "model": "m"}
@@ -266,6 +321,38 @@ def test_a_message_without_its_stop_is_not_whole() -> None:
     assert (reply.finish_reason, reply.is_whole) == ("end_turn", False)
     reply = of_events(MessageReply(), START, {"type": "error", "error": {"type": "overloaded_error", "message": "no"}})
     assert (reply.error, reply.is_whole) == ({"type": "overloaded_error", "message": "no"}, False)
+    reply = of_events(MessageReply(), START, {"type": "error", "message": "no"}, {"type": "message_stop"})
+    assert (reply.error, reply.is_whole) == ({"type": "error", "message": "no"}, False)
+
+
+def test_a_message_that_begins_anew_is_the_second_one() -> None:
+    begun = [
+        START,
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "once"}},
+    ]
+    reply = of_events(MessageReply(), *begun, *begun)
+    assert reply.choices[0].message["content"] == "once"
+
+
+def test_a_delta_of_a_kind_that_nobody_knows_is_kept() -> None:
+    delta = {"type": "hologram_delta", "beam": [1], "hue": "r"}
+    event = {"type": "content_block_delta", "index": 0, "delta": delta}
+    start = {"type": "content_block_start", "index": 0, "content_block": {"type": "hologram", "hue": ""}}
+    [block] = of_events(MessageReply(), START, start, event, event).to_json_dict()["content"]
+    assert block == {"type": "hologram", "beam": [1], "hue": "rr"}
+
+
+def test_the_input_of_a_call_that_was_cut_is_shown_as_it_came() -> None:
+    call = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+    delta = {"type": "input_json_delta", "partial_json": '{"at": "Par'}
+    reply = of_events(
+        MessageReply(),
+        START,
+        {"type": "content_block_start", "index": 0, "content_block": call},
+        {"type": "content_block_delta", "index": 0, "delta": delta},
+    )
+    assert reply.choices[0].message["tool_calls"][0]["function"]["arguments"] == '{"at": "Par'
 
 
 @pytest.mark.parametrize("reply", (ResponseReply(), MessageReply(), CompletionReply({"echo": True, "prompt": 3})))
@@ -281,6 +368,15 @@ def test_a_message_without_its_stop_is_not_whole() -> None:
         b'{"type":"response.output_text.delta","output_index":0,"content_index":99999999,"delta":"x"}',
         b'{"type":"response.output_item.added","output_index":0,"item":7}',
         b'{"type":"response.content_part.added","output_index":0,"content_index":"x","part":{}}',
+        b'{"type":"response.output_item.added","output_index":0,"item":{"content":["x",7],"summary":"s","arguments":3}}',
+        b'{"type":"response.output_text.delta","output_index":0,"content_index":0,"delta":"x","logprobs":7}',
+        b'{"type":"response.output_text.delta","output_index":0,"content_index":1,"delta":"x","logprobs":[7]}',
+        b'{"type":"response.output_text.annotation.added","output_index":0,"content_index":1,"annotation":7}',
+        b'{"type":"response.reasoning_summary_text.delta","output_index":0,"summary_index":0,"delta":"x"}',
+        b'{"type":"response.output_text.done","output_index":0,"text":7}',
+        b'{"type":"response.function_call_arguments.delta","output_index":0,"delta":"x"}',
+        b'{"type":7,"output_index":0,"delta":"x"}',
+        b'{"type":"response.output_text.delta","output_index":[],"item_id":{},"delta":"x"}',
         b'{"type":"response.completed","response":[]}',
         b'{"type":"content_block_delta","index":5,"delta":{"type":"text_delta","text":7}}',
         b'{"type":"content_block_delta","index":5,"delta":{"type":"input_json_delta","partial_json":"{"}}',
