@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.dialect_upstream import every_dialect
-from tests.fake_upstream import fake_upstream
+from tests.fake_upstream import fake_upstream, vllm_error
 from tests.history.test_stored_completions import store_many
 from tests.serving import running_proxy, settings_for
 
@@ -37,6 +37,14 @@ async def test_node_reads_back_every_operation(tmp_path: Path) -> None:
     store_many(tmp_path, 250)
     async with fake_upstream() as upstream, running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url:
         assert "all of it was read back" in await run_node("read_back.mjs", f"{url}/v1")
+
+
+async def test_node_reads_back_responses_and_messages(tmp_path: Path) -> None:
+    async with fake_upstream() as upstream, running_proxy(settings_for(tmp_path, upstream_url=upstream.url)) as url:
+        for path in ("/v1/responses", "/v1/messages"):
+            upstream.on(path, every_dialect())
+        upstream.on("*", vllm_error(404))
+        assert "all of it was read back" in await run_node("read_back_responses.mjs", url, "m")
 
 
 async def test_the_node_sdks_cannot_tell_the_proxy_from_its_upstream(tmp_path: Path) -> None:
