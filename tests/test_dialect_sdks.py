@@ -53,7 +53,7 @@ async def asking(url: str, *, is_sync: bool) -> AsyncIterator[tuple[Asks, Asks]]
     ):
 
         async def respond(*, stream: bool, **asked: Any) -> list[Any]:
-            given = await sdk_.responses.create(stream=stream, **asked)
+            given: Any = await sdk_.responses.create(stream=stream, **asked)
             return [event async for event in given] if stream else [given]
 
         async def say(*, stream: bool, **asked: Any) -> list[Any]:
@@ -67,7 +67,7 @@ async def asking(url: str, *, is_sync: bool) -> AsyncIterator[tuple[Asks, Asks]]
 
 def _respond(sdk: openai.OpenAI) -> Callable[..., list[Any]]:
     def respond(*, stream: bool, **asked: Any) -> list[Any]:
-        given = sdk.responses.create(stream=stream, **asked)
+        given: Any = sdk.responses.create(stream=stream, **asked)
         return list(given) if stream else [given]
 
     return respond

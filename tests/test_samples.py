@@ -57,7 +57,7 @@ async def branches_of(http: httpx.AsyncClient, session_id: str, form: str) -> li
     listed = (await http.get(f"/v1/sessions/{session_id}/branches")).json()["branches"]
     found = []
     for branch in reversed(listed):
-        query = {"format": form, "branch": branch["message_id"], "limit": 1000}
+        query: dict[str, Any] = {"format": form, "branch": branch["message_id"], "limit": 1000}
         found.append((await http.get(f"/v1/sessions/{session_id}/messages", params=query)).json()["messages"])
     return found
 
@@ -157,7 +157,7 @@ async def test_items_of_every_type_are_read_back_as_sent(
     reply = await http.post(RESPONSES, content=text, headers={"X-Session-Id": "s"})
     assert upstream.calls[-1].body == text.encode()
     assert reply.status_code == 200
-    query = {"format": "responses", "limit": 1000}
+    query: dict[str, str | int] = {"format": "responses", "limit": 1000}
     shown = (await http.get("/v1/sessions/s/messages", params=query)).json()
     assert shown["instructions"] == request["instructions"]
     assert shown["messages"] == [*ITEMS, *OUTPUT]
@@ -180,7 +180,7 @@ async def test_blocks_of_every_type_are_read_back_as_sent(
     upstream.on(MESSAGES_PATH, sse(events_text(message_events(MESSAGE))) if stream else whole_json(MESSAGE))
     request = {"model": "m", "max_tokens": 9, "system": SYSTEM, "messages": MESSAGES, "stream": stream}
     assert (await http.post(MESSAGES_PATH, json=request, headers={"X-Session-Id": "s"})).status_code == 200
-    query = {"format": "anthropic", "limit": 1000}
+    query: dict[str, str | int] = {"format": "anthropic", "limit": 1000}
     shown = (await http.get("/v1/sessions/s/messages", params=query)).json()
     assert shown["system"] == SYSTEM
     assert shown["messages"] == [*MESSAGES, {"role": "assistant", "content": BLOCKS}]

@@ -94,7 +94,7 @@ class Client:
 
     def _chain(self, path: str, given: JSON) -> tuple[bytes, ...]:
         """The chain of what the engine was given."""
-        messages = given.get("messages", given.get("input"))
+        messages: Any = given.get("messages", given.get("input"))
         if path == RESPONSES:
             messages = responses_items.messages_of(messages)
         elif path == MESSAGES:
