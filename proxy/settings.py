@@ -328,7 +328,11 @@ class Settings:
         "STELLARCHAT_SESSION_HEADERS", SESSION_HEADERS, _header_names, "request headers that may carry a session id"
     )
     transport: Transport = _setting(
-        "STELLARCHAT_TRANSPORT", "own", _one_of(get_args(Transport)), "HTTP client towards upstream: own or stock httpx"
+        "STELLARCHAT_TRANSPORT",
+        "own",
+        _one_of(get_args(Transport)),
+        "HTTP client towards upstream: own, or stock httpx, which is slower and sees no refusal before the whole "
+        "request is sent",
     )
     body_limit_bytes: int = _setting(
         "STELLARCHAT_BODY_LIMIT_BYTES", 64 * 2**20, _integer(1024, 2**32), "largest request body; above: 413"

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 
-from proxy.upstream.request import Body, Timeouts
+from proxy.upstream.request import FRAMING, Body, Timeouts
 from proxy.upstream.response import Sink
 from proxy.wire.headers import Headers
 
@@ -34,7 +34,12 @@ class HTTPXClient:
             content=body or None,
             extensions={"timeout": limits, "target": target},
         )
-        return _HTTPXResponse(await self._transport.handle_async_request(request))
+        response = await self._transport.handle_async_request(request)
+        try:
+            return _HTTPXResponse(response)
+        except httpx.RemoteProtocolError:
+            await response.aclose()
+            raise
 
     async def aclose(self) -> None:
         await self._transport.aclose()
@@ -46,6 +51,9 @@ class _HTTPXResponse:
             raise httpx.RemoteProtocolError(f"Unexpected status {response.status_code}")
         self.status = response.status_code
         self.headers = [(name.lower(), value) for name, value in response.headers.raw]
+        if FRAMING.issubset(name for name, _ in self.headers):
+            # httpx believes the chunks; a caller to whom the length is passed on would not (RFC 9112 §6.3).
+            raise httpx.RemoteProtocolError("Both Content-Length and Transfer-Encoding")
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._stream = response.stream
         self._pieces: AsyncIterator[bytes] = aiter(response.stream)
