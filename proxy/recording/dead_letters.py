@@ -19,6 +19,7 @@ from proxy.wire import json_text
 
 # How long to wait if another process holds the file's lock.
 _LOCK_SECONDS = 0.005
+_LOCK_LIMIT_SECONDS = 5.0  # a process that was stopped (SIGSTOP) keeps its lock
 _REASON = re.compile(rb',"refused":"(?:[^"\\]|\\.)*"\}$')
 
 
@@ -98,11 +99,13 @@ def reason_of(exc: BaseException) -> str:
 
 
 def _open_to_append(path: Path) -> int:
-    """Opens and locks the file. If it is being renamed for a retry, creates a new one."""
-    while True:
+    """Opens and locks the file. If it is being renamed for a retry, creates a new one. Raises OSError."""
+    give_up_at = time.monotonic() + _LOCK_LIMIT_SECONDS
+    while time.monotonic() < give_up_at:
         with suppress(BlockingIOError, FileNotFoundError):
             return _locked(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         time.sleep(_LOCK_SECONDS)
+    raise TimeoutError(errno.ETIMEDOUT, "another process holds its lock", str(path))
 
 
 def _locked(path: Path, flags: int) -> int:

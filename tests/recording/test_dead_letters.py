@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.recording import dead_letters
 from proxy.recording.dead_letters import append, count_lines, exist, retry
 
 Store = Callable[[list[bytes]], list[tuple[bytes, BaseException]]]
@@ -106,3 +107,18 @@ def test_a_line_that_does_not_fit_leaves_nothing_behind(tmp_path: Path, monkeypa
         with pytest.raises(OSError, match="No space"):
             kept(path, b'{"a":2}')
     assert count_lines(path) == 1
+
+
+def test_a_process_that_was_stopped_with_the_lock_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "refused"
+    kept(path, b'{"a":1}')
+    monkeypatch.setattr(dead_letters, "_LOCK_LIMIT_SECONDS", 0.05)
+    with path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError, match="another process"):
+            kept(path, b'{"a":2}')
+    assert count_lines(path) == 1
+    kept(path, b'{"a":2}')
+    assert count_lines(path) == 2
