@@ -2,6 +2,7 @@
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -36,15 +37,22 @@ def run(folder: Path, *arguments: str, stderr: int) -> str:
     return done.stdout
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    with opened(tmp_path / "chat.db") as connection:
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a database, its export and its backup."""
+    folder = tmp_path_factory.mktemp("saved")
+    with opened(folder / "chat.db") as connection:
         fill(connection)
         with write_batch(connection) as rows:
             exchange_store.recover(rows, "gone")
-    run(tmp_path, "export", "saved.jsonl", stderr=subprocess.DEVNULL)
-    run(tmp_path, "backup", "saved.db", stderr=subprocess.DEVNULL)
-    return tmp_path
+    run(folder, "export", "saved.jsonl", stderr=subprocess.DEVNULL)
+    run(folder, "backup", "saved.db", stderr=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(saved, tmp_path / "folder")
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
