@@ -66,9 +66,9 @@ def statuses(url: str, **headers: str) -> set[int]:
     return {httpx.get(f"{url}/v1/sessions", headers=headers, verify=False).status_code for _ in range(6)}
 
 
-@pytest.mark.parametrize(("lose", "workers"), ((remove, "1"), (remove, "2"), (replace, "1"), (empty, "1")))
+@pytest.mark.parametrize(("losses", "workers"), (((remove, replace, empty, remove), "1"), ((remove,), "2")))
 def test_a_server_whose_database_was_lost_stays_closed_and_says_why(
-    tmp_path: Path, lose: Callable[[Path], None], workers: str
+    tmp_path: Path, losses: tuple[Callable[[Path], None], ...], workers: str
 ) -> None:
     make_key(tmp_path)
     environment = {"STELLARCHAT_AUTH": "auto", "STELLARCHAT_WORKERS": workers}
@@ -76,7 +76,7 @@ def test_a_server_whose_database_was_lost_stays_closed_and_says_why(
         assert statuses(server.url) == {401}
         assert server.stop() == 0
     assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
-    for _ in range(2):
+    for lose in losses:
         lose(tmp_path)
         with server_process(tmp_path, UPSTREAM, **environment) as server:
             assert statuses(server.url) == {401}
