@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ from proxy.maintenance import export
 from proxy.maintenance.broken_rows import find_broken_rows
 from proxy.maintenance.export import Format, Scope
 from proxy.wire import json_text
+from tests.long import some_of
 from tests.serving import running_proxy, settings_for
 from tests.stored import execute, fill, opened, say
 
@@ -29,6 +31,7 @@ _COLUMNS = (
     ("exchanges", "context"),
     ("parameters", "data"),
 )
+_CASES = some_of(product(_COLUMNS, _BROKEN), every=2)  # so each column, and each broken value
 
 
 def nested(depth: int) -> Any:
@@ -61,8 +64,10 @@ def test_what_is_cut_off_is_its_json_text() -> None:
     assert inner == kept
 
 
-@pytest.mark.parametrize("broken", _BROKEN, ids=lambda text: text[:10])
-@pytest.mark.parametrize(("table", "column"), _COLUMNS)
+@pytest.mark.parametrize(
+    ("table", "column", "broken"),
+    [pytest.param(*column, broken, id=f"{'.'.join(column)} {broken[:10]}") for column, broken in _CASES],
+)
 async def test_all_the_rest_is_read(tmp_path: Path, table: str, column: str, broken: str) -> None:
     settings = settings_for(tmp_path)
     with opened(settings.database_path) as connection:

@@ -4,12 +4,14 @@ import asyncio
 import gzip
 import threading
 from contextlib import AsyncExitStack
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from proxy.errors import APIError
 from proxy.routes.large_bodies import LARGE_BYTES, off_the_loop, refuse_too_many_values
+from tests.long import some_of
 from tests.world import open_world
 
 CHAT = "/v1/chat/completions"
@@ -30,8 +32,10 @@ TOO_MANY = {
 }
 
 
-@pytest.mark.parametrize("path", (CHAT, "/v1/responses", "/v1/messages", "/v1/sessions"))
-@pytest.mark.parametrize("name", TOO_MANY)
+@pytest.mark.parametrize(
+    ("name", "path"),
+    some_of(product(TOO_MANY, (CHAT, "/v1/responses", "/v1/messages", "/v1/sessions")), every=3),
+)
 async def test_more_values_than_any_context_holds_are_refused_in_words(tmp_path: Path, name: str, path: str) -> None:
     async with AsyncExitStack() as stack:
         world = await open_world(stack, tmp_path)
