@@ -46,6 +46,7 @@ PATHS = (
 )
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser's connection belongs to one loop
 
+SHORT = [text for name, text in CORPUS.items() if name != "long"]
 FORMS = (("light", 1100), ("dark", 1100), ("light", 360), ("dark", 360))
 
 
@@ -323,7 +324,7 @@ async def test_rename_copy_and_delete(tmp_path: Path, watched: Watched) -> None:
 
 async def test_untrusted_text_is_text_in_the_browser_too(tmp_path: Path, watched: Watched) -> None:
     page = watched.page
-    told = [tell_untrusted(tmp_path / "stellarchat.db", text) for name, text in CORPUS.items() if name != "long"]
+    told = [tell_untrusted(tmp_path / "stellarchat.db", text) for text in some_of(SHORT, every=2)]
     async with running_proxy(settings_for(tmp_path)) as url:
         for ids in told:
             for path in (f"/ui/s/{ids['s']}", f"/ui/x/{ids['x']}", f"/ui/s/{ids['s']}/copy?m={ids['m']}&as=json"):
