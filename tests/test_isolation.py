@@ -26,6 +26,7 @@ from proxy.web.markdown_process import MarkdownProcess
 from proxy.wire.endpoints import ENDPOINTS
 from tests.access.test_keys import bearer, make_key, until
 from tests.fake_upstream import FakeUpstream, fake_upstream, whole_json
+from tests.long import examples
 from tests.serving import running_proxy, settings_for
 
 REFUSED = ("no key", "bad key", "expired", "revoked")
@@ -470,7 +471,7 @@ async def test_injected_sql_never_finds_more_than_one_s_own(tmp_path: Path) -> N
         rows = [row for row in ROWS if row.path not in ("/{path:path}", "/health", "/ready")]
         names = ("limit", "offset", "after", "order", "branch", "since", "until", "user_id", "page", "size", "q")
 
-        @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=examples(150), deadline=None, suppress_health_check=list(HealthCheck), database=None)
         @given(st.sampled_from(rows), attacks, st.sampled_from(names))
         def try_all(row: Row, text: str, name: str) -> None:
             asyncio.run_coroutine_threadsafe(attack(row, text, name), loop).result(30)

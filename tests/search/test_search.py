@@ -19,6 +19,7 @@ from proxy.settings import Settings
 from proxy.storage import search_file, tombstones
 from proxy.storage.sqlite_connection import SqliteConnection
 from tests.engines import on_both_engines, url_of
+from tests.long import examples
 from tests.serving import running_proxy, settings_for
 from tests.stored import chat, choice, exchange, opened, outcome, say, user
 
@@ -85,7 +86,7 @@ def scanned(connection: SqliteConnection, text: str, *, user_id: str | None = No
     return sorted(found, reverse=True)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_search_finds_what_a_scan_finds(data: st.DataObject) -> None:
     contents = data.draw(st.lists(texts.filter(encodes), min_size=1, max_size=12))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from proxy.wire.chat_reply import Completion, is_terminator, is_usage_only
 from proxy.wire.json_text import dumps
 from proxy.wire.sse import Decoder, Event
+from tests.long import examples
 
 STREAMS = Path(__file__).parent.parent / "streams"
 ALL_STREAMS = sorted(STREAMS.glob("*.sse"))
@@ -519,7 +520,7 @@ odd_chunk = st.fixed_dictionaries(
 odd_deltas = st.dictionaries(keys, shaped, max_size=3).map(chunk_of)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.lists(odd_chunk | odd_deltas | shaped, max_size=5))
 def test_hostile_json_never_raises(values: list[Any]) -> None:
     events = [

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from proxy.wire import anthropic, anthropic_blocks, hash_chain, json_text, responses, responses_items
 from proxy.wire.dialect import WireMessage
 from proxy.wire.residue import difference, restored
+from tests.long import examples
 from tests.wire.corpus import ITEMS, MESSAGES, SYSTEM, item_lists, message_lists
 
 
@@ -45,7 +46,7 @@ def test_each_item_alone_is_read_back_as_sent(item: Any) -> None:
     assert exactly(items_read_back([item])) == exactly([item])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(item_lists)
 def test_any_items_are_read_back_as_sent(items: list[Any]) -> None:
     assert exactly(items_read_back(items)) == exactly(items)
@@ -65,7 +66,7 @@ def test_system_is_read_back_as_sent(system: Any) -> None:
     assert_request_is_read_back({"system": system, "messages": []})
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(message_lists)
 def test_any_messages_are_read_back_as_sent(messages: list[Any]) -> None:
     assert_request_is_read_back({"messages": messages})
@@ -90,7 +91,7 @@ def test_a_value_and_its_difference_are_all_there_is() -> None:
     }
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.data())
 def test_any_difference_gives_the_value_back(data: st.DataObject) -> None:
     base, value = data.draw(item_lists), data.draw(item_lists)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
+from tests.long import examples
 from tests.wire.test_chat_reply import STREAMS, chunk_of, data_of, folded
 
 JSON = dict[str, Any]
@@ -196,7 +197,7 @@ def _streams(draw: st.DrawFn) -> list[JSON]:
     return [*chunks, {"choices": [], "usage": USAGE}]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(_streams())
 def test_random_stream(chunks: list[JSON]) -> None:
     assert_same(chunks)
