@@ -285,7 +285,7 @@ def test_two_workers_are_summed_and_a_dead_ones_counts_stay(tmp_path: Path) -> N
 
         until(lambda: scraped()["stellarchat_workers",] == 2, seconds=120)
         done = 0
-        for _ in range(3):
+        for _ in range(2):
             for number in range(10):
                 with httpx.Client(timeout=60) as client:
                     chat(client, server.url)
