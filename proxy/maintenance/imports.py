@@ -256,7 +256,8 @@ class _Reader:
         row["user_no"] = self._user_no
         row["exchange_no"] = None
         upstream = row["upstream"]
-        row["upstream_no"] = None if upstream is None else queries.exchanges.keep_upstream(self._connection, upstream)
+        numbers = self._connection.numbers
+        row["upstream_no"] = upstream and queries.exchanges.keep_upstream(self._connection, upstream, numbers=numbers)
         parameters = json_text.loads(row["parameters"])
         parts = split(parameters)
         row["asked_model"], row["own_parameters"] = asked_model(parameters), parts.own
@@ -266,6 +267,7 @@ class _Reader:
             tools=parts.tools,
             endpoint=row["endpoint"],
             asked_model=row["asked_model"],
+            numbers=numbers,
         )
         if row["completed_at"] == queries.exchanges.end_of(row["created_at"], row["duration_ms"], None):
             row["completed_at"] = None

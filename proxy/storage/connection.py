@@ -18,6 +18,10 @@ class Numbers:
     session_no: int
     message_no: int
     exchange_no: int
+    user_no: int
+    parameters_no: int
+    tools_no: int
+    upstream_no: int
 
 
 class Connection(Protocol):

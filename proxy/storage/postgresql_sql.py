@@ -20,11 +20,23 @@ _NUMBERS = frozenset(
             "user_no",
             "parameters_no",
             "upstream_no",
+            "tools_no",
             "leaf_no",
             "parent_no",
             "root_no",
         ),
-        *("depth", "levels", "messages", "message_count", "linked_count", "tokens", "sequence", "http_status"),
+        *(
+            "depth",
+            "levels",
+            "messages",
+            "message_count",
+            "linked_count",
+            "tokens",
+            "sessions",
+            "active",
+            "sequence",
+            "http_status",
+        ),
         *("prompt_tokens", "completion_tokens", "total_tokens", "reasoning_tokens", "cached_tokens"),
         *(
             "time_to_first_token_ms",
@@ -40,12 +52,23 @@ _NUMBERS = frozenset(
         *FIRST_TOKEN_COLUMNS,
     }
 )
-_BYTES = frozenset({"chain_hash", "data"})
+# The binary column of those statements that have one.
+_BYTES = {
+    "insert_message": "chain_hash",
+    "rechain_message": "chain_hash",
+    "insert_fragment": "data",
+    "insert_parameters": "digest",
+    "insert_tools": "digest",
+}
 # The sequence behind each row id that the server may assign.
 SEQUENCES = {
     "insert_session": ("session_no", "sessions_session_no_seq"),
     "insert_message": ("message_no", "messages_message_no_seq"),
     "insert_exchange": ("exchange_no", "exchanges_exchange_no_seq"),
+    "insert_user": ("user_no", "users_user_no_seq"),
+    "insert_parameters": ("parameters_no", "parameters_parameters_no_seq"),
+    "insert_tools": ("tools_no", "tools_tools_no_seq"),
+    "insert_upstream": ("upstream_no", "upstreams_upstream_no_seq"),
 }
 
 POSTGRESQL_QUERIES = QUERIES | load_queries(SQL / "postgresql" / "queries")
@@ -74,14 +97,14 @@ def for_many_rows(name: str) -> Statement:
     before, row, after = re.split(r"VALUES (\(.*?\))", text, maxsplit=1, flags=re.DOTALL)
     names = tuple(re.findall(r":(\w+)", row))
     numbers = dict([SEQUENCES[name]]) if name in SEQUENCES else {}
-    values = (_value(each, numbers.get(each)) for each in names)
+    values = (_value(each, numbers.get(each), is_bytes=_BYTES.get(name) == each) for each in names)
     listed = ", ".join(f"{value} AS column{position}" for position, value in enumerate(values, start=1))
     typed = ", ".join(f"{each} {'BIGINT' if each in _NUMBERS else 'TEXT'}" for each in names)
     rows = f"SELECT {listed} FROM json_to_recordset($1::json) AS given ({typed})"  # noqa: S608 - our own names
     return Statement(before + rows + after, names)
 
 
-def _value(name: str, sequence: str | None) -> str:
+def _value(name: str, sequence: str | None, *, is_bytes: bool) -> str:
     if sequence is not None:
         return f"COALESCE(given.{name}, nextval('{sequence}'))"
-    return f"decode(given.{name}, 'hex')" if name in _BYTES else f"given.{name}"
+    return f"decode(given.{name}, 'hex')" if is_bytes else f"given.{name}"

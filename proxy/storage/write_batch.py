@@ -41,6 +41,7 @@ class SessionDelta:
 class _Waiting:
     """Rows not inserted yet, in the order of their foreign keys."""
 
+    seen: dict[str, str] = field(default_factory=dict)  # users, and when they were active
     sessions: dict[str, Columns] = field(default_factory=dict)
     exchanges: list[Columns] = field(default_factory=list)
     messages: list[Columns] = field(default_factory=list)
@@ -100,6 +101,7 @@ class WriteBatch:
             return
         self._waiting = _Waiting()
         connection = self._connection
+        queries.users.touch_users(connection, waiting.seen)
         queries.sessions.insert_sessions(connection, list(waiting.sessions.values()))
         queries.exchanges.insert_exchanges(connection, waiting.exchanges)
         queries.messages.insert_messages(connection, waiting.messages)
@@ -125,11 +127,18 @@ class WriteBatch:
         """Sets the user's last activity, inserts the user if missing; returns its number."""
         number = self._active.get(user_id)
         if number is None:
-            queries.users.upsert_user(self._connection, user_id=user_id, now=now)
-            number = queries.users.find_user_no(self._connection, user_id)
-            assert number is not None
-            self._active[user_id] = number
+            number = self._active[user_id] = self._user_no(user_id, now=now)
         return number
+
+    def _user_no(self, user_id: str, *, now: str) -> int:
+        number = queries.users.find_user_no(self._connection, user_id)
+        if number is not None:
+            self._waiting.seen[user_id] = now
+            return number
+        numbers = self._given()
+        numbers.user_no += 1
+        queries.users.insert_user(self._connection, user_no=numbers.user_no, user_id=user_id, now=now)
+        return numbers.user_no
 
     def add_session(self, columns: Columns) -> int:
         """Adds a session; returns its number."""
@@ -226,7 +235,12 @@ class WriteBatch:
         number = self._parameters.get(key)
         if number is None:
             number = self._parameters[key] = queries.exchanges.keep_parameters(
-                self._connection, data, tools=tools, endpoint=endpoint, asked_model=columns["asked_model"]
+                self._connection,
+                data,
+                tools=tools,
+                endpoint=endpoint,
+                asked_model=columns["asked_model"],
+                numbers=self._given,
             )
         return number
 
@@ -236,7 +250,9 @@ class WriteBatch:
             return None
         number = self._upstreams.get(name)
         if number is None:
-            number = self._upstreams[name] = queries.exchanges.keep_upstream(self._connection, name)
+            number = self._upstreams[name] = queries.exchanges.keep_upstream(
+                self._connection, name, numbers=self._given
+            )
         return number
 
 

@@ -22,10 +22,14 @@ VALUES (:exchange_no, :exchange_id, :session_no, :user_no, :leaf_no, :context, :
         :upstream_no, :queued_ms, :head_ms, :stored_ms);
 
 -- name: last_numbers
--- The highest numbers of sessions, messages and exchanges. https://sqlite.org/autoinc.html
+-- The highest row ids in use. https://sqlite.org/autoinc.html
 SELECT COALESCE((SELECT MAX(session_no) FROM sessions), 0) AS session_no,
        COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'messages'), 0) AS message_no,
-       COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'exchanges'), 0) AS exchange_no;
+       COALESCE((SELECT seq FROM sqlite_sequence WHERE name = 'exchanges'), 0) AS exchange_no,
+       COALESCE((SELECT MAX(user_no) FROM users), 0) AS user_no,
+       COALESCE((SELECT MAX(parameters_no) FROM parameters), 0) AS parameters_no,
+       COALESCE((SELECT MAX(tools_no) FROM tools), 0) AS tools_no,
+       COALESCE((SELECT MAX(upstream_no) FROM upstreams), 0) AS upstream_no;
 
 -- name: find_parameters
 SELECT parameters_no
@@ -38,9 +42,8 @@ FROM tools
 WHERE digest = :digest;
 
 -- name: insert_tools
-INSERT INTO tools (digest, data)
-VALUES (:digest, :data)
-RETURNING tools_no;
+INSERT INTO tools (tools_no, digest, data)
+VALUES (:tools_no, :digest, :data);
 
 -- name: find_upstream
 SELECT upstream_no
@@ -48,14 +51,12 @@ FROM upstreams
 WHERE name = :name;
 
 -- name: insert_upstream
-INSERT INTO upstreams (name)
-VALUES (:name)
-RETURNING upstream_no;
+INSERT INTO upstreams (upstream_no, name)
+VALUES (:upstream_no, :name);
 
 -- name: insert_parameters
-INSERT INTO parameters (digest, endpoint, model, data, tools_no)
-VALUES (:digest, :endpoint, :model, :data, :tools_no)
-RETURNING parameters_no;
+INSERT INTO parameters (parameters_no, digest, endpoint, model, data, tools_no)
+VALUES (:parameters_no, :digest, :endpoint, :model, :data, :tools_no);
 
 -- name: finish_exchange
 -- Stores the outcome of an exchange in progress.

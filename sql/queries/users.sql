@@ -5,12 +5,25 @@ VALUES (:user_id, :now, :now)
 ON CONFLICT (user_id) DO UPDATE SET last_active = excluded.last_active
 WHERE substr(users.last_active, 1, 16) < substr(excluded.last_active, 1, 16);
 
+-- name: insert_user
+INSERT INTO users (user_no, user_id, created_at, last_active)
+VALUES (:user_no, :user_id, :created_at, :last_active);
+
+-- name: touch_user
+-- Updates an existing user's last activity, as upsert_user does.
+UPDATE users
+SET last_active = column2
+FROM (VALUES (:user_id, :now)) AS seen
+WHERE users.user_id = column1
+  AND substr(users.last_active, 1, 16) < substr(column2, 1, 16);
+
 -- name: count_sessions
 -- Adds new sessions to the user's counts.
 UPDATE users
-SET session_count = session_count + :sessions,
-    active_session_count = active_session_count + :active
-WHERE user_id = :user_id;
+SET session_count = session_count + column2,
+    active_session_count = active_session_count + column3
+FROM (VALUES (:user_id, :sessions, :active)) AS made
+WHERE users.user_id = column1;
 
 -- name: find_user_no
 SELECT user_no

@@ -22,6 +22,7 @@ from tests.postgresql import SqlConnection, connect_for_tests, database_url
 
 # Statements that are run for many rows alone.
 STORED = (
+    "count_sessions",
     "count_usage",
     "delete_fragments",
     "delete_jumps",
@@ -29,9 +30,14 @@ STORED = (
     "insert_exchange",
     "insert_fragment",
     "insert_message",
+    "insert_parameters",
+    "insert_tools",
+    "insert_upstream",
+    "insert_user",
     "raise_message",
     "rechain_message",
     "touch_session",
+    "touch_user",
 )
 
 

@@ -1,12 +1,12 @@
 """Queries of the `exchanges` table: requests, their parameters and outcomes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 from proxy.ids import timestamp_after
-from proxy.storage.connection import Connection, Row
+from proxy.storage.connection import Connection, Numbers, Row
 from proxy.storage.damaged_values import built, text_or_none
 from proxy.storage.page import Page
 from proxy.storage.parameters import join
@@ -73,40 +73,55 @@ class Unfinished(NamedTuple):
 
 
 def keep_parameters(
-    connection: Connection, data: str, *, tools: str | None, endpoint: str, asked_model: str | None
+    connection: Connection,
+    data: str,
+    *,
+    tools: str | None,
+    endpoint: str,
+    asked_model: str | None,
+    numbers: Callable[[], Numbers],
 ) -> int:
-    """The row id of the shared parameters (JSON text), each stored once. `asked_model` is the model they name."""
+    """The row id of the shared parameters (JSON text), each stored once. `asked_model` is the model they name.
+
+    `numbers` returns the row ids in use, from which a missing row gets the next one.
+    """
     tools_digest = None if tools is None else sha256(tools.encode()).digest()
     digest = sha256(f"{endpoint}\n{data}".encode() + (b"\n" + tools_digest if tools_digest else b"")).digest()
     found: int | None = connection.value("find_parameters", {"digest": digest})
     if found is not None:
         return found
-    parameters = {
+    given = numbers()
+    given.parameters_no += 1
+    row = {
+        "parameters_no": given.parameters_no,
         "digest": digest,
         "endpoint": endpoint,
         "model": asked_model,
         "data": data,
-        "tools_no": tools_digest and _keep_tools(connection, tools, digest=tools_digest),
+        "tools_no": tools_digest and _keep_tools(connection, tools, digest=tools_digest, numbers=given),
     }
-    made: int = connection.value("insert_parameters", parameters)
-    return made
+    connection.store("insert_parameters", [row])
+    return given.parameters_no
 
 
-def _keep_tools(connection: Connection, tools: str | None, *, digest: bytes) -> int:
+def _keep_tools(connection: Connection, tools: str | None, *, digest: bytes, numbers: Numbers) -> int:
     found: int | None = connection.value("find_tools", {"digest": digest})
     if found is not None:
         return found
-    made: int = connection.value("insert_tools", {"digest": digest, "data": tools})
-    return made
+    numbers.tools_no += 1
+    connection.store("insert_tools", [{"tools_no": numbers.tools_no, "digest": digest, "data": tools}])
+    return numbers.tools_no
 
 
-def keep_upstream(connection: Connection, name: str) -> int:
-    """The row id of an upstream, identified by its address without credentials."""
+def keep_upstream(connection: Connection, name: str, *, numbers: Callable[[], Numbers]) -> int:
+    """The row id of an upstream, identified by its address without credentials; `numbers` as in `keep_parameters`."""
     found: int | None = connection.value("find_upstream", {"name": name})
     if found is not None:
         return found
-    made: int = connection.value("insert_upstream", {"name": name})
-    return made
+    given = numbers()
+    given.upstream_no += 1
+    connection.store("insert_upstream", [{"upstream_no": given.upstream_no, "name": name}])
+    return given.upstream_no
 
 
 def insert_exchanges(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from proxy.storage.connection import Connection
 from proxy.storage.damaged_values import built
 from proxy.storage.page import Page
-from proxy.storage.queries.users import DEFAULT_USER_ID, count_sessions
+from proxy.storage.queries.users import DEFAULT_USER_ID, count_active_sessions, count_sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,7 @@ def insert_session(
 def insert_sessions(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
     """Inserts active sessions with new ids; each row has all columns."""
     connection.store("insert_session", rows)
-    users = [row["user_id"] for row in rows]
-    for user_id in dict.fromkeys(users):
-        count = users.count(user_id)
-        count_sessions(connection, user_id, sessions=count, active=count)
+    count_active_sessions(connection, [row["user_id"] for row in rows])
 
 
 class RequestedId(str):

@@ -1,11 +1,11 @@
 """Queries of the `users` table and its session counts."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from proxy.storage.connection import Connection
 from proxy.storage.damaged_values import built
-
-DEFAULT_USER_ID = "default_user"
 
 DEFAULT_USER_ID = "default_user"
 
@@ -25,6 +25,17 @@ class User:
 def upsert_user(connection: Connection, *, user_id: str, now: str) -> None:
     """Inserts the user if missing; sets last_active."""
     connection.changes("upsert_user", {"user_id": user_id, "now": now})
+
+
+def insert_user(connection: Connection, *, user_no: int, user_id: str, now: str) -> None:
+    """Inserts a user that is missing."""
+    row = {"user_no": user_no, "user_id": user_id, "created_at": now, "last_active": now}
+    connection.store("insert_user", [row])
+
+
+def touch_users(connection: Connection, seen: Mapping[str, str]) -> None:
+    """Sets last_active of existing users, given by id."""
+    connection.store("touch_user", [{"user_id": user_id, "now": now} for user_id, now in seen.items()])
 
 
 def find_user_no(connection: Connection, user_id: str) -> int | None:
@@ -53,4 +64,11 @@ def delete_some_of_user(connection: Connection, user_id: str, *, limit: int) -> 
 
 def count_sessions(connection: Connection, user_id: str, *, sessions: int, active: int) -> None:
     """Adds new sessions to the user's counts."""
-    connection.changes("count_sessions", {"user_id": user_id, "sessions": sessions, "active": active})
+    connection.store("count_sessions", [{"user_id": user_id, "sessions": sessions, "active": active}])
+
+
+def count_active_sessions(connection: Connection, user_ids: Sequence[str]) -> None:
+    """Adds new active sessions, each given by its user, to the users' counts."""
+    counts = Counter(user_ids)
+    rows = [{"user_id": user_id, "sessions": count, "active": count} for user_id, count in counts.items()]
+    connection.store("count_sessions", rows)
