@@ -225,7 +225,7 @@ class _Reader:
         stored = self._place(row["message_id"])
         assert stored is not None
         if ancestry.wants_jump(row["depth"]):
-            ancestry.add_jump(self._connection, stored.message_no, depth=row["depth"])
+            queries.jumps.insert_jumps(self._connection, [ancestry.jump_of(stored.message_no, depth=row["depth"])])
         if root_id == row["message_id"]:
             queries.imports.set_root(self._connection, stored.message_no)
         for digest in blobs:

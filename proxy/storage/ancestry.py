@@ -1,11 +1,8 @@
-"""Maintains jump pointers to distant ancestors on long branches, inside the writer's transaction.
+"""Which messages of long branches have a jump pointer to a distant ancestor. Pure.
 
 They are created with the messages, and deleted when a message is moved. If one is missing, finding an ancestor takes
 more steps but gives the same result.
 """
-
-from proxy.storage import queries
-from proxy.storage.connection import Connection
 
 # One message in this many stores a jump; finding its target costs each of them about one step.
 _NEAR = 64
@@ -17,9 +14,6 @@ def wants_jump(depth: int) -> bool:
     return depth > 0 and depth % _NEAR == 0
 
 
-def add_jump(connection: Connection, message_no: int, *, depth: int) -> None:
-    """Stores the jump pointer of a stored message."""
-    levels = _NEAR if depth % _FAR else _FAR
-    above = queries.jumps.find_ancestor(connection, message_no, depth=depth - levels)
-    if above is not None:
-        queries.jumps.insert_jump(connection, message_no=message_no, above_no=above.message_no)
+def jump_of(message_no: int, *, depth: int) -> dict[str, int]:
+    """The jump pointer of a message at `depth`, for `queries.jumps.insert_jumps`: the depth that it leads to."""
+    return {"message_no": message_no, "depth": depth - (_NEAR if depth % _FAR else _FAR)}

@@ -49,7 +49,7 @@ def append_fragment(rows: WriteBatch, origin: Origin, *, exchange_id: str, seque
 
 def delete_fragments(rows: WriteBatch, exchange_ids: Iterable[str]) -> None:
     """Deletes the fragments of exchanges whose replies are now stored."""
-    queries.fragments.delete_fragments(rows.connection, exchange_ids)
+    rows.delete_fragments(exchange_ids)
 
 
 def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:

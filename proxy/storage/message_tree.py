@@ -207,7 +207,7 @@ def insert(
     delta.tokens += tokens
     delta.leaf_no = number
     if ancestry.wants_jump(place.depth):
-        ancestry.add_jump(rows.about(place.session_id), number, depth=place.depth)
+        rows.add_jump(ancestry.jump_of(number, depth=place.depth))
     return number
 
 

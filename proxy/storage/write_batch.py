@@ -5,7 +5,7 @@ together are inserted together. Reads in between must go through this batch, whi
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -47,8 +47,10 @@ class _Waiting:
     messages: list[Columns] = field(default_factory=list)
     blobs: list[tuple[int, str, str]] = field(default_factory=list)
     items: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)  # of Responses: message number and item ids
+    jumps: list[dict[str, int]] = field(default_factory=list)
     fragments: list[Columns] = field(default_factory=list)
     outcomes: list[Columns] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)  # exchanges whose fragments are not needed any more
     touched: dict[str, Columns] = field(default_factory=dict)
     usage: dict[tuple[Any, ...], Columns] = field(default_factory=dict)
     size: int = 0
@@ -97,7 +99,7 @@ class WriteBatch:
     def flush(self) -> None:
         """Inserts the pending rows, referenced tables first."""
         waiting = self._waiting
-        if not (waiting.ids or waiting.fragments):
+        if not (waiting.ids or waiting.fragments or waiting.ended):
             return
         self._waiting = _Waiting()
         connection = self._connection
@@ -109,8 +111,10 @@ class WriteBatch:
             queries.messages.insert_blob(connection, message_no=message_no, digest=digest, data=data)
         for message_no, item_ids in waiting.items:
             insert_response_items(connection, item_ids, message_no=message_no)
+        queries.jumps.insert_jumps(connection, waiting.jumps)
         queries.fragments.insert_fragments(connection, waiting.fragments)
         queries.exchanges.finish_exchanges(connection, waiting.outcomes)
+        queries.fragments.delete_fragments(connection, waiting.ended)
         queries.sessions.touch_sessions(connection, list(waiting.touched.values()))
         queries.usage.count_usage(connection, list(waiting.usage.values()))
 
@@ -179,10 +183,18 @@ class WriteBatch:
         if item_ids:
             self._waiting.items.append((message_no, item_ids))
 
+    def add_jump(self, jump: dict[str, int]) -> None:
+        """Adds the jump pointer of a message."""
+        self._waiting.jumps.append(jump)
+
     def add_fragment(self, *, exchange_id: str, sequence: int, data: bytes) -> None:
         """Adds a fragment of a reply in progress."""
         self._waiting.fragments.append({"exchange_id": exchange_id, "sequence": sequence, "data": data})
         self._weigh(data)
+
+    def delete_fragments(self, exchange_ids: Iterable[str]) -> None:
+        """Deletes the fragments of those of the exchanges that will have ended."""
+        self._waiting.ended += exchange_ids
 
     def finish_exchange(self, columns: Columns) -> None:
         """Adds the outcome of an exchange in progress."""

@@ -1,6 +1,37 @@
 -- name: insert_jump
+-- Stores the jump of a message to its ancestor at a given depth, unless the tree has none.
 INSERT INTO message_jumps (message_no, above_no)
-VALUES (:message_no, :above_no)
+SELECT column1, above_no
+FROM (
+    SELECT column1,
+           (
+               WITH RECURSIVE climb (message_no, parent_no, depth) AS (
+                   SELECT message_no, parent_no, depth
+                   FROM messages
+                   WHERE message_no = column1
+                   UNION ALL
+                   SELECT m.message_no, m.parent_no, m.depth
+                   FROM climb
+                   JOIN messages AS m ON m.message_no = COALESCE(
+                       (
+                           SELECT j.above_no
+                           FROM message_jumps AS j
+                           JOIN messages AS a ON a.message_no = j.above_no
+                           WHERE j.message_no = climb.message_no
+                             AND a.depth >= column2
+                       ),
+                       climb.parent_no
+                   )
+                   WHERE climb.depth > column2
+                     AND m.message_no < climb.message_no
+               )
+               SELECT message_no
+               FROM climb
+               WHERE depth = column2
+           ) AS above_no
+    FROM (VALUES (:message_no, :depth)) AS far
+) AS found
+WHERE above_no IS NOT NULL
 ON CONFLICT DO NOTHING;
 
 -- name: delete_jumps

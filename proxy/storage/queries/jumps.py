@@ -14,9 +14,9 @@ class Ancestor(NamedTuple):
     depth: int
 
 
-def insert_jump(connection: Connection, *, message_no: int, above_no: int) -> None:
-    """Stores a jump pointer from a message to an ancestor."""
-    connection.changes("insert_jump", {"message_no": message_no, "above_no": above_no})
+def insert_jumps(connection: Connection, rows: Sequence[dict[str, int]]) -> None:
+    """Stores jump pointers from stored messages (`message_no`) to their ancestors at `depth`."""
+    connection.store("insert_jump", rows)
 
 
 def delete_jumps(connection: Connection, numbers: Sequence[int]) -> None:

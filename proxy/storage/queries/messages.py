@@ -200,5 +200,5 @@ def adopt_reply(connection: Connection, columns: dict[str, Any]) -> int | None:
 
 def insert_blob(connection: Connection, *, message_no: int, digest: str, data: str) -> None:
     """Stores a blob once per database and links it to the message."""
-    connection.changes("insert_blob", {"digest": digest, "data": data})
-    connection.changes("insert_message_blob", {"message_no": message_no, "digest": digest})
+    connection.store("insert_blob", [{"digest": digest, "data": data}])
+    connection.store("insert_message_blob", [{"message_no": message_no, "digest": digest}])
