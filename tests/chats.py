@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from proxy.history import branches
 from proxy.ids import timestamp, uuid7
+from proxy.recording.transactions import commit
 from proxy.storage import exchange_store, queries, session_lookup
 from proxy.storage.connection import Connection
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.foreseen import Foreseen
 from proxy.storage.page import Page
 from proxy.storage.sqlite_connection import SqliteConnection
-from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
 from tests.engines import connected
 
@@ -71,6 +73,17 @@ def exchange_of(messages: Sequence[Message], session: SessionRef, *, user_id: st
     )
 
 
+def store_all(connection: Connection, chats: Sequence[tuple[Exchange, Outcome]]) -> None:
+    """Store exchanges in one transaction, as the recorder does."""
+    works = [
+        Foreseen(partial(exchange_store.finish, exchange=exchange, outcome=outcome), exchange)
+        for exchange, outcome in chats
+    ]
+    for result in commit(connection, works):
+        if isinstance(result, BaseException):
+            raise result
+
+
 class Chats:
     """An open database that chats are stored in."""
 
@@ -102,8 +115,7 @@ class Chats:
         """Store it with its reply, or as refused where there is none; its session's id."""
         reply = Completion.from_body(body_of(*replies)) if replies else None
         outcome = Outcome(status="completed" if replies else "failed", http_status=200, reply=reply)
-        with write_batch(self.connection) as rows:
-            exchange_store.finish(rows, exchange, outcome)
+        store_all(self.connection, [(exchange, outcome)])
         row = queries.exchanges.get_exchange(self.connection, exchange.exchange_id)
         assert row is not None
         return row.session_id

@@ -263,8 +263,7 @@ class _Reader:
         row["asked_model"], row["own_parameters"] = asked_model(parameters), parts.own
         row["parameters_no"] = queries.exchanges.keep_parameters(
             self._connection,
-            parts.common,
-            tools=parts.tools,
+            parts,
             endpoint=row["endpoint"],
             asked_model=row["asked_model"],
             numbers=numbers,

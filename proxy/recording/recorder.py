@@ -25,6 +25,7 @@ from proxy.storage.database import Database
 from proxy.storage.errors import StorageError
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.file_identity import MovedError
+from proxy.storage.foreseen import Foreseen
 from proxy.storage.long_request import long_request
 from proxy.storage.queries.exchanges import list_workers_in_progress
 from proxy.storage.write_batch import WriteBatch, write_batch
@@ -79,9 +80,13 @@ class OpenExchange:
         self.size = size  # bytes of the request and of the reply so far
         self.length = 0  # bytes of the stream so far; batched events count by their text
 
-    def in_slices(self, work: Callable[[WriteBatch], Any]) -> Callable[[WriteBatch], Any]:
-        """Wraps `work` so that a very long request is first stored in slices."""
-        return work if self._long is None else self._long.before(work)
+    def foreseen(
+        self, work: Callable[[WriteBatch], Any], *, is_begun: bool = False, upstream: str | None = None
+    ) -> Callable[[WriteBatch], Any]:
+        """Wraps `work` so that its look-ups are read ahead, or a very long request is first stored in slices."""
+        if self._long is not None:
+            return self._long.before(work)
+        return Foreseen(work, self.exchange, is_begun=is_begun, upstream=upstream)
 
     @property
     def takes_fragments(self) -> bool:
@@ -236,10 +241,10 @@ class Recorder:
         else:
             self.failures.forget(exchange)
         size = live.size + len(live.unwritten())  # folds the batched events; observers of the outcome read the reply
-        if is_begun:
-            work = live.in_slices(partial(exchange_store.finish_begun, exchange=exchange, outcome=outcome))
-        else:
-            work = live.in_slices(partial(exchange_store.finish, exchange=exchange, outcome=outcome))
+        finish = exchange_store.finish_begun if is_begun else exchange_store.finish
+        work = live.foreseen(
+            partial(finish, exchange=exchange, outcome=outcome), is_begun=is_begun, upstream=outcome.upstream
+        )
         if keeps_events:
             self._kept.append((time.monotonic(), exchange.exchange_id))
         elif live.sequence:
@@ -318,7 +323,7 @@ class Recorder:
     def _begin(self, live: OpenExchange) -> None:
         exchange, worker_id = live.exchange, self.worker_id
         self.writer.submit(
-            live.in_slices(lambda rows: exchange_store.begin(rows, exchange, worker_id=worker_id)),
+            live.foreseen(lambda rows: exchange_store.begin(rows, exchange, worker_id=worker_id)),
             spilled=lambda: spill_codec.begin_line(exchange, worker_id=worker_id),
             size=live.size,
             about=exchange.exchange_id,

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from proxy.storage.connection import Connection
 from proxy.storage.errors import trouble
+from proxy.storage.foreseen import expected_of
 from proxy.storage.write_batch import UNFINISHED, WriteBatch, write_batch
 
 _REPLAYED_AT_ONCE = 256
@@ -20,6 +22,7 @@ def commit(connection: Connection, works: Sequence[Work]) -> list[Any]:
     """
     try:
         with write_batch(connection) as rows:
+            rows.read_ahead(partial(expected_of, works))
             return _in_time(rows, works, lambda work: work(rows))
     except Exception as exc:  # one write failed: run each on its own to find it
         if is_trouble(exc):

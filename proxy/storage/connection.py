@@ -1,9 +1,11 @@
 """The interface of a database connection: runs named queries. Independent of the engine."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from proxy.storage.expected import Expected
 
 Row = dict[str, Any]
 """A row: column name to value."""
@@ -60,6 +62,10 @@ class Connection(Protocol):
 
     def numbers(self) -> Numbers:
         """The highest row ids. Call it inside a write transaction."""
+        ...
+
+    def read_ahead(self, expected: Callable[[], Expected]) -> None:
+        """Reads what a write transaction will look up, at its beginning. An engine without round trips does nothing."""
         ...
 
     def transaction(self) -> AbstractContextManager[None]:

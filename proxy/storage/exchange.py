@@ -4,6 +4,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
 from proxy.ids import timestamp, uuid7
+from proxy.storage import parameters
 from proxy.wire import hash_chain
 from proxy.wire.endpoint import Reply, Request
 from proxy.wire.endpoints import endpoint_of
@@ -53,6 +54,8 @@ class Exchange:
     messages: list[dict[str, Any]] = field(init=False)  # [] if the request has no list of messages
     _chained: list[dict[str, Any]] | None = field(default=None, init=False)
     _chain: list[bytes] | None = field(default=None, init=False)
+    _own_hashes: list[bytes] | None = field(default=None, init=False)
+    _parts: parameters.Parameters | None = field(default=None, init=False)
 
     def __post_init__(self, parsed: Request | None) -> None:
         self.asked = parsed or endpoint_of(self.endpoint).request(self.request)
@@ -62,6 +65,26 @@ class Exchange:
     def origin(self) -> Origin:
         """What deletions are compared with."""
         return Origin(self.user_id, self.session.session_id, self.asked_at or self.created_at)
+
+    @property
+    def is_session_new(self) -> bool:
+        """Whether its session's id was generated for it, so that the database cannot have it yet."""
+        return self.session.source == "new" and not self.is_session_made
+
+    @property
+    def parts(self) -> parameters.Parameters:
+        """The request's parameters as they are stored, computed once."""
+        if self._parts is None:
+            self._parts = parameters.split(self.asked.parameters)
+        return self._parts
+
+    @property
+    def own_hashes(self) -> list[bytes]:
+        """The hashes of the messages that take no part in the chain, in order, computed once."""
+        if self._own_hashes is None:
+            apart = (message for message in self.messages if not hash_chain.is_chained(message))
+            self._own_hashes = [hash_chain.own_hash(message) for message in apart]
+        return self._own_hashes
 
     @property
     def chained(self) -> list[dict[str, Any]]:

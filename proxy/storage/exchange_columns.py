@@ -3,7 +3,6 @@
 from typing import Any
 
 from proxy.ids import milliseconds_between
-from proxy.storage import parameters
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.wire import json_text
 from proxy.wire.endpoint import Reply, Tokens
@@ -45,7 +44,7 @@ def request_columns(exchange: Exchange, *, leaf_no: int | None, context: str | N
     """The columns known when the request is stored."""
     metadata = exchange.request.get("metadata")
     model = asked_model(exchange.request)
-    parts = parameters.split(exchange.asked.parameters)
+    parts = exchange.parts
     return {
         "exchange_id": exchange.exchange_id,
         "leaf_no": leaf_no,

@@ -111,6 +111,7 @@ def store_messages(
             store(rows, place, message, delta, chain_hash=chain_hash, exchange_no=exchange_no)
         return None
     context: list[tuple[int | None, int]] = []
+    own_hashes = iter(exchange.own_hashes)
     chained = to_come = len(exchange.chained)
     for message in exchange.messages:
         if message["role"] not in hash_chain.UNCHAINED_ROLES:
@@ -119,15 +120,21 @@ def store_messages(
                 chain_hash = hashes[chained - to_come - matched - 1]
                 store(rows, place, message, delta, chain_hash=chain_hash, exchange_no=exchange_no)
         else:
-            number = _store_unchained(rows, place, message, delta, exchange_no=exchange_no)
+            number = _store_unchained(rows, place, message, delta, own_hash=next(own_hashes), exchange_no=exchange_no)
             context.append((None if to_come == chained else to_come, number))
     return json_text.dumps(context)
 
 
 def _store_unchained(
-    rows: WriteBatch, place: InsertPosition, message: dict[str, Any], delta: SessionDelta, *, exchange_no: int
+    rows: WriteBatch,
+    place: InsertPosition,
+    message: dict[str, Any],
+    delta: SessionDelta,
+    *,
+    own_hash: bytes,
+    exchange_no: int,
 ) -> int:
-    node, own_hash = None, hash_chain.own_hash(message)
+    node = None
     if place.parent_no is not None or place.root_no is not None:  # else the session is empty
         connection = rows.about(place.session_id)
         node = queries.messages.find_node_by_hash(connection, own_hash, session_no=place.session_no)

@@ -6,7 +6,7 @@ per group commit, so many chats share it.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -22,6 +22,9 @@ from proxy.storage.errors import (
     StorageUnavailableError,
     StorageUnknownError,
 )
+from proxy.storage.expected import Expected
+from proxy.storage.known_rows import KnownRows
+from proxy.storage.postgresql_ahead import ALWAYS_READ, queries_of, take
 from proxy.storage.postgresql_errors import storage_error, translated_errors
 from proxy.storage.postgresql_sql import SEQUENCES, for_many_rows, statement
 
@@ -30,8 +33,8 @@ _WRITE = ("BEGIN", "SELECT pg_advisory_xact_lock(1400136552)")  # an arbitrary l
 _READ = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",)
 # Rows sent per message: each batch needs memory for several copies of it.
 _ROWS_MAX = 256
-# Rows fetched at a time from a long list.
-_FETCHED = 500
+# Characters of rows that are queued before they are sent.
+_TOGETHER = 16 * 2**20
 
 
 class _Statement(NamedTuple):
@@ -56,12 +59,17 @@ class PostgresqlConnection:
         self.raw.add_notice_handler(self._take_notice)
         postgresql_types.register(connection)
         self._pending: list[_Statement] = []
+        self._pending_size = 0  # characters of their rows
+        self._known = KnownRows()
         self._deadline: float | None = None
         self._warning: str | None = None
 
     # Queries
 
     def one(self, name: str, parameters: Parameters = _NOTHING, /) -> Row | None:
+        known = self._known.find(name, parameters)
+        if known is not None:
+            return dict(known[0]) if known else None
         with translated_errors():
             cursor = self._named(name, parameters)
             row = cursor.fetchone()
@@ -69,15 +77,16 @@ class PostgresqlConnection:
 
     def all(self, name: str, parameters: Parameters = _NOTHING, /) -> list[Row]:
         with translated_errors():
-            cursor = self._named(name, parameters)
-            names = _column_names(name, cursor)
-            return [_row(names, row) for row in cursor]
+            return _rows(name, self._named(name, parameters))
 
     def each(self, name: str, parameters: Parameters = _NOTHING, /) -> Iterator[Row]:
         """Reads the whole result first: a server-side cursor would cost a round trip per page."""
         yield from self.all(name, parameters)
 
     def value(self, name: str, parameters: Parameters = _NOTHING, /) -> Any:
+        known = self._known.find(name, parameters)
+        if known is not None:
+            return next(iter(known[0].values())) if known else None
         with translated_errors():
             row = self._named(name, parameters).fetchone()
         return None if row is None else postgresql_types.decoded(row[0])
@@ -95,10 +104,14 @@ class PostgresqlConnection:
 
     def store(self, name: str, rows: Sequence[Parameters], /) -> None:
         """Queues the rows; they are sent with the next statement."""
+        self._known.stored(name, rows)
         text, names = for_many_rows(name)
         for start in range(0, len(rows), _ROWS_MAX):
             some = [{each: row[each] for each in names} for row in rows[start : start + _ROWS_MAX]]
             self._pending.append(_Statement(text, [postgresql_types.rows_as_json(some)]))
+            self._pending_size += len(self._pending[-1].values[0])
+        if self._pending_size > _TOGETHER:
+            self._run()
         if rows and name in SEQUENCES:
             self._move_sequence(name, rows)
 
@@ -106,6 +119,22 @@ class PostgresqlConnection:
         row = self.one("last_numbers")
         assert row is not None
         return Numbers(**row)
+
+    def read_ahead(self, expected: Callable[[], Expected]) -> None:
+        """Reads in one round trip, which also begins the transaction."""
+        wanted = expected()
+        if wanted == Expected():
+            return
+        asked = queries_of(wanted)
+        statements = [_Statement(statement(name).text, []) for name in ALWAYS_READ]
+        statements += [
+            _Statement(for_many_rows(name).text, [postgresql_types.rows_as_json(rows)]) for name, rows in asked
+        ]
+        names = [*ALWAYS_READ, *(name for name, _ in asked)]
+        with translated_errors():
+            cursors = self._send_all(statements)[-len(names) :]
+            found = {name: _rows(name, cursor) for name, cursor in zip(names, cursors, strict=True)}
+        take(self._known, wanted, found)
 
     # Transactions
 
@@ -126,7 +155,7 @@ class PostgresqlConnection:
             yield
             self._run("RELEASE part")
         except BaseException:
-            self._pending.clear()
+            self._forget()
             if self.in_transaction:
                 self._run("ROLLBACK TO part", "RELEASE part")
             raise
@@ -173,10 +202,16 @@ class PostgresqlConnection:
         return self.raw
 
     def _begin(self, statements: Sequence[str]) -> None:
+        self._forget()
         self._pending = [_Statement(text, [], prepare=False) for text in statements]
 
-    def _end(self, how: str) -> None:
+    def _forget(self) -> None:
+        self._known.clear()
         self._pending.clear()
+        self._pending_size = 0
+
+    def _end(self, how: str) -> None:
+        self._forget()
         if self.in_transaction:
             try:
                 self.raw.execute(how, prepare=False)
@@ -205,6 +240,7 @@ class PostgresqlConnection:
     def _named(self, name: str, parameters: Parameters) -> RawCursor[Any]:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise StorageInterruptedError("interrupted")
+        self._known.ran(name)
         text, names = statement(name)
         return self._execute(text, [parameters[each] for each in names])
 
@@ -219,8 +255,12 @@ class PostgresqlConnection:
 
     def _send(self, *statements: _Statement) -> RawCursor[Any]:
         """Runs statements after the queued ones, in one round trip; returns the result of the last one."""
-        sent, self._pending = [*self._pending, *statements], []
-        return self._trip(sent)[-1]
+        return self._send_all(statements)[-1]
+
+    def _send_all(self, statements: Sequence[_Statement]) -> list[RawCursor[Any]]:
+        """Runs statements after the queued ones, in one round trip; returns the results of all."""
+        sent, self._pending, self._pending_size = [*self._pending, *statements], [], 0
+        return self._trip(sent)
 
     def _trip(self, statements: Sequence[_Statement]) -> list[RawCursor[Any]]:
         """A round trip to the server."""
@@ -259,6 +299,11 @@ def _column_names(name: str, cursor: RawCursor[Any]) -> tuple[str, ...]:
     if names is None:
         names = _columns[name] = tuple(column.name for column in cursor.description or ())
     return names
+
+
+def _rows(name: str, cursor: RawCursor[Any]) -> list[Row]:
+    names = _column_names(name, cursor)
+    return [_row(names, row) for row in cursor]
 
 
 def _row(names: tuple[str, ...], values: Sequence[Any]) -> Row:

@@ -59,6 +59,10 @@ _BYTES = {
     "insert_fragment": "data",
     "insert_parameters": "digest",
     "insert_tools": "digest",
+    "ahead_prefixes": "hashes",
+    "ahead_nodes": "chain_hash",
+    "ahead_parameters": "digest",
+    "ahead_tools": "digest",
 }
 # The sequence behind each row id that the server may assign.
 SEQUENCES = {

@@ -52,10 +52,10 @@ def find_session(rows: WriteBatch, exchange: Exchange) -> Session | None:
     """The exchange's session, if it exists."""
     ref = exchange.session
     if ref.external_id is not None:
-        session_id = queries.sessions.find_session_id(rows.connection, id_=ref.external_id, user_id=exchange.user_id)
+        connection = rows.about(ref.external_id)
+        session_id = queries.sessions.find_session_id(connection, id_=ref.external_id, user_id=exchange.user_id)
     else:
-        # A session id generated for this exchange cannot be in the database yet.
-        session_id = None if ref.source == "new" and not exchange.is_session_made else ref.session_id
+        session_id = None if exchange.is_session_new else ref.session_id
     return None if session_id is None else queries.sessions.get_session(rows.about(session_id), session_id)
 
 

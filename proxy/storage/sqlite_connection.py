@@ -3,7 +3,7 @@
 import re
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
@@ -18,6 +18,7 @@ from proxy.storage.errors import (
     StorageLockedError,
     StorageUnavailableError,
 )
+from proxy.storage.expected import Expected
 from proxy.storage.named import QUERIES
 
 # Maximum rows per statement. Fewer rows are split into powers of two, so that few different statements are compiled.
@@ -124,6 +125,9 @@ class SqliteConnection(sqlite3.Connection):
         row = self.one("last_numbers")
         assert row is not None
         return Numbers(**row)
+
+    def read_ahead(self, expected: Callable[[], Expected]) -> None:
+        pass
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

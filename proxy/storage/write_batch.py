@@ -5,13 +5,15 @@ together are inserted together. Reads in between must go through this batch, whi
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from proxy.storage import queries, usage
 from proxy.storage.connection import Connection, Numbers
+from proxy.storage.expected import Expected
+from proxy.storage.parameters import Parameters
 from proxy.storage.queries.responses import insert_response_items
 
 Columns = dict[str, Any]
@@ -54,7 +56,7 @@ class _Waiting:
     touched: dict[str, Columns] = field(default_factory=dict)
     usage: dict[tuple[Any, ...], Columns] = field(default_factory=dict)
     size: int = 0
-    ids: set[str] = field(default_factory=set)  # sessions and exchanges with rows above
+    ids: set[str] = field(default_factory=set)  # sessions, by both of their ids, and exchanges with rows above
 
 
 class WriteBatch:
@@ -74,6 +76,10 @@ class WriteBatch:
         now = time.monotonic()
         self.slice_ends_at = now + _SLICE_SECONDS
         self.long_ends_at = now + _LONG_SECONDS
+
+    def read_ahead(self, expected: Callable[[], Expected]) -> None:
+        """Called first with what the writes will look up."""
+        self._connection.read_ahead(expected)
 
     @property
     def connection(self) -> Connection:
@@ -151,6 +157,8 @@ class WriteBatch:
         session_id = columns["session_id"]
         self._waiting.sessions[session_id] = {"session_no": numbers.session_no, **_EMPTY, **columns}
         self._waiting.ids.add(session_id)
+        if columns["external_id"] is not None:
+            self._waiting.ids.add(columns["external_id"])
         return numbers.session_no
 
     def next_exchange_no(self) -> int:
@@ -243,16 +251,12 @@ class WriteBatch:
         return self._numbers
 
     def _parameters_no(self, columns: Columns) -> int:
-        endpoint, data, tools = key = (columns["endpoint"], columns["parameters"], columns["tools"])
+        endpoint, common, tools = key = (columns["endpoint"], columns["parameters"], columns["tools"])
         number = self._parameters.get(key)
         if number is None:
+            parts = Parameters(common, tools, None)
             number = self._parameters[key] = queries.exchanges.keep_parameters(
-                self._connection,
-                data,
-                tools=tools,
-                endpoint=endpoint,
-                asked_model=columns["asked_model"],
-                numbers=self._given,
+                self._connection, parts, endpoint=endpoint, asked_model=columns["asked_model"], numbers=self._given
             )
         return number
 

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from proxy.ids import uuid7
-from proxy.storage import exchange_store
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
-from proxy.storage.write_batch import write_batch
 from proxy.wire.chat_reply import Completion
-from tests.chats import body_of, exchange_of, said, user
+from tests.chats import body_of, exchange_of, said, store_all, user
 from tests.engines import connected
 from tests.postgresql import SqlConnection, database_url
 
@@ -76,11 +74,10 @@ def _timed(connection: Any, commits: Sequence[Sequence[Exchange]]) -> Figures:
     chats = sum(map(len, commits))
     trips, server, client, started = _trips(connection), _server(connection), time.process_time(), time.monotonic()
     for some in commits:
-        with write_batch(connection) as rows:
-            for exchange in some:
-                reply = Completion.from_body(body_of(said(_TEXT)))
-                outcome = Outcome(status="completed", http_status=200, reply=reply)
-                exchange_store.finish(rows, exchange, outcome)
+        body = body_of(said(_TEXT))
+        replies = [Completion.from_body(body) for _ in some]
+        outcomes = [Outcome(status="completed", http_status=200, reply=reply) for reply in replies]
+        store_all(connection, list(zip(some, outcomes, strict=True)))
     return Figures(
         1e6 * (time.process_time() - client) / chats,
         1e6 * (_server(connection) - server) / chats,

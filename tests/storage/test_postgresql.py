@@ -22,6 +22,7 @@ from tests.postgresql import SqlConnection, connect_for_tests, database_url
 
 # Statements that are run for many rows alone.
 STORED = (
+    *(name for name in POSTGRESQL_QUERIES if name.startswith("ahead_")),
     "count_sessions",
     "count_usage",
     "delete_fragments",

@@ -9,7 +9,7 @@ from proxy.ids import timestamp_after
 from proxy.storage.connection import Connection, Numbers, Row
 from proxy.storage.damaged_values import built, text_or_none
 from proxy.storage.page import Page
-from proxy.storage.parameters import join
+from proxy.storage.parameters import Parameters, join
 
 # vLLM forms a reply's id from the request id; StellarChat does the same if upstream sends none.
 COMPLETION_PREFIX = "chatcmpl-"
@@ -72,33 +72,43 @@ class Unfinished(NamedTuple):
     endpoint: str
 
 
+class Digests(NamedTuple):
+    """What shared parameters and their tools are found by."""
+
+    parameters: bytes
+    tools: bytes | None
+
+    @classmethod
+    def of(cls, parts: Parameters, *, endpoint: str) -> "Digests":
+        tools = None if parts.tools is None else sha256(parts.tools.encode()).digest()
+        return cls(sha256(f"{endpoint}\n{parts.common}".encode() + (b"\n" + tools if tools else b"")).digest(), tools)
+
+
 def keep_parameters(
     connection: Connection,
-    data: str,
+    parts: Parameters,
     *,
-    tools: str | None,
     endpoint: str,
     asked_model: str | None,
     numbers: Callable[[], Numbers],
 ) -> int:
-    """The row id of the shared parameters (JSON text), each stored once. `asked_model` is the model they name.
+    """The row id of the shared part of parameters, each stored once. `asked_model` is the model they name.
 
     `numbers` returns the row ids in use, from which a missing row gets the next one.
     """
-    tools_digest = None if tools is None else sha256(tools.encode()).digest()
-    digest = sha256(f"{endpoint}\n{data}".encode() + (b"\n" + tools_digest if tools_digest else b"")).digest()
-    found: int | None = connection.value("find_parameters", {"digest": digest})
+    digests = Digests.of(parts, endpoint=endpoint)
+    found: int | None = connection.value("find_parameters", {"digest": digests.parameters})
     if found is not None:
         return found
     given = numbers()
     given.parameters_no += 1
     row = {
         "parameters_no": given.parameters_no,
-        "digest": digest,
+        "digest": digests.parameters,
         "endpoint": endpoint,
         "model": asked_model,
-        "data": data,
-        "tools_no": tools_digest and _keep_tools(connection, tools, digest=tools_digest, numbers=given),
+        "data": parts.common,
+        "tools_no": digests.tools and _keep_tools(connection, parts.tools, digest=digests.tools, numbers=given),
     }
     connection.store("insert_parameters", [row])
     return given.parameters_no

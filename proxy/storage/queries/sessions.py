@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.storage.connection import Connection
+from proxy.storage.connection import Connection, Parameters
 from proxy.storage.damaged_values import built
 from proxy.storage.page import Page
 from proxy.storage.queries.users import DEFAULT_USER_ID, count_active_sessions, count_sessions
@@ -74,10 +74,14 @@ class RequestedId(str):
 
 def find_session_id(connection: Connection, *, id_: str, user_id: str | None) -> str | None:
     """The session with this own or external id; if `user_id` is None, any user's session by its own id."""
-    owner_id = id_.owner_id if isinstance(id_, RequestedId) else DEFAULT_USER_ID
-    parameters = {"id": str(id_), "user_id": user_id, "owner_id": owner_id}
-    found: str | None = connection.value("find_session_id", parameters)
+    found: str | None = connection.value("find_session_id", named_by(id_, user_id=user_id))
     return found
+
+
+def named_by(id_: str, *, user_id: str | None) -> Parameters:
+    """The parameters of `find_session_id`."""
+    owner_id = id_.owner_id if isinstance(id_, RequestedId) else DEFAULT_USER_ID
+    return {"id": str(id_), "user_id": user_id, "owner_id": owner_id}
 
 
 def get_session(connection: Connection, session_id: str, *, user_id: str | None = None) -> Session | None:

@@ -1,0 +1,18 @@
+"""The keys of what a transaction will look up, as far as they are known before it begins. Pure."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Expected:
+    """Each key once."""
+
+    users: set[str] = field(default_factory=set)
+    sessions: set[str] = field(default_factory=set)
+    named_sessions: set[tuple[str, str]] = field(default_factory=set)  # user and external id
+    prefixes: set[tuple[str, bytes]] = field(default_factory=set)  # session, and hashes as `find_prefix` takes them
+    nodes: set[tuple[str, bytes]] = field(default_factory=set)  # session, and hash of a system message
+    exchanges: set[str] = field(default_factory=set)  # in progress
+    parameters: set[bytes] = field(default_factory=set)  # digests
+    tools: set[bytes] = field(default_factory=set)  # digests
+    upstreams: set[str] = field(default_factory=set)  # names
