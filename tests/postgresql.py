@@ -104,6 +104,16 @@ class SqlConnection(PostgresqlConnection):
         return self._execute(re.sub(r"\?", lambda _: f"${next(numbers)}", text), values)
 
 
+class CountingConnection(SqlConnection):
+    """Counts the round trips to the server."""
+
+    trips = 0
+
+    def _trip(self, *arguments: Any) -> Any:
+        self.trips += 1
+        return super()._trip(*arguments)
+
+
 def connect_for_tests(url: str) -> SqlConnection:
     """A connection to a database, whose tables are made where needed."""
     with psycopg.connect(url) as probe:

@@ -19,7 +19,7 @@ from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.wire.chat_reply import Completion
 from tests.chats import body_of, exchange_of, said, store_all, user
 from tests.engines import connected
-from tests.postgresql import SqlConnection, database_url
+from tests.postgresql import CountingConnection, database_url
 
 _CHATS = 16
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -33,16 +33,6 @@ class Figures(NamedTuple):
     server_us: float
     trips: float
     chats_per_second: float
-
-
-class CountingConnection(SqlConnection):
-    """Counts the round trips to the server."""
-
-    trips = 0
-
-    def _trip(self, *arguments: Any) -> Any:
-        self.trips += 1
-        return super()._trip(*arguments)
 
 
 @contextmanager
