@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -79,3 +80,10 @@ def test_curl_examples_run(server: ServerProcess, command: str) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=30)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"{")
+
+
+def test_the_source_archive_has_every_file_of_the_top_folder() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    included = set(project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"])
+    documents = {each.name for each in REPOSITORY.iterdir() if each.suffix in (".md", ".yaml", ".lock")}
+    assert documents | {"Containerfile", "LICENSE", ".ci"} <= included

@@ -7,7 +7,8 @@ import click
 
 from proxy import settings
 from proxy.access.door_marker import DoorMarker
-from proxy.commands.console import as_json_option, database_file, print_json, shown_progress
+from proxy.commands.console import as_json_option, print_json, shown_progress
+from proxy.commands.opening import database_file
 from proxy.maintenance import backup
 from proxy.settings import ConfigurationError
 

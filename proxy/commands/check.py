@@ -7,14 +7,21 @@ from dataclasses import asdict
 
 import click
 
-from proxy.commands.console import as_json_option, existing_database, print_json, shown_progress
+from proxy.commands.console import as_json_option, print_json, shown_progress
+from proxy.commands.opening import existing_database
 from proxy.maintenance import check
 from proxy.maintenance.check import Problem
-from proxy.settings import ConfigurationError, Settings
+from proxy.settings import Settings
+from proxy.storage import sqlite_file
 from proxy.storage.connection import Connection
-from proxy.storage.engine import opened
-from proxy.storage.errors import StorageDamagedError, StorageError
+from proxy.storage.engine import opened, refuse_old_schema
+from proxy.storage.errors import StorageDamagedError, StorageNotADatabaseError
 from proxy.storage.sqlite import connect_existing
+
+_DAMAGED = (
+    "stellarchat: stop the server and restore a backup (`stellarchat restore FILE --force`); "
+    "`stellarchat export FILE` may save before that what can still be read"
+)
 
 
 @click.command("check", short_help="Check the database for damage.")
@@ -30,6 +37,8 @@ def check_command(*, as_json: bool) -> None:
     elif problems:
         for problem in problems:
             click.echo(f"{problem.message} ({problem.count}): {', '.join(problem.examples)}".rstrip(": "))
+        if any(problem.kind == "file" for problem in problems):
+            click.echo(_DAMAGED, err=True)
     else:
         click.echo(f"{name}: nothing is wrong")
     if problems:
@@ -50,22 +59,26 @@ def _find_problems(loaded: Settings) -> list[Problem]:
                 problems += find(connection)
                 if name in ("schema", "file") and problems:
                     break  # later steps would report the same damage
+                if name == "schema":
+                    refuse_old_schema(loaded, connection)
             show(len(steps), len(steps))
+    except StorageNotADatabaseError:
+        raise
     except StorageDamagedError as exc:
         # A damaged file may make any step fail, in any way.
         if not any(problem.kind == "file" for problem in problems):
             problems.append(Problem("file", "the file is damaged", 1, (str(exc),)))
-    except StorageError as exc:
-        raise ConfigurationError(f"{loaded.database_name} cannot be read: {exc}") from exc
     return problems
 
 
 @contextmanager
 def _opened(loaded: Settings) -> Iterator[Connection]:
-    """Opens the database without validation: schema problems are reported by a step."""
+    """Opens the database; a newer or changed schema is reported by a step."""
     if loaded.is_postgresql:
-        with opened(loaded, migrates=False) as connection:
+        with opened(loaded) as connection:
             yield connection
         return
     with closing(connect_existing(loaded.database_path)) as connection:
+        if not sqlite_file.is_ours(connection):  # it is empty; the file of another program has been refused
+            refuse_old_schema(loaded, connection)
         yield connection

@@ -1,4 +1,4 @@
-"""Shared by the commands: error output, confirmation, progress bars, and opening the database."""
+"""Shared by the commands: error output, confirmation, progress bars."""
 
 import errno
 import os
@@ -12,8 +12,9 @@ import click
 import orjson
 
 from proxy import settings
-from proxy.settings import ConfigurationError, Settings
-from proxy.storage.errors import StorageDamagedError, StorageError
+from proxy.settings import ConfigurationError
+from proxy.storage.errors import StorageError
+from proxy.storage.unusable import why_unusable
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
@@ -33,19 +34,20 @@ class ErrorsInOneLine(click.Group):
         except ConfigurationError as exc:
             message = str(exc)
         except StorageError as exc:
-            message = storage_trouble("the database cannot be used", exc)
+            message = _why_unusable(exc)
         except OSError as exc:
             if exc.errno == errno.EPIPE:  # click ends it in silence
                 raise
-            message = f"{os_trouble(exc)}{f': {exc.filename}' if exc.filename else ''}"
+            message = f"{f'{exc.filename}: ' if exc.filename else ''}{os_trouble(exc)}"
         click.echo(f"stellarchat: {message}", err=True)
         raise click.exceptions.Exit(2)
 
 
-def storage_trouble(what: str, exc: StorageError) -> str:
-    """What is wrong with a database, and what to do."""
-    advice = "; `stellarchat check` says more; else restore a backup" if isinstance(exc, StorageDamagedError) else ""
-    return f"{what}: {exc}{advice}"
+def _why_unusable(exc: StorageError) -> str:
+    loaded = settings.load()
+    if loaded.is_postgresql:
+        return f"cannot use the database {loaded.database_name}: {exc}"
+    return why_unusable(Path(loaded.database_name), exc)
 
 
 def os_trouble(exc: OSError) -> str:
@@ -63,37 +65,13 @@ def private_files() -> Iterator[None]:
         os.umask(before)
 
 
-def confirmed(question: str, *, yes: bool) -> None:
+def confirmed(consequence: str, *, yes: bool) -> None:
     """Asks for confirmation on a terminal unless `--yes` was given; without a terminal, `--yes` is required."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise ConfigurationError(f"{question} Confirm with --yes.")
-    click.confirm(question, abort=True, err=True)
-
-
-def existing_database() -> Settings:
-    """The settings; raises ConfigurationError if their database does not exist."""
-    loaded = settings.load()
-    if not loaded.is_postgresql:
-        _existing(loaded.database_path)
-    return loaded
-
-
-def database_file() -> Path:
-    """The SQLite file. Raises ConfigurationError if there is none."""
-    loaded = settings.load()
-    if loaded.is_postgresql:
-        raise ConfigurationError("the history is on PostgreSQL: use pg_dump, pg_basebackup or what your host has")
-    return _existing(loaded.database_path)
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise ConfigurationError(
-            f"there is no database {path.absolute()}: go to the folder the server was started in, or set DATABASE_URL"
-        )
-    return path
+        raise ConfigurationError(f"{consequence} Confirm with --yes.")
+    click.confirm(f"{consequence} Continue?", abort=True, err=True)
 
 
 @contextmanager

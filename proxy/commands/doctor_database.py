@@ -10,8 +10,8 @@ from proxy.commands.finding import Finding, well, wrong
 from proxy.maintenance.check import find_damage
 from proxy.settings import ConfigurationError, Settings
 from proxy.storage import queries
-from proxy.storage.engine import find_schema, newest_schema, opened
-from proxy.storage.errors import StorageDamagedError, StorageError
+from proxy.storage.engine import find_schema, newest_schema, opened_as_is
+from proxy.storage.errors import StorageDamagedError, StorageError, StorageNotADatabaseError
 
 _ABOUT = "database"
 _READ_BYTES_MAX = 256 * 2**20
@@ -31,10 +31,10 @@ def look_at_database(loaded: Settings) -> list[Finding]:
     except ConfigurationError as exc:
         advice = "install the version that it needs, or set DATABASE_URL to another database"
         return [wrong(_ABOUT, str(exc), "start the server" if loaded.is_postgresql else advice)]
+    except StorageNotADatabaseError:
+        message = f"{loaded.database_name} is not an SQLite database"
+        return [wrong(_ABOUT, message, "set DATABASE_URL to another file")]
     except StorageDamagedError as exc:
-        if "not a database" in str(exc):
-            message = f"{loaded.database_name} is not an SQLite database"
-            return [wrong(_ABOUT, message, "set DATABASE_URL to another file")]
         return [wrong(_ABOUT, f"{loaded.database_name} is damaged: {exc}", _DAMAGED)]
     except StorageError as exc:
         return [wrong(_ABOUT, f"{loaded.database_name} cannot be read: {exc}", "make it readable, or set DATABASE_URL")]
@@ -45,11 +45,13 @@ def _unusable(loaded: Settings) -> Finding | None:
     if loaded.is_postgresql:
         return None
     path = loaded.database_path.absolute()
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, it raises nothing in a folder that this user may not enter
         return wrong(_ABOUT, f"{path} is a folder", "set DATABASE_URL to a file")
     folder = existing_folder(path)
     if why := refusal(folder):
-        return wrong(_ABOUT, f"nothing can be written in {folder}: {why}", "mend this, or set DATABASE_URL")
+        return wrong(
+            _ABOUT, f"nothing can be written in {folder}: {why}", "let this user write there, or set DATABASE_URL"
+        )
     if path.exists() and not os.access(path, os.W_OK):
         return wrong(_ABOUT, f"{path} cannot be written", "make it writable for this user, or set DATABASE_URL")
     return None
@@ -57,10 +59,14 @@ def _unusable(loaded: Settings) -> Finding | None:
 
 def _damage(loaded: Settings) -> str:
     """What is wrong with the file's pages; only `check` takes the time to read a large one."""
-    if loaded.is_postgresql or loaded.database_path.stat().st_size > _READ_BYTES_MAX:
+    if loaded.is_postgresql or _is_large(loaded):
         return ""
-    with opened(loaded, migrates=False, makes=False) as connection:
+    with opened_as_is(loaded) as connection:
         return "; ".join(problem.examples[0] for problem in find_damage(connection))
+
+
+def _is_large(loaded: Settings) -> bool:
+    return loaded.database_path.stat().st_size > _READ_BYTES_MAX
 
 
 def _described(loaded: Settings, schema: int | None) -> Finding:
@@ -69,11 +75,16 @@ def _described(loaded: Settings, schema: int | None) -> Finding:
         name += " (PostgreSQL: experimental, for one proxy)"
     if schema is None:
         return well(_ABOUT, f"{name} is created at the first start")
-    size = "" if loaded.is_postgresql else f", {loaded.database_path.stat().st_size / 2**20:,.1f} MiB"
+    size = "" if loaded.is_postgresql else _size(loaded)
     newest = newest_schema(loaded)
     if schema < newest:
-        return well(_ABOUT, f"{name}{size}: the next start brings it from schema {schema} to {newest}; make a backup")
+        return well(_ABOUT, f"{name}{size}; the next start brings it from schema {schema} to {newest}; make a backup")
     return well(_ABOUT, f"{name}{size}")
+
+
+def _size(loaded: Settings) -> str:
+    pages = "its pages are not checked: `stellarchat check` reads them" if _is_large(loaded) else "its pages are whole"
+    return f", {loaded.database_path.stat().st_size / 2**20:,.1f} MiB, {pages}"
 
 
 def _keys(loaded: Settings, schema: int | None) -> Finding:
@@ -84,7 +95,7 @@ def _keys(loaded: Settings, schema: int | None) -> Finding:
     has_key = loaded.admin_key is not None
     were_required = False
     if schema is not None:
-        with opened(loaded, migrates=False, makes=False) as connection:
+        with opened_as_is(loaded) as connection:
             has_key = has_key or queries.keys.key_exists(connection)
             with suppress(StorageError):  # a database of before they were remembered
                 were_required = queries.keys.keys_were_required(connection)

@@ -3,19 +3,13 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import BinaryIO
 
 import click
 
-from proxy import settings
-from proxy.commands.console import (
-    as_json_option,
-    confirmed,
-    existing_database,
-    print_json,
-    private_files,
-    shown_progress,
-)
+from proxy.commands.console import as_json_option, confirmed, print_json, private_files, shown_progress
+from proxy.commands.opening import existing_database, opened_or_created
 from proxy.maintenance import broken_rows, export, imports
 from proxy.maintenance.export import FORMATS, Format, Scope
 from proxy.maintenance.imports import Imported
@@ -35,7 +29,8 @@ def export_command(
 ) -> None:
     """Write the history to FILE, or to standard output, even while the database is in use. The file is readable only by
     its owner. Damaged rows are listed on stderr, and the exit code is then 1."""
-    with private_files(), opened(existing_database(), migrates=False, makes=False) as connection, connection.snapshot():
+    _refuse_file(file.name)
+    with private_files(), opened(existing_database()) as connection, connection.snapshot():
         if session_id is not None:
             found = queries.sessions.find_session_id(connection, id_=session_id, user_id=user_id)
             if found is None:
@@ -59,6 +54,24 @@ def export_command(
         _say_broken(found_broken)
 
 
+def _refuse_file(name: str) -> None:
+    """Raises ConfigurationError before the export would replace a database or a backup of one, or without a folder."""
+    if name == "-":
+        return
+    path = Path(name)
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise ConfigurationError(f"{name or path} is a folder; name a file in it")
+    if path.is_file() and _begins_as_database(path):
+        raise ConfigurationError(f"{name} is a database, which the export would replace; name another file")
+
+
+def _begins_as_database(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
 def _say_broken(rows: list[str]) -> None:
     """Lists the rows that could not be exported exactly, and exits with code 1."""
     for row in rows:
@@ -78,9 +91,11 @@ _SESSION_STARTS = ('{"kind":"session"', "# ", '{"messages"')
 def import_command(*, file: BinaryIO, yes: bool, as_json: bool) -> None:
     """Import a jsonl export from FILE or standard input; existing rows are kept. Invalid lines are listed and skipped;
     then the exit code is 1."""
-    with opened(settings.load()) as connection, shown_progress("import") as show:
+    if file.isatty():
+        raise click.UsageError("Name the FILE, or give it on standard input.")
+    with opened_or_created(quiet=as_json) as connection, shown_progress("import") as show:
         if export.count_sessions(connection, Scope()):
-            confirmed("The database contains chats, and an import cannot be undone. Import anyway?", yes=yes)
+            confirmed("The database contains chats, and an import cannot be undone.", yes=yes)
         size = _size(file)
 
         def progress(imported: Imported) -> None:

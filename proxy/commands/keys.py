@@ -1,25 +1,21 @@
 """`stellarchat keys`: creates, lists and revokes API keys. Changes reach a running server within seconds."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 
-from proxy import settings
 from proxy.access.keys import NewKey, create_key
 from proxy.commands.console import as_json_option, print_json
+from proxy.commands.opening import existing_database, opened_or_created
 from proxy.ids import timestamp
 from proxy.maintenance import export
 from proxy.maintenance.export import Scope
 from proxy.settings import ConfigurationError
 from proxy.storage import queries
-from proxy.storage.connection import Connection
 from proxy.storage.engine import opened
-from proxy.storage.errors import StorageError
 from proxy.storage.queries.keys import ApiKey
 from proxy.storage.queries.users import DEFAULT_USER_ID
 
@@ -67,7 +63,7 @@ def create(*, as_json: bool, **given: Any) -> None:
     grant = NewKey(**given)
     if not grant.user_id.strip():
         raise click.BadParameter("it is empty", param_hint="'--user'")
-    with _database() as connection, connection.transaction():
+    with opened_or_created(quiet=as_json) as connection, connection.transaction():
         is_first = not queries.keys.key_exists(connection)
         others = export.count_sessions(connection, Scope(user_id=DEFAULT_USER_ID))
         secret, row = create_key(connection, grant)
@@ -98,7 +94,7 @@ def _say_what_changes(user_id: str, *, has_sessions: bool) -> None:
 @as_json_option
 def list_(*, user_id: str | None, as_json: bool) -> None:
     """List all keys by their first characters."""
-    with _database() as connection:
+    with opened(existing_database()) as connection:
         listed = queries.keys.list_keys(connection, user_id=user_id)
     if as_json:
         print_json({"keys": [_shown(key) for key in listed]})
@@ -113,12 +109,18 @@ def list_(*, user_id: str | None, as_json: bool) -> None:
 @click.argument("key")
 def revoke(*, key: str) -> None:
     """Revoke a key, given by its id or by its first characters as shown by `list`."""
-    with _database() as connection, connection.transaction():
+    try:
+        loaded = existing_database()
+    except ConfigurationError as exc:
+        raise click.ClickException(f"There is no such key: {exc}") from exc
+    with opened(loaded) as connection, connection.transaction():
         revoked = queries.keys.revoke_key(connection, key, now=timestamp())
         if len(revoked) > 1:  # leaves the transaction, so that none is revoked
             raise click.ClickException(f"{len(revoked)} keys begin with these characters; give the full id.")
     if not revoked:
-        raise click.ClickException("There is no such key, or it has already been revoked.")
+        raise click.ClickException(
+            "There is no such key, or it has already been revoked; `stellarchat keys list` shows all."
+        )
     click.echo(f"Revoked {revoked[0]}; a running server rejects it within 2 s.")
 
 
@@ -150,13 +152,3 @@ def _row(key: ApiKey) -> tuple[str, ...]:
 def _printable(text: str) -> str:
     """Removes control characters: user ids come from callers and must not control the terminal."""
     return text if text.isprintable() else ascii(text)
-
-
-@contextmanager
-def _database() -> Iterator[Connection]:
-    loaded = settings.load()
-    try:
-        with opened(loaded) as connection:
-            yield connection
-    except StorageError as exc:
-        raise ConfigurationError(f"cannot use the database {loaded.database_name}: {exc}") from exc

@@ -7,12 +7,14 @@ import click
 
 from proxy import settings
 from proxy.commands.console import as_json_option, print_json, shown_progress
+from proxy.commands.opening import want_file
 from proxy.maintenance import check
 from proxy.recording.spill import spill_files
 from proxy.settings import ConfigurationError, Settings
 from proxy.storage.connection import Connection
 from proxy.storage.engine import opened
-from proxy.storage.errors import StorageError
+from proxy.storage.errors import StorageDamagedError, StorageError
+from proxy.storage.unusable import why_unusable
 
 
 @click.command("migrate", short_help="Copy the history to another database.")
@@ -32,10 +34,15 @@ def migrate_command(*, source: str, target: str, as_json: bool) -> None:
         raise ConfigurationError("PostgreSQL needs psycopg: pip install 'stellarchat[postgresql]'")
     from proxy.storage import migration
 
+    if not of_source.is_postgresql:
+        want_file(of_source.database_path)
     try:
-        with opened(of_source, makes=False) as there, opened(of_target) as here, shown_progress("migrate") as show:
+        with opened(of_source) as there, opened(of_target, makes=True) as here, shown_progress("migrate") as show:
             _refuse_served(of_source, there)
             copied = migration.copy(*migration.sides(there, here), progress=show)
+    except StorageDamagedError as exc:
+        of_file = of_target if of_source.is_postgresql else of_source
+        raise ConfigurationError(f"nothing is migrated: {why_unusable(of_file.database_path, exc)}") from exc
     except StorageError as exc:
         raise ConfigurationError(f"nothing is migrated: {exc}") from exc
     counts = {table: each.rows for table, each in copied.items()}

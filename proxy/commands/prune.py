@@ -6,7 +6,8 @@ from datetime import timedelta
 
 import click
 
-from proxy.commands.console import as_json_option, confirmed, existing_database, print_json, shown_progress
+from proxy.commands.console import as_json_option, confirmed, print_json, shown_progress
+from proxy.commands.opening import existing_database
 from proxy.maintenance import prune
 from proxy.maintenance.prune import Pruned
 from proxy.storage.connection import Connection
@@ -33,11 +34,11 @@ def _age(_ctx: click.Context, _param: click.Parameter, value: str) -> timedelta:
 def prune_command(*, age: timedelta, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete old sessions and free their disk space, even while the server is running."""
     before = prune.moment_before(age, now_seconds=time.time())
-    with opened(existing_database(), makes=False) as connection:
+    with opened(existing_database()) as connection:
         pruned = prune.count_old(connection, before=before)
         if pruned and not dry_run:
             confirmed(
-                f"{pruned.sessions:,} sessions, {pruned.messages:,} messages will be deleted permanently. Continue?",
+                f"{pruned.sessions:,} sessions, {pruned.messages:,} messages will be deleted permanently.",
                 yes=yes,
             )
         if not dry_run:

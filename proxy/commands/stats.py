@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from proxy.commands.console import as_json_option, existing_database, print_json
+from proxy.commands.console import as_json_option, print_json
+from proxy.commands.opening import existing_database
 from proxy.ids import timestamp
 from proxy.settings import Settings
 from proxy.storage import queries
@@ -39,7 +40,7 @@ def stats_command(*, days: int, as_json: bool) -> None:
 
 
 def _stats(loaded: Settings, *, days: int) -> dict[str, Any]:
-    with opened(loaded, migrates=False, makes=False) as connection, connection.snapshot():
+    with opened(loaded) as connection, connection.snapshot():
         since = timestamp(max(0.0, time.time() - days * _DAY_SECONDS))
         counts = queries.stats.count_everything(connection)
         tokens = queries.stats.list_tokens_by_day(connection, since=since)

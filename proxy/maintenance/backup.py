@@ -10,7 +10,7 @@ from proxy.maintenance import check
 from proxy.maintenance.job import is_leased, jobs_lock_path
 from proxy.settings import ConfigurationError
 from proxy.storage import queries, sqlite_file
-from proxy.storage.errors import StorageError
+from proxy.storage.errors import StorageDamagedError, StorageError
 from proxy.storage.file_identity import sync_folder
 from proxy.storage.sqlite import connect, connect_existing, prepare
 
@@ -27,10 +27,9 @@ def backup(source: Path, target: Path, *, progress: Progress, overwrites: bool =
     _refuse_target(source, target)
     if target.exists() and not overwrites:
         raise ConfigurationError(f"{target} is there already; choose another name or give --force")
-    with _replacing(target) as partial:
-        with closing(connect_existing(source)) as connection:
-            sqlite_file.copy_snapshot(connection, partial, progress=progress)
-        _refuse_unusable(partial, name=str(target))
+    with closing(connect_existing(source)) as connection, _replacing(target) as partial:
+        sqlite_file.copy_snapshot(connection, partial, progress=progress)
+        _refuse_unusable(partial, name=str(source))
 
 
 def restore(
@@ -39,6 +38,8 @@ def restore(
     """Replaces the database by a verified copy, migrated to the current schema. Raises ConfigurationError."""
     if not source.is_file():
         raise ConfigurationError(f"there is no file {source}")
+    if database.exists() and database.samefile(source):
+        raise ConfigurationError(f"{source} is the database itself; name a backup")
     _refuse_served(database, state_path)
     if database.exists() and not overwrites:
         raise ConfigurationError(f"{database} is there already; --force replaces it")
@@ -90,6 +91,8 @@ def copies_in(folder: Path) -> list[Path]:
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
     """A temporary name beside `target`; renamed to it when the block ends without an exception."""
+    if target.exists() and not target.is_file():  # a device or a socket would be gone for the whole machine
+        raise ConfigurationError(f"{target} is not a file; name another one")
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         yield partial
@@ -97,6 +100,8 @@ def _replacing(target: Path) -> Iterator[Path]:
         sync_folder(target.parent)
     except OSError as exc:
         raise ConfigurationError(f"cannot write {target}: {exc.strerror}") from exc
+    except StorageDamagedError:  # of the file that is copied
+        raise
     except StorageError as exc:
         raise ConfigurationError(f"cannot write {target}: {exc}") from exc
     finally:
@@ -116,6 +121,8 @@ def _refuse_unusable(path: Path, *, name: str) -> None:
 
 def _refuse_target(source: Path, target: Path) -> None:
     """A backup must not overwrite a file of the database."""
+    if not target.name:
+        raise ConfigurationError("the name of the file is empty")
     if not target.parent.is_dir():
         raise ConfigurationError(f"there is no folder {target.parent}; make it first")
     if target.exists() and target.samefile(source):

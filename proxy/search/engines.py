@@ -14,5 +14,5 @@ def search(
     """One page of hits, and whether there are more. Raises TimeOutError."""
     if not settings.is_postgresql:
         return query.search(settings.database_path, asked, limit=limit, offset=offset, order=order, deadline=deadline)
-    with opened(settings, migrates=False, statement_seconds=SEARCH_SECONDS) as connection:
+    with opened(settings, statement_seconds=SEARCH_SECONDS) as connection:
         return scan.search(connection, asked, limit=limit, offset=offset, order=order, deadline=deadline)

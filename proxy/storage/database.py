@@ -12,9 +12,10 @@ import aiosqlite
 from proxy.settings import ConfigurationError
 from proxy.storage import boot_clock, sqlite, sqlite_file
 from proxy.storage.connection import Connection
-from proxy.storage.errors import StorageDamagedError, StorageError
+from proxy.storage.errors import StorageError
 from proxy.storage.file_identity import FileIdentity
 from proxy.storage.sqlite_connection import SqliteConnection, translated_errors
+from proxy.storage.unusable import why_unusable
 
 T = TypeVar("T")
 
@@ -72,7 +73,7 @@ class Database:
             await self._open(sqlite.connect)
         except StorageError as exc:
             await self.close()
-            raise ConfigurationError(_opening_failed(self.path, exc)) from exc
+            raise ConfigurationError(why_unusable(self.path, exc)) from exc
         except OSError as exc:
             await self.close()
             raise ConfigurationError(f"cannot use the database {self.path}: {exc.strerror}") from exc
@@ -198,13 +199,3 @@ def _in_snapshot(work: Callable[[Connection], T], connection: SqliteConnection) 
 def _limited(work: Callable[[Connection], T], connection: SqliteConnection) -> T:
     with connection.limited_to(READ_SECONDS):
         return work(connection)
-
-
-def _opening_failed(path: Path, exc: StorageError) -> str:
-    if isinstance(exc, StorageDamagedError) and "not a database" in str(exc):
-        return f"{path} is not an SQLite database; set DATABASE_URL to another file"
-    if path.is_dir():
-        return f"cannot use the database {path}: it is a folder; set DATABASE_URL to a file"
-    if isinstance(exc, StorageDamagedError):
-        return f"the database {path} is damaged ({exc}): see `stellarchat check`, or restore a backup"
-    return f"cannot use the database {path}: {exc}"

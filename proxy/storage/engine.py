@@ -26,28 +26,25 @@ def database_of(settings: Settings) -> Database:
 
 
 @contextmanager
-def opened(
-    settings: Settings, *, migrates: bool = True, makes: bool = True, statement_seconds: float | None = None
-) -> Iterator[Connection]:
-    """A connection for a command. Raises ConfigurationError.
+def opened(settings: Settings, *, makes: bool = False, statement_seconds: float | None = None) -> Iterator[Connection]:
+    """A connection for a command, to a database with this program's schema. Raises ConfigurationError, StorageError.
 
-    Without `migrates`, a newer schema is an error; without `makes`, a missing file is. A server ends statements that
-    take longer than `statement_seconds`.
+    With `makes`, a missing or empty database is created. An older one is refused: only `serve` and `restore` bring it
+    up to date, after saying so. A server ends statements that take longer than `statement_seconds`.
     """
-    if settings.is_postgresql:
-        _want_psycopg()
-        with _opened_postgresql(
-            settings.database_url, migrates=migrates, statement_seconds=statement_seconds
-        ) as connection:
-            yield connection
-        return
-    connect = sqlite.connect if makes else sqlite.connect_existing
-    with closing(connect(settings.database_path)) as connection:
-        if migrates:
-            sqlite.prepare(connection)
+    with _connected(settings, makes=makes, statement_seconds=statement_seconds) as connection:
+        if makes and not _schema_of(connection):
+            _prepare(connection)
+        refuse_old_schema(settings, connection)
+        if isinstance(connection, SqliteConnection):
             sqlite_file.wait_for_locks(connection, milliseconds=_LOCKS_MS)
-        else:
-            sqlite.refuse_unknown_schema(connection)
+        yield connection
+
+
+@contextmanager
+def opened_as_is(settings: Settings) -> Iterator[Connection]:
+    """Like `opened`, with any schema that this program knows, or none."""
+    with _connected(settings, makes=False, statement_seconds=None) as connection:
         yield connection
 
 
@@ -55,12 +52,8 @@ def find_schema(settings: Settings) -> int | None:
     """The schema of the database as it is; None where it is not made yet. Raises ConfigurationError, StorageError."""
     if not settings.is_postgresql and not settings.database_path.exists():
         return None
-    with opened(settings, migrates=False, makes=False) as connection:
-        if isinstance(connection, SqliteConnection):
-            return sqlite.schema_of(connection) or None
-        from proxy.storage import postgresql
-
-        return postgresql.schema_of(connection)
+    with opened_as_is(settings) as connection:
+        return _schema_of(connection)
 
 
 def newest_schema(settings: Settings) -> int:
@@ -72,20 +65,59 @@ def newest_schema(settings: Settings) -> int:
     return postgresql.newest_schema()
 
 
+def refuse_old_schema(settings: Settings, connection: Connection) -> None:
+    """Raises ConfigurationError if the database has no tables yet, or those of an older program."""
+    version = _schema_of(connection)
+    if version is None:
+        raise ConfigurationError(f"{settings.database_name} is empty: `stellarchat serve` creates its tables")
+    if version < newest_schema(settings):
+        raise ConfigurationError(
+            f"{settings.database_name} has schema {version}, this program needs {newest_schema(settings)}: make a "
+            "backup, then `stellarchat serve` brings it up to date"
+        )
+
+
 @contextmanager
-def _opened_postgresql(url: str, *, migrates: bool, statement_seconds: float | None) -> Iterator[Connection]:
+def _connected(settings: Settings, *, makes: bool, statement_seconds: float | None) -> Iterator[Connection]:
+    if settings.is_postgresql:
+        with _connected_postgresql(settings.database_url, statement_seconds) as connection:
+            yield connection
+        return
+    connect = sqlite.connect if makes else sqlite.connect_existing
+    with closing(connect(settings.database_path)) as connection:
+        sqlite.refuse_unknown_schema(connection)
+        yield connection
+
+
+@contextmanager
+def _connected_postgresql(url: str, statement_seconds: float | None) -> Iterator[Connection]:
+    _want_psycopg()
     from proxy.storage import postgresql
 
     try:
         connection = postgresql.connect(url, statement_seconds=statement_seconds)
     except StorageError as exc:
-        raise ConfigurationError(f"cannot use the database {postgresql.without_password(url)}: {exc}") from exc
+        raise ConfigurationError(postgresql.why_unusable(url, exc)) from exc
     with closing(connection):
-        if migrates:
-            postgresql.prepare(connection)
-        else:
-            postgresql.refuse_unknown_schema(postgresql.schema_of(connection))
+        postgresql.refuse_unknown_schema(postgresql.schema_of(connection))
         yield connection
+
+
+def _schema_of(connection: Connection) -> int | None:
+    if isinstance(connection, SqliteConnection):
+        return sqlite.schema_of(connection) or None
+    from proxy.storage import postgresql
+
+    return postgresql.schema_of(connection)
+
+
+def _prepare(connection: Connection) -> None:
+    if isinstance(connection, SqliteConnection):
+        sqlite.prepare(connection)
+        return
+    from proxy.storage import postgresql
+
+    postgresql.prepare(connection)
 
 
 def _want_psycopg() -> None:

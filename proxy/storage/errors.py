@@ -26,6 +26,10 @@ class StorageDamagedError(StorageUnavailableError):
     """The database file is damaged, or is not a database."""
 
 
+class StorageNotADatabaseError(StorageDamagedError):
+    """The file is not an SQLite database."""
+
+
 class StorageLockedError(StorageError):
     """Another program held the lock longer than the time limit."""
 

@@ -8,6 +8,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from proxy.settings import ConfigurationError
 from proxy.storage.connection import Connection
+from proxy.storage.errors import StorageError
 from proxy.storage.named import SQL
 from proxy.storage.postgresql_connection import PostgresqlConnection
 from proxy.storage.postgresql_errors import translated_errors
@@ -89,6 +90,11 @@ def newest_schema() -> int:
 def without_password(url: str) -> str:
     """The URL with its password removed, for display."""
     return re.sub(r"(//[^/@:]*):[^@/]*@", r"\1:***@", re.sub(r"([?&]password=)[^&]*", r"\1***", url))
+
+
+def why_unusable(url: str, exc: StorageError) -> str:
+    """Says in one line why the server cannot be used, and what to do about it."""
+    return f"cannot use the database {without_password(url)}: {exc}; start PostgreSQL there, or set DATABASE_URL"
 
 
 def _refuse_old(version: int) -> None:

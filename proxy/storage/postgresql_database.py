@@ -87,7 +87,10 @@ class PostgresqlDatabase(Database):
                 self._all.append(thread)
         try:
             await self._writing.run(postgresql.prepare)
-        except (StorageError, ConfigurationError) as exc:
+        except StorageError as exc:
+            await self.close()
+            raise ConfigurationError(postgresql.why_unusable(self.url, exc)) from exc
+        except ConfigurationError as exc:
             await self.close()
             raise ConfigurationError(f"cannot use the database {self}: {exc}") from exc
 

@@ -1,5 +1,6 @@
 """Translates PostgreSQL errors by SQLSTATE. https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ _CANCELED = "57014"
 
 def storage_error(exc: psycopg.Error) -> StorageError:
     """The error as a StorageError with the same message."""
-    state, words = exc.sqlstate, str(exc).strip().partition("\n")[0]
+    state, words = exc.sqlstate, re.sub(r"\[Errno -?\d+\] ", "", str(exc).strip().partition("\n")[0])
     if state is None:  # raised by the client: a lost connection, or a value without a PostgreSQL type
         is_lost = isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError)
         return StorageUnavailableError(words) if is_lost else StorageError(words)

@@ -16,6 +16,7 @@ from proxy.storage.errors import (
     StorageError,
     StorageInterruptedError,
     StorageLockedError,
+    StorageNotADatabaseError,
     StorageUnavailableError,
 )
 from proxy.storage.expected import Expected
@@ -44,7 +45,7 @@ _ERRORS: dict[int, type[StorageError]] = {
     sqlite3.SQLITE_CANTOPEN: StorageUnavailableError,
     sqlite3.SQLITE_PROTOCOL: StorageUnavailableError,
     sqlite3.SQLITE_CORRUPT: StorageDamagedError,
-    sqlite3.SQLITE_NOTADB: StorageDamagedError,
+    sqlite3.SQLITE_NOTADB: StorageNotADatabaseError,
     sqlite3.SQLITE_INTERRUPT: StorageInterruptedError,
 }
 
