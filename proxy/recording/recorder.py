@@ -7,28 +7,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from proxy.ids import timestamp, uuid7
-from proxy.recording import dead_letters, spill_codec
+from proxy.ids import uuid7
+from proxy.recording import spill_codec
 from proxy.recording.dead_letters import dead_letter_path
+from proxy.recording.open_exchange import OpenExchange
 from proxy.recording.recent_failures import RecentFailures
-from proxy.recording.spill import OrphanedSpill, Spill, spill_files, spill_path
-from proxy.recording.transactions import is_trouble, replay_lines
+from proxy.recording.recovery import Recovery, delete_strays
+from proxy.recording.spill import Spill, spill_path
+from proxy.recording.transactions import is_trouble
 from proxy.recording.write_queue import QueueFullError
 from proxy.recording.writer import Writer
 from proxy.settings import Settings
 from proxy.storage import exchange_store
-from proxy.storage.connection import Connection
 from proxy.storage.database import Database
 from proxy.storage.errors import StorageError
-from proxy.storage.exchange import Exchange, Outcome, SessionRef
+from proxy.storage.exchange import Exchange, Outcome
 from proxy.storage.file_identity import MovedError
-from proxy.storage.foreseen import Foreseen
-from proxy.storage.long_request import long_request
-from proxy.storage.queries.exchanges import list_workers_in_progress
-from proxy.storage.write_batch import WriteBatch, write_batch
 from proxy.wire import responses
 from proxy.wire.endpoint import Reply
 
@@ -38,108 +34,10 @@ logger = logging.getLogger(__name__)
 # It starts the lifespan teardown before their `finally` blocks have run, so `drain` must count open exchanges: a drain
 # of the queue alone lost 3 of 3 (measured).
 _LAST_WORDS_SECONDS = 5.0
-# How often to look for spill files and exchanges of dead processes.
-_RECOVERY_SECONDS = 2.0
-_LONGEST_WAIT_SECONDS = 3600.0  # between two retries of rejected writes
 # How long the events of a response are kept after its end, for clients that lost their connection (`starting_after`).
 _KEPT_SECONDS = 600.0
 # Open exchanges are saved in this many groups, one group at a time, so that no single run delays tokens for long.
 _TURNS = 5
-
-
-class OpenExchange:
-    """An exchange between request and end. `feed` takes the reply's bytes; it never waits or raises."""
-
-    __slots__ = (
-        "_long",
-        "_pending",
-        "abort",
-        "exchange",
-        "is_begun",
-        "is_placed",
-        "length",
-        "opened_at",
-        "reply",
-        "sequence",
-        "size",
-        "turn",
-    )
-
-    def __init__(self, exchange: Exchange, reply: Reply, *, size: int, turn: int = 0) -> None:
-        """`reply` folds the stream; it may already have taken events that are not passed to `feed`."""
-        self.exchange = exchange
-        self._long = long_request(exchange)
-        self.reply = reply
-        self.abort: Callable[[], None] | None = None  # cancels the work on it
-        self.turn = turn  # the group in which it is saved
-        self.opened_at = time.monotonic()
-        self.is_placed = False  # its session is known
-        self.is_begun = False  # its request is stored or queued
-        self._pending: list[bytes] = []  # streamed but not saved yet
-        self.sequence = 0
-        self.size = size  # bytes of the request and of the reply so far
-        self.length = 0  # bytes of the stream so far; batched events count by their text
-
-    def foreseen(
-        self, work: Callable[[WriteBatch], Any], *, is_begun: bool = False, upstream: str | None = None
-    ) -> Callable[[WriteBatch], Any]:
-        """Wraps `work` so that its look-ups are read ahead, or a very long request is first stored in slices."""
-        if self._long is not None:
-            return self._long.before(work)
-        return Foreseen(work, self.exchange, is_begun=is_begun, upstream=upstream)
-
-    @property
-    def takes_fragments(self) -> bool:
-        """Whether fragments of the reply can be written: the exchange has a row, or will have one before they are
-        written.
-
-        If the row is rejected, so are its fragments: they go to the dead-letter file, too.
-        """
-        return self.is_begun and (self._long is None or self._long.is_done)
-
-    @property
-    def has_content(self) -> bool:
-        """Whether there is anything to store yet.
-
-        A request without messages may still be rejected; storing it earlier would leave an empty session.
-        """
-        return bool(self.exchange.messages or self._pending or self.reply.batched or self.sequence)
-
-    def place(self, session: SessionRef) -> None:
-        """Called when the exchange's session has been determined."""
-        self.exchange.session = session
-        self.is_placed = True
-
-    def feed(self, data: bytes) -> None:
-        """Takes the next bytes of a streamed reply."""
-        self.gather()
-        self._pending.append(data)
-        self.length += len(data)
-
-    def unwritten(self) -> bytes:
-        """The part of the stream not saved yet, as an equivalent stream."""
-        self.gather()
-        if len(self._pending) > 1:
-            self._pending = [b"".join(self._pending)]
-        return self._pending[0] if self._pending else b""
-
-    def has_written(self, data: bytes) -> None:
-        """Called when the unwritten part has been queued."""
-        self._pending.clear()
-        self.sequence += 1
-        self.size += len(data)
-
-    @property
-    def keeps_events(self) -> bool:
-        """Whether the events are kept for a while after the end."""
-        may_be_asked_for = self.exchange.endpoint == responses.PATH and self.exchange.request.get("store") is not False
-        return may_be_asked_for and bool(self.sequence or self._pending)
-
-    def gather(self) -> None:
-        """Merges the pending bytes and batched events, which saves memory."""
-        if events := self.reply.take_batched():
-            self._pending.append(events)
-            self.length += len(events)
 
 
 class Recorder:
@@ -161,21 +59,26 @@ class Recorder:
         self._is_empty.set()
         self.failures = RecentFailures()
         self.observe: Callable[[Exchange, Outcome], None] | None = None  # called with every ended exchange
-        self._state_dir = settings.state_path
-        self._dead_letters_path = dead_letter_path(database.path, self._state_dir)
-        self._retry_refused_at = 0.0
+        dead_letters_path = dead_letter_path(database.path, settings.state_path)
         self._spill = Spill(
-            spill_path(database.path, self.worker_id, folder=self._state_dir),
+            spill_path(database.path, self.worker_id, folder=settings.state_path),
             reserve_bytes=settings.spill_reserve_bytes,
         )
         self.writer = Writer(
             database,
             self._spill,
             replay=spill_codec.replay,
-            dead_letters_path=self._dead_letters_path,
+            dead_letters_path=dead_letters_path,
             queue_limit=settings.queue_limit,
             queue_limit_bytes=settings.queue_limit_bytes,
             commit_timeout_seconds=settings.commit_timeout_seconds,
+        )
+        self.recovery = Recovery(
+            database,
+            self.writer,
+            worker_id=self.worker_id,
+            folder=settings.state_path,
+            dead_letters_path=dead_letters_path,
         )
 
     @property
@@ -193,14 +96,14 @@ class Recorder:
         try:
             await self._database.keep_alive(self.worker_id)
             await self._database.adopt_clock()
-            await self._recover()
+            await self.recovery.recover()
         except (StorageError, MovedError, OSError) as exc:
             if isinstance(exc, StorageError) and not is_trouble(exc):
                 raise
             logger.error("what dead processes have left cannot be stored yet: %s", exc)
         await self.writer.start()
         self._ticking = asyncio.create_task(self._tick(), name="recorder")
-        self._recovering = asyncio.create_task(self._recover_always(), name="recovery")
+        self._recovering = asyncio.create_task(self.recovery.run(), name="recovery")
 
     def open(self, exchange: Exchange, reply: Reply, *, size: int) -> OpenExchange:
         """Starts recording. Nothing is written until the session is known and some time has passed."""
@@ -355,7 +258,7 @@ class Recorder:
             self._ended.append(self._kept.popleft()[1])
         if now - self._strays_at > _KEPT_SECONDS and self.writer.has_room(0):
             self._strays_at = now
-            self.writer.submit(_delete_strays, spilled=lambda: spill_codec.delete_fragments_line([]))
+            self.writer.submit(delete_strays, spilled=lambda: spill_codec.delete_fragments_line([]))
         ended = self._ended
         if not ended or not self.writer.has_room(0):
             return
@@ -364,97 +267,3 @@ class Recorder:
             lambda rows: exchange_store.delete_fragments(rows, ended),
             spilled=lambda: spill_codec.delete_fragments_line(ended),
         )
-
-    async def _recover_always(self) -> None:
-        """Recovers periodically: a dead worker is not replaced by a restart, and rejected writes may become
-        storable."""
-        wait = _RECOVERY_SECONDS
-        while True:
-            try:
-                await self.writer.overflow.keep_file()
-                if self.writer.last_error is None:
-                    await self._recover()
-                    if time.monotonic() >= self._retry_refused_at or self.writer.has_recovered():
-                        wait = (
-                            _RECOVERY_SECONDS if await self._retry_refused() else min(2 * wait, _LONGEST_WAIT_SECONDS)
-                        )
-                        self._retry_refused_at = time.monotonic() + wait
-            except (StorageError, OSError, MovedError) as exc:
-                logger.warning("what dead processes have left cannot be stored yet: %s", exc)
-            except Exception:  # must survive: nothing else recovers what dead processes have left
-                logger.exception("recovery failed; it will be retried")
-            await asyncio.sleep(_RECOVERY_SECONDS)
-
-    async def _recover(self) -> None:
-        """Recovers dead processes: first their spill files, which are newer than the tables."""
-        left = spill_files(self._database.path, folder=self._state_dir)
-        for worker_id, path in left.items():
-            if worker_id != self.worker_id:
-                await self._take_over(worker_id, path)
-        for worker_id in await self._database.read(list_workers_in_progress):
-            if worker_id not in left and worker_id != self.worker_id:
-                await self._take_over(worker_id, spill_path(self._database.path, worker_id, folder=self._state_dir))
-
-    async def _take_over(self, worker_id: str, path: Path) -> None:
-        try:
-            left = OrphanedSpill(path)
-        except BlockingIOError:
-            return  # its process is alive
-        try:
-            spilled, interrupted = await self._database.write(
-                self._database.files.guard(lambda connection: self._store_abandoned(connection, left, worker_id))
-            )
-        except BlockingIOError:  # another process is retrying rejected writes; chats can be ended only after that
-            left.close(remove=False)
-            return
-        except BaseException:
-            left.close(remove=False)
-            raise
-        left.close(remove=True)
-        if spilled or interrupted:
-            logger.warning(
-                "a process ended without draining: %d spilled writes are stored, %d chats are incomplete",
-                spilled,
-                interrupted,
-            )
-
-    def _store_abandoned(self, connection: Connection, left: OrphanedSpill, worker_id: str) -> tuple[int, int]:
-        """Stores a dead process's spilled writes and streamed replies; returns the numbers of writes and of cut
-        chats."""
-        spilled = 0
-        for lines in left.batches():
-            refused = replay_lines(connection, lines, spill_codec.replay)
-            self._keep_refused(refused)
-            spilled += len(lines) - len(refused)
-        # Do this first: fragments of a reply whose row was rejected may be among them, and are useless after its end.
-        self._retry_in_database(connection)
-        with write_batch(connection) as rows:
-            return spilled, exchange_store.recover(rows, worker_id)
-
-    async def _retry_refused(self) -> int:
-        """Retries rejected writes; returns how many the database accepted."""
-        if not dead_letters.exist(self._dead_letters_path):
-            return 0
-        return await self._database.write(self._database.files.guard(self._retry_in_database))
-
-    def _retry_in_database(self, connection: Connection) -> int:
-        path = self._dead_letters_path
-        stored, left = dead_letters.retry(path, lambda lines: replay_lines(connection, lines, spill_codec.replay))
-        if stored:
-            logger.warning("%d writes that the database had refused are stored now, %d are not", stored, left)
-            with write_batch(connection) as rows:  # they may contain the end of a chat after its fragments
-                _delete_strays(rows)
-        return stored
-
-    def _keep_refused(self, refused: list[tuple[bytes, BaseException]]) -> None:
-        if not refused:
-            return
-        path = self._dead_letters_path
-        dead_letters.append(path, [(line, dead_letters.reason_of(exc)) for line, exc in refused])
-        self.writer.unsaved["refused"] += len(refused)
-        for _, exc in refused:
-            logger.error("a spilled write was refused by the database; it is kept in %s", path, exc_info=exc)
-
-
-def _delete_strays(rows: WriteBatch) -> None:
-    exchange_store.delete_stray_fragments(rows, before=timestamp(time.time() - exchange_store.KEPT_SECONDS))

@@ -15,7 +15,7 @@ from proxy.errors import InvalidRequestError, NotFoundError, json_response
 from proxy.history import responses
 from proxy.history.response_events import Replay
 from proxy.history.serializers import JSON
-from proxy.recording.recorder import OpenExchange
+from proxy.recording.open_exchange import OpenExchange
 from proxy.routes import parameters
 from proxy.routes.parameters import openai_page_of, order_of, services_of, visible_user
 from proxy.routes.passthrough import Passthrough

@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from proxy import ids
-from proxy.recording.recorder import OpenExchange, Recorder
+from proxy.recording.open_exchange import OpenExchange
+from proxy.recording.recorder import Recorder
 from proxy.recording.spill import spill_files
 from proxy.settings import Settings
 from proxy.storage.engine import database_of

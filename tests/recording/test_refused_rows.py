@@ -7,7 +7,8 @@ import pytest
 
 from proxy.ids import timestamp
 from proxy.recording.dead_letters import count_lines, dead_letter_path
-from proxy.recording.recorder import OpenExchange, Recorder
+from proxy.recording.open_exchange import OpenExchange
+from proxy.recording.recorder import Recorder
 from proxy.storage import queries, tombstones
 from proxy.storage.exchange import Outcome
 from proxy.storage.sqlite import connect
@@ -102,7 +103,7 @@ async def test_a_reply_that_outlasts_the_refusal_is_stored_once_and_whole(tmp_pa
         saved = recorder.finish(live, Outcome(status="completed", reply=live.reply))
         assert saved is not None
         assert await saved is True
-        recorder._retry_refused_at = 0.0
+        recorder.recovery._retry_refused_at = 0.0
         await eventually(lambda: not kept(tmp_path))
         assert replies(tmp_path) == [("Hello", "completed")]
     assert not rows(tmp_path, "SELECT 1 FROM exchange_fragments")
