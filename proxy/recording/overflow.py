@@ -8,17 +8,15 @@ delays it.
 import asyncio
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from proxy.errors import UnavailableError
-from proxy.recording import dead_letters
+from proxy.recording.refused_writes import RefusedWrites
 from proxy.recording.spill import Spill
 from proxy.recording.write_queue import Write, WriteQueue
 from proxy.storage.own_thread import OwnThread
@@ -42,15 +40,6 @@ _MAY_BE_MADE = (
 UNSAVED_REASONS = ("queue_full", "spill_failed", "spill_stalled", "refused", "deleted")
 
 
-@dataclass(frozen=True, slots=True)
-class _Refused:
-    """A write that goes to the dead-letter file."""
-
-    line: Callable[[], bytes]
-    reason: BaseException
-    done: "asyncio.Future[Any] | None"
-
-
 class Overflow:
     """Spills queued writes. `run` is its task. Only file I/O runs in the thread, everything else on the event loop."""
 
@@ -68,7 +57,6 @@ class Overflow:
         known to be failing, so a write that cannot be spilled fails immediately."""
         self._queue = queue
         self._spill = spill
-        self._dead_letters_path = dead_letters_path
         self._give_up_seconds = commit_timeout_seconds
         self.spill_seconds = min(_SPILL_SECONDS, commit_timeout_seconds / 4)
         self._is_bridging = is_bridging
@@ -76,13 +64,13 @@ class Overflow:
         self._wanted = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._thread = OwnThread("spill")
-        self._refused: deque[_Refused] = deque()
         self._is_closed = False
         self._appending_since: float | None = None
         self._marked_end = 0  # all lines before this offset belong to writes marked as spilled
         self.only_on_file = 0  # spilled writes no longer in memory
         self.error: str | None = None  # why the spill file cannot be written
         self.unsaved: Counter[str] = Counter()
+        self._refused = RefusedWrites(dead_letters_path, self._thread, unsaved=self.unsaved)
 
     @property
     def count(self) -> int:
@@ -111,12 +99,12 @@ class Overflow:
     def refuse(self, write: Write[Any], exc: BaseException) -> None:
         """Moves a write that the database rejected for good to the dead-letter file, then informs its caller."""
         assert write.line is not None
-        self._refused.append(_Refused(write.line, exc, write.done))
+        self._refused.add(write.line, exc, write.done)
         self._wanted.set()
 
     def refuse_line(self, line: bytes, exc: BaseException) -> None:
         """Like `refuse`, for a line from the spill file."""
-        self._refused.append(_Refused(lambda: line, exc, None))
+        self._refused.add(lambda: line, exc)
         self._wanted.set()
 
     async def run(self) -> None:
@@ -143,7 +131,7 @@ class Overflow:
 
     async def spill_due(self, *, everything: bool = False) -> None:
         """Spills all due writes, or all that can be spilled. Raises OSError if not even one line can be written."""
-        await self._keep_refused()
+        await self._refused.keep()
         while batch := self._next_due(everything=everything):
             await self._append(batch)
         if self._refuses_callers() or everything:
@@ -266,23 +254,6 @@ class Overflow:
             if not write.done.done():
                 write.done.set_result(True)
 
-    async def _keep_refused(self) -> None:
-        path = self._dead_letters_path
-        while batch := list(islice(self._refused, _SPILLED_AT_ONCE)):
-            failures = await self._thread.run(partial(_keep, path, batch))
-            for refused, failure in zip(batch, failures, strict=True):
-                self._refused.popleft()
-                self.unsaved["refused"] += 1
-                exc = refused.reason
-                if failure is None:
-                    # Log the traceback once: a caller that is rejected repeatedly must not fill the log.
-                    shown = exc if self.unsaved["refused"] == 1 else None
-                    logger.error("the database refused a write (%s); it is kept in %s", exc, path, exc_info=shown)
-                else:
-                    logger.critical("a write that the database refused is lost: %s", failure, exc_info=exc)
-                if refused.done is not None and not refused.done.done():
-                    refused.done.set_result(failure is None)
-
     def _cannot_spill(self, exc: BaseException) -> None:
         reason = (exc.strerror if isinstance(exc, OSError) else None) or "it does not answer"
         if self.error is None:
@@ -334,20 +305,3 @@ def _append_lines(spill: Spill, batch: Iterable[Write[Any]]) -> tuple[list[bytes
             lines.append(exc)
     spill.append([line for line in lines if isinstance(line, bytes)])
     return lines, spill.end
-
-
-def _keep(path: Path, batch: Sequence[_Refused]) -> list[Exception | None]:
-    """Appends the batch to the dead-letter file with one sync; returns an error or None for each write."""
-    lines: list[tuple[bytes, str]] = []
-    failures: list[Exception | None] = []
-    for refused in batch:
-        try:
-            lines.append((refused.line(), dead_letters.reason_of(refused.reason)))
-            failures.append(None)
-        except Exception as exc:  # noqa: BLE001 - one that cannot be serialized must not block the others
-            failures.append(exc)
-    try:
-        dead_letters.append(path, lines)
-    except OSError as exc:
-        return [failure or exc for failure in failures]
-    return failures
