@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from starlette.types import Scope
@@ -12,18 +11,18 @@ from proxy.access.attribution import user_header
 from proxy.access.caller import ANYONE, Caller
 from proxy.access.charges import Charge
 from proxy.access.door_marker import DoorMarker
+from proxy.access.key_quotas import KeyQuotas, Write
 from proxy.access.keys import CachedKey, KeyCache, bad_key
 from proxy.access.origins import SAFE_METHODS, Origins, foreign_origin
 from proxy.access.pages import is_page
-from proxy.access.quotas import DayTokens, Usage, over, take_request, token_headers
-from proxy.access.shared_usage import SharedUsage, open_shared_usage
+from proxy.access.quotas import over
+from proxy.access.shared_usage import open_shared_usage
 from proxy.errors import APIError, NotFoundError, too_large
 from proxy.ids import timestamp
 from proxy.settings import Settings
 from proxy.storage import queries
 from proxy.storage.connection import Connection
 from proxy.storage.database import Database
-from proxy.storage.errors import StorageError
 from proxy.wire.endpoints import ENDPOINTS
 from proxy.wire.headers import Headers
 
@@ -35,8 +34,6 @@ REFRESH_SECONDS = 2.0  # maximum delay until a changed key takes effect
 # The last use of keys is saved at this interval: one write for all of them.
 _TOUCH_SECONDS = 60.0
 _ADMIN_SECONDS = 1.0  # the longest that /ready waits for a key look-up
-
-Write = Callable[[Callable[[Connection], None]], Awaitable[None]]
 
 _STRANGER = Caller(None, has_key=True)
 
@@ -60,7 +57,7 @@ class Gate:
         self._database = database
         self._write = write
         self.keys = KeyCache(database, admin_key=settings.admin_key)
-        self._shared: SharedUsage | None = None
+        self._quotas = KeyQuotas(database, self.keys, write=write, workers=settings.workers)
         # Once keys are required, they stay required: deleting the last key must not open the server to everyone.
         self.requires_key = settings.auth == "required" or (
             settings.auth == "auto" and (settings.admin_key is not None or not settings.is_loopback)
@@ -75,7 +72,7 @@ class Gate:
     async def open(self) -> None:
         """Checks whether keys exist, and starts refreshing them every few seconds."""
         if self._settings.workers > 1:
-            self._shared = self.keys.shared = open_shared_usage(self._settings)
+            self.keys.shared = open_shared_usage(self._settings)
         if await self._database.look_up(queries.keys.keys_were_required):
             self._marker.write_soon()  # also with auth off, and for a database of an older release
         await self._look_for_keys()
@@ -92,8 +89,8 @@ class Gate:
         await self.keys.close()
         await self._refresh()
         await self._touch()
-        if self._shared is not None:
-            self._shared.close()
+        if self.keys.shared is not None:
+            self.keys.shared.close()
 
     @property
     def is_open_locally(self) -> bool:
@@ -138,7 +135,7 @@ class Gate:
         self._enter(admission)
         if admission.cached_key is not None:
             try:
-                await self._check_quotas(admission, admission.cached_key)
+                admission.rate_limit_headers, admission.charge = await self._quotas.take(admission.cached_key)
             except BaseException:
                 self.leave(admission)
                 raise
@@ -219,84 +216,19 @@ class Gate:
             admission.cached_key.usage.running += 1
         self._running += 1
 
-    async def _check_quotas(self, admission: Admission, cached_key: CachedKey) -> None:
-        """Counts the request.
-
-        Token quotas apply only to relayed requests: reading one's own history is always possible.
-        """
-        row, usage = cached_key.row, cached_key.usage
-        if row.requests_per_minute is None and row.tokens_per_day is None:
-            return
-        processes = self._processes_alone(row.key_id, usage)
-        if row.requests_per_minute is not None:
-            admission.rate_limit_headers = take_request(
-                usage, per_minute=row.requests_per_minute, now=time.monotonic(), processes=processes
-            )
-        if row.tokens_per_day is not None:
-            await self._read_tokens(row.key_id, usage.tokens)
-            usage.tokens.learn()
-            told = token_headers(usage.tokens, per_day=row.tokens_per_day, unix_time=time.time())
-            admission.rate_limit_headers = (admission.rate_limit_headers or []) + told
-            admission.charge = Charge(usage.tokens, per_day=row.tokens_per_day, processes=processes)
-
-    def _processes_alone(self, key_id: str, usage: Usage) -> float:
-        """The number of processes that serve the database, divided by those that see each other's usage of the key."""
-        shared = usage.tokens.shared
-        if shared is None and self._shared is not None:
-            shared = usage.tokens.shared = self._shared.key(key_id)
-        known = max(self._database.living_count, self._settings.workers)
-        return max(1.0, known / (1 if shared is None else shared.sharing))
-
-    async def _read_tokens(self, key_id: str, tokens: DayTokens) -> None:
-        """Reads periodically what other workers have charged."""
-        day, now = _day(), time.monotonic()
-        tokens.begin_day(day)
-        if now - tokens.read_at < REFRESH_SECONDS:
-            return
-        saves = tokens.saves
-        try:
-            saved = await self._database.look_up(
-                lambda connection: queries.keys.get_key_tokens(connection, key_id, day=day)
-            )
-        except StorageError as exc:
-            logger.error("the tokens used by a key could not be read: %s", exc)
-            return
-        if saves == tokens.saves and day == tokens.day:
-            tokens.note_read(saved, now=now)
-
-    async def _save_tokens(self) -> None:
-        """Saves the tokens charged to keys, in a single write."""
-        used = {key_id: (tokens, tokens.day, tokens.unsaved) for key_id, tokens in self.keys.unsaved_tokens()}
-        if not used:
-            return
-        saved: dict[str, int] = {}
-
-        def save(connection: Connection) -> None:
-            for key_id, (_, day, count) in used.items():
-                queries.keys.add_key_tokens(connection, key_id, day=day, tokens=count)
-                saved[key_id] = queries.keys.get_key_tokens(connection, key_id, day=day)
-
-        try:
-            await self._write(save)
-        except APIError as exc:
-            logger.warning("the tokens used by keys could not be saved: %s", exc)
-            return
-        for key_id, (tokens, day, count) in used.items():
-            tokens.note_saved(count, day=day, saved=saved[key_id])
-
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
             await self._refresh()
-            if self._shared is not None:
-                self._shared.keep()
+            if self.keys.shared is not None:
+                self.keys.shared.keep()
             if time.monotonic() - self._touched_at >= _TOUCH_SECONDS:
                 await self._touch()
 
     async def _refresh(self) -> None:
         try:
             await self._look_for_keys()
-            await self._save_tokens()
+            await self._quotas.save()
             await self.keys.refresh()
         except Exception as exc:  # noqa: BLE001 - must survive: otherwise no revocation would ever take effect
             # No key can be revoked while the database is unavailable, so cached keys stay valid.
@@ -340,10 +272,6 @@ class Gate:
             await self._write(touch)
         except APIError as exc:
             logger.warning("the last use of keys could not be saved: %s", exc)
-
-
-def _day() -> str:
-    return timestamp()[:10]
 
 
 def _is_notable(scope: Scope) -> bool:
