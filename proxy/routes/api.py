@@ -9,21 +9,21 @@ from starlette.routing import Route
 from proxy.errors import InvalidRequestError, json_response
 from proxy.history import branches, sessions
 from proxy.history.serializers import JSON, plain_message, plain_message_json, plain_session
-from proxy.routes import parameters, streaming_json
+from proxy.routes import bodies, parameters, streaming_json
 from proxy.routes.parameters import named_user, numbered_page_of, services_of, session_id_of, visible_user
 from proxy.routes.resource import Resource
 from proxy.services import State
 
 
 async def create_session(request: Request[State]) -> Response:
-    given = await parameters.read_optional_object(request)
+    given = await bodies.read_optional_object(request)
     user_id = named_user(request)
     work = partial(
         sessions.create_session,
         user_id=user_id,
         external_id=None,
-        given=parameters.change(given),
-        key=parameters.idempotency_key(request, given, user_id),
+        given=bodies.change(given),
+        key=bodies.idempotency_key(request, given, user_id),
     )
     return json_response(plain_session(await services_of(request).write(work)), status=201)
 
@@ -48,7 +48,7 @@ async def get_session(request: Request[State]) -> Response:
 
 async def update_session(request: Request[State]) -> Response:
     """Changes the title."""
-    change = parameters.change(await parameters.read_object(request))
+    change = bodies.change(await bodies.read_object(request))
     if change == sessions.SessionPatch():
         raise InvalidRequestError("title must be a non-empty string.", param="title")
     work = partial(sessions.update_session, id_=session_id_of(request), user_id=visible_user(request), change=change)
@@ -62,14 +62,14 @@ async def delete_session(request: Request[State]) -> Response:
 
 
 async def append_message(request: Request[State]) -> Response:
-    given = await parameters.read_object(request)
+    given = await bodies.read_object(request)
     user_id = visible_user(request)
     work = partial(
         sessions.append_message,
         id_=session_id_of(request),
         user_id=user_id,
-        new=parameters.new_message(given),
-        key=parameters.idempotency_key(request, given, user_id),
+        new=bodies.new_message(given),
+        key=bodies.idempotency_key(request, given, user_id),
     )
     return json_response(plain_message(await services_of(request).write(work)), status=201)
 

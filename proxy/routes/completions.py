@@ -11,7 +11,7 @@ from proxy.access.attribution import checked_id
 from proxy.errors import InvalidRequestError, NotFoundError, json_response
 from proxy.history import branches, stored_completions
 from proxy.history.stored_completions import Filter
-from proxy.routes import parameters
+from proxy.routes import bodies, parameters
 from proxy.routes.local_or_upstream import LocalOrUpstream
 from proxy.routes.parameters import named_user, openai_page_of, order_of, services_of, visible_user
 from proxy.services import State
@@ -43,7 +43,7 @@ async def get_completion(request: Request[State]) -> Response:
 
 async def update_completion(request: Request[State]) -> Response:
     """Replaces the metadata."""
-    metadata = await parameters.read_metadata(request)
+    metadata = await bodies.read_metadata(request)
     work = partial(
         stored_completions.update_metadata, id_=_id_of(request), user_id=visible_user(request), metadata=metadata
     )

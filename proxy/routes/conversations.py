@@ -8,9 +8,9 @@ from starlette.routing import Route
 
 from proxy.errors import InvalidRequestError, json_response
 from proxy.history import conversations
-from proxy.history.conversation_items import messages_of
+from proxy.history.given_items import messages_of
 from proxy.history.serializers import JSON
-from proxy.routes import parameters
+from proxy.routes import bodies
 from proxy.routes.local_or_upstream import LocalOrUpstream
 from proxy.routes.parameters import (
     Values,
@@ -28,11 +28,11 @@ _ITEMS_MAX = 20
 
 
 async def create_conversation(request: Request[State]) -> Response:
-    given = await parameters.read_optional_object(request)
+    given = await bodies.read_optional_object(request)
     work = partial(
         conversations.create_conversation,
         user_id=named_user(request),
-        metadata=parameters.pairs(given),
+        metadata=bodies.pairs(given),
         messages=[] if given.get("items") is None else _messages_in(given),
     )
     return json_response(await services_of(request).write(work))
@@ -45,7 +45,7 @@ async def get_conversation(request: Request[State]) -> Response:
 
 async def update_conversation(request: Request[State]) -> Response:
     """Replaces the metadata."""
-    metadata = await parameters.read_metadata(request)
+    metadata = await bodies.read_metadata(request)
     work = partial(
         conversations.update_conversation,
         id_=session_id_of(request),
@@ -74,7 +74,7 @@ async def list_items(request: Request[State]) -> Response:
 
 async def add_items(request: Request[State]) -> Response:
     """Appends items to a conversation."""
-    messages = _messages_in(await parameters.read_object(request))
+    messages = _messages_in(await bodies.read_object(request))
     work = partial(
         conversations.add_items,
         id_=session_id_of(request),

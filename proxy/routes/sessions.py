@@ -10,7 +10,7 @@ from starlette.routing import Route
 from proxy.access.caller import sees_upstreams
 from proxy.errors import json_response
 from proxy.history import branch_list, branches, dialects, exchange_list, sessions
-from proxy.routes import parameters, streaming_json
+from proxy.routes import bodies, parameters, streaming_json
 from proxy.routes.parameters import caller_of, named_user, services_of, session_id_of, visible_user
 from proxy.routes.resource import Resource
 from proxy.services import State
@@ -18,14 +18,14 @@ from proxy.storage.page import Page
 
 
 async def create_session(request: Request[State]) -> Response:
-    given = await parameters.read_object(request)
+    given = await bodies.read_object(request)
     user_id = named_user(request, parameters.text(given, "user_id"))
     work = partial(
         sessions.create_session,
         user_id=user_id,
-        external_id=parameters.external_id(given),
-        given=parameters.change(given),
-        key=parameters.idempotency_key(request, given, user_id),
+        external_id=bodies.external_id(given),
+        given=bodies.change(given),
+        key=bodies.idempotency_key(request, given, user_id),
     )
     return json_response(await services_of(request).write(work), status=201)
 
@@ -46,7 +46,7 @@ async def get_session(request: Request[State]) -> Response:
 
 
 async def update_session(request: Request[State]) -> Response:
-    change = parameters.change(await parameters.read_object(request))
+    change = bodies.change(await bodies.read_object(request))
     work = partial(sessions.update_session, id_=session_id_of(request), user_id=visible_user(request), change=change)
     return json_response(await services_of(request).write(work))
 
@@ -58,14 +58,14 @@ async def delete_session(request: Request[State]) -> Response:
 
 async def append_message(request: Request[State]) -> Response:
     """Stores a message posted by hand."""
-    given = await parameters.read_object(request)
+    given = await bodies.read_object(request)
     user_id = visible_user(request)
     work = partial(
         sessions.append_message,
         id_=session_id_of(request),
         user_id=user_id,
-        new=parameters.new_message(given),
-        key=parameters.idempotency_key(request, given, user_id),
+        new=bodies.new_message(given),
+        key=bodies.idempotency_key(request, given, user_id),
     )
     return json_response(await services_of(request).write(work), status=201)
 
