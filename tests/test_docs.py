@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from starlette.routing import Route
 
-from proxy import settings
+from proxy import setting_values
 from proxy.routes import route_table
 from proxy.settings import Settings
 from proxy.web.markdown_process import MarkdownProcess
@@ -27,7 +27,7 @@ WITH_EXAMPLES = ("README.md", "docs/quickstart.md", "docs/sessions.md")
 def test_every_setting_is_in_the_table_with_its_default() -> None:
     for each in fields(Settings):
         row = next(line for line in SETTINGS.splitlines() if line.startswith(f"| `{each.metadata['name']}` |"))
-        assert settings.shown(each.default) in row
+        assert setting_values.shown(each.default) in row
 
 
 def test_the_first_two_commands_install_and_run() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from proxy import settings
-from proxy.settings import ConfigurationError, Settings, without_password
+from proxy.setting_values import without_password
+from proxy.settings import ConfigurationError, Settings
 from tests.serving import REPOSITORY
 
 KEY = "sk-admin"

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import click
 
-from proxy import settings
+from proxy import setting_values, settings
 from proxy.access.door_marker import DoorMarker
 from proxy.commands import upstream_watch
 from proxy.demo import MODEL
@@ -92,7 +92,7 @@ class _ServeCommand(click.Command):
 
 
 def _described(meaning: str, default: object) -> str:
-    shown = settings.shown(default)
+    shown = setting_values.shown(default)
     return f"{meaning} [default: {shown}]" if shown else meaning
 
 
@@ -187,7 +187,9 @@ def _schema_before(loaded: Settings) -> int | None:
 
 def _announce(loaded: Settings, address: tuple[str, int]) -> None:
     base = base_url(address)
-    upstream = "the built-in demo model, not vLLM" if loaded.demo else settings.without_password(loaded.upstream_url)
+    upstream = (
+        "the built-in demo model, not vLLM" if loaded.demo else setting_values.without_password(loaded.upstream_url)
+    )
     page = f" · page: {base}/ui" if getattr(loaded, "web", False) else ""
     click.echo(f"StellarChat is ready: {base}/v1{page} · upstream: {upstream} · history: {loaded.database_name}")
     if loaded.is_postgresql:

@@ -8,7 +8,8 @@ import threading
 
 import click
 
-from proxy.settings import ConfigurationError, Settings, without_password
+from proxy.setting_values import without_password
+from proxy.settings import ConfigurationError, Settings
 from proxy.upstream.client import Upstream
 from proxy.wire import json_text
 

@@ -12,7 +12,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import httpx
 
 from proxy.errors import UpstreamError
-from proxy.settings import Settings, UpstreamAddress
+from proxy.setting_values import UpstreamAddress
+from proxy.settings import Settings
 from proxy.upstream.choice import multiplier_of
 from proxy.upstream.failure import Failure, failure
 from proxy.upstream.health import Health

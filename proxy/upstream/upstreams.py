@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 
 from proxy.errors import APIError, UpstreamError
-from proxy.settings import Settings, UpstreamAddress
+from proxy.setting_values import UpstreamAddress
+from proxy.settings import Settings
 from proxy.upstream.choice import Ranking, choose
 from proxy.upstream.client import Response, Upstream
 from proxy.upstream.request import Body

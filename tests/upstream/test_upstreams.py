@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from proxy.settings import ConfigurationError, UpstreamAddress, load, upstream_addresses
+from proxy.setting_values import UpstreamAddress, upstream_addresses
+from proxy.settings import ConfigurationError, load
 from tests.fake_upstream import Call, FakeUpstream, Wire, fake_upstream, in_turn, never, paced, vllm_error, whole_json
 from tests.serving import ServerProcess, running_proxy, settings_for
 
