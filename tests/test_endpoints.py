@@ -14,6 +14,7 @@ from tests.dialect_upstream import TOOL_CALL, events_text, every_dialect, respon
 from tests.fake_upstream import FakeUpstream, fake_upstream, sse, vllm_error, whole_json
 from tests.serving import running_proxy, settings_for
 from tests.telemetry.test_traces import receiver
+from tests.test_dialect_sdks import asking
 from tests.wire.corpus import OUTPUT
 
 JSON = dict[str, Any]
@@ -377,16 +378,24 @@ async def test_what_is_said_on_any_endpoint_is_found_counted_traced_and_exported
 
 @pytest.mark.parametrize("path", (RESPONSES, MESSAGES))
 @pytest.mark.parametrize("session", ({}, {"X-Session-Id": "s"}))
+@pytest.mark.parametrize("stream", (False, True))
 async def test_a_client_resends_regenerates_and_edits(
-    http: httpx.AsyncClient, path: str, session: dict[str, str]
+    http: httpx.AsyncClient, path: str, session: dict[str, str], stream: bool
 ) -> None:
+    """With the SDK of the endpoint."""
     form, key = ("responses", "input") if path == RESPONSES else ("anthropic", "messages")
 
     async def ask(turns: list[JSON]) -> tuple[str, list[JSON]]:
-        reply = await http.post(path, json={"model": "m", "max_tokens": 99, key: turns}, headers=session)
-        said = reply.json()
-        answer = said["output"] if path == RESPONSES else [{"role": "assistant", "content": said["content"]}]
-        return reply.headers["x-session-id"], [*turns, *answer]
+        async with asking(str(http.base_url).rstrip("/"), is_sync=False) as (respond, say):
+            asked: Any = {"model": "m", key: turns, "extra_headers": session, "stream": stream}
+            if path == RESPONSES:
+                last = (await respond(**asked))[-1]
+                answer = [item.to_dict() for item in (last.response if stream else last).output]
+            else:
+                message = (await say(max_tokens=99, **asked))[-1]
+                answer = [{"role": "assistant", "content": [block.to_dict() for block in message.content]}]
+        [newest] = (await http.get("/v1/sessions", params={"limit": 1})).json()["sessions"]
+        return newest["session_id"], [*turns, *answer]
 
     first_id, history = await ask([{"role": "user", "content": "one"}])
     asked = [*history, {"role": "user", "content": "two"}]

@@ -4,8 +4,9 @@ A new route needs a row here; without one the first test fails.
 """
 
 import asyncio
+import json
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +26,13 @@ from proxy.storage.sqlite import connect
 from proxy.web.markdown_process import MarkdownProcess
 from proxy.wire.endpoints import ENDPOINTS
 from tests.access.test_keys import bearer, make_key, until
+from tests.dialect_upstream import events_text
 from tests.fake_upstream import FakeUpstream, fake_upstream, whole_json
+from tests.fake_upstream import until as until_open
 from tests.long import examples
 from tests.serving import running_proxy, settings_for
+
+JSON = dict[str, Any]
 
 REFUSED = ("no key", "bad key", "expired", "revoked")
 SECRET = {"ann": "ann keeps this to herself", "bob": "bob keeps this to himself"}
@@ -352,6 +357,59 @@ async def test_an_id_that_two_users_made_up_is_each_one_s_own(group: list[Row], 
             response = await made.ask(row, "admin", session=COLLIDING, **{"X-User-Id": "ann"})
             assert response.status_code == row.status, name_of(row)
             assert SECRET["bob"] not in response.text
+
+
+REFERENCES: dict[str, Callable[[House], JSON]] = {
+    "a response": lambda made: {"previous_response_id": made.response_id},
+    "a conversation": lambda made: {"conversation": f"conv_{made.session_id}"},
+    "a conversation as an object": lambda made: {"conversation": {"id": made.session_id}},
+    "an item of upstream's": lambda _: {"input": [{"type": "item_reference", "id": "msg_ann"}]},
+    "an item without a type": lambda _: {"input": [{"id": "msg_ann"}]},
+    "an item of ours": lambda made: {"input": [{"type": "item_reference", "id": made.item_id}]},
+}
+
+
+@pytest.mark.parametrize("reference", REFERENCES.values(), ids=REFERENCES)
+async def test_what_a_response_refers_to_is_nothing_to_another(
+    tmp_path: Path, reference: Callable[[House], JSON]
+) -> None:
+    async with house(tmp_path / "a") as made:
+        body = {"model": "m", "input": "go on", **reference(made)}
+        anns = made.rows_of("ann")
+        for caller, more in (("bob", {}), ("bob", {"X-User-Id": "ann"}), ("admin", {})):
+            reply = await made.http.post("/v1/responses", json=body, headers={**made.keys[caller], **more})
+            assert made.upstream.calls[-1].json() == body, caller
+            assert reply.headers["x-session-id"] != made.session_id
+        assert made.rows_of("ann") == anns
+        await made.http.post("/v1/responses", json=body, headers=made.keys["ann"])
+        assert SECRET["ann"] in json.dumps(made.upstream.calls[-1].json())
+
+
+async def test_a_response_in_progress_is_nothing_to_another(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    response = {"id": "resp_live", "object": "response", "status": "in_progress", "output": []}
+    events: list[JSON] = [
+        {"type": "response.created", "sequence_number": 0, "response": response},
+        {"type": "response.completed", "sequence_number": 1, "response": {**response, "status": "completed"}},
+    ]
+    async with house(tmp_path / "a") as made:
+        first, last = events_text(events)
+        made.upstream.on("/v1/responses", until_open(gate, [first], [last]))
+        body = {"model": "m", "input": SECRET["ann"], "stream": True}
+        asked = asyncio.create_task(made.http.post("/v1/responses", json=body, headers=made.keys["ann"]))
+        await made.upstream.until(lambda: made.upstream.calls)
+        for method, path in (
+            ("GET", ""),
+            ("GET", "?stream=true"),
+            ("GET", "/input_items"),
+            ("POST", "/cancel"),
+            ("DELETE", ""),
+        ):
+            reply = await made.http.request(method, f"/v1/responses/resp_live{path}", headers=made.keys["bob"])
+            assert reply.json() == {"upstream": True}, (method, path)
+        assert not asked.done()
+        gate.set()
+        assert (await asked).content == first + last
 
 
 async def test_lists_show_one_s_own_and_an_admin_sees_whom_it_names(tmp_path: Path) -> None:
