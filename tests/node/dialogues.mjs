@@ -29,11 +29,11 @@ async function chats(stream) {
   for (let turn = 0; turn < 3; turn++) {
     let message;
     if (stream) {
-      const runner = openai.chat.completions.stream({ model, messages, tools, max_tokens: 60 });
+      const runner = openai.chat.completions.stream({ model, messages, tools, max_tokens: 60, temperature: 0 });
       await all(runner);
       message = keep(await runner.finalChatCompletion()).choices[0].message;
     } else {
-      message = keep(await openai.chat.completions.create({ model, messages, tools, max_tokens: 60 })).choices[0].message;
+      message = keep(await openai.chat.completions.create({ model, messages, tools, max_tokens: 60, temperature: 0 })).choices[0].message;
     }
     messages.push(message);
     for (const call of message.tool_calls ?? []) messages.push({ role: 'tool', tool_call_id: call.id, content: 'done' });
@@ -47,11 +47,11 @@ async function responses(stream) {
   for (let turn = 0; turn < 3; turn++) {
     let response;
     if (stream) {
-      const runner = openai.responses.stream({ model, input, tools, max_output_tokens: 60 });
+      const runner = openai.responses.stream({ model, input, tools, max_output_tokens: 60, temperature: 0 });
       await all(runner);
       response = keep(await runner.finalResponse());
     } else {
-      response = keep(await openai.responses.create({ model, input, tools, max_output_tokens: 60 }));
+      response = keep(await openai.responses.create({ model, input, tools, max_output_tokens: 60, temperature: 0 }));
     }
     for (const item of response.output) {
       input.push(item);
@@ -67,7 +67,7 @@ async function messages(stream) {
   const tools = [{ name: 'tool', input_schema: schema }];
   const history = [question];
   for (let turn = 0; turn < 3; turn++) {
-    const asked = { model, max_tokens: 60, messages: history, tools };
+    const asked = { model, max_tokens: 60, temperature: 0, messages: history, tools };
     let message;
     if (stream) {
       const runner = anthropic.messages.stream(asked);

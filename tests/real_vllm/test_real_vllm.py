@@ -87,33 +87,32 @@ def test_a_conversation_over_all_endpoints_is_one(
 def test_a_chain_of_responses_with_tools_where_vllm_alone_says_404(
     http: httpx.Client, server: ServerProcess, model: str
 ) -> None:
-    tool: JSON = {"type": "function", "name": "weather", "parameters": SCHEMA}
+    parameters = {**SCHEMA, "required": ["city"], "additionalProperties": False}
+    tool: JSON = {"type": "function", "name": "weather", "parameters": parameters, "strict": True}
     asked: JSON = {"model": model, "tools": [tool], "temperature": 0, "max_output_tokens": 8}
     first = http.post("/v1/responses", json={**asked, "input": "Hi, I am Ann."}).json()
     refused = httpx.post(f"{VLLM}/v1/responses", json={**asked, "input": "x", "previous_response_id": first["id"]})
     assert refused.status_code == 404
-    call: JSON = {"type": "function_call", "name": "weather", "arguments": '{"city": "Paris"}'}
-    previous, said = first["id"], 2
+    last, said, calls_made = first, 2, 0
     for turn in range(TURNS):
-        new: list[JSON] = [{"role": "user", "content": f"Turn {turn}"}]
-        if turn % 4 == 1:
-            new = [
-                {**call, "call_id": f"c{turn}"},
-                {"type": "function_call_output", "call_id": f"c{turn}", "output": "sun"},
-            ]
-        is_stream = turn % 2 == 0
-        reply = http.post(
-            "/v1/responses", json={**asked, "input": new, "previous_response_id": previous, "stream": is_stream}
-        )
+        calls = [item["call_id"] for item in last["output"] if item["type"] == "function_call"]
+        new: list[JSON] = [{"type": "function_call_output", "call_id": call_id, "output": "sun"} for call_id in calls]
+        new = new or [{"role": "user", "content": f"Turn {turn}: the weather in Paris?"}]
+        forced = {"tool_choice": "required", "max_output_tokens": 120} if turn % 4 == 0 else {}
+        is_stream = turn % 3 != 2
+        body = {**asked, **forced, "input": new, "previous_response_id": last["id"], "stream": is_stream}
+        reply = http.post("/v1/responses", json=body)
         assert reply.status_code == 200, reply.text
         assert reply.headers["x-session-source"] == "response"
         lines = [line[6:] for line in reply.text.splitlines() if line.startswith("data: {")]
-        previous = json.loads(lines[-1])["response"]["id"] if is_stream else reply.json()["id"]
+        last = json.loads(lines[-1])["response"] if is_stream else reply.json()
         said += len(new) + 1
+        calls_made += len(calls)
+    assert calls_made >= TURNS // 4
     assert rows(server, "SELECT count(DISTINCT session_id), count(*) FROM messages") == [(1, said)]
-    items = http.get(f"/v1/responses/{previous}/input_items", params={"limit": 100, "order": "asc"}).json()
+    items = http.get(f"/v1/responses/{last['id']}/input_items", params={"limit": 100, "order": "asc"}).json()
     assert items["data"][0]["content"] in ("Hi, I am Ann.", [{"type": "input_text", "text": "Hi, I am Ann."}])
-    assert sum(item["type"] == "function_call_output" for item in items["data"]) == TURNS // 4
+    assert sum(item["type"] == "function_call_output" for item in items["data"]) == calls_made
 
 
 def test_a_forced_tool_call_and_its_result_on_chats(http: httpx.Client, server: ServerProcess, model: str) -> None:
