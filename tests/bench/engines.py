@@ -1,7 +1,7 @@
 """`python -m tests.bench.engines`: what storing a chat costs on SQLite and on PostgreSQL, side by side in one run.
 
-Commits of 16 chats each, straight through storage: new chats, and second turns of them. Processor time of the client is
-that of this process; the server's is that of the connection's backend. The figures are medians over the rounds.
+Commits of some chats each, straight through storage: new chats, and second turns of them. Processor time of the client
+is that of this process; the server's is that of the connection's backend. The figures are medians over the rounds.
 """
 
 import argparse
@@ -13,15 +13,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from proxy.ids import uuid7
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.wire.chat_reply import Completion
+from tests.bench.distant import distant
 from tests.chats import body_of, exchange_of, said, store_all, user
 from tests.engines import connected
 from tests.postgresql import CountingConnection, database_url
 
-_CHATS = 16
 _TICKS = os.sysconf("SC_CLK_TCK")
 _TEXT = "What is the capital of the country that lies to the east of the one I was born in? " * 8
 
@@ -36,19 +37,30 @@ class Figures(NamedTuple):
 
 
 @contextmanager
-def engine(name: str, folder: Path) -> Iterator[Any]:
+def engine(name: str, folder: Path, network_ms: float = 0.0) -> Iterator[Any]:
     """A connection to a new database."""
     if name == "sqlite":
         with closing(connected(folder / "chat.db")) as connection:
             yield connection
         return
-    with database_url() as url, closing(connected(url)) as made:
+    with database_url() as url, _from_afar(url, network_ms) as seen, closing(connected(seen)) as made:
         yield CountingConnection(made.raw)
 
 
-def measure(connection: Any, commits: int) -> tuple[Figures, Figures]:
+@contextmanager
+def _from_afar(url: str, network_ms: float) -> Iterator[str]:
+    """The URL of a server on this machine that is so far away."""
+    port = urlsplit(url).port
+    if not network_ms or port is None:
+        yield url
+        return
+    with distant(port, network_ms) as other:
+        yield url.replace(f":{port}/", f":{other}/")
+
+
+def measure(connection: Any, commits: int, chats_together: int = 16) -> tuple[Figures, Figures]:
     """New chats, and their second turns."""
-    texts = [[f"{_TEXT}{uuid7()}" for _ in range(_CHATS)] for _ in range(commits)]
+    texts = [[f"{_TEXT}{uuid7()}" for _ in range(chats_together)] for _ in range(commits)]
     new = [[exchange_of([user(text)], SessionRef(uuid7(), "new")) for text in some] for some in texts]
     continued = [
         [
@@ -92,12 +104,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--commits", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--network-ms", type=float, default=0.0, help="how far away the server is")
+    parser.add_argument("--chats", type=int, default=16, help="in a commit")
     given = parser.parse_args()
     found: dict[tuple[str, str], list[Figures]] = {}
     for _ in range(given.rounds):
         for name in ("sqlite", "postgresql"):
-            with tempfile.TemporaryDirectory() as folder, engine(name, Path(folder)) as connection:
-                for kind, figures in zip(("new", "continued"), measure(connection, given.commits), strict=True):
+            with tempfile.TemporaryDirectory() as folder, engine(name, Path(folder), given.network_ms) as connection:
+                for kind, figures in zip(
+                    ("new", "continued"), measure(connection, given.commits, given.chats), strict=True
+                ):
                     found.setdefault((name, kind), []).append(figures)
     for (name, kind), rounds in found.items():
         middle = Figures(*map(statistics.median, zip(*rounds, strict=True)))
