@@ -1,4 +1,6 @@
-"""A TCP proxy in front of PostgreSQL that cuts a connection at a COMMIT: before the server gets it, or after it."""
+"""A TCP proxy in front of PostgreSQL that cuts a connection at a COMMIT, before the server gets it or after it, or that
+lets nothing through for a while.
+"""
 
 import socket
 import threading
@@ -17,8 +19,22 @@ class Cutting:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.cuts: list[Literal["before", "after"]] = []
+        self._open = {"up": threading.Event(), "down": threading.Event()}
+        for each in self._open.values():
+            each.set()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
+
+    @contextmanager
+    def silent(self, *directions: Literal["up", "down"]) -> Iterator[None]:
+        """Let nothing through to the server (up), or to its clients (down); it arrives after the block."""
+        for each in directions:
+            self._open[each].clear()
+        try:
+            yield
+        finally:
+            for each in directions:
+                self._open[each].set()
 
     def close(self) -> None:
         """Take no more connections."""
@@ -37,7 +53,7 @@ class Cutting:
 
     def _serve(self, client: socket.socket) -> None:
         with client, socket.create_connection(("127.0.0.1", self._server_port)) as server:
-            downwards = threading.Thread(target=_pass, args=(server, client), daemon=True)
+            downwards = threading.Thread(target=_pass, args=(server, client, self._open["down"]), daemon=True)
             downwards.start()
             with suppress(OSError):
                 self._upwards(client, server)
@@ -54,12 +70,14 @@ class Cutting:
                     server.sendall(data)
                     threading.Event().wait(_SECONDS)
                 return
+            self._open["up"].wait()
             server.sendall(data)
 
 
-def _pass(source: socket.socket, target: socket.socket) -> None:
+def _pass(source: socket.socket, target: socket.socket, is_open: threading.Event) -> None:
     with suppress(OSError):
         while data := source.recv(65536):
+            is_open.wait()
             target.sendall(data)
     with suppress(OSError):
         target.shutdown(socket.SHUT_RDWR)

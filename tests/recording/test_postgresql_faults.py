@@ -19,9 +19,13 @@ from proxy.maintenance import check
 from proxy.maintenance.check import OF_FILES, Problem
 from tests.chats import said, user
 from tests.cutting import cutting
+from tests.long import IS_LONG
 from tests.postgresql import connect_for_tests, database_url, own_server
 from tests.serving import server_process
 from tests.world import World, open_world
+
+# Longer than a write waits before it is spilled.
+SILENCE_SECONDS = 60.0 if IS_LONG else 4.0
 
 
 @pytest.fixture
@@ -92,6 +96,40 @@ async def test_cut_at_a_commit_loses_and_doubles_nothing(url: str, tmp_path: Pat
         assert way.cuts == []
     assert rows(url, "SELECT COUNT(*), COUNT(DISTINCT exchange_id) FROM exchanges") == [(20, 20)]
     assert rows(url, "SELECT COUNT(*) FROM messages") == [(40,)]
+    assert problems(url, tmp_path) == []
+
+
+@pytest.mark.parametrize("directions", (("up", "down"), ("up",), ("down",)))
+async def test_silence_loses_and_doubles_nothing(url: str, tmp_path: Path, directions: Any) -> None:
+    """Of both directions, or of one: then the server hears what it is told, or its answers are not heard."""
+    port = urlsplit(url).port
+    assert port
+    async with AsyncExitStack() as stack:
+        way = stack.enter_context(cutting(port))
+        world = await world_on(stack, url.replace(f":{port}/", f":{way.port}/"), tmp_path, commit_timeout_seconds=2.0)
+        is_over = asyncio.Event()
+        answered = 0
+
+        async def talk(caller: int) -> None:
+            nonlocal answered
+            turn = 0
+            while not is_over.is_set():
+                turn += 1
+                await world.chat([user(f"{caller} asks {turn}")], said("yes"), session=f"s{caller}")
+                answered += 1
+
+        talking = [asyncio.create_task(talk(caller)) for caller in range(3)]
+        await asyncio.sleep(0.5)
+        with way.silent(*directions):
+            await asyncio.sleep(SILENCE_SECONDS)
+        await asyncio.sleep(0.5)
+        is_over.set()
+        await asyncio.gather(*talking)
+        await stored(url, answered)
+    assert rows(url, "SELECT COUNT(*), COUNT(DISTINCT exchange_id) FROM exchanges") == [(answered, answered)]
+    assert rows(url, "SELECT COUNT(*), COUNT(DISTINCT content) FROM messages WHERE role = 'user'") == [
+        (answered, answered)
+    ]
     assert problems(url, tmp_path) == []
 
 

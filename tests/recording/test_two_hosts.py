@@ -11,13 +11,14 @@ psycopg = pytest.importorskip("psycopg")
 
 from proxy.demo import MODEL
 from tests.chats import said, user
+from tests.long import IS_LONG
 from tests.namespaces import hosts
 from tests.postgresql import database_url, own_server
 from tests.recording.test_postgresql_faults import problems, rows, stored
 from tests.serving import server_process
 
 # Longer than the lease of a process.
-CUT_SECONDS = 22.0
+CUT_SECONDS = 30.0 if IS_LONG else 22.0
 
 
 async def test_host_that_is_cut_off_goes_on_and_loses_and_doubles_nothing(tmp_path: Path) -> None:

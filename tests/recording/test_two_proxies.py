@@ -20,11 +20,13 @@ from proxy.demo import MODEL
 from proxy.storage import queries
 from tests.access.test_keys import bearer
 from tests.chats import said, user
+from tests.long import IS_LONG
 from tests.postgresql import connect_for_tests, database_url
 from tests.recording.test_postgresql_faults import problems, rows, stored, world_on
 from tests.serving import ServerProcess, server_process
 from tests.world import World
 
+RACES = 1000 if IS_LONG else 20
 WORDS = 700  # some seconds of a reply
 
 
@@ -66,21 +68,38 @@ async def test_conversation_goes_on_at_the_other(url: str, tmp_path: Path) -> No
 
 async def test_same_turn_and_same_name_at_both_at_once_are_stored_once(url: str, tmp_path: Path) -> None:
     async with two_worlds(url, tmp_path) as worlds:
-        for race in range(20):
+        for race in range(RACES):
             names = await asyncio.gather(
                 *(each.chat([user(f"{race}")], said("yes"), session=f"s{race}", user_id=f"u{race}") for each in worlds)
             )
             assert len({answer.headers["x-session-id"] for answer in names}) == 1
             turns = [user(f"{race}"), said("yes"), user("and?")]
             await asyncio.gather(*(each.chat(turns, said("no"), user_id=f"u{race}") for each in worlds))
-        await stored(url, 80)
-    assert rows(url, "SELECT COUNT(*) FROM sessions") == [(20,)]
+        await stored(url, 4 * RACES)
+    assert rows(url, "SELECT COUNT(*) FROM sessions") == [(RACES,)]
     # Each of two requests has a reply of its own; what they ask is stored once.
     assert rows(url, "SELECT role, COUNT(*) FROM messages GROUP BY role ORDER BY role") == [
-        ("assistant", 80),
-        ("user", 40),
+        ("assistant", 4 * RACES),
+        ("user", 2 * RACES),
     ]
-    assert rows(url, "SELECT COUNT(*) FROM users WHERE user_id LIKE 'u%'") == [(20,)]
+    assert rows(url, "SELECT COUNT(*) FROM users WHERE user_id LIKE 'u%'") == [(RACES,)]
+    assert problems(url, tmp_path) == []
+
+
+async def test_parameters_whose_last_user_goes_while_another_comes_are_kept(url: str, tmp_path: Path) -> None:
+    async with two_worlds(url, tmp_path) as (one, other):
+        before = await one.chat([user("0")], said("yes"), temperature=0.5)
+        for race in range(1, RACES + 1):
+            path = f"/v1/sessions/{before.headers['x-session-id']}"
+            gone, after = await asyncio.gather(
+                one.client.delete(path, headers={"X-User-Id": "u"}),
+                other.chat([user(f"{race}")], said("yes"), temperature=0.5),
+            )
+            assert (gone.status_code, after.status_code) == (200, 200)
+            before = after
+        await stored(url, 1)
+    assert rows(url, "SELECT COUNT(*) FROM parameters") == [(1,)]
+    assert rows(url, "SELECT COUNT(*), COUNT(parameters_no) FROM exchanges") == [(1, 1)]
     assert problems(url, tmp_path) == []
 
 
