@@ -156,6 +156,36 @@ async def test_a_key_made_by_nobody_s_request_closes_the_server_too(tmp_path: Pa
             await until(is_closed)
 
 
+async def test_a_flood_of_unknown_keys_is_refused_and_a_good_key_is_not(tmp_path: Path) -> None:
+    key = make_key(tmp_path)
+    async with fake_upstream() as upstream:
+        settings = settings_for(tmp_path, upstream_url=upstream.url, auth="required")
+        async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url) as http:
+            port = int(url.rpartition(":")[2])
+            flood = [asyncio.create_task(_unknown_keys(port, f"{PREFIX}{number}-", count=3)) for number in range(128)]
+            good = []
+            while not all(task.done() for task in flood):
+                good.append((await http.get(MODELS, headers=bearer(key))).status_code)
+            refused = {status for task in flood for status in task.result()}
+    assert set(good) == {200}
+    assert 401 in refused
+    assert refused <= {401, 429}
+
+
+async def _unknown_keys(port: int, prefix: str, *, count: int) -> list[int]:
+    """The statuses for new keys that nobody has made, over one connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    statuses = []
+    for number in range(count):
+        writer.write(f"GET {MODELS} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Api-Key: {prefix}{number}\r\n\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        statuses.append(int(head.split()[1]))
+        await reader.readexactly(int(re.search(rb"content-length: (\d+)", head)[1]))  # type: ignore[index]
+    writer.close()
+    await writer.wait_closed()
+    return statuses
+
+
 async def test_a_deleted_key_is_gone_within_seconds(tmp_path: Path) -> None:
     key = make_key(tmp_path)
     async with fake_upstream() as upstream:
