@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TypedDict, TypeVar
 
 from proxy.access.gate import Gate
+from proxy.downstream.whole_response import Backlog
 from proxy.errors import ReadTimeoutError, UnavailableError
 from proxy.maintenance.export_file import Exports
 from proxy.recording.branch_points import RecentBranchPoints
@@ -43,6 +44,7 @@ class Services:
     searches: Turns = field(default_factory=Turns)
     exports: Exports = field(default_factory=Exports)
     reads: FairTurns = field(default_factory=_read_turns)
+    backlog: Backlog = field(default_factory=Backlog)
     log: LogEmptier = field(init=False)
     vendor_headers: tuple[bytes, ...] = field(init=False)
     without_usage: set[str] = field(default_factory=set, init=False)  # models whose upstream rejects `stream_options`

@@ -11,8 +11,10 @@ from proxy.history import branches, sessions
 from proxy.history.serializers import JSON, plain_message, plain_message_json, plain_session
 from proxy.routes import bodies, parameters, streaming_json
 from proxy.routes.parameters import named_user, numbered_page_of, services_of, session_id_of, visible_user
+from proxy.routes.read_response import read_response
 from proxy.routes.resource import Resource
 from proxy.services import State
+from proxy.storage.connection import Connection
 
 
 async def create_session(request: Request[State]) -> Response:
@@ -31,10 +33,14 @@ async def create_session(request: Request[State]) -> Response:
 async def list_sessions(request: Request[State]) -> Response:
     number, page = numbered_page_of(request)
     active_only = parameters.flag(request, "active_only")
-    work = partial(branches.list_sessions, user_id=named_user(request), page=page, active_only=active_only)
-    found = await services_of(request).read(work)
-    items = [plain_session(session) for session in found["sessions"]]
-    return json_response(_items(items, number=number, size=page.limit, total=found["total"]))
+    user_id = named_user(request)
+
+    def work(connection: Connection) -> JSON:
+        found = branches.list_sessions(connection, user_id=user_id, page=page, active_only=active_only)
+        items = [plain_session(session) for session in found["sessions"]]
+        return _items(items, number=number, size=page.limit, total=found["total"])
+
+    return await read_response(services_of(request), work)
 
 
 async def get_session(request: Request[State]) -> Response:

@@ -14,6 +14,7 @@ from proxy.history.stored_completions import Filter
 from proxy.routes import bodies, parameters
 from proxy.routes.local_or_upstream import LocalOrUpstream
 from proxy.routes.parameters import named_user, openai_page_of, order_of, services_of, visible_user
+from proxy.routes.read_response import read_response
 from proxy.services import State
 from proxy.storage.connection import Connection
 from proxy.storage.queries.exchanges import COMPLETION_PREFIX
@@ -33,12 +34,12 @@ async def list_completions(request: Request[State]) -> Response:
         fitting, cursor = await services.read(work)
         found += fitting
     loading = partial(stored_completions.get_completions, exchange_ids=found, limit=page.limit)
-    return json_response(await services.read(loading))
+    return await read_response(services, loading)
 
 
 async def get_completion(request: Request[State]) -> Response:
     work = partial(stored_completions.get_completion, id_=_id_of(request), user_id=visible_user(request))
-    return json_response(await services_of(request).read(work))
+    return await read_response(services_of(request), work)
 
 
 async def update_completion(request: Request[State]) -> Response:
@@ -64,7 +65,7 @@ async def list_messages(request: Request[State]) -> Response:
         page=openai_page_of(request),
         order=order_of(request),
     )
-    return json_response(await services_of(request).read(work))
+    return await read_response(services_of(request), work)
 
 
 def _id_of(request: Request[State]) -> str:

@@ -21,6 +21,7 @@ from proxy.routes.parameters import (
     session_id_of,
     visible_user,
 )
+from proxy.routes.read_response import read_response
 from proxy.services import State
 
 # OpenAI's limit for creating items.
@@ -40,7 +41,7 @@ async def create_conversation(request: Request[State]) -> Response:
 
 async def get_conversation(request: Request[State]) -> Response:
     work = partial(conversations.get_conversation, id_=session_id_of(request), user_id=visible_user(request))
-    return json_response(await services_of(request).read(work))
+    return await read_response(services_of(request), work)
 
 
 async def update_conversation(request: Request[State]) -> Response:
@@ -69,7 +70,7 @@ async def list_items(request: Request[State]) -> Response:
         order=order_of(request, default="desc"),
         include=_include_of(request),
     )
-    return json_response(await services_of(request).read(work))
+    return await read_response(services_of(request), work)
 
 
 async def add_items(request: Request[State]) -> Response:
@@ -93,7 +94,7 @@ async def get_item(request: Request[State]) -> Response:
         user_id=visible_user(request),
         include=_include_of(request),
     )
-    return json_response(await services_of(request).read(work))
+    return await read_response(services_of(request), work)
 
 
 async def delete_item(request: Request[State]) -> Response:

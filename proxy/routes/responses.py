@@ -19,6 +19,7 @@ from proxy.recording.open_exchange import OpenExchange
 from proxy.routes import parameters
 from proxy.routes.parameters import openai_page_of, order_of, services_of, visible_user
 from proxy.routes.passthrough import Passthrough
+from proxy.routes.read_response import read_response
 from proxy.routes.resource import Resource
 from proxy.services import Services, State
 from proxy.wire.dialect_endpoints import RESPONSES
@@ -47,7 +48,7 @@ async def get_response(request: Request[State]) -> Response:
     if parameters.flag(request, "stream"):
         return await _stream(request)
     work = partial(responses.get_response, id_=_id_of(request), user_id=visible_user(request))
-    return json_response(await services_of(request).read(work))
+    return await read_response(services_of(request), work)
 
 
 async def _stream(request: Request[State]) -> Response:
@@ -91,7 +92,7 @@ async def cancel_response(request: Request[State]) -> Response:
             while services.recorder.is_open(live):  # noqa: ASYNC110 - rare, so polling is cheaper than an event in every exchange
                 await asyncio.sleep(_POLL_SECONDS / 10)
     work = partial(responses.get_response, id_=id_, user_id=user_id)
-    return json_response(await services.read(work))
+    return await read_response(services, work)
 
 
 async def delete_response(request: Request[State]) -> Response:
@@ -108,7 +109,7 @@ async def list_input_items(request: Request[State]) -> Response:
         page=openai_page_of(request),
         order=order_of(request, default="desc"),
     )
-    return json_response(await services_of(request).read(work))
+    return await read_response(services_of(request), work)
 
 
 def _id_of(request: Request[State]) -> str:

@@ -6,11 +6,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy.errors import InvalidRequestError, json_response
+from proxy.errors import InvalidRequestError
 from proxy.history import branches
 from proxy.history.serializers import JSON, session_json
 from proxy.routes import parameters
 from proxy.routes.parameters import caller_of, named_user, services_of, visible_user
+from proxy.routes.read_response import encoded, json_response
 from proxy.routes.resource import Resource
 from proxy.search.deadline import Deadline
 from proxy.search.engines import search
@@ -26,7 +27,7 @@ async def search_messages(request: Request[State]) -> Response:
     await services.recorder.writer.flushed()
     user_id = caller_of(request).user_id or query.user_id or ""
     content = await services.searches.run(user_id, partial(_found, services, query, page, order))
-    return json_response(content)
+    return json_response(services, content)
 
 
 async def _query(services: Services, request: Request[State]) -> Query:
@@ -62,11 +63,11 @@ def _order_of(request: Request[State]) -> Order:
     raise InvalidRequestError(f"order must be one of {', '.join(ORDERS)}.", param="order")
 
 
-def _found(services: Services, query: Query, page: Page, order: Order, deadline: Deadline) -> JSON:
+def _found(services: Services, query: Query, page: Page, order: Order, deadline: Deadline) -> bytes:
     found, has_more = search(
         services.settings, query, limit=page.limit, offset=page.offset, order=order, deadline=deadline
     )
-    return {"results": [_result(each) for each in found], "has_more": has_more}
+    return encoded({"results": [_result(each) for each in found], "has_more": has_more})
 
 
 def _result(found: Found) -> JSON:

@@ -12,6 +12,7 @@ from proxy.errors import json_response
 from proxy.history import branch_list, branches, dialects, exchange_list, sessions
 from proxy.routes import bodies, parameters, streaming_json
 from proxy.routes.parameters import caller_of, named_user, services_of, session_id_of, visible_user
+from proxy.routes.read_response import read_response
 from proxy.routes.resource import Resource
 from proxy.services import State
 from proxy.storage.page import Page
@@ -37,12 +38,12 @@ async def list_sessions(request: Request[State]) -> Response:
         page=parameters.page_of(request),
         active_only=parameters.flag(request, "active_only"),
     )
-    return json_response(await services_of(request).read(work))
+    return await read_response(services_of(request), work)
 
 
 async def get_session(request: Request[State]) -> Response:
     work = partial(branches.get_session, id_=session_id_of(request), user_id=visible_user(request))
-    return json_response(await services_of(request).read(work))
+    return await read_response(services_of(request), work)
 
 
 async def update_session(request: Request[State]) -> Response:
@@ -85,7 +86,7 @@ async def list_messages(request: Request[State]) -> Response:
     }
     dialect = _DIALECTS.get(form)
     if dialect is not None:
-        return json_response(await services.read(partial(dialects.list_messages, dialect=dialect, **asked)))
+        return await read_response(services, partial(dialects.list_messages, dialect=dialect, **asked))
     opening = branches.open_openai_messages if form == "openai" else branches.open_messages
     found = await services.read(partial(opening, **asked))
     return await streaming_json.page_response(
@@ -100,7 +101,7 @@ async def list_branches(request: Request[State]) -> Response:
         user_id=visible_user(request),
         page=parameters.page_of(request),
     )
-    return json_response(await services_of(request).read(work))
+    return await read_response(services_of(request), work)
 
 
 async def list_exchanges(request: Request[State]) -> Response:
