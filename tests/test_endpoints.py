@@ -412,6 +412,24 @@ async def test_a_client_resends_regenerates_and_edits(
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("order", ("asc", "desc"))
+async def test_input_items_that_have_one_id_are_each_listed_once(http: httpx.AsyncClient, order: str) -> None:
+    ids = ["same", "same", "", None, 7, "other", "same", "x" * 300, "same"]
+    given = [{"type": "message", "role": "user", "content": str(place), "id": id_} for place, id_ in enumerate(ids)]
+    first = (await respond(http, given)).json()["id"]
+    response_id = (await respond(http, given, previous_response_id=first)).json()["id"]
+    found: list[JSON] = []
+    query: dict[str, str | int] = {"limit": 2, "order": order}
+    while (page := (await http.get(f"{RESPONSES}/{response_id}/input_items", params=query)).json())["has_more"]:
+        found += page["data"]
+        query["after"] = page["last_id"]
+        assert len(found) < 50
+    found += page["data"]
+    assert len({item["id"] for item in found}) == len(found) == 2 * len(ids) + 2
+    texts = [item["content"][0]["text"] for item in found if item.get("role") == "user"]
+    assert texts == [str(place) for place in range(len(ids))] * 2 if order == "asc" else texts[0] == "8"
+
+
 @pytest.mark.parametrize("status", ("queued", "in_progress"))
 async def test_a_response_in_the_background_is_asked_for_at_upstream(
     http: httpx.AsyncClient, upstream: FakeUpstream, status: str

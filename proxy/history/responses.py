@@ -1,5 +1,6 @@
 """Reads stored Responses, and resolves what a request refers to. A response's id is a position in the message tree."""
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from proxy.errors import InvalidRequestError, NotFoundError
@@ -16,6 +17,7 @@ from proxy.storage.page import Page
 from proxy.storage.queries.exchanges import ExchangeRow
 from proxy.storage.removal import remove_exchange
 from proxy.wire import json_text, responses, responses_state
+from proxy.wire.dialect import string
 
 _SHOWN = frozenset({"completed", "incomplete"})
 # Keys that OpenAI's clients expect even if null, and those that vLLM sends as null. Nulls are not stored.
@@ -196,25 +198,28 @@ def list_input_items(connection: Connection, id_: str, *, user_id: str | None, p
     """One page of the input items of a response's request, including the history it continued."""
     row = find_response(connection, id_, user_id=user_id)
     numbers = _asked(connection, row)
-    items = [
-        _with_id(item, f"{number}_{place}" if place else str(number))
-        for number in numbers
-        for place, item in enumerate(items_of([row_of(connection, number)]))
-        if isinstance(item, dict)
-    ]
+    items: dict[str, JSON] = {}
+    for number in numbers:
+        for place, item in enumerate(items_of([row_of(connection, number)])):
+            if isinstance(item, dict):
+                shown = _with_id(item, f"{number}_{place}" if place else str(number), taken=items)
+                items[shown["id"]] = shown
+    listed = list(items.values())
     if order == "desc":
-        items.reverse()
+        listed.reverse()
     start = 0
     if page.after is not None:
-        ids = [item["id"] for item in items]
-        if page.after not in ids:
+        if page.after not in items:
             raise InvalidRequestError("There is no such item to list after.", param="after")
-        start = ids.index(page.after) + 1
-    return page_of(items[start:], limit=page.limit)
+        start = listed.index(items[page.after]) + 1
+    return page_of(listed[start:], limit=page.limit)
 
 
-def _with_id(item: JSON, suffix: str) -> JSON:
-    """An input item in OpenAI's list format: with type and id."""
+def _with_id(item: JSON, suffix: str, *, taken: Container[str]) -> JSON:
+    """An input item in OpenAI's list format: with type and id.
+
+    Clients may send an id twice or in another form; pages need one that names a single item.
+    """
     kind = item.get("type") or "message"
     said: JSON = {"type": kind, **item}
     if kind == "message":
@@ -222,7 +227,8 @@ def _with_id(item: JSON, suffix: str) -> JSON:
         part = "output_text" if item.get("role") == "assistant" else "input_text"
         said["content"] = [{"type": part, "text": content}] if isinstance(content, str) else content
         said.setdefault("status", "completed")
-    said["id"] = item.get("id") or f"{'msg' if kind == 'message' else 'item'}_{suffix}"
+    given = string(item.get("id"))
+    said["id"] = given if given and given not in taken else f"{'msg' if kind == 'message' else 'item'}_{suffix}"
     return said
 
 
