@@ -412,6 +412,28 @@ async def test_a_client_resends_regenerates_and_edits(
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("status", ("failed", "cancelled"))
+@pytest.mark.parametrize("error", (None, {"code": "server_error", "message": "no"}))
+async def test_a_response_that_upstream_gave_up_is_not_completed(
+    http: httpx.AsyncClient, upstream: FakeUpstream, status: str, error: JSON | None
+) -> None:
+    whole = {**response_of(1, {"input": "hi"}), "status": status, "error": error}
+    upstream.on(RESPONSES, whole_json(whole))
+    reply = await respond(http, "one")
+    [exchange] = (await http.get(f"/v1/sessions/{reply.headers['x-session-id']}/exchanges")).json()["exchanges"]
+    assert (exchange["status"], exchange["finish_reason"]) == ("failed", status)
+    assert exchange["error"] == error or exchange["error"]["type"] == status
+    events = [*response_events(whole)[:-1], {"type": f"response.{status}", "response": whole}]
+    upstream.on(RESPONSES, sse(events_text(events)))
+    reply = await respond(http, "two", stream=True)
+    [exchange] = (await http.get(f"/v1/sessions/{reply.headers['x-session-id']}/exchanges")).json()["exchanges"]
+    assert (exchange["status"], exchange["finish_reason"]) == ("incomplete", status)
+    back = (await http.get(f"{RESPONSES}/{whole['id']}")).json()
+    assert (back["status"], back["output"]) == (status, whole["output"])
+    if status == "failed":
+        assert back["error"] == exchange["error"]
+
+
 @pytest.mark.parametrize("order", ("asc", "desc"))
 async def test_input_items_that_have_one_id_are_each_listed_once(http: httpx.AsyncClient, order: str) -> None:
     ids = ["same", "same", "", None, 7, "other", "same", "x" * 300, "same"]

@@ -172,10 +172,13 @@ def get_response(connection: Connection, id_: str, *, user_id: str | None) -> JS
     own: JSON = {"id": id_, "object": "response", "created_at": created, "model": row.model or "", "output": output}
     shown = {**_NULLS, **_echoed(connection, row), **sent, **own}
     if row.status != "completed":
-        shown |= {"status": "incomplete", "incomplete_details": {"reason": "interrupted"}}
         error = json_text.stored(row.error)
-        if isinstance(error, dict) and error.get("type") == "cancelled":
+        if sent.get("status") in ("failed", "cancelled"):
+            shown["error"] = error if sent["status"] == "failed" else None
+        elif isinstance(error, dict) and error.get("type") == "cancelled":
             shown |= {"status": "cancelled", "incomplete_details": None}
+        else:
+            shown |= {"status": "incomplete", "incomplete_details": {"reason": "interrupted"}}
     shown.setdefault("status", "completed")
     return shown
 

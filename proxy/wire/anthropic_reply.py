@@ -91,6 +91,8 @@ class MessageReply(DialectReply):
     def _take_message(self, message: JSON) -> None:
         self._message = message
         content = message.get("content")
+        if isinstance(content, str):  # as some servers write it
+            content = [{"type": "text", "text": content}]
         if isinstance(content, list):
             self._blocks = {(index, 0): block for index, block in enumerate(content) if isinstance(block, dict)}
             self._pieces = {}

@@ -20,6 +20,10 @@ _IN_BACKGROUND = {
     "message": "The response continues in the background, where it is not recorded.",
     "type": "background",
 }
+_NOT_DONE: dict[str, JSON] = {
+    "failed": {"message": "Upstream says that the response failed.", "type": "failed"},
+    "cancelled": {"message": "The response was cancelled at upstream.", "type": "cancelled"},
+}
 _INDEX_MAX = 10_000
 
 # An item's `output_index`, and its number among the items that upstream has sent: several may have the same index.
@@ -98,6 +102,8 @@ class ResponseReply(DialectReply):
             self._status = ended_by.removeprefix("response.")
         if response.get("error"):
             self.error = response["error"]
+        elif self.error is None and isinstance(self._status, str):
+            self.error = _NOT_DONE.get(self._status)
         if isinstance(response.get("usage"), dict):
             self.usage = response["usage"]
 
@@ -143,10 +149,13 @@ class ResponseReply(DialectReply):
     @property
     def tokens(self) -> Tokens:
         usage = self.usage or {}
+        read, written, total = (count(usage, f"{kind}_tokens") for kind in ("input", "output", "total"))
+        if total is None and read is not None and written is not None:
+            total = read + written
         return Tokens(
-            count(usage, "input_tokens"),
-            count(usage, "output_tokens"),
-            count(usage, "total_tokens"),
+            read,
+            written,
+            total,
             count(usage.get("output_tokens_details"), "reasoning_tokens"),
             count(usage.get("input_tokens_details"), "cached_tokens"),
         )

@@ -232,13 +232,25 @@ def test_a_response_that_was_cut_has_what_its_deltas_said() -> None:
         ("response.incomplete", "incomplete", None, True),
         ("response.failed", "failed", {"code": "server_error", "message": "no"}, False),
         ("response.completed", "in_progress", None, False),
-        ("response.cancelled", "cancelled", None, False),
+        (
+            "response.cancelled",
+            "cancelled",
+            {"message": "The response was cancelled at upstream.", "type": "cancelled"},
+            False,
+        ),
+        (
+            "response.failed",
+            "failed",
+            {"message": "Upstream says that the response failed.", "type": "failed"},
+            False,
+        ),
     ),
 )
 def test_a_response_is_whole_by_its_status_not_by_the_name_of_its_last_event(
     name: str, status: str, error: Any, is_whole: bool
 ) -> None:
-    response = {"id": "resp_1", "status": status, "error": error, "output": []}
+    given = error if error is None or "code" in error else None
+    response = {"id": "resp_1", "status": status, "error": given, "output": []}
     reply = of_events(ResponseReply(), CREATED, {"type": name, "response": response})
     assert (reply.is_whole, reply.error) == (is_whole, error)
 
@@ -323,6 +335,18 @@ def test_a_message_without_its_stop_is_not_whole() -> None:
     assert (reply.error, reply.is_whole) == ({"type": "overloaded_error", "message": "no"}, False)
     reply = of_events(MessageReply(), START, {"type": "error", "message": "no"}, {"type": "message_stop"})
     assert (reply.error, reply.is_whole) == ({"type": "error", "message": "no"}, False)
+
+
+def test_a_message_whose_content_is_a_string_is_kept() -> None:
+    reply = MessageReply()
+    reply.take_whole(b'{"id":"m","type":"message","role":"assistant","content":"just text","stop_reason":"end_turn"}')
+    assert (reply.choices[0].message["content"], reply.is_whole) == ("just text", True)
+
+
+def test_a_total_that_is_missing_is_the_sum() -> None:
+    reply = ResponseReply()
+    reply.take_whole(b'{"status":"completed","output":[],"usage":{"input_tokens":"7","output_tokens":5.0}}')
+    assert reply.tokens[:3] == (7, 5, 12)
 
 
 def test_a_message_that_begins_anew_is_the_second_one() -> None:
