@@ -43,6 +43,8 @@ def without_models(upstream: Upstream, *, has_key: bool) -> tuple[str, str]:
         if has_key:
             return f"rejects our key ({upstream.refused_list})", "give its key in STELLARCHAT_UPSTREAM_API_KEY"
         return f"requires a key ({upstream.refused_list})", "set STELLARCHAT_UPSTREAM_API_KEY"
+    if upstream.refused_list == "status 508":  # our own answer to a request that came back
+        return "leads back to this proxy", "give vLLM's address in STELLARCHAT_UPSTREAM_URL"
     if upstream.refused_list:
         return f"answers, but gives no model list ({upstream.refused_list})", "is this vLLM's address, without a route?"
     return "answers, but lists no model", "check that a model is loaded"

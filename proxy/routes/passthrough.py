@@ -17,8 +17,8 @@ from proxy.downstream.direct_writer import outlet_of
 from proxy.downstream.disconnect import Watch
 from proxy.downstream.request_body import DepartedError, read_body, stream_body
 from proxy.errors import APIError, InvalidRequestError, NotFoundError
-from proxy.ids import uuid7
 from proxy.recording.sending import send_unrecorded
+from proxy.routes.loops import RequestIds
 from proxy.services import Services
 from proxy.wire import chat_request, headers
 from proxy.wire.headers import Headers
@@ -28,6 +28,7 @@ UPSTREAM_HEADER = b"x-stellarchat-upstream"
 
 # In a larger body, the model is searched for only near both ends.
 _PARSED_BYTES = 256 * 2**10
+_request_ids = RequestIds()
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"')
 
 
@@ -145,14 +146,14 @@ def target_of(scope: Scope) -> bytes:
 
 
 def upstream_headers(services: Services, scope: Scope) -> Headers:
-    """The caller's headers as they are sent to upstream."""
+    """The caller's headers as they are sent to upstream. Raises APIError for a request that came back from there."""
     given: Headers = scope["headers"]
     caller: Caller = scope["state"].get("caller", ANYONE)
     api_key = services.settings.upstream_api_key
     keys: KeyCache = scope["state"]["gate"].keys
     return headers.to_upstream(
         keys.without_ours(given),
-        request_id=headers.value_of(given, b"x-request-id") or uuid7().encode(),
+        request_id=_request_ids.id_of(scope),
         passes_credentials=not caller.has_key,
         api_key=api_key.encode() if api_key else None,
     )
