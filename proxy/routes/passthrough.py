@@ -18,7 +18,7 @@ from proxy.downstream.disconnect import Watch
 from proxy.downstream.request_body import DepartedError, read_body, stream_body
 from proxy.errors import APIError, InvalidRequestError, NotFoundError
 from proxy.recording.sending import send_unrecorded
-from proxy.routes.loops import RequestIds
+from proxy.routes import loops
 from proxy.services import Services
 from proxy.wire import chat_request, headers
 from proxy.wire.headers import Headers
@@ -28,7 +28,6 @@ UPSTREAM_HEADER = b"x-stellarchat-upstream"
 
 # In a larger body, the model is searched for only near both ends.
 _PARSED_BYTES = 256 * 2**10
-_request_ids = RequestIds()
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"')
 
 
@@ -38,7 +37,10 @@ class Passthrough:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Relays the request. Raises APIError if this caller may not send it."""
         refuse_unless_reachable(scope)
-        await _relay(scope["state"]["services"], scope, receive, send)
+        try:
+            await _relay(scope["state"]["services"], scope, receive, send)
+        finally:
+            loops.forget(scope)
 
 
 def refuse_unless_reachable(scope: Scope) -> None:
@@ -153,7 +155,7 @@ def upstream_headers(services: Services, scope: Scope) -> Headers:
     keys: KeyCache = scope["state"]["gate"].keys
     return headers.to_upstream(
         keys.without_ours(given),
-        request_id=_request_ids.id_of(scope),
+        request_id=loops.request_id_of(scope),
         passes_credentials=not caller.has_key,
         api_key=api_key.encode() if api_key else None,
     )

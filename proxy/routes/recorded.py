@@ -16,6 +16,7 @@ from proxy.downstream.request_body import DepartedError, read_body
 from proxy.errors import APIError, UnavailableError, error_response
 from proxy.history.responses import Resolved, resolve
 from proxy.ids import moment, timestamp, uuid7
+from proxy.routes import loops
 from proxy.routes.large_bodies import LARGE_BYTES, off_the_loop, refuse_too_many_values
 from proxy.routes.passthrough import named_model, relay_unrecorded, reserve_tokens, target_of, upstream_headers
 from proxy.routes.recorded_chat import Chat, RecordedChat, model_of
@@ -47,6 +48,8 @@ class RecordedEndpoint:
             pass
         except APIError as exc:
             await error_response(exc, path=scope["path"])(scope, receive, send)
+        finally:
+            loops.forget(scope)
 
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
         services: Services = scope["state"]["services"]
