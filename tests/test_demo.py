@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from openai import APIError, AsyncOpenAI, NotFoundError, OpenAI
 
 from proxy.demo import MODEL, serve_demo
+from tests.long import examples
 
 # The demo keeps no state: one server serves all these tests.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -380,7 +381,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(body=st.dictionaries(st.sampled_from(KNOWN), JSON))
 async def test_no_body_makes_it_fail(http: httpx.AsyncClient, body: Json) -> None:
     content = json.dumps({"messages": [HELLO]} | body)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.access.test_keys import bearer, make_key
 from tests.fake_upstream import fake_upstream
+from tests.long import examples
 from tests.serving import running_proxy, settings_for
 
 SESSION_KEYS = [
@@ -556,7 +557,9 @@ PATHS = st.sampled_from(
 
 
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=examples(80),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
 async def test_no_input_is_an_internal_error(client: httpx.AsyncClient, data: st.DataObject) -> None:
