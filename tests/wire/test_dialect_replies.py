@@ -250,7 +250,7 @@ def test_a_response_is_whole_by_its_status_not_by_the_name_of_its_last_event(
     name: str, status: str, error: Any, is_whole: bool
 ) -> None:
     given = error if error is None or "code" in error else None
-    response = {"id": "resp_1", "status": status, "error": given, "output": []}
+    response: dict[str, Any] = {"id": "resp_1", "status": status, "error": given, "output": []}
     reply = of_events(ResponseReply(), CREATED, {"type": name, "response": response})
     assert (reply.is_whole, reply.error) == (is_whole, error)
 
