@@ -1,5 +1,6 @@
 """The keys of what a transaction will look up, as far as they are known before it begins. Pure."""
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 
@@ -16,3 +17,13 @@ class Expected:
     parameters: set[bytes] = field(default_factory=set)  # digests
     tools: set[bytes] = field(default_factory=set)  # digests
     upstreams: set[str] = field(default_factory=set)  # names
+
+    def about(self, ids: Set[str]) -> "Expected":
+        """The part that concerns some sessions, by any of their ids, and exchanges."""
+        return Expected(
+            sessions=self.sessions & ids,
+            named_sessions={pair for pair in self.named_sessions if pair[1] in ids},
+            prefixes={pair for pair in self.prefixes if pair[0] in ids},
+            nodes={pair for pair in self.nodes if pair[0] in ids},
+            exchanges=self.exchanges & ids,
+        )

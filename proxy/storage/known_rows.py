@@ -41,6 +41,7 @@ class KnownRows:
     def __init__(self) -> None:
         self._rows: dict[_Key, list[Row]] = {}
         self._keys: dict[Any, list[_Key]] = {}
+        self.changed: set[Any] = set()  # what rows are not known any more about
 
     def find(self, name: str, parameters: Parameters) -> list[Row] | None:
         """The rows of a query, if they are known."""
@@ -56,11 +57,12 @@ class KnownRows:
     def clear(self) -> None:
         self._rows.clear()
         self._keys.clear()
+        self.changed.clear()
 
     def ran(self, name: str) -> None:
         """Called with each statement that is run, or about to be."""
         if self._rows and name not in _UNRELATED and _writes(name):
-            self.clear()
+            self._forget_all()
 
     def stored(self, name: str, rows: Sequence[Parameters]) -> None:
         """Called with the rows of each write that is queued."""
@@ -68,7 +70,7 @@ class KnownRows:
             return
         columns = _CHANGED_BY.get(name)
         if columns is None:
-            self.clear()
+            self._forget_all()
             return
         for row in rows:
             for column in columns:
@@ -77,8 +79,16 @@ class KnownRows:
             self._move_on(SEQUENCES[name][0], rows)
 
     def _forget(self, about: Any) -> None:
-        for key in self._keys.pop(about, ()):
+        keys = self._keys.pop(about, ())
+        for key in keys:
             self._rows.pop(key, None)
+        if keys:
+            self.changed.add(about)
+
+    def _forget_all(self) -> None:
+        self.changed.update(self._keys)
+        self._rows.clear()
+        self._keys.clear()
 
     def _move_on(self, column: str, rows: Sequence[Parameters]) -> None:
         """Keeps the numbers in use up to date."""

@@ -10,6 +10,13 @@ from proxy.storage.queries.sessions import named_by
 
 # Queries without parameters that most transactions run.
 ALWAYS_READ = ("last_numbers", "newest_deletion")
+# Look-ups whose results another write of the transaction may change.
+CHANGING = frozenset(
+    {
+        *("get_session", "find_session_id", "find_prefix_in_session", "find_node_by_hash", "get_node"),
+        "get_exchange_in_progress",
+    }
+)
 _NODE = ("message_no", "session_id", "parent_no", "depth", "role", "chain_hash", "root_no")
 
 
@@ -41,7 +48,8 @@ def queries_of(expected: Expected) -> list[tuple[str, list[dict[str, Any]]]]:
 def take(known: KnownRows, expected: Expected, found: dict[str, list[Row]]) -> None:
     """Keeps the rows found by the queries of `queries_of`, as the results of the look-ups that they stand for."""
     for name in ALWAYS_READ:
-        known.add(name, {}, found[name])
+        if name in found:
+            known.add(name, {}, found[name])
     _take_keyed(known, "find_user_no", "user_id", expected.users, found.get("ahead_users", ()))
     _take_keyed(known, "find_parameters", "digest", expected.parameters, found.get("ahead_parameters", ()))
     _take_keyed(known, "find_tools", "digest", expected.tools, found.get("ahead_tools", ()))

@@ -24,7 +24,7 @@ from proxy.storage.errors import (
 )
 from proxy.storage.expected import Expected
 from proxy.storage.known_rows import KnownRows
-from proxy.storage.postgresql_ahead import ALWAYS_READ, queries_of, take
+from proxy.storage.postgresql_ahead import ALWAYS_READ, CHANGING, queries_of, take
 from proxy.storage.postgresql_errors import storage_error, translated_errors
 from proxy.storage.postgresql_sql import SEQUENCES, for_many_rows, statement
 
@@ -60,6 +60,7 @@ class PostgresqlConnection:
         postgresql_types.register(connection)
         self._pending: list[_Statement] = []
         self._pending_size = 0  # characters of their rows
+        self._expected = Expected()
         self._known = KnownRows()
         self._deadline: float | None = None
         self._warning: str | None = None
@@ -67,7 +68,7 @@ class PostgresqlConnection:
     # Queries
 
     def one(self, name: str, parameters: Parameters = _NOTHING, /) -> Row | None:
-        known = self._known.find(name, parameters)
+        known = self._read_before(name, parameters)
         if known is not None:
             return dict(known[0]) if known else None
         with translated_errors():
@@ -84,7 +85,7 @@ class PostgresqlConnection:
         yield from self.all(name, parameters)
 
     def value(self, name: str, parameters: Parameters = _NOTHING, /) -> Any:
-        known = self._known.find(name, parameters)
+        known = self._read_before(name, parameters)
         if known is not None:
             return next(iter(known[0].values())) if known else None
         with translated_errors():
@@ -122,15 +123,29 @@ class PostgresqlConnection:
 
     def read_ahead(self, expected: Callable[[], Expected]) -> None:
         """Reads in one round trip, which also begins the transaction."""
-        wanted = expected()
-        if wanted == Expected():
-            return
+        self._expected = expected()
+        if self._expected != Expected():
+            self._read(self._expected, ALWAYS_READ)
+
+    def _read_before(self, name: str, parameters: Parameters) -> list[Row] | None:
+        """The rows of a look-up that was read ahead. If the transaction has changed some of them, reads those again."""
+        known = self._known.find(name, parameters)
+        if known is not None or name not in CHANGING or not self._known.changed:
+            return known
+        changed = frozenset(self._known.changed)
+        self._known.changed.clear()
+        self._read(self._expected.about(changed))
+        return self._known.find(name, parameters)
+
+    def _read(self, wanted: Expected, always: Sequence[str] = ()) -> None:
         asked = queries_of(wanted)
-        statements = [_Statement(statement(name).text, []) for name in ALWAYS_READ]
+        if not asked:
+            return
+        statements = [_Statement(statement(name).text, []) for name in always]
         statements += [
             _Statement(for_many_rows(name).text, [postgresql_types.rows_as_json(rows)]) for name, rows in asked
         ]
-        names = [*ALWAYS_READ, *(name for name, _ in asked)]
+        names = [*always, *(name for name, _ in asked)]
         with translated_errors():
             cursors = self._send_all(statements)[-len(names) :]
             found = {name: _rows(name, cursor) for name, cursor in zip(names, cursors, strict=True)}
@@ -206,6 +221,7 @@ class PostgresqlConnection:
         self._pending = [_Statement(text, [], prepare=False) for text in statements]
 
     def _forget(self) -> None:
+        self._expected = Expected()
         self._known.clear()
         self._pending.clear()
         self._pending_size = 0

@@ -166,13 +166,36 @@ def test_sessions_named_by_the_client(connection: CountingConnection) -> None:
     assert store(connection, works) == 2
 
 
+def test_turns_of_one_session_in_a_commit_are_read_again_together(connection: CountingConnection) -> None:
+    sessions = stored(connection, 1)
+    works = [
+        finished(exchange(conversation(number, turn), session_id=session_id), f"a{number}.{turn}")
+        for turn in (2, 3)
+        for number, session_id in enumerate(sessions)
+    ]
+    assert store(connection, works) <= 3
+    assert connection.execute("SELECT MIN(message_count), MAX(message_count) FROM sessions").fetchone() == (8, 8)
+
+
+def test_begin_and_end_of_exchanges_in_a_commit_are_read_again_together(connection: CountingConnection) -> None:
+    sessions = stored(connection, 1)
+    asked = [exchange(conversation(number, 2), session_id=each) for number, each in enumerate(sessions)]
+    works = (
+        [begun(each) for each in asked] + [fragment(each, 0) for each in asked] + [ended(each, "x") for each in asked]
+    )
+    assert store(connection, works) <= 3
+    assert connection.execute("SELECT MIN(message_count), MAX(message_count) FROM sessions").fetchone() == (6, 6)
+
+
 def test_numbers_go_on_after_a_commit_that_failed(connection: CountingConnection) -> None:
     def fail(rows: Any) -> None:
         raise ValueError
 
     asked = [exchange([user(f"q{number}")], user_id=f"u{number}", seed=number) for number in range(3)]
-    results = commit(connection, [finished(asked[0], "a"), fail, finished(asked[1], "b")])
-    assert [isinstance(result, ValueError) for result in results] == [False, True, False]
+    results = []
+    for some in ([finished(asked[0], "a"), fail], [finished(asked[1], "b")]):
+        results += commit(connection, some)
+    assert [isinstance(result, ValueError) for result in results] in ([False, True, False], [False, False])
     assert store(connection, [finished(asked[2], "c")]) == 2
     users = connection.execute("SELECT user_id FROM users ORDER BY user_no").fetchall()
     assert [user_id for (user_id,) in users] == ["default_user", "u0", "u1", "u2"]
