@@ -10,10 +10,13 @@ from proxy.storage.queries.users import DEFAULT_USER_ID
 from proxy.wire import json_text
 from proxy.wire.headers import Headers, text_of, value_of
 
+# Visible ASCII, since the id is sent back in a header (`X-Session-Id`).
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
-_METADATA_KEYS = ("session_id", "thread_id", "conversation_id")
+_METADATA_KEYS = ("session_id", "thread_id", "conversation_id")  # the first valid one counts
+# Ids of OpenAI's conversations begin with it; a conversation is a session, reachable with and without the prefix.
 _CONVERSATION_PREFIX = "conv_"
 _SESSION = b"x-session-id"
+# Such general names are an id only if the client says that it is Codex.
 _CODEX_HEADERS = (b"session-id", b"session_id")
 _OLD_CLAUDE_CODE = re.compile(r"user_.*_session_([0-9a-f-]{36})")
 
@@ -23,6 +26,7 @@ def user_of(headers: Headers, request: Mapping[str, Any]) -> str:
     named = user_header(headers)
     if named is not None:
         return named
+    # OpenAI has deprecated `user` in favour of `safety_identifier`; older clients still send it.
     for key in ("safety_identifier", "user"):
         value = request.get(key)
         if isinstance(value, str) and value and _is_text(value):
@@ -120,6 +124,7 @@ def _without_prefix(session_id: str) -> str:
 def _is_text(value: str) -> bool:
     try:
         value.encode()
+    # JSON may contain lone surrogates (RFC 8259 §8.2), which no database can store.
     except UnicodeEncodeError:
         return False
     return True

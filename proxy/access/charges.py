@@ -12,8 +12,8 @@ from proxy.wire.token_meter import TokenMeter
 
 # Reserved for a reply without max_tokens, until the key has had a longer one.
 _UNLIMITED_TOKENS = 16_384
-_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-_CHOICES_MAX = 128
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")  # of chat (old and new name) and of Responses
+_CHOICES_MAX = 128  # OpenAI's maximum for `n`
 
 
 class Charge:

@@ -12,6 +12,7 @@ from proxy.storage.own_thread import OwnThread
 
 logger = logging.getLogger(__name__)
 
+# As often as the gate looks for keys: meanwhile only the database remembers that they are required.
 _RETRY_SECONDS = 2.0
 # How long a start waits for the file. The disk may be stalled.
 _START_SECONDS = 1.0

@@ -122,6 +122,7 @@ class Gate:
     async def admit(self, scope: Scope) -> Admission:
         """Admits a request and counts it until `leave`. Raises APIError."""
         secret, length = self._presented(scope["headers"])
+        # Before the key is looked up: a body that will be refused must cost no database read.
         if length is not None and int(length) > self._settings.body_limit_bytes:
             raise too_large(self._settings.body_limit_bytes)
         cached_key = None
@@ -132,6 +133,7 @@ class Gate:
             admission = Admission(ANYONE)  # the page has its own login and uses only its cookie
         else:
             admission = self._identify(scope["path"], secret, cached_key)
+        # Counted before the quotas are checked, which may wait for the database: concurrent requests must see this one.
         self._enter(admission)
         if admission.cached_key is not None:
             try:
@@ -160,6 +162,7 @@ class Gate:
         if not self.requires_key:
             return self._without_duty(secret, cached_key)
         cached_key = self._checked(cached_key, has_secret=secret is not None)
+        # 404 and not 403: others are not told that the route exists.
         if path == _METRICS and not cached_key.caller.is_admin:
             raise NotFoundError(f"There is no route {path}.")
         return Admission(cached_key.caller, cached_key)

@@ -14,6 +14,7 @@ from proxy.wire.headers import Headers
 audit = logging.getLogger("stellarchat.audit")
 audit.setLevel(logging.INFO)  # admin actions are always logged, whatever the log level
 
+# Load balancers and orchestrators probe these and have no key.
 _OPEN = frozenset({"/health", "/ready"})
 _RATE_LIMIT = b"x-ratelimit-"
 
@@ -36,6 +37,7 @@ class GateMiddleware:
         except APIError as exc:
             await error_response(exc, path=scope["path"])(scope, receive, send)
             return
+        # Before any work: whatever reads the database for this request waits in its caller's queue.
         current_caller.set(partial(_name_of, scope, admission))
         if admission is None:
             await self._app(scope, receive, send)
@@ -48,6 +50,7 @@ class GateMiddleware:
             else:
                 await self._app(scope, receive, send)
         finally:
+            # Whatever has happened, else the request would count against its key's concurrency for ever.
             gate.leave(admission)
 
     async def _audited(self, scope: Scope, receive: Receive, send: Send, admission: Admission) -> None:

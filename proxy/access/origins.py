@@ -13,6 +13,7 @@ from proxy.settings import Settings
 from proxy.wire.headers import Headers, value_of
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+# `none`: the user typed the address or used a bookmark (W3C Fetch Metadata).
 _OWN_SITE = frozenset({b"same-origin", b"same-site", b"none"})
 # Methods without side effects; a route that relays them must raise `foreign_origin`.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -34,6 +34,7 @@ _ROOT_CONTROLS = (
     *("is_sleeping", "metrics", "openapi.json", "pause", "redoc", "release_", "reset_", "resume", "scale_"),
     *("server_info", "sleep", "start_", "stop_", "update_", "wake_up"),
 )
+# RFC 3986 §2.1: "%" is always followed by two hexadecimal digits. Servers differ in what they make of other text.
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 # Characters that end, separate or escape path segments in some server.
 _RESERVED = frozenset("\\;?#%")

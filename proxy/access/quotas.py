@@ -9,6 +9,7 @@ from proxy.errors import APIError
 from proxy.wire.headers import Headers
 
 _SECONDS_A_DAY = 86_400
+# Each try but the last is repeated only if another process has admitted a request at the same moment.
 _TRIES = 8
 # A rounding error must not reject the last request of a minute's quota.
 _TOLERANCE_SECONDS = 1e-6
@@ -168,6 +169,7 @@ def seconds_left(unix_time: float) -> float:
 def over(kind: str, message: str, *, wait_seconds: float, rate_limit_headers: Headers | None = None) -> APIError:
     """429 in OpenAI's format."""
     headers = {name.decode(): value.decode() for name, value in rate_limit_headers or ()}
+    # Whole seconds (RFC 9110 §10.2.3). The OpenAI SDKs wait this long before they retry.
     headers["Retry-After"] = str(max(1, math.ceil(wait_seconds - _TOLERANCE_SECONDS)))
     return APIError(message, status=429, type_=kind, code="rate_limit_exceeded", headers=headers)
 

@@ -22,9 +22,10 @@ from proxy.storage.shared_files import lock_file, memory_folder
 
 logger = logging.getLogger(__name__)
 
-_REGIONS = 64
+_REGIONS = 64  # the largest number of workers that the settings allow
 # A region has buckets of 8 key numbers (0: free), and then three values of 8 bytes for each key.
 _BUCKETS = 256
+# 8 numbers of 8 bytes are one cache line.
 _WAYS = 8
 _KEYS = _BUCKETS * _WAYS
 _VALUES = 3
