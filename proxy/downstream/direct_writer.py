@@ -15,7 +15,9 @@ from proxy.wire.headers import Headers
 EXTENSION = "stellarchat.outlet"
 
 _CR, _LF = 13, 10
+# RFC 9110 §5.5: not allowed in a header. CR and LF are found by counting the line ends.
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# These decide about the framing of the body, which is left to uvicorn.
 _FOR_SEND = frozenset({b"connection", b"transfer-encoding"})
 
 
@@ -90,8 +92,11 @@ class Outlet:
         if head is None:
             return False
         cycle.response_started = cycle.response_complete = True
+        # Otherwise a later `receive` would write `100 Continue` behind the reply.
         cycle.waiting_for_100_continue = False
+        # One write is one system call; uvicorn makes one for the head and one for the body.
         self._transport.write(head + body)
+        # Wakes a `receive` that waits for the caller to disconnect: the reply is complete.
         cycle.message_event.set()
         if not cycle.keep_alive:
             self._transport.close()
@@ -102,6 +107,7 @@ class Outlet:
 
     def _head(self, status: int, headers: Headers, length: int) -> bytes | None:
         """The serialized head of a reply whose Content-Length is correct; else None."""
+        # uvicorn knows no reason phrase for other statuses, and adds its default headers in `send` only.
         if status not in STATUS_LINE or self._cycle.default_headers:
             return None
         lines = [STATUS_LINE[status][:-2]]

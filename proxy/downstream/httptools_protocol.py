@@ -27,9 +27,11 @@ from proxy.settings import Settings
 # How much of a request body is still read after its response: enough for most bodies to end, so the connection is
 # reused.
 UNWANTED_LIMIT_BYTES = 4 * 2**20
+# After an early refusal the caller may still be sending; uvicorn itself would wait without limit.
 UNWANTED_SECONDS = 5.0
 # A slower body, averaged over one timeout, is not awaited any longer.
 BODY_BYTES_A_SECOND = 100
+# Pipelined requests wait in memory. Browsers and SDKs send none; HTTP/1.1 allows any number (RFC 9112 §9.3.2).
 _PIPELINE_LIMIT = 256
 
 

@@ -10,9 +10,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from proxy.errors import APIError
 from proxy.wire.headers import Headers
 
+# Stricter than RFC 3986 §3.2.2: no percent escapes and sub-delimiters, which servers read in different ways.
 _HOST = re.compile(rb"(?:[0-9A-Za-z._~-]+|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{0,5}))?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
-_VERSIONS = ("1.1", "1.0")
+_VERSIONS = ("1.1", "1.0")  # others are a 505 (RFC 9110 §15.6.6)
 
 
 def refusal(error: APIError) -> bytes:
