@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 from proxy.upstream.health import Health
 
-_MASK = 2**64 - 1
+_MASK = 2**64 - 1  # scores are unsigned 64-bit products; Python's integers would grow
 # Conversations with equal keys modulo this share an order, so that orders can be kept: scoring eight upstreams for each
 # request took 3 us (measured).
 _ORDERS = 4096

@@ -32,6 +32,7 @@ _LOCATIONS = frozenset({b"location", b"content-location"})
 _ABSOLUTE = re.compile(rb"(?:https?:)?//([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
 _PROBE_TIMEOUTS = Timeouts(*[5.0] * 5)
+# Both limit the memory that one upstream's model list can take; gateways list some hundreds.
 _MODELS_MAX = 10_000
 _MODEL_LIST_BYTES = 16 * 2**20
 

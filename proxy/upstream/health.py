@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+# Two of each, so that an upstream that fails now and then does not change its state with every probe.
 _FAILURES_TO_LEAVE = 2
 _SUCCESSES_TO_RETURN = 2
 # A stalled vLLM still answers /health with 200, so open requests without data are a sign of failure, too.

@@ -6,7 +6,7 @@ from typing import Any
 
 from proxy.upstream.upstreams import Upstreams
 
-_MODELS_SHOWN = 100
+_MODELS_SHOWN = 100  # of each upstream: /ready is polled, and the answer must stay small
 
 
 def counts(upstreams: Upstreams) -> dict[str, int]:

@@ -9,7 +9,9 @@ from proxy.wire.headers import Headers
 
 Body = bytes | AsyncIterable[bytes]
 
+# Both in one message would let two servers see two different bodies (request smuggling, RFC 9112 §11.2).
 FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+# RFC 9110 §8.6: these send `Content-Length: 0` when there is no body.
 _METHODS_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
 _CR, _LF = 13, 10
 

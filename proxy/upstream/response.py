@@ -13,6 +13,7 @@ from proxy.wire.headers import Headers
 Sink = Callable[[bytes], bool]
 """Receives a piece of a body; returns whether to continue."""
 
+# How long closing waits for the task that sends the request's body; the connection is closed already.
 UPLOAD_STOP_S = 1.0
 
 

@@ -13,9 +13,10 @@ import httpx
 from proxy.upstream.request import FRAMING
 from proxy.upstream.response import Response
 
+# Above this the connection stops reading, so that TCP slows upstream down. It is also the largest head.
 UNREAD_LIMIT_BYTES = 64 * 1024
 """Maximum unread bytes received: a larger head is an error, a larger body pauses reading."""
-HEADER_LIMIT = 256
+HEADER_LIMIT = 256  # lines; each costs two objects
 
 _VERSIONS = {"1.1": b"HTTP/1.1", "1.0": b"HTTP/1.0"}
 # A reason phrase may contain HTAB but no other control character (RFC 9112 §4).
@@ -76,6 +77,7 @@ class ResponseParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         response = self._response
         if response.status:
+            # A status means that the head is complete (llhttp reports trailers by the same callback).
             return  # trailers are dropped
         name = name.lower()
         value = value.rstrip()
@@ -99,6 +101,7 @@ class ResponseParser:
         version = _VERSIONS.get(parser.get_http_version())
         self._check_head(response, status, version)
         if status < 200:
+            # 1xx responses precede the final one (RFC 9110 §15.2); their headers are no part of it.
             self._interim = True
             self._chunked = self._length_given = False
             response.headers, response.reason = [], b""
@@ -109,6 +112,7 @@ class ResponseParser:
         if status in (204, 304):
             self._length_given = True  # there is no body, whatever Content-Length says
         if status >= 300:
+            # Upstream has answered without the rest of the request: sending it only delays the caller (RFC 9112 §9.5).
             response.stop_upload()
         if self._head_only:
             self.is_complete = True
@@ -117,6 +121,7 @@ class ResponseParser:
     def _check_head(self, response: Response, status: int, version: bytes | None) -> None:
         if version is None or (self._chunked and version == b"HTTP/1.0"):
             raise httpx.RemoteProtocolError("Unsupported HTTP version or framing")
+        # 101 would turn the connection into another protocol, and RFC 9110 §15 defines no status outside 100 to 599.
         if status < 100 or status == 101 or status > 599:
             raise httpx.RemoteProtocolError(f"Unexpected status {status}")
         if response.reason != b"OK" and _CONTROL.search(response.reason):

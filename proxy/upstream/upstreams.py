@@ -21,14 +21,17 @@ from proxy.wire.headers import Headers
 
 logger = logging.getLogger(__name__)
 
+# Probes have connections of their own, so that no chat waits for a hanging /health.
 PROBE_SECONDS = 5.0
 # Interval between model list reads, also the minimum between reads caused by requests for an unknown model.
 _MODELS_SECONDS = 30.0
+# A request for a new model reads the lists again, but invented names must not keep the upstreams busy.
 _UNKNOWN_MODEL_SECONDS = 1.0
+# Any number of /ready requests cause one probe in this time: 60 against a hanging /health once gave a chat a 504.
 _CHECK_SECONDS = 1.0
 # How much of the list of models is included in the error for an unknown model.
 _NAMES_SHOWN = 100
-_NAME_SHOWN = 256
+_NAME_SHOWN = 256  # characters; a caller's model name may have megabytes
 # Status codes that mean the request was not processed, so another upstream may try it.
 _NOT_WORKED_ON = frozenset({502, 503, 504})
 
