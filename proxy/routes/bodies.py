@@ -17,7 +17,9 @@ from proxy.storage.idempotency import idempotency_key as make_idempotency_key
 from proxy.wire import json_text
 
 _TITLE_LENGTH_MAX = 500
+# Far above any message; the sums of sessions and users stay within SQLite's 64-bit integers.
 _TOKENS_MAX = 2**31
+# Metadata is read with every row of a list, so a page of 1,000 could otherwise have any size.
 _METADATA_BYTES_MAX = 64 * 1024
 # Limits of OpenAI's metadata.
 _PAIRS_MAX = 16
@@ -42,6 +44,7 @@ def idempotency_key(request: Request[State], given: Values, user_id: str | None)
     sent = request.headers.get("idempotency-key")
     if sent is None:
         return None
+    # The parsed value and not the bytes: a retry may serialize the same object with other white space.
     body = json_text.dumps(given).encode()
     return make_idempotency_key(user_id or "", request.scope["path"], sent, body=body)
 
@@ -110,6 +113,7 @@ def _check_content(message: Values) -> None:
     if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
         raise InvalidRequestError("tool_calls must be a list of objects.", param="tool_calls")
     content = message.get("content")
+    # OpenAI's format: a reply that only calls tools has null content.
     if content is None and message["role"] == "assistant" and calls:
         return
     is_parts = isinstance(content, list) and all(isinstance(part, dict) for part in content)
@@ -121,6 +125,7 @@ def _tokens(values: Values) -> int:
     tokens = values.get("tokens")
     if tokens is None:
         return 0
+    # In Python, True is an int.
     if not isinstance(tokens, int) or isinstance(tokens, bool) or not 0 <= tokens <= _TOKENS_MAX:
         raise InvalidRequestError(f"tokens must be a whole number from 0 to {_TOKENS_MAX}.", param="tokens")
     return tokens

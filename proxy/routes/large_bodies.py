@@ -14,7 +14,10 @@ from proxy.wire.value_count import running_counts
 
 T = TypeVar("T")
 
+# Ordinary chats are smaller: they are parsed on the event loop, which saves handing them to a thread and back.
 LARGE_BYTES = 256 * 2**10
+# Separate from the default pool: exports that filled the shared pool once left a chat unsaved. orjson holds
+# the GIL while it parses, so more threads would not be faster.
 _threads = ThreadPoolExecutor(2, thread_name_prefix="large-body")
 
 

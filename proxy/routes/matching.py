@@ -13,6 +13,7 @@ from starlette.convertors import Convertor, PathConvertor
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+# The ASGI path is already decoded, where an id's slash looks like a separator: only the raw path tells.
 _ENCODED_SLASH = re.compile(rb"%2f", re.IGNORECASE)
 _IN_ID = "\udc2f"  # a lone surrogate, which no decoded path contains
 

@@ -19,9 +19,11 @@ from proxy.wire.headers import Headers
 
 ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 
+# Lists this long are read and sent in pieces of about a megabyte.
 _LIMIT_MAX = 1000
 # The maximum in OpenAI's API reference.
 _OPENAI_LIMIT_MAX = 100
+# The largest range in which JSON numbers are exact everywhere (RFC 8259 §6); SQLite takes 64 bits.
 _OFFSET_MAX = 2**53
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 # An unescaped "+" in a query string is decoded as a space.
@@ -59,6 +61,7 @@ def session_id_of(request: Request[State]) -> str:
     try:
         requested = RequestedId(checked_id(request.path_params["session_id"], param="session_id"))
     except InvalidRequestError as exc:
+        # No session can have this id, so there is none: 404 and not 400.
         raise NotFoundError("No such session.") from exc
     requested.owner_id = named_user(request)
     return requested
@@ -128,6 +131,7 @@ def moment(request: Request[State], name: str) -> str | None:
         return None
     try:
         given = datetime.fromisoformat(_UNESCAPED_OFFSET.sub(r"\1+\2", value))
+        # Stored times are UTC and compared as text, so all must have the same form.
         given = given.replace(tzinfo=UTC) if given.tzinfo is None else given.astimezone(UTC)
     except (ValueError, OverflowError) as exc:
         message = f"{name} must be an ISO 8601 point in time, such as 2026-11-22T09:58:54Z."
@@ -139,6 +143,7 @@ def integer(query: Mapping[str, str], name: str, *, default: int, least: int, mo
     value = query.get(name)
     if value is None:
         return default
+    # `int()` alone would accept "+5", "1_000" and other scripts' digits, and takes long for thousands of digits.
     if re.fullmatch(r"[0-9]{1,18}", value) is None or not least <= int(value) <= most:
         raise InvalidRequestError(f"{name} must be a whole number from {least} to {most}.", param=name)
     return int(value)

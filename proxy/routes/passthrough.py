@@ -28,6 +28,7 @@ UPSTREAM_HEADER = b"x-stellarchat-upstream"
 
 # In a larger body, the model is searched for only near both ends.
 _PARSED_BYTES = 256 * 2**10
+# A quote in generated text would be escaped, so that `"model":` is the name of a member.
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"')
 
 
@@ -50,7 +51,11 @@ def refuse_unless_reachable(scope: Scope) -> None:
         raise foreign_origin()
     if any(name == b"upgrade" and b"websocket" in value.lower() for name, value in scope["headers"]):
         raise APIError(
-            "WebSocket is not relayed.", status=501, type_="invalid_request_error", code="websocket_not_supported"
+            # Without its Upgrade header, which is never relayed, it would reach upstream as a plain GET.
+            "WebSocket is not relayed.",
+            status=501,
+            type_="invalid_request_error",
+            code="websocket_not_supported",
         )
     reach = reach_of(scope["raw_path"])
     if reach is Reach.NOBODY:
@@ -74,6 +79,7 @@ async def _relay(services: Services, scope: Scope, receive: Receive, send: Send)
     if body is None and _has_body(scope["headers"]):
         upload = Upload(receive, limit_bytes)
         if length := headers.value_of(scope["headers"], b"content-length"):
+            # Upstream gets the same framing: some servers refuse a chunked body.
             sent.append((b"content-length", length))
     await relay_unrecorded(
         services, scope, receive, send, target, sent, upload or body or b"", model=model, charge=charge
@@ -105,6 +111,7 @@ async def relay_unrecorded(
             response = opened.response if charge is None else charge.metered(opened.response)
             out = headers.to_caller(response.headers, drops_length=response.status == 304)
             if headers.value_of(out, b"x-request-id") is None:
+                # vLLM sends it back only with `--enable-request-id-headers`.
                 out.append((b"x-request-id", headers.value_of(sent, b"x-request-id") or b""))
             if scope["state"].get("caller", ANYONE).is_admin:
                 out.append((UPSTREAM_HEADER, opened.upstream.name.encode()))
@@ -130,6 +137,7 @@ def reserve_tokens(scope: Scope, *, request_bytes: int, request: dict[str, Any] 
 
 def _charge_unparsed(scope: Scope) -> Charge | None:
     """Like `reserve_tokens`, for a request whose JSON is not parsed; read-only requests are free."""
+    # RFC 9110 §9.2.1: they change nothing and generate nothing.
     if scope["method"] in SAFE_METHODS:
         return None
     length = headers.value_of(scope["headers"], b"content-length")
@@ -139,6 +147,7 @@ def _charge_unparsed(scope: Scope) -> Charge | None:
 def target_of(scope: Scope) -> bytes:
     """Path and query as the caller sent them. Raises InvalidRequestError if the query contains one of our keys."""
     query: bytes = scope["query_string"]
+    # URLs are written to access logs, also to upstream's.
     if query and scope["state"]["gate"].keys.is_within(unquote_to_bytes(query)):
         raise InvalidRequestError(
             "A key of this server must not be part of the URL: send it in the Authorization header."

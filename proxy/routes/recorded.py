@@ -30,6 +30,7 @@ from proxy.wire.headers import Headers
 from proxy.wire.routing_key import routing_key
 
 _SESSION = b"x-session-id"
+# OpenAI's SDKs count their retries here, and send no idempotency key.
 _RETRY_COUNT = b"x-stainless-retry-count"
 
 
@@ -44,6 +45,7 @@ class RecordedEndpoint:
         """Relays the chat, and records it however it ends."""
         try:
             await self._relay(scope, receive, send)
+        # The caller has left before its request was complete: there is nobody to answer and nothing to record.
         except DepartedError:
             pass
         except APIError as exc:
@@ -53,6 +55,7 @@ class RecordedEndpoint:
 
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
         services: Services = scope["state"]["services"]
+        # Before the body is read: a chat that was asked before its session was deleted must not be stored after that.
         asked_at = time.time(), time.monotonic()
         raw = await read_body(receive, limit_bytes=services.settings.body_limit_bytes)
         caller: Caller = scope["state"].get("caller", ANYONE)
@@ -62,6 +65,7 @@ class RecordedEndpoint:
         is_large = len(text) > LARGE_BYTES
         request = await self._parse_large(services.settings, text) if is_large else self._endpoint.parse(text)
         body = None if request is None else request.body
+        # Before the history is read: a caller over its quota must not cost a database read.
         chat.charge = reserve_tokens(scope, request_bytes=len(raw), request=body)
         resolved = Resolved()
         if request is not None and self._endpoint.path == responses.PATH and not coding:
@@ -107,9 +111,11 @@ class RecordedEndpoint:
         settings, body = services.settings, request.body
         named = session_of(given, body, vendor_headers=services.vendor_headers)
         user_id = user_for(scope["state"].get("caller", ANYONE), given, body)
+        # Also for chats that are not recorded: their conversation, too, should stay with one upstream (prefix cache).
         _route(services, chat, request, user_id=user_id, named_id=named[0] if named else None, given=given)
         if not (settings.recording and self._is_recorded(settings, body)):
             return None
+        # A compressed body is relayed unchanged, and an upstream that refuses `stream_options` is not asked again.
         may_ask = settings.stream_usage and not is_encoded and model_of(body) not in services.without_usage
         if may_ask and (asking := self._endpoint.with_usage(chat.body, request)) is not None:
             chat.body_as_sent = chat.body
@@ -152,6 +158,7 @@ class RecordedEndpoint:
             return request, Resolved()
         user_id = user_for(scope["state"].get("caller", ANYONE), scope["headers"], body)
         try:
+            # Nothing has been sent yet, so the caller can retry instead of waiting for a database that does not answer.
             async with asyncio.timeout(services.settings.commit_timeout_seconds):
                 resolved = await services.read(partial(resolve, request=body, user_id=user_id))
         except (TimeoutError, UnavailableError) as exc:
@@ -167,6 +174,7 @@ async def _decoded(body: bytes, coding: bytes, services: Services) -> bytes:
     """Decodes a compressed request for the record; b"" if that fails (upstream then reports the error)."""
     limit_bytes = services.settings.body_limit_bytes
     try:
+        # Always in a thread: how large the decoded body is, is known only afterwards.
         return await off_the_loop(partial(decoded, body, coding, limit_bytes=limit_bytes), size=sys.maxsize)
     except ValueError:
         return b""

@@ -26,6 +26,7 @@ from proxy.wire.headers import Headers
 # Upstreams reject an unknown option with various statuses. These mean other errors: key, payment, model, timeout, rate
 # limit.
 _NOT_OF_THE_BODY = frozenset({401, 402, 404, 407, 408, 429})
+# After these the request is sent again as the caller sent it.
 _REFUSALS = frozenset({*range(400, 500), 501}) - _NOT_OF_THE_BODY
 _REMEMBERED = 1024  # models that do not know the option
 

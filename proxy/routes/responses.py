@@ -24,6 +24,7 @@ from proxy.routes.resource import Resource
 from proxy.services import Services, State
 from proxy.wire.dialect_endpoints import RESPONSES
 
+# A caller that continues a stream sees new events this late; each look costs a database read.
 _POLL_SECONDS = 0.2
 
 
@@ -54,6 +55,7 @@ async def get_response(request: Request[State]) -> Response:
 async def _stream(request: Request[State]) -> Response:
     """The events of a response after a given one, including those still being produced."""
     services, id_, user_id = services_of(request), _id_of(request), visible_user(request)
+    # OpenAI numbers the events of a response from 0, so -1 is before the first.
     after = parameters.integer(request.query_params, "starting_after", default=-1, least=0, most=2**31)
     live = services.recorder.find_open(id_, user_id=user_id)
     if live is not None:
@@ -87,6 +89,7 @@ async def cancel_response(request: Request[State]) -> Response:
     services, id_, user_id = services_of(request), _id_of(request), visible_user(request)
     live = services.recorder.find_open(id_, user_id=user_id)
     if live is not None and live.abort is not None:
+        # The chat ends in its own task: it closes upstream's connection, and stores what has arrived.
         live.abort()
         async with asyncio.timeout(services.settings.commit_timeout_seconds):
             while services.recorder.is_open(live):  # noqa: ASYNC110 - rare, so polling is cheaper than an event in every exchange

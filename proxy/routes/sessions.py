@@ -71,6 +71,7 @@ async def append_message(request: Request[State]) -> Response:
     return json_response(await services_of(request).write(work), status=201)
 
 
+# Without a format, or with `openai`, messages have their stored form, which is chat's.
 _DIALECTS: dict[str | None, dialects.Dialect] = {"responses": "responses", "anthropic": "anthropic"}
 
 

@@ -73,6 +73,8 @@ async def exchanges_response(
 
 async def _list_response(pieces: AsyncIterator[str], *, name: str, **others: Any) -> Response:
     first = await anext(pieces, "")
+    # Two pieces are read before the status is sent: an error in them is still a proper response, and a page of one
+    # piece gets a Content-Length.
     second = await anext(pieces, None)
 
     async def texts() -> AsyncIterator[str]:
