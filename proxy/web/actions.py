@@ -16,7 +16,7 @@ from proxy.storage.queries.sessions import Session
 from proxy.web.rendering import clip, number, raw_headers
 from proxy.web.visits import Visit, raw, see_other
 
-_TITLE_MAX = 500
+_TITLE_MAX = 500  # as in the API
 # Image types without active content; SVG may contain scripts.
 _IMAGE = re.compile(r"data:(image/(?:png|jpeg|gif|webp|avif));base64,")
 

@@ -22,10 +22,12 @@ from proxy.wire import json_text
 
 JSON = dict[str, Any]
 
+# A page of long messages still renders in some milliseconds; older ones follow by a link.
 _PAGE = 30
 _ABOVE = 5  # messages shown above the linked one
 _BRANCHES = 50
 _EXCHANGES = 50
+# Of one message, to find the search term in it; what follows is not marked.
 _SEARCHED_CHARACTERS = 4_000_000
 _CONVERSATION = ("user", "assistant")
 

@@ -25,6 +25,7 @@ from proxy.wire.endpoints import endpoint_of
 
 JSON = dict[str, Any]
 
+# A longer conversation is not offered for copying; the API and the export have it whole.
 _COPIED_CHARACTERS = 1_000_000
 _NEXT = {"role": "user", "content": "(your next message)"}
 _NO_MODEL = "MODEL"

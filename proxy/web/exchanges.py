@@ -23,6 +23,7 @@ from proxy.wire.message import to_openai
 
 JSON = dict[str, Any]
 
+# Indented JSON of tools may have megabytes, which a browser takes seconds to lay out; the API has all of it.
 _SHOWN_CHARACTERS = 64 * 1024
 _TOOLS_MAX = 200
 

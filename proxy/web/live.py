@@ -9,7 +9,7 @@ from proxy.storage.connection import Connection
 from proxy.wire.chat_reply import Completion
 from proxy.wire.sse import Decoder
 
-_KEPT = 64
+_KEPT = 64  # replies; one that was dropped is folded again from its first fragment
 
 
 class _Growing:

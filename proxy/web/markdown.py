@@ -18,7 +18,9 @@ from pygments.util import ClassNotFound
 
 # Limit for this helper process (RLIMIT_AS), whatever a text makes the parser do.
 _MEMORY_BYTES = 1 << 30
+# Longer code is shown without colours: the time limit is for the whole message.
 _HIGHLIGHTED_CHARACTERS = 10_000
+# Anything else in a link, such as `javascript:`, would run in the page.
 _SCHEMES = ("https://", "http://", "mailto:")
 _TAGS = {
     *(

@@ -9,12 +9,14 @@ from hashlib import sha256
 from pathlib import Path
 
 _PROGRAM = Path(__file__).with_name("markdown.py")
+# A text may be written to keep the parser busy for minutes; the helper is killed, and the page shows plain text.
 _SECONDS_MAX = 2.0
-_START_SECONDS_MAX = 8.0
-_IDLE_SECONDS = 60.0
+_START_SECONDS_MAX = 8.0  # importing the parser on a loaded machine
+_IDLE_SECONDS = 60.0  # then the helper's memory is given back
+# One text is converted at a time, so the last of these waits a minute at worst; others are shown as plain text.
 _WAITING_MAX = 32
 _KEPT, _KEPT_BYTES = 512, 8 * 2**20
-_ANSWER_BYTES_MAX = 2 * 2**20
+_ANSWER_BYTES_MAX = 2 * 2**20  # a damaged length must not make this process read for ever
 
 
 class MarkdownProcess:
@@ -81,7 +83,11 @@ class MarkdownProcess:
             # -P: do not import modules from the program's own folder.
             command = [sys.executable, "-P", str(_PROGRAM)]
             self._child = subprocess.Popen(  # noqa: S603 - our own program, without a shell
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                # Nobody reads its errors: a full pipe would block it.
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
             )
         timer = threading.Timer(seconds, self._child.kill)
         timer.start()

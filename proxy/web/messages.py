@@ -15,6 +15,7 @@ from proxy.wire.message import to_openai
 JSON = dict[str, Any]
 
 EXTRA_CHARACTERS = 200_000  # size limit for parsing a message's other keys
+# Longer texts are folded, so that the conversation stays visible; a click unfolds them.
 _FOLD_CHARACTERS = 2000
 _FOLD_LINES = 30
 RICH_CHARACTERS = 20_000

@@ -12,8 +12,9 @@ Pieces = list[tuple[str, bool]]  # text, and whether it is a search hit
 
 CHARACTERS = 20_000  # of a message or one part; the rest is on a separate page
 _HITS_MAX = 200
-_INDENTED_LEVELS = 24
+_INDENTED_LEVELS = 24  # deeper JSON is written in one line, else most of the text would be indentation
 _BLOB = re.compile(r"blob:sha256:([0-9a-f]{64})")
+# Without SVG, which may contain scripts. Larger images are blobs and have a URL of their own.
 _PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp|avif);base64,[A-Za-z0-9+/=]{1,4096}")
 _URL_SHOWN = 300
 

@@ -16,7 +16,7 @@ from proxy.web.visits import Visit
 JSON = dict[str, Any]
 
 _PAGE = 20
-_OFFSET_MAX = 10_000
+_OFFSET_MAX = 10_000  # each page before it is searched again
 _ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 
 

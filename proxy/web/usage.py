@@ -19,7 +19,7 @@ JSON = dict[str, Any]
 
 _DAYS = 30
 _DAYS_MAX = 100  # each day has one row per user, model and endpoint
-_ROWS_MAX = 400
+_ROWS_MAX = 400  # of the table; the page says if there are more
 _WIDTH, _HEIGHT = 960, 150
 
 

@@ -26,13 +26,15 @@ from proxy.storage.queries.web import WebSession
 COOKIE = "stellarchat_web"
 LIVE_HEADER = "x-stellarchat-live"  # an automatic refresh, which does not extend the login
 
+# A login ends after a working day without a visit, and in any case after a week.
 _IDLE = timedelta(hours=8)
 _LONGEST = timedelta(days=7)
 # A login is not extended more often than this: each extension is a write.
 _EXTEND_AFTER = timedelta(minutes=5)
 _PER_KEY = 50
+# Keys have 256 random bits, so guessing is hopeless: this keeps attempts from filling the log and the key look-ups.
 _FAILURES_PER_MINUTE = 10
-_ADDRESSES_MAX = 4096
+_ADDRESSES_MAX = 4096  # in memory; the oldest failure is forgotten first
 _TOKEN_LENGTH_MAX = 128
 
 
@@ -106,6 +108,7 @@ async def log_in(request: Request[State], key: CachedKey, response: Response) ->
         token,
         path="/ui",
         httponly=True,
+        # No other site's page can send it, so none can act for the visitor (CSRF). Scripts cannot read it (httponly).
         samesite="strict",
         secure=is_https(request),
         max_age=round(_LONGEST.total_seconds()),
@@ -120,6 +123,7 @@ async def log_out(request: Request[State], response: Response) -> None:
 
 
 def _hash(token: str) -> bytes:
+    # Only this is stored, so that a copy of the database lets nobody log in.
     return sha256(token.encode()).digest()
 
 

@@ -21,6 +21,7 @@ from proxy.web.visitors import LIVE_HEADER, Visitor, find_visitor, is_foreign, i
 
 T = TypeVar("T")
 
+# Forms hold a title, a key's properties or a search; nobody is logged in yet when the login form is read.
 _FORM_BYTES_MAX = 16 * 1024
 _HOST = re.compile(r"[A-Za-z0-9.\-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:]{2,45}\](:[0-9]{1,5})?")
 _ID = re.compile(r"[\x21-\x7e]{0,256}")
@@ -64,6 +65,7 @@ class Visit:
     def base_url(self) -> str:
         """The base URL for API clients."""
         settings, host = self.services.settings, self.request.headers.get("host", "")
+        # The Host header is shown inside commands to copy, so it must not contain anything else.
         if not _HOST.fullmatch(host):
             host = f"{settings.host}:{settings.port}"
         return f"{'https' if is_https(self.request) else 'http'}://{host}/v1"
