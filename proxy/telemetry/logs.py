@@ -25,6 +25,7 @@ from proxy.settings import ConfigurationError, Settings
 _FILE_COUNT = 5
 _CONSOLE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 AUDIT = "stellarchat.audit"
+# Seven requests with a model name of 21 MB once rotated the whole log away, audit lines included.
 _MESSAGE_LENGTH = 4096
 _FIELD_LENGTH = 1024
 _TRACEBACK_LENGTH = 32_768  # the end of a traceback is kept: it is more informative
@@ -159,11 +160,13 @@ def configure(settings: Settings) -> None:
     for handler in audit.handlers:
         handler.close()
     file, audit_file = _file_handlers(settings)
+    # Audit lines have a file of their own, which other lines cannot rotate away.
     root.handlers, audit.handlers = [console, file], [audit_file]
     for handler in root.handlers:
         handler.addFilter(_is_news)
     file.addFilter(_is_no_audit)
     root.setLevel(settings.log_level.upper())
+    # At DEBUG aiosqlite logs every call with its parameters, which are messages.
     logging.getLogger("aiosqlite").setLevel(logging.INFO)
     if settings.log_level == "info":
         console.addFilter(_is_for_people)

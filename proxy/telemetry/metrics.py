@@ -24,12 +24,15 @@ from proxy.telemetry.worker_files import Place
 
 # https://prometheus.io/docs/instrumenting/exposition_formats/
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Prometheus' usual classes, continued to 600 s, the default of the upstream timeouts.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 # Each model has its own series in every worker, so their number is limited.
 MODELS_MAX = 64
 UPSTREAMS_MAX = 32
 OTHER_MODELS = "other"
 
+# All series must fit into files whose space is allocated at the start (`worker_files`). Model names come from callers:
+# they once filled hand-written counters, and chats with a new model were not stored until the restart.
 _MODEL_LENGTH = 120
 _MODELS_FILE = "models"
 _UPSTREAM_LENGTH = 200

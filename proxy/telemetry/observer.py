@@ -35,11 +35,12 @@ from proxy.wire.endpoint import Tokens
 
 logger = logging.getLogger(__name__)
 
+# Chats only append to lists; a thread does the rest this often. A log record for each chat costs more than its SQL.
 _PUBLISH_SECONDS = 1.0
 _LOGGER = "stellarchat.access"
 _LINES_MAX = 20_000  # per second; more lines are dropped
 _FIELD_LENGTH = 256
-_COMPLAINT_SECONDS = 60.0
+_COMPLAINT_SECONDS = 60.0  # an error that every chat repeats must not fill the log
 
 
 class _Line(NamedTuple):

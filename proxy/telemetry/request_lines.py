@@ -11,7 +11,7 @@ from proxy.storage.exchange import Exchange, Outcome
 from proxy.wire import json_text
 from proxy.wire.endpoint import Tokens
 
-_WAITING_MAX = 200
+_WAITING_MAX = 200  # lines; a terminal that is stopped (Ctrl-S) must not fill the memory
 _REST_SECONDS = 0.02
 # More than people can read on a terminal; further lines are only counted.
 _LINES_A_SECOND = 50

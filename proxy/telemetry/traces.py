@@ -28,9 +28,10 @@ logger = logging.getLogger(__name__)
 Attributes = dict[str, str | bool | int | float | list[str]]
 
 _NOTED_MAX = 2048  # per second; the size of OpenTelemetry's queue
+# The history is closed after the traces: a receiver that does not answer must not use up the time for that.
 _SHUTDOWN_SECONDS = 2.0
-_TEXT_LENGTH = 256
-_LARGEST_INTEGER = 2**63 - 1
+_TEXT_LENGTH = 256  # names come from callers
+_LARGEST_INTEGER = 2**63 - 1  # OTLP's integers are signed 64-bit (protobuf int64)
 
 _INTEGERS = (
     ("gen_ai.request.max_tokens", "max_tokens"),

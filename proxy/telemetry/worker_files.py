@@ -21,6 +21,7 @@ from proxy.storage.shared_files import lock_file, memory_folder
 
 # Large enough for all possible series: growing a mapped file on a full disk would kill the process.
 _FILE_BYTES = {"counter": 2**18}
+# Gauges and histograms have a fixed number of series; counters have one for each model.
 _OTHER_FILE_BYTES = 2**15
 _LOCK = "place-"
 
