@@ -27,11 +27,14 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# The index may be behind: a search scans what is not indexed yet.
 _PASS_SECONDS = 1.0
 _HOUR = 3600.0
+# Shutdown does not wait for the check of a large backup, which takes minutes.
 _LAST_STEP_SECONDS = 5.0
 # Short chats are rarely observed in progress, so this commit rate also counts as high load.
 _MANY_COMMITS = 50
+# A job waits this long for the writer, far longer than a chat does: it can wait while the database is locked.
 _WRITE_SECONDS = 60.0
 # Between two transactions of retention, so that the writer can store chats.
 _PRUNE_PAUSE_SECONDS = 0.03

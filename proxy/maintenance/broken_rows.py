@@ -26,6 +26,7 @@ _JSON = {
     "parameters": frozenset(("data",)),
     "tools": frozenset(("data",)),
 }
+# Columns that are NOT NULL: SQLite checks that when it writes, not when a damaged file is read.
 _NEVER_NULL = frozenset(
     ("title", "role", "content", "created_at", "updated_at", "last_active", "data", "endpoint", "depth", "tokens")
 )

@@ -13,9 +13,11 @@ from proxy.wire import json_text
 Row = dict[str, Any]
 Check = Callable[[Any], bool]
 
+# Ours have 36 characters, clients' session ids up to 128; upstreams' are not limited.
 _ID_LENGTH = 512
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 _HASH = re.compile(r"[0-9a-f]{2,128}")
+# SQLite's integers are signed 64-bit: https://sqlite.org/datatype3.html
 _NUMBER_MAX = 2**63 - 1
 
 

@@ -24,8 +24,9 @@ from proxy.wire import json_text
 # Chats wait for each transaction of an import, so batches are small.
 _BATCH_LINES = 200
 _BATCH_BYTES = 4 * 2**20
+# A file without line ends, such as a backup, must not be read into memory whole.
 LINE_BYTES_MAX = 512 * 2**20
-_REFUSED_NAMED = 20
+_REFUSED_NAMED = 20  # lines; the others are only counted
 _REASON_LENGTH = 200
 # The first bytes of every SQLite file: https://sqlite.org/fileformat.html#magic_header_string
 _SQLITE = b"SQLite format 3\0"

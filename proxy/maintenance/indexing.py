@@ -16,7 +16,7 @@ _BACKLOG = 20_000
 # Ratio of rest to work.
 _REST_BUSY = 4.0
 _REST_IDLE = 0.25
-CLEAN_SECONDS = 3600.0
+CLEAN_SECONDS = 3600.0  # deleted messages leave the index; a search already skips them
 # If damage returns sooner than this, the index is not the cause: the database may be damaged, too.
 _MAKE_ANEW_SECONDS = 600.0
 
@@ -38,6 +38,7 @@ class Indexing:
             try:
                 self._index = Index(self._database)
             except BlockingIOError:
+                # One process fills the index; all others only read it.
                 return  # an older worker that is stopping still holds it
         try:
             self._fill(self._index)

@@ -11,6 +11,7 @@ from proxy.storage.shared_files import lock_file
 
 logger = logging.getLogger(__name__)
 
+# After an exception, which is logged, or while another process runs the jobs and may end.
 RETRY_SECONDS = 15.0
 
 
