@@ -14,6 +14,7 @@ from proxy.storage.engine import find_schema, newest_schema, opened_as_is
 from proxy.storage.errors import StorageDamagedError, StorageError, StorageNotADatabaseError
 
 _ABOUT = "database"
+# A larger file would take long to read: `stellarchat check` does that.
 _READ_BYTES_MAX = 256 * 2**20
 _DAMAGED = "see `stellarchat check`, or stop the server and restore a backup"
 

@@ -15,6 +15,7 @@ from proxy.storage.engine import opened
 
 # Chats wait while a transaction holds the lock, so rest this many times longer between two transactions.
 _REST = 4.0
+# At least: after a very short transaction, a server's writer must get its turn, too.
 _PAUSE_SECONDS = 0.03
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 

@@ -14,6 +14,7 @@ from proxy.storage import queries
 from proxy.storage.engine import opened
 
 _DAY_SECONDS = 86_400
+# Suffixes of the database's name. The write-ahead log holds what is not yet in the database file.
 _FILES = {"database": "", "log": "-wal", "search": "-search"}
 
 

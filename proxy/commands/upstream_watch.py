@@ -15,6 +15,7 @@ from proxy.wire import json_text
 
 logger = logging.getLogger(__name__)
 
+# vLLM takes minutes to load a model; it is announced this long after it answers, at the latest.
 _LOOK_SECONDS = 10.0
 _MODELS_SHOWN = 5
 
