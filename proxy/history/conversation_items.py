@@ -14,11 +14,14 @@ from proxy.history.serializers import JSON, openai_message
 from proxy.storage.queries.messages import Message
 from proxy.wire import json_text
 
+# OpenAI's name for them in `include`.
 LOGPROBS = "message.output_text.logprobs"
 
+# OpenAI's prefixes, which its SDKs' users rely on; a message id never contains an underscore.
 _ID = re.compile(r"(rs|msg|fc|ctc|fco)_([^_]{1,128})(?:_([0-9a-z]+))?")
 # The order of items within a message.
 _RANK = {"rs": 0, "msg": 1, "fc": 2, "ctc": 2, "fco": 3}
+# vLLM's name today, and that of older versions and of other servers.
 _REASONING = ("reasoning", "reasoning_content")
 _SAID = ("content", "refusal", "annotations", "audio")
 
@@ -58,6 +61,7 @@ def items_of(row: Message, blobs: dict[str, str], *, include: Collection[str] = 
         items = [_said(message, row, [_input_part(part) for part in _parts(message.get("content"))])]
     for item in items:
         item["status"] = "completed"
+    # Items come in the order of generation, so only the last one can have been cut.
     items[-1]["status"] = "completed" if row.status == "completed" else "incomplete"
     return items
 

@@ -20,7 +20,7 @@ from proxy.storage.queries.sessions import Session
 from proxy.wire import json_text
 from proxy.wire.message import title_of, to_columns, to_openai
 
-ID_PREFIX = "conv_"
+ID_PREFIX = "conv_"  # OpenAI's
 
 
 def find_conversation(connection: Connection, id_: str, *, user_id: str | None) -> Session:

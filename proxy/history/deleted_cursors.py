@@ -6,7 +6,7 @@ the creation time in the id is used as the position.
 
 from proxy.ids import made_at
 
-_KEPT_MAX = 10_000
+_KEPT_MAX = 10_000  # the oldest is forgotten first
 _places: dict[tuple[str, str], tuple[str, str]] = {}
 
 

@@ -11,6 +11,7 @@ from proxy.storage.connection import Connection
 from proxy.storage.page import Page
 from proxy.wire import json_text
 
+# Parameters and metadata may have tens of kilobytes each, and a page 1,000 exchanges.
 _PIECE_BYTES = 2**20
 # Exchanges per query: its rows are in memory together.
 _STEP = 50

@@ -8,6 +8,7 @@ from proxy.errors import InvalidRequestError
 from proxy.history.conversation_items import objects
 from proxy.history.serializers import JSON
 
+# OpenAI's roles of a message item; tool results are items of their own type.
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
 
 
@@ -18,6 +19,7 @@ def messages_of(items: Sequence[Any]) -> list[JSON]:
     for number, item in enumerate(items):
         given = _Given(item, f"items[{number}]")
         if given.is_reply:
+            # A reply is one message here, but several items in OpenAI's API.
             if reply is None or not _goes_on(reply, given.kind):
                 reply = {"role": "assistant", "content": None}
                 messages.append(reply)

@@ -19,6 +19,7 @@ from proxy.storage.removal import remove_exchange
 from proxy.wire import json_text, responses, responses_state
 from proxy.wire.dialect import string
 
+# A failed request has no response: OpenAI stores none, and clients get 404.
 _SHOWN = frozenset({"completed", "incomplete"})
 # Keys that OpenAI's clients expect even if null, and those that vLLM sends as null. Nulls are not stored.
 _NULLS: JSON = dict.fromkeys(
@@ -99,6 +100,7 @@ def _find(connection: Connection, id_: str, *, user_id: str | None) -> ExchangeR
 def _through(connection: Connection, row: ExchangeRow) -> list[JSON]:
     """The conversation up to and including a response, without instructions, which OpenAI never inherits."""
     rows = rows_of(connection, [*_asked(connection, row), *queries.messages.list_replies(connection, row)[:1]])
+    # Upstream takes items alone: a message that has no item's form is left out.
     return [item for item in items_of(rows) if isinstance(item, dict)]
 
 
@@ -171,6 +173,7 @@ def get_response(connection: Connection, id_: str, *, user_id: str | None) -> JS
     created = row.completion_created if row.completion_created is not None else unix_seconds(row.created_at)
     own: JSON = {"id": id_, "object": "response", "created_at": created, "model": row.model or "", "output": output}
     shown = {**_NULLS, **_echoed(connection, row), **sent, **own}
+    # Upstream's own status came with the end of the stream, which is missing here.
     if row.status != "completed":
         error = json_text.stored(row.error)
         if sent.get("status") in ("failed", "cancelled"):

@@ -13,6 +13,7 @@ from proxy.wire.message import to_openai
 JSON = dict[str, Any]
 
 _JSON_COLUMNS = ("parameters", "metadata", "error")
+# Row numbers differ after an import; `upstream` names the operator's hosts and is shown to admins only.
 _INTERNAL_COLUMNS = frozenset(
     {
         "exchange_no",
@@ -58,6 +59,7 @@ def session_json(session: Session) -> JSON:
 def openai_message(row: Message, blobs: Mapping[str, str]) -> JSON:
     """A message in OpenAI's shape that can be sent back; empty keys are omitted."""
     message = _as_sent(row, blobs)
+    # In OpenAI's format `content` is always present, and null if there is none.
     return {key: value for key, value in message.items() if value is not None or key == "content"}
 
 

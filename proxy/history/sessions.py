@@ -69,6 +69,7 @@ def _create_session(
             param="session_id",
             code="session_exists",
         )
+    # First: the session refers to the user (foreign key).
     queries.users.upsert_user(connection, user_id=user_id, now=now)
     session_id = uuid7()
     queries.sessions.insert_session(
@@ -86,6 +87,7 @@ def _create_session(
 def update_session(connection: Connection, id_: str, *, user_id: str | None, change: SessionPatch) -> JSON:
     """Changes and returns a session. Raises NotFoundError."""
     session_id = find_session(connection, id_, user_id=user_id).session_id
+    # An empty change must not make the session the newest in the lists.
     if change != SessionPatch():
         queries.sessions.update_session(
             connection,
@@ -108,6 +110,7 @@ def delete_session(connection: Connection, id_: str, *, user_id: str | None) -> 
     deleted_cursors.remember(
         session.user_id, session_id, session.external_id, updated_at=session.updated_at, session_id=session_id
     )
+    # In the same transaction: a chat that is still streaming finds the tombstone and is not stored.
     tombstones.add_tombstone(connection, "session", session_id, now=moment())
     queries.sessions.delete_session(connection, session_id)
     return session_id

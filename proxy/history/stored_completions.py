@@ -24,14 +24,15 @@ from proxy.storage.removal import remove_exchange
 from proxy.wire import json_text
 from proxy.wire.message import readable, to_openai
 
+# A chat that failed has no completion.
 _SHOWN = frozenset({"completed", "incomplete"})
 # Exchanges examined per read, so that a filter with few matches does not block a reader for long.
 _STEP = 500
 _FIRST, _LAST = "", "~"  # sort before and after every id
-# Positions of recently deleted completions, for clients that delete a page and then ask for the next. Written only in
-# the writer's thread; other processes do not know them, but a client usually keeps its connection.
 # A page is built in memory; its items may have about this total size.
 PAGE_BYTES = 8 * 2**20
+# Positions of recently deleted completions, for clients that delete a page and then ask for the next. Written only in
+# the writer's thread; other processes do not know them, but a client usually keeps its connection.
 _DELETED_MAX = 10_000
 _deleted: dict[tuple[str, str], str] = {}
 # Request parameters that have another meaning in a completion.
