@@ -21,7 +21,7 @@ from proxy.storage import queries, search_file
 from proxy.storage.queries.sessions import Session
 from proxy.storage.search_file import STATEMENTS, WHOLE_BYTES, Connection, Error, Segment, statement
 
-QUERY_LENGTH_MAX = 1000
+QUERY_LENGTH_MAX = 1000  # characters: each trigram of the query may be looked up
 
 Order = Literal["relevance", "newest"]
 ORDERS: tuple[Order, ...] = get_args(Order)

@@ -11,7 +11,9 @@ from proxy.storage.fair_turns import FairTurns, TurnsFullError
 
 T = TypeVar("T")
 
+# Binds SQLite's work (progress handler) and Python's alike: ranking once ran on for 17 to 34 s after the limit.
 SEARCH_SECONDS = 10.0
+# Python's part holds the GIL, so more searches at once would only delay chats. Users take turns.
 _AT_ONCE = 2
 _WAITING_MAX = 64
 _OF_USER_MAX = 4  # running or waiting
