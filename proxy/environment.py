@@ -12,6 +12,7 @@ _PREFIX = "STELLARCHAT_"
 _FILE = "_FILE"
 # Variables of compose.yaml itself, which are in the same `.env`.
 _OF_COMPOSE = frozenset({"STELLARCHAT_PUBLISHED_PORT", "STELLARCHAT_UID", "STELLARCHAT_GID"})
+# A tab or newline inside a value is a mistake of quoting; in a header it would be an error at each request.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -70,11 +71,13 @@ def _file_texts(path: Path) -> dict[str, str]:
         return {}
     try:
         _check_lines(path)
+        # Editors on Windows write a byte order mark, which would become part of the first name.
         texts = Config(path, environ={}, encoding="utf-8-sig").file_values
     except OSError as exc:
         raise ConfigurationError(f"{path} cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
         raise ConfigurationError(f"{path} is not UTF-8") from exc
+    # Files that are also sourced by a shell begin each line with `export`.
     return {re.sub(r"^export\s+", "", name): text for name, text in texts.items()}
 
 

@@ -9,6 +9,7 @@ from random import Random, SystemRandom
 # Identifiers must be unique but not secret: access never depends on knowing one. Reading the system's random source for
 # each would cost as much as everything else here.
 _random = Random(SystemRandom().getrandbits(256)).getrandbits  # noqa: S311
+# RFC 9562 §5.7: version 7 and variant 0b10 are at fixed places.
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _MILLISECOND = timedelta(milliseconds=1)
 _last = 0  # 48 bits of milliseconds and 12 bits of counter of the last identifier

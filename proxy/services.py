@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 # Limits on running and waiting reads, per caller and in total.
 _READS_PER_CALLER = 64
+# Each waiting read holds its request; one caller's reads wait in its own queue, so they delay no other's.
 _READS_MAX = 512
 _READ_WAIT_SECONDS = 30.0
 

@@ -15,6 +15,7 @@ def text(value: str) -> str:
 
 
 def secret(value: str) -> str | None:
+    # A newline at the end of a secret's file once made every chat a 502, or every login a 401.
     if re.fullmatch(r"[\x21-\x7e]+", value) is None:
         raise ValueError("a key must consist of visible ASCII characters, because it is sent in a header")
     return value
@@ -96,6 +97,7 @@ def duration(value: str) -> float:
         seconds = float(value[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[value[-1:]]
     except (ValueError, KeyError):
         seconds = -1.0
+    # Up to ten years: more is a mistake in the unit.
     if not 1 <= seconds <= 3660 * 86_400:
         raise ValueError("expected a time such as 30m, 24h or 7d, or off")
     return seconds
@@ -104,6 +106,7 @@ def duration(value: str) -> float:
 def http_url(value: str) -> str:
     parts = urlsplit(value)
     try:
+        # `urlsplit` checks the port only when it is read.
         port_is_right = parts.port is None or parts.port > 0
     except ValueError:
         port_is_right = False
@@ -121,6 +124,7 @@ def http_url(value: str) -> str:
 
 def _upstream_url(value: str) -> str:
     path = urlsplit(http_url(value)).path.rstrip("/")
+    # An easy mistake: without this check every chat would be a 404 of upstream's.
     if path.endswith(("/completions", "/responses", "/messages", "/models")):
         raise ValueError("expected vLLM's address without a route, such as http://127.0.0.1:8000")
     return value
@@ -171,6 +175,7 @@ POSTGRESQL = ("postgresql://", "postgres://")
 def database_url(value: str) -> str:
     if value.startswith(POSTGRESQL):
         return value
+    # Each process and reader has connections of its own, which cannot share a database in memory.
     if not value.startswith("sqlite:///") or value.endswith("/") or ":memory:" in value:
         raise ValueError("expected sqlite:///PATH (relative), sqlite:////PATH (absolute) or postgresql://…")
     return value
@@ -205,6 +210,7 @@ def host_names(value: str) -> tuple[str, ...]:
 
 def without_password(url: str) -> str:
     """One or several URLs without credentials, for display."""
+    # Logs, terminal and error messages show addresses: never with the password.
     return re.sub(r"(?<=//)[^/\s,]*@", "", url)
 
 

@@ -40,6 +40,7 @@ ResponsesState = Literal["proxy", "upstream"]
 OnDisconnect = Literal["abort", "finish"]
 Transport = Literal["own", "httpx"]
 
+# Headers in which clients, gateways and chat pages send their conversation's id.
 SESSION_HEADERS = (
     "X-Conversation-Id",
     "x-litellm-session-id",
