@@ -9,6 +9,7 @@ from proxy.wire.dialect import JSON, Conversation, string
 PATH = "/v1/messages"
 
 _HINT = "cache_control"
+# Claude Code writes this at the beginning of its system text, with a value that changes with each request.
 _BILLING = "x-anthropic-billing-header"
 
 

@@ -61,6 +61,7 @@ class ChatEndpoint:
         return chat_request.with_usage(body, request.body) if chat_request.may_ask_for_usage(request.body) else None
 
     def error_event(self, error: JSON) -> bytes:
+        # vLLM's form of an error within a stream. OpenAI's SDKs raise on a data object with an `error`.
         return b"data: " + self.error_body(error) + b"\n\n"
 
     def error_body(self, error: JSON) -> bytes:

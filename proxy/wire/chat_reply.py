@@ -16,6 +16,7 @@ from proxy.wire.merge import Pieces, growing, index_of, merge
 from proxy.wire.sse import Event
 from proxy.wire.usage import count, tokens_of, usages_of, with_part
 
+# vLLM's first chunk has only the role and empty content, and is sent even while the request is queued.
 _TOKEN_KEYS = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call", "audio")
 # After this many templates a stream is parsed chunk by chunk, because its chunks vary too much.
 _ATTEMPTS_MAX = 8
@@ -24,6 +25,7 @@ _ERROR_LENGTH = 2000
 _OF_EVERY_CHUNK = frozenset(
     ("id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "obfuscation")
 )
+# Each choice has a fold of its own. OpenAI's maximum for `n` is 128.
 _CHOICES_MAX = 1024
 _TOO_MANY_CHOICES = {
     "message": f"The reply has more than {_CHOICES_MAX} choices. The others are not recorded.",

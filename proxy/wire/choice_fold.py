@@ -30,6 +30,7 @@ class ChoiceFold:
     def take_extra(self, key: str, value: object) -> None:
         """Merges a key beside the delta: lists and objects (logprobs, token_ids) grow, a string replaces the previous
         one."""
+        # Such as `stop_reason`, which vLLM sends in the last chunk.
         if isinstance(value, str):
             self._extra[key] = value
         else:

@@ -42,6 +42,7 @@ class CompletionReply(DialectReply):
         self._whole: JSON | None = None
         self._prompts = prompts_of(request) if request.get("echo") is True else []
         choices = request.get("n")
+        # With several prompts, the choices of the first are numbered 0 to n-1, those of the second n to 2n-1, and so on.
         self._choices_each = choices if type(choices) is int and choices > 0 else 1
 
     def take(self, event: JSON) -> None:
@@ -121,6 +122,7 @@ class CompletionReply(DialectReply):
         text, place = string(choice.message.get("content")), choice.index // self._choices_each
         prompt = self._prompts[place] if place < len(self._prompts) else None
         message: JSON = {"role": "assistant", "content": text or ""}
+        # vLLM repeats the prompt at the beginning of the text when `echo` is set.
         if text and isinstance(prompt, str) and text.startswith(prompt):
             return WireMessage(message | {"content": text[len(prompt) :]}, {DIALECT: {"echo": True}})
         return message

@@ -10,13 +10,17 @@ from typing import Any, Protocol
 
 # Values that mean "not encoded": those of RFC 9110, and others that servers have been seen to send.
 _NO_CODINGS = frozenset({b"", b"identity", b"none", b"utf-8"})
+# Each coding can multiply the size again; real servers apply one, proxies behind them perhaps a second.
 _CODINGS_MAX = 4
+# Decoded at once; other streams continue between two pieces.
 _PIECE_BYTES = 64 * 2**10
 _ZLIB_INPUT_BYTES = 16 * 2**10  # the rest of the input is copied after each piece
 # A block of 4 bytes may decode to 128 KiB (RFC 8878 §3.1.1.2), and zstandard's decoder cannot be stopped in between.
 _ZSTD_INPUT_BYTES = 128
 _ZSTD_WINDOW_BYTES = 8 * 2**20  # the largest window for HTTP (RFC 9659)
+# First bytes of gzip (RFC 1952 §2.3.1) and of zlib with each window size (RFC 1950 §2.2).
 _ZLIB_STARTS = (b"\x1f", b"\x78", b"\x58", b"\x38", b"\x18", b"\x08", b"\x28", b"\x48", b"\x68")
+# Some servers label replies as encoded that are plain text.
 _TEXTS = (b'{"', b"{\n", b"{\r", b"{ ", b"data:", b"event:", b"id: ", b"retry:", b": ", b"<html", b"<!DOC", b"<!doc")
 
 

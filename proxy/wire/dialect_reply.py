@@ -12,7 +12,7 @@ from proxy.wire.json_text import object_of_reply
 from proxy.wire.sse import Event
 
 _CR = 13
-_ERROR_LENGTH = 2000
+_ERROR_LENGTH = 2000  # characters of upstream's text that an exchange keeps
 
 
 class DialectReply(ABC):

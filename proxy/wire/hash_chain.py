@@ -17,6 +17,7 @@ from typing import Any
 from proxy.wire import json_text
 
 UNCHAINED_ROLES = frozenset({"system", "developer"})
+# 128 bits: no collision is to be expected, and each message and index entry holds one.
 _DIGEST_BYTES = 16
 _THINKING = frozenset({"thinking", "reasoning", "redacted_thinking"})
 _THINK, _THINK_END = "<think>", "</think>"
@@ -34,6 +35,7 @@ def has_reply(messages: Iterable[Mapping[str, Any]]) -> bool:
 
 def root_hash(user_id: str) -> bytes:
     """The hash that the first message of a conversation is chained to."""
+    # Per user: equal conversations of two users must never be found for each other.
     return _digest(b"user\0" + user_id.encode("utf-8", "surrogatepass"))
 
 
@@ -159,6 +161,7 @@ def _said(content: Any) -> Any:
 
 
 def _bytes_of(parts: list[Any]) -> bytes:
+    # JSON may contain lone surrogates (RFC 8259 §8.2), which strict UTF-8 rejects.
     return json_text.dumps(parts).encode("utf-8", "surrogatepass")
 
 
@@ -183,6 +186,7 @@ def _part(part: Any) -> Any:
         return [part]
     if part.get("type") in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
         return part["text"]
+    # Clients move Anthropic's cache hints to the newest messages with each turn.
     kept = {key: value for key, value in part.items() if value is not None and key != "cache_control"}
     image = kept.get("image_url")
     if isinstance(image, dict):

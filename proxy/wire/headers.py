@@ -4,11 +4,13 @@ from collections.abc import Iterable
 
 Headers = list[tuple[bytes, bytes]]
 
+# They concern one connection only. `proxy-connection` is no standard, but old clients send it.
 HOP_BY_HOP = frozenset(
     {b"connection", b"proxy-connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 # Set again for upstream: the host is upstream's, the length may change, and Expect has already been answered.
 _REPLACED = frozenset({b"host", b"content-length", b"accept-encoding", b"expect", b"x-request-id"})
+# OpenAI, Anthropic, Azure, and HTTP proxies.
 _CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"proxy-authorization"})
 _DROPPED_FROM_REQUEST = HOP_BY_HOP | _REPLACED
 _DROPPED_FROM_RESPONSE = HOP_BY_HOP

@@ -10,6 +10,7 @@ import orjson
 # orjson turns integers beyond 64 bits into floats, and a run of digits this long may be one. `bytes.translate` is
 # several times faster than a regular expression, and this runs on every body.
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
+# 2**63 has 19 digits.
 _LONG_NUMBER = b"0" * 19
 _PIECE_BYTES = 2**20
 

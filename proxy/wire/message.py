@@ -9,6 +9,7 @@ from typing import Any
 from proxy.wire import json_text
 from proxy.wire.dialect import wire_of
 
+# Characters of the first question; never cut inside an emoji, which may consist of several joined ones.
 TITLE_LENGTH = 80
 _ZERO_WIDTH_JOINER = "\u200d"
 DEFAULT_TITLE = "New Conversation"

@@ -12,6 +12,7 @@ from proxy.wire.merge import index_of
 from proxy.wire.response_item import DELTAS, GrowingItem, identity_of, is_about_item
 from proxy.wire.responses_items import reply_of
 
+# A stream of Responses ends with one of these events, where one of chats ends with `[DONE]`.
 TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _ADDED = "response.output_item.added"
 _ENDED = frozenset({"completed", "incomplete", "failed", "cancelled"})
@@ -24,6 +25,7 @@ _NOT_DONE: dict[str, JSON] = {
     "failed": {"message": "Upstream says that the response failed.", "type": "failed"},
     "cancelled": {"message": "The response was cancelled at upstream.", "type": "cancelled"},
 }
+# A larger `output_index` is treated as malformed.
 _INDEX_MAX = 10_000
 
 # An item's `output_index`, and its number among the items that upstream has sent: several may have the same index.

@@ -9,7 +9,7 @@ from proxy.wire.message import is_message
 
 # A prefix is enough: if two conversations share a key, they only share an upstream.
 _TEXT_LENGTH = 4096
-_DIGEST_BYTES = 16
+_DIGEST_BYTES = 16  # 32 hexadecimal digits in X-Session-Id
 
 
 def routing_key(user_id: str, *, named_id: str | None, messages: Iterable[Any]) -> bytes:

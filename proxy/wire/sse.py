@@ -10,7 +10,9 @@ from typing import NamedTuple
 import orjson
 
 _CR, _LF = 13, 10  # `int in bytes` is a direct search; `bytes in bytes` first raises and catches a TypeError internally
+# Ignored at the beginning of a stream (WHATWG HTML §9.2.6).
 _BOM = b"\xef\xbb\xbf"
+# The only line ends of the standard: `bytes.splitlines` agrees, but `str.splitlines` knows eight more.
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 # A line end and the blank line after it. After a bare CR, the stream is assumed to use bare CRs, so that an event does
 # not wait for an LF that may never arrive. If one does arrive, it becomes a blank event without data.
@@ -25,6 +27,7 @@ _DATA_LINE = re.compile(rb"(?:(?<=[\r\n])|\A)data:[^\r\n]*(?:\r\n|\n|\r)?")
 _NEXT_LINE = re.compile(rb"(?:\}|\])[ \t]*\r?\n(?=(?:data|event|id|retry)?:)")
 
 
+# Media types are not reliable: streams come as text/plain or application/octet-stream, too.
 _BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:data|event|id|retry)?:")
 
 

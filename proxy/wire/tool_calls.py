@@ -31,6 +31,7 @@ class ToolCalls:
         """
         are_many = len(pieces) > 1
         for place, piece in enumerate(pieces):
+            # vLLM numbers each call. Other servers send all with index 0, null, "0" or none, or a name in pieces.
             index, call_id = index_of(piece.pop("index", None)), _text(piece.get("id"))
             if index is None and call_id is None and are_many:
                 index = place
@@ -38,6 +39,7 @@ class ToolCalls:
             if index is not None:
                 self._by_index[index] = call
             if call_id is not None:
+                # Some servers repeat the id in each piece, OpenAI and vLLM send it in the first only.
                 self._by_id.setdefault(call_id, call)
             self._open = call
             for name, value in piece.items():

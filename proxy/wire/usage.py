@@ -8,7 +8,7 @@ from proxy.wire.endpoint import JSON, Tokens
 
 # Some servers send counts as strings: "5" or "5.0".
 _WRITTEN_COUNT = re.compile(r"[0-9]{1,19}(?:\.0+)?")
-_LARGEST_INTEGER = 2**63 - 1
+_LARGEST_INTEGER = 2**63 - 1  # SQLite's; larger counts raise OverflowError in its driver
 
 
 def usages_of(chunk: JSON) -> Iterator[Any]:
