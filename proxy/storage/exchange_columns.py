@@ -117,6 +117,7 @@ def _envelope(reply: Reply, columns: Columns) -> str | None:
     }
     envelope = {key: value for key, value in reply.envelope.items() if value is not None and value != said.get(key)}
     usage = {key: value for key, value in (reply.usage or {}).items() if value is not None}
+    # vLLM's usual usage has only values with columns of their own, so that most exchanges need no JSON.
     if any(value != columns.get(key) for key, value in usage.items()):
         envelope["usage"] = usage
     return json_text.dumps(envelope) if envelope else None
@@ -124,4 +125,5 @@ def _envelope(reply: Reply, columns: Columns) -> str | None:
 
 def _storable(value: Any) -> str | None:
     """The value if SQLite can store it as text; otherwise None, and it is kept only in the JSON."""
+    # SQLite's driver raises on lone surrogates, which JSON may contain (RFC 8259 §8.2).
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None

@@ -15,6 +15,7 @@ from proxy.storage.connection import Connection
 
 T = TypeVar("T")
 
+# A retry follows within minutes; a day also covers a client that was stopped for the night.
 _KEPT_SECONDS = 86_400.0
 
 
@@ -28,6 +29,7 @@ class IdempotencyKey:
 
 def idempotency_key(*scope: str, body: bytes) -> IdempotencyKey:
     """Builds the key of a request. `scope`: the user, the route and the key that the caller sent."""
+    # A NUL occurs in no user, path or header, so different scopes never give the same text.
     text = "\0".join(scope).encode("utf-8", "surrogatepass")
     return IdempotencyKey(sha256(text).digest(), sha256(body).digest())
 
@@ -44,6 +46,7 @@ def once(
     Raises APIError 422 if the key was used with a different request.
     """
     known = None if key is None else queries.durable.get_idempotency_key(connection, key.digest)
+    # Asked and stored in the same transaction as the change: of two attempts at once, one finds the other's.
     if key is None or known is None:
         made_id, made = make()
         if key is not None:

@@ -105,6 +105,7 @@ def store_messages(
     the current position. Returns the request's context as JSON text: which system messages it had, and where. A leading
     system message keeps that position even if the request has dropped older turns.
     """
+    # Computed before the transaction, unless the client has dropped older turns: hashing long histories is slow.
     hashes = exchange.chain_below(place.above, matched=matched)
     if len(exchange.chained) == len(exchange.messages):
         for message, chain_hash in zip(exchange.messages[matched:], hashes, strict=True):
@@ -213,6 +214,7 @@ def insert(
     delta.messages += 1
     delta.tokens += tokens
     delta.leaf_no = number
+    # A page of a long branch then costs a page and not the branch.
     if ancestry.wants_jump(place.depth):
         rows.add_jump(ancestry.jump_of(number, depth=place.depth))
     return number

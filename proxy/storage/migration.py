@@ -31,7 +31,7 @@ TABLES = (
 )
 # Tables that must be empty in a new database.
 _TELLING = ("sessions", "api_keys", "tombstones")
-_BATCH = 500
+_BATCH = 500  # rows in memory at once; a row may have megabytes
 _HASH_BYTES = 16
 _STATEMENTS = named_statements((SQL / "migration.sql").read_text(encoding="utf-8"))
 

@@ -29,6 +29,7 @@ _DEFAULTS: dict[str, Any] = {
     "target_session_attrs": "read-write",
     "application_name": "stellarchat",
 }
+# A role or database may have other defaults, under which texts and escapes would be read differently.
 _SETTINGS = "SET client_encoding = 'UTF8'; SET standard_conforming_strings = on"
 
 

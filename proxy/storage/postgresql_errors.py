@@ -10,6 +10,7 @@ from proxy.storage.errors import StorageError, StorageInterruptedError, StorageL
 
 # SQLSTATE prefixes: connection, resources, server state, I/O.
 _LATER = ("08", "53", "57P", "58", "25006", "XX")
+# serialization_failure, deadlock_detected, lock_not_available: the same transaction may succeed when retried.
 _LOCK = ("40001", "40P01", "55P03")
 # query_canceled: the statement exceeded `statement_timeout`.
 _CANCELED = "57014"

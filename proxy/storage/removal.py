@@ -9,6 +9,7 @@ from proxy.wire import json_text
 
 def remove_exchange(connection: Connection, row: ExchangeRow) -> None:
     """Deletes an exchange and its replies. A reply with children stays in the session."""
+    # Before the exchange is deleted, through which its replies are found.
     replies = queries.messages.list_replies(connection, row)
     queries.exchanges.delete_exchange(connection, row.exchange_id)
     _remove_replies(connection, row, replies)
@@ -36,6 +37,7 @@ def remove_message(connection: Connection, message_no: int, *, session_id: str) 
     """
     node = queries.messages.get_node(connection, message_no)
     assert node is not None
+    # This and the next come before the children get another parent, by which they are found.
     if node.root_no == message_no:
         queries.tree.move_root(connection, message_no, session_id=session_id)
     queries.tree.raise_subtree(connection, message_no, session_id=session_id)

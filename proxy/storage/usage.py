@@ -8,6 +8,7 @@ Columns = dict[str, Any]
 FIRST_TOKEN_MS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600)
 FIRST_TOKEN_COLUMNS = (*(f"first_token_{most}" for most in FIRST_TOKEN_MS), "first_token_more")
 
+# A page of usage over a million exchanges reads these counts and no exchange.
 _KEY = ("day", "user_no", "model", "endpoint")
 _TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
 # SUM raises an error beyond 64 bits in SQLite; no real engine reports counts this large.

@@ -12,6 +12,7 @@ from proxy.storage.own_thread import OwnThread
 
 logger = logging.getLogger(__name__)
 
+# In all, readers are waited for about two seconds.
 _TRIES = 8
 # A truncating checkpoint blocks writers while it waits for readers, so each attempt is short.
 _TRY_SECONDS = 0.05
