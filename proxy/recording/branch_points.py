@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from proxy.storage.queries.messages import StitchCandidate
 
-_REMEMBERED = 1024
+_REMEMBERED = 1024  # far more chats than are between their request and its storing at a time
 
 
 class RecentBranchPoints:

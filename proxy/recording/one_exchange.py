@@ -15,7 +15,7 @@ CALLER_LEFT = {"message": "The caller left before the reply had ended.", "type":
 CANCELLED = {"message": "The response was cancelled.", "type": "cancelled"}
 # How much of an unparsable reply is kept in the exchange's error.
 _BEGINNING_BYTES = 2000
-_MEDIA_TYPE_LENGTH = 200
+_MEDIA_TYPE_LENGTH = 200  # upstream may send a header of any length
 
 STOPPED = {"message": "The proxy was stopped before the reply had ended.", "type": "interrupted"}
 

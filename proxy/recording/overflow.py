@@ -37,6 +37,7 @@ _MAY_BE_MADE = (
     "The database does not answer, and the change may have been made; a retry with the same Idempotency-Key does not "
     "make it twice."
 )
+# The values of the label of `stellarchat_unsaved_total`; `docs/how-it-works` says what each means.
 UNSAVED_REASONS = ("queue_full", "spill_failed", "spill_stalled", "refused", "deleted")
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 from proxy.storage.exchange import Exchange
 
-_REMEMBERED = 1024
+_REMEMBERED = 1024  # chats; the oldest failure is forgotten first
 # A marked retry may come as late as upstream's Retry-After allows. An unmarked repetition counts only for a few
 # seconds.
 _RETRY_SECONDS = 120.0

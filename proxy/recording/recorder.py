@@ -55,6 +55,7 @@ class Recorder:
         self._turns = itertools.cycle(range(_TURNS))
         self._ticking: asyncio.Task[None] | None = None
         self._recovering: asyncio.Task[None] | None = None
+        # `drain` waits for it: the exchanges of cancelled requests end only after the shutdown has begun.
         self._is_empty = asyncio.Event()
         self._is_empty.set()
         self.failures = RecentFailures()

@@ -60,6 +60,7 @@ class Recovery:
 
     async def recover(self) -> None:
         """Recovers dead processes: first their spill files, which are newer than the tables."""
+        # The names say which processes there were; the lock of each file says whether its process lives.
         left = spill_files(self._database.path, folder=self._folder)
         for worker_id, path in left.items():
             if worker_id != self._worker_id:

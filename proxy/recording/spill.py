@@ -15,6 +15,7 @@ from proxy.storage.file_identity import is_at, sync_folder
 
 logger = logging.getLogger(__name__)
 
+# Read, cleared and copied in pieces: after a long outage the file may have gigabytes.
 _BATCH_BYTES = 4 * 2**20
 
 
@@ -105,6 +106,7 @@ class Spill:
         if not self._reserve_bytes:
             return
         try:
+            # Unlike a sparse file, allocated space cannot be taken by others: a full disk is when the spill is needed.
             os.posix_fallocate(self._file, 0, self._reserve_bytes)
             os.fsync(self._file)
         except OSError as exc:

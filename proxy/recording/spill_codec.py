@@ -67,6 +67,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
     entry = json_text.loads(line)
     if not isinstance(entry, dict):
         raise ValueError("a spilled line is not an object")  # noqa: TRY004 - its text is invalid
+    # An unknown line goes to the dead-letter file, where the newer program finds it again.
     if entry.get("v", 0) > VERSION:
         raise ValueError(f"a spilled line of version {entry['v']}; only a newer StellarChat can read it")
     return entry

@@ -10,6 +10,7 @@ from proxy.storage.errors import trouble
 from proxy.storage.foreseen import expected_of
 from proxy.storage.write_batch import UNFINISHED, WriteBatch, write_batch
 
+# As many as the writer takes at once, so that chats wait no longer for a replay than for each other.
 _REPLAYED_AT_ONCE = 256
 
 Work = Callable[[WriteBatch], Any]

@@ -38,6 +38,7 @@ _GROUP_SECONDS = 0.004
 _PATIENCE_MS = 300
 # A lock or a silent disk is reported as an error after this time; until then writes are only spilled.
 _TROUBLE_SECONDS = 2.0
+# While the database fails, one probe in this time; meanwhile every write is spilled at once.
 _RETRY_SECONDS = 0.5
 _STALLED_SECONDS = 1.0  # how long closing waits for a disk that has stopped answering
 # How often an idle writer checks that the database's files still exist.
