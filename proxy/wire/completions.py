@@ -42,7 +42,7 @@ class CompletionReply(DialectReply):
         self._whole: JSON | None = None
         self._prompts = prompts_of(request) if request.get("echo") is True else []
         choices = request.get("n")
-        # With several prompts, the choices of the first are numbered 0 to n-1, those of the second n to 2n-1, and so on.
+        # The choices of the first prompt are numbered 0 to n-1, those of the second n to 2n-1, and so on.
         self._choices_each = choices if type(choices) is int and choices > 0 else 1
 
     def take(self, event: JSON) -> None:
