@@ -71,7 +71,7 @@ def create(*, as_json: bool, **given: Any) -> None:
         print_json({"key": secret, **_shown(row)})
         return
     click.echo(secret)
-    click.echo(f"Key {row.key_id} of user {row.user_id}. It is not shown again: save it now.", err=True)
+    click.echo(f"Key {row.key_id} of user {_printable(row.user_id)}. It is not shown again: save it now.", err=True)
     if is_first:
         _say_what_changes(row.user_id, has_sessions=bool(others))
 

@@ -93,6 +93,12 @@ def test_a_database_that_is_created_is_named(tmp_path: Path) -> None:
     assert "created" not in run(tmp_path, "keys", "create", "--user", "b").stderr
 
 
+@pytest.mark.parametrize("user", ("a\033[31mb", "a\rb", "a\u202eb"))
+def test_a_users_name_does_not_control_the_terminal(tmp_path: Path, user: str) -> None:
+    assert user not in run(tmp_path, "keys", "create", "--user", user).stderr
+    assert user not in run(tmp_path, "keys", "list").stdout
+
+
 @pytest.fixture
 def filled(tmp_path: Path) -> Path:
     with opened(tmp_path / "x.db") as connection:
