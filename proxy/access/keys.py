@@ -181,10 +181,7 @@ class KeyCache:
         key_hash = hash_of(secret)
         if self._is_admin(key_hash):
             return self._admin
-        cached_key = await self._look_up(key_hash)
-        if cached_key is not None:
-            cached_key.used = time.time()
-        return cached_key
+        return await self._look_up(key_hash)
 
     def forget_user(self, user_id: str) -> None:
         """Discards the keys of a deleted user, so that they are looked up again."""
@@ -276,6 +273,8 @@ class KeyCache:
             self._unknown[key_hash] = time.monotonic() + _UNKNOWN_SECONDS
             return None
         cached_key = self._held[key_hash] = self._holder(row)
+        # From now on, not only from when the waiting requests go on: a refresh in between would discard its usage.
+        cached_key.used = time.time()
         return cached_key
 
     def _holder(self, row: ApiKey) -> CachedKey:

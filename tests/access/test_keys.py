@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
@@ -14,8 +15,9 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy.access.keys import PREFIX, NewKey, create_key
+from proxy.access.keys import PREFIX, KeyCache, NewKey, create_key
 from proxy.cli import cli
+from proxy.storage.engine import database_of
 from tests.engines import connected, environment_of, on_both_engines, rows_of
 from tests.fake_upstream import fake_upstream
 from tests.serving import REPOSITORY, running_proxy, server_process, settings_for
@@ -154,6 +156,26 @@ async def test_a_key_made_by_nobody_s_request_closes_the_server_too(tmp_path: Pa
 
             await asyncio.to_thread(make_key, tmp_path)
             await until(is_closed)
+
+
+async def test_a_key_found_while_the_keys_are_refreshed_is_still_the_one_that_is_charged(tmp_path: Path) -> None:
+    secret = make_key(tmp_path).encode()
+    database = database_of(settings_for(tmp_path))
+    await database.open()
+    try:
+        for _ in range(5):
+            keys = KeyCache(database, admin_key=None)
+            work = [asyncio.create_task(keys.find(secret)), asyncio.create_task(keys.refresh())]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            time.sleep(0.05)  # noqa: ASYNC251 - both answers are there when the loop goes on
+            found, _ = await asyncio.gather(*work)
+            again = keys.held(secret) or await keys.find(secret)
+            assert found is not None
+            assert again is not None
+            assert again.usage is found.usage
+    finally:
+        await database.close()
 
 
 async def test_a_flood_of_unknown_keys_is_refused_and_a_good_key_is_not(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ async def test_two_workers_share_a_minute_s_requests(upstream: FakeUpstream, tmp
         replies = [await clients[turn % 2].get("/v1/models") for turn in range(9)]
         assert [reply.status_code for reply in replies] == [200] * 7 + [429] * 2
         assert [reply.headers["x-ratelimit-remaining-requests"] for reply in replies[:7]] == list("6543210")
-        assert replies[-1].headers["retry-after"] == "9"
+        assert 1 <= int(replies[-1].headers["retry-after"]) <= 9  # a place becomes free every 60 / 7 s
 
 
 async def test_all_of_the_quota_can_be_used_at_one_of_two_workers(upstream: FakeUpstream, tmp_path: Path) -> None:
