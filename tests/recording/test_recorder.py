@@ -95,6 +95,7 @@ def lock(folder: Path) -> ExitStack:
     stack = ExitStack()
     connection = stack.enter_context(closing(connected(folder / "stellarchat.db")))
     stack.enter_context(connection.transaction())
+    connection.numbers()  # on PostgreSQL a transaction begins with its first query
     return stack
 
 
