@@ -25,6 +25,7 @@ class Recording:
 
     def __init__(self, recorder: Recorder, exchange: Exchange, *, size: int) -> None:
         self._recorder = recorder
+        self.is_strict = recorder.is_strict
         self._started = time.monotonic()
         self._first_token: float | None = None
         self._has_ended = False
@@ -40,11 +41,6 @@ class Recording:
         self._answered: float | None = None
         self._head: float | None = None
         self.saved: asyncio.Future[Any] | None = None
-
-    @property
-    def is_strict(self) -> bool:
-        """Whether the reply's end is sent only after it has been committed."""
-        return self._recorder.is_strict
 
     def answered(
         self,

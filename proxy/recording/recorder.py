@@ -46,6 +46,7 @@ class Recorder:
     def __init__(self, database: Database, settings: Settings) -> None:
         self.worker_id = uuid7()
         self._settings = settings
+        self.is_strict = settings.durability == "strict"  # the end of a reply is sent only after it is on disk
         self._database = database
         self._live: list[set[OpenExchange]] = [set() for _ in range(_TURNS)]
         self._ended: list[str] = []  # exchanges whose fragments are not deleted yet
@@ -81,11 +82,6 @@ class Recorder:
             folder=settings.state_path,
             dead_letters_path=dead_letters_path,
         )
-
-    @property
-    def is_strict(self) -> bool:
-        """Whether the end of a reply is sent only after it is on disk."""
-        return self._settings.durability == "strict"
 
     @property
     def live_count(self) -> int:

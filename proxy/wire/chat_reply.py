@@ -99,8 +99,12 @@ class Completion:
         return is_terminator(event.data)
 
     def is_usage_only(self, event: Event) -> bool:
-        """Whether this looks like the usage-only chunk that `stream_options.include_usage` adds."""
-        return is_usage_only(event.data)
+        """Whether this is the chunk that `stream_options.include_usage` adds: usage, and no choices."""
+        data = event.data
+        if data.find(b'"usage"') < 0 or (data.count(b'"choices"') == 1 and _FILLED_CHOICES.search(data)):
+            return False
+        chunk = _object(data)
+        return not chunk.get("choices", []) and isinstance(chunk.get("usage"), dict) and not chunk.get("error")
 
     def without_usage(self, event: Event) -> bytes:
         """The event without `usage`, if it has other keys (`timings`); b"" if it has none."""
@@ -340,14 +344,6 @@ def is_terminator(data: bytes) -> bool:
 
 
 # vLLM sends it right before `[DONE]`; with `continuous_usage_stats` every chunk has usage as well.
-def is_usage_only(data: bytes) -> bool:
-    """Whether this is the chunk that `stream_options.include_usage` adds: usage, and no choices."""
-    if data.find(b'"usage"') < 0 or (data.count(b'"choices"') == 1 and _FILLED_CHOICES.search(data)):
-        return False
-    chunk = _object(data)
-    return not chunk.get("choices", []) and isinstance(chunk.get("usage"), dict) and not chunk.get("error")
-
-
 def _has_token(chunk: JSON) -> bool:
     """Whether a chunk carries generated text. The first chunk (a role and empty content) does not."""
     choices = chunk.get("choices")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.wire.chat_reply import Completion, is_terminator, is_usage_only
+from proxy.wire.chat_reply import Completion, is_terminator
 from proxy.wire.json_text import dumps
 from proxy.wire.sse import Decoder, Event
 from tests.long import examples
@@ -26,6 +26,10 @@ def data_of(name: str) -> list[bytes]:
 
 def event_of(data: bytes) -> Event:
     return Event(b"data: " + data + b"\n\n", data)
+
+
+def is_usage_only(data: bytes) -> bool:
+    return Completion().is_usage_only(event_of(data))
 
 
 def has_token(data: bytes) -> bool:
