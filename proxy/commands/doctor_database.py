@@ -1,4 +1,4 @@
-"""What `stellarchat doctor` asks of the database and its keys. It only reads: no file is made, none migrated."""
+"""The checks of `stellarchat doctor` on the database and its keys. They only read: no file is created or migrated."""
 
 import os
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What `stellarchat doctor` asks of the machine: disk, logs, clock, descriptors and the port."""
+"""The checks of `stellarchat doctor` on this machine: disk, logs, clock, descriptors and the port."""
 
 import errno
 import http.client
@@ -30,12 +30,12 @@ def look_at_machine(loaded: Settings) -> Iterator[Finding]:
 
 
 def existing_folder(path: Path) -> Path:
-    """The folder of a file, or the nearest one above that is there; what is no folder cannot be written in either."""
+    """The nearest existing path above a file. It may be a file, in which nothing can be created either."""
     return next(each for each in path.absolute().parents if os.path.exists(each))
 
 
 def refusal(folder: Path) -> str:
-    """Why no file can be made in a folder; "" where one can. Rights alone do not tell: root has all of them."""
+    """Why no file can be created in a folder, or "". Creates one to find out: permissions say nothing about root."""
     try:
         with TemporaryFile(dir=folder) as file:
             file.write(b"x" * 4096)

@@ -1,4 +1,4 @@
-"""One line of what `stellarchat doctor` reports."""
+"""One line in the report of `stellarchat doctor`."""
 
 from dataclasses import dataclass
 

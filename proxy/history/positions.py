@@ -24,7 +24,7 @@ class Positions(Protocol):
 
     @property
     def exchange(self) -> ExchangeRow | None:
-        """The exchange of the request in whose order the numbers are; None for the order of storage."""
+        """The exchange whose request gave the numbers their order; None if they are in the order of storage."""
 
     def read(self, start: int, stop: int) -> Sequence[int]:
         """The numbers at these positions, which exist."""

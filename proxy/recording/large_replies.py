@@ -1,5 +1,5 @@
-"""Limits what upstream's reply can make the recorder do: its size, its JSON values, and the work between two tokens of
-other callers.
+"""Limits the work that one upstream reply can cause: its size, its number of JSON values, and how long folding it
+delays the tokens of other callers.
 
 The limits are far above what any model writes. A reply beyond one of them is relayed unchanged; its exchange keeps what
 came before, and says that the rest is missing.
@@ -57,7 +57,7 @@ def _is_dense(data: bytes) -> bool:
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Runs `work` in a thread. If cancelled, waits for its end first: the caller then reads what it has changed."""
+    """Runs `work` in a thread. Even if cancelled, returns only after its end: the caller then reads what it changed."""
     future = asyncio.get_running_loop().run_in_executor(_threads, work)
     try:
         return await asyncio.shield(future)

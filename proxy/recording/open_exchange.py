@@ -1,5 +1,4 @@
-"""An exchange between its request and its end: what has been streamed, and what of it is already queued for the
-database."""
+"""An exchange in progress: the streamed bytes, and how many of them are already queued for the database."""
 
 import time
 from collections.abc import Callable

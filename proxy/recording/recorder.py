@@ -97,7 +97,7 @@ class Recorder:
         except (StorageError, MovedError, OSError) as exc:
             if isinstance(exc, StorageError) and not is_trouble(exc):
                 raise
-            logger.error("what dead processes have left cannot be stored yet: %s", exc)
+            logger.error("the chats of ended processes cannot be stored yet: %s", exc)
         await self.writer.start()
         self._ticking = asyncio.create_task(self._tick(), name="recorder")
         self._recovering = asyncio.create_task(self.recovery.run(), name="recovery")

@@ -53,7 +53,7 @@ class Recovery:
                         )
                         self._retry_refused_at = time.monotonic() + wait
             except (StorageError, OSError, MovedError) as exc:
-                logger.warning("what dead processes have left cannot be stored yet: %s", exc)
+                logger.warning("the chats of ended processes cannot be stored yet: %s", exc)
             except Exception:  # must survive: nothing else recovers what dead processes have left
                 logger.exception("recovery failed; it will be retried")
             await asyncio.sleep(_INTERVAL_SECONDS)

@@ -13,7 +13,7 @@ _ours: set[bytes] = set()
 
 
 def request_id_of(scope: Scope) -> bytes:
-    """The request's `X-Request-Id`, made here if the caller sent none. Raises APIError if the id is one of ours.
+    """The request's `X-Request-Id`, made here if the caller sent none. Raises APIError if this process made the id.
 
     The endpoint calls `forget` when the request has ended.
     """

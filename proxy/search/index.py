@@ -6,9 +6,9 @@ shorter strings, but most Chinese words have two characters: such a query become
 that purpose two padding characters follow every message. FTS5 stores only which messages contain a trigram. The user is
 indexed as one more trigram, which limits a search to that user's messages.
 
-The index consists of segments of message numbers, which are never reused. A segment is dropped and rebuilt when most of
-its messages were deleted, so that retention shrinks the index too, or when it contains a message of a deleted user,
-whose text must not remain.
+The index consists of segments, each for a range of message numbers, which are never reused. A segment is dropped and
+rebuilt in two cases: most of its messages were deleted (so that retention shrinks the index, too), or one of its
+messages belonged to a deleted user (the text must not remain).
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""Writes that say which exchange they store, so that what they will look up can be read ahead."""
+"""Writes that name the exchange they store, so that the rows they will need can be read in advance, in one query."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Foreseen(Generic[T]):
 
 
 def expected_of(works: Iterable[Callable[[WriteBatch], Any]]) -> Expected:
-    """What those of the writes that are `Foreseen` will look up. What is missing here is looked up by itself."""
+    """The rows that the `Foreseen` writes will need. Rows missing here are queried one by one, when they are needed."""
     expected = Expected()
     for work in works:
         if isinstance(work, Foreseen):

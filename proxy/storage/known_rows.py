@@ -1,7 +1,7 @@
 """Look-ups that are answered from rows read before, in one round trip for a whole transaction.
 
-The rows are right as long as no other transaction writes, which the writer's lock sees to, and this one has not written
-what they were read from: each write takes the rows that it may change away.
+The writer's lock keeps other transactions from changing these rows. When this transaction itself writes, the rows that
+the write may change are dropped, and the next look-up reads them again.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Reads what a transaction will look up in one round trip, as the results of the named queries that it will run."""
+"""Reads the rows that a transaction will need in one round trip, as the results of the named queries it will run."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,7 +21,7 @@ _NODE = ("message_no", "session_id", "parent_no", "depth", "role", "chain_hash",
 
 
 def queries_of(expected: Expected) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The queries that read what is expected, each with its rows of VALUES."""
+    """The queries that read the expected rows, each with its rows of VALUES."""
     asked: list[tuple[str, list[dict[str, Any]]]] = [
         ("ahead_users", [{"user_id": each} for each in expected.users]),
         ("ahead_sessions", [{"session_id": each} for each in expected.sessions]),

@@ -31,7 +31,7 @@ _TOGETHER_BYTES = 4 * 2**20
 
 @dataclass(slots=True)
 class SessionDelta:
-    """What is added below a session, and when."""
+    """The messages and tokens that a transaction adds to one session, its newest leaf, and the time."""
 
     now: str
     messages: int = 0

@@ -5,8 +5,8 @@ ancestors, so one look-up by hash finds where a conversation continues. System a
 clients rewrite them from turn to turn (date, memory, tools) within the same conversation.
 
 Schema 8 and older compared replies exactly, including white space, the `<think>` block and the order of arguments.
-Their hashes differ from today's only below such a reply. `exact_chain` still computes them, so that conversations of an
-older database are found.
+The hash of such a reply, and of every message after it, therefore differs in an older database. `exact_chain` computes
+these older hashes, so that its conversations are still found.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
