@@ -163,15 +163,18 @@ class Settings:
         "HTTP client towards upstream: own, or stock httpx, which is slower and sees no refusal before the whole "
         "request is sent",
     )
+    # Images and files are base64 in the body. The body is in memory while its chat lasts.
     body_limit_bytes: int = _setting(
         "STELLARCHAT_BODY_LIMIT_BYTES", 64 * 2**20, integer(1024, 2**32), "largest request body; above: 413"
     )
+    # Far more than any model's context holds; parsing that many holds the GIL for up to 40 ms (measured).
     values_limit: int = _setting(
         "STELLARCHAT_VALUES_LIMIT",
         250_000,
         integer(1000, 2**32),
         "maximum number of JSON values in a parsed body; above: 413",
     )
+    # Heads beyond this are refused by most servers; a head is kept in memory until it is complete.
     head_limit_bytes: int = _setting(
         "STELLARCHAT_HEAD_LIMIT_BYTES",
         64 * 2**10,
@@ -184,6 +187,7 @@ class Settings:
         seconds,
         "maximum time to send the request headers, and maximum time without reading any of the response",
     )
+    # nginx's default, too.
     idle_timeout_seconds: float = _setting(
         "STELLARCHAT_IDLE_TIMEOUT_SECONDS", 75.0, seconds, "how long an idle client connection is kept open"
     )
@@ -193,6 +197,7 @@ class Settings:
         integer(1, 1_000_000),
         "concurrent requests per worker process; above: 429",
     )
+    # Below the limit of the process, so that one key cannot take all places.
     key_concurrency_limit: int = _setting(
         "STELLARCHAT_KEY_CONCURRENCY_LIMIT",
         1024,
@@ -211,6 +216,7 @@ class Settings:
     connect_timeout_seconds: float = _setting(
         "STELLARCHAT_CONNECT_TIMEOUT_SECONDS", 5.0, seconds, "wait for a connection to upstream"
     )
+    # vLLM may queue a request for long before it answers; OpenAI's SDKs wait 600 s as well.
     response_timeout_seconds: float = _setting(
         "STELLARCHAT_RESPONSE_TIMEOUT_SECONDS", 600.0, seconds, "wait for upstream's status"
     )
@@ -223,12 +229,15 @@ class Settings:
     upstream_connections: int = _setting(
         "STELLARCHAT_UPSTREAM_CONNECTIONS", 4096, integer(1, 65535), "maximum number of connections to upstream"
     )
+    # After a kill -9 a stream is at most about this much short: each flush of all streams is one transaction.
     flush_interval_seconds: float = _setting(
         "STELLARCHAT_FLUSH_INTERVAL_SECONDS", 0.5, seconds, "how far behind a streaming reply may be on disk"
     )
+    # After this the caller gets its end although it is not on disk: waiting longer would look like a hanging model.
     commit_timeout_seconds: float = _setting(
         "STELLARCHAT_COMMIT_TIMEOUT_SECONDS", 5.0, seconds, "maximum time the end of a reply waits for the disk"
     )
+    # Beyond half of these limits writes are spilled to the file; they bound the memory when the file fails, too.
     queue_limit: int = _setting(
         "STELLARCHAT_QUEUE_LIMIT", 20_000, integer(10, 10_000_000), "maximum number of queued writes"
     )
@@ -238,18 +247,21 @@ class Settings:
     state_dir: str = _setting(
         "STELLARCHAT_STATE_DIR", "", text, "folder of the spill files; empty: beside the database"
     )
+    # Allocated at the start, because the spill is needed exactly when the disk is full.
     spill_reserve_bytes: int = _setting(
         "STELLARCHAT_SPILL_RESERVE_BYTES",
         16 * 2**20,
         integer(0, 2**40),
         "disk space reserved for the spill file, in case the disk is full",
     )
+    # Replies that nobody reads still occupy the engine; beyond this many, they are aborted.
     orphan_limit: int = _setting(
         "STELLARCHAT_ORPHAN_LIMIT",
         100,
         integer(0, 100_000),
         "maximum number of replies read to the end after their caller has disconnected",
     )
+    # A reply that takes longer is cut, and saved as far as it has come.
     drain_grace_seconds: float = _setting(
         "STELLARCHAT_DRAIN_GRACE_SECONDS", 30.0, seconds, "how long open replies may continue at shutdown"
     )
@@ -346,6 +358,7 @@ def load(
     """Reads the environment and `.env`; `overrides` (by name) take precedence. Raises ConfigurationError."""
     each_name = {each.metadata["name"]: each for each in fields(Settings)}
     texts = environment.read_texts(each_name, secrets=_SECRETS, environ=environ, env_file=env_file)
+    # Options of the command line win over the environment, and that over `.env`.
     texts |= {name: text.strip() for name, text in (overrides or {}).items() if text.strip()}
     loaded = Settings(
         **{

@@ -58,6 +58,7 @@ def os_trouble(exc: OSError) -> str:
 @contextmanager
 def private_files() -> Iterator[None]:
     """Files created in the block are accessible only by their owner."""
+    # The mask counts when a file is created: a later chmod would leave a moment in which others can open it.
     before = os.umask(0o077)
     try:
         yield
@@ -69,6 +70,7 @@ def confirmed(consequence: str, *, yes: bool) -> None:
     """Asks for confirmation on a terminal unless `--yes` was given; without a terminal, `--yes` is required."""
     if yes:
         return
+    # A script that nobody watches must not wait for an answer for ever.
     if not sys.stdin.isatty():
         raise ConfigurationError(f"{consequence} Confirm with --yes.")
     click.confirm(f"{consequence} Continue?", abort=True, err=True)
@@ -77,6 +79,7 @@ def confirmed(consequence: str, *, yes: bool) -> None:
 @contextmanager
 def shown_progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A function that takes done and total: shows a bar on a terminal, nothing in a pipe."""
+    # A bar in a pipe or a log would be one line for each step.
     if not sys.stderr.isatty():
         yield lambda _done, _total: None
         return

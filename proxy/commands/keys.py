@@ -19,6 +19,7 @@ from proxy.storage.engine import opened
 from proxy.storage.queries.keys import ApiKey
 from proxy.storage.queries.users import DEFAULT_USER_ID
 
+# JSON numbers are exact up to here (RFC 8259 §6). 0 would be a key that can do nothing: revoke it instead.
 _COUNT = click.IntRange(min=1, max=2**53)
 _COLUMNS = ("KEY ID", "KEY", "USER", "NAME", "ADMIN", "STATE", "CREATED", "LAST USED", "EXPIRES")
 
@@ -42,6 +43,7 @@ def _moment(value: str, now: datetime) -> datetime:
         number = int(match[1])
         return now + (timedelta(days=number) if match[2] == "d" else timedelta(hours=number))
     moment = datetime.fromisoformat(value)
+    # The server's own time zone may differ from the operator's; UTC is the same for both.
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -64,12 +66,14 @@ def create(*, as_json: bool, **given: Any) -> None:
     if not grant.user_id.strip():
         raise click.BadParameter("it is empty", param_hint="'--user'")
     with opened_or_created(quiet=as_json) as connection, connection.transaction():
+        # Asked before the key is created: from then on others need a key, which has to be said.
         is_first = not queries.keys.key_exists(connection)
         others = export.count_sessions(connection, Scope(user_id=DEFAULT_USER_ID))
         secret, row = create_key(connection, grant)
     if as_json:
         print_json({"key": secret, **_shown(row)})
         return
+    # Alone on stdout, so that a shell can capture it; all else goes to stderr.
     click.echo(secret)
     click.echo(f"Key {row.key_id} of user {_printable(row.user_id)}. It is not shown again: save it now.", err=True)
     if is_first:

@@ -123,10 +123,14 @@ def _serve(options: Mapping[str, str]) -> None:
     for name, meant in settings.unknown_names().items():
         hint = f"; did you mean {meant}?" if meant else ""
         click.echo(f"stellarchat: warning: {name} is not a setting of this program{hint}", err=True)
+    # An unknown name is only warned of: a newer `.env` must not keep an older program from starting.
     os.environ.update(options)  # each worker process reads its settings from the environment
+    # Before the database is opened, so that its errors are in the log, too.
     logs.configure(loaded)
     asyncio.run(_migrate(loaded))
+    # Before workers start: files of a server that was killed would be counted as living workers.
     worker_files.clear(loaded.database_path)
+    # Bound here and not in the workers: a port that is in use is one error and not one of each worker.
     listener = server.listen(loaded)
     address = listener.getsockname()[:2]
     try:

@@ -19,6 +19,7 @@ from proxy.demo.echo import answer, cut
 
 __all__ = ["MODEL", "create_demo", "serve_demo"]
 
+# 50 tokens a second, as a real model on a GPU: slow enough to see the stream.
 TOKEN_PAUSE_SECONDS = 0.02
 
 
@@ -57,6 +58,7 @@ class _Config(uvicorn.Config):
 @asynccontextmanager
 async def serve_demo(*, pause_seconds: float = TOKEN_PAUSE_SECONDS) -> AsyncIterator[str]:
     """Runs the demo on a free loopback port in this process; yields its base URL."""
+    # Loopback and a free port: nobody but this proxy should find it.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = _Config(create_demo(pause_seconds=pause_seconds), lifespan="off", timeout_graceful_shutdown=1)
         server = _Server(config)

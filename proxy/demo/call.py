@@ -12,11 +12,13 @@ from starlette.requests import Request
 from proxy.demo.echo import text_of, tokenize
 
 MODEL = "stellarchat-demo"
-MAX_MODEL_LEN = 8192
+MAX_MODEL_LEN = 8192  # tokens, as vLLM says in `/v1/models`
+# Each choice is generated whole: without a limit, one request could fill the memory.
 MAX_CHOICES = 64
 # A longer text exceeds the context length in any case, so it is not tokenized.
 MAX_TEXT_LENGTH = 32 * MAX_MODEL_LEN
 
+# The types that vLLM checks, with Pydantic's names and words for the errors, which clients may match.
 _TYPES: dict[str, tuple[tuple[type, ...], str, str]] = {
     "messages": ((list,), "list_type", "Input should be a valid list"),
     "model": ((str,), "string_type", "Input should be a valid string"),

@@ -12,7 +12,7 @@ from proxy.demo.wire import dumps
 
 Json = dict[str, Any]
 
-_ROOM = 4096
+_ROOM = 4096  # tokens, if the request sets no limit
 
 
 def reply_to_response(request: Json) -> Reply:

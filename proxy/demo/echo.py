@@ -10,6 +10,7 @@ from typing import Any
 _UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _TOKEN = re.compile(rf"\s?(?:[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+|[^\w\s])|\s")
 
+# A JSON schema may be recursive or huge; a sample of it is made within these limits.
 MAX_SCHEMA_DEPTH = 32
 MAX_SCHEMA_STEPS = 1000
 MAX_SAMPLE_ITEMS = 64

@@ -10,6 +10,7 @@ from typing import Any
 from proxy.demo.call import MAX_MODEL_LEN, MODEL, Call
 from proxy.demo.echo import Reply
 
+# vLLM sends a `system_fingerprint` of its version and configuration with each reply and chunk.
 FINGERPRINT = "vllm-0.32.0-demo"
 DONE = b"data: [DONE]\n\n"
 
