@@ -57,6 +57,7 @@ def _id(value: Any) -> bool:
 
 
 def _moment(value: Any) -> bool:
+    # Times are compared as text, so another form of the same time would be sorted wrongly.
     return isinstance(value, str) and _MOMENT.fullmatch(value) is not None
 
 

@@ -74,6 +74,7 @@ GAUGES = (
     _Family("stellarchat_database_trouble", "Workers that cannot write the database."),
     _Family("stellarchat_workers", "Living workers."),
 )
+# A gauge that is added up over the workers would say nothing here: the worst worker counts.
 GREATEST = (
     _Family("stellarchat_write_queue_age_seconds", "Age of the oldest queued write; the maximum of all workers."),
 )

@@ -80,6 +80,7 @@ class Digests(NamedTuple):
 
     @classmethod
     def of(cls, parts: Parameters, *, endpoint: str) -> "Digests":
+        # Tools are apart from the other parameters: they are the largest part, and change more rarely.
         tools = None if parts.tools is None else sha256(parts.tools.encode()).digest()
         return cls(sha256(f"{endpoint}\n{parts.common}".encode() + (b"\n" + tools if tools else b"")).digest(), tools)
 
@@ -175,6 +176,7 @@ def _shortened(row: dict[str, Any]) -> dict[str, Any]:
     exchange_id, request_id, completion_id = row["exchange_id"], row.get("request_id"), row["completion_id"]
     return row | {
         "request_id": None if request_id == exchange_id else request_id,
+        # "" costs no byte in SQLite, an id 45; NULL means that upstream sent none.
         "completion_id": "" if completion_id == COMPLETION_PREFIX + exchange_id else completion_id,
         "model": None if row["model"] == row["asked_model"] else row["model"],
     }

@@ -71,6 +71,7 @@ class Message:
 def insert_messages(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
     """Inserts messages; each row has all columns."""
     for row in rows:
+        # Usual values are NULL or "" in the table, which take no space there: most messages are completed texts.
         leave_out_usual(row)
     connection.store("insert_message", rows)
 
