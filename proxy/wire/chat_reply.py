@@ -100,6 +100,7 @@ class Completion:
 
     def is_usage_only(self, event: Event) -> bool:
         """Whether this is the chunk that `stream_options.include_usage` adds: usage, and no choices."""
+        # vLLM sends it right before `[DONE]`; with `continuous_usage_stats` every chunk has usage as well.
         data = event.data
         if data.find(b'"usage"') < 0 or (data.count(b'"choices"') == 1 and _FILLED_CHOICES.search(data)):
             return False
@@ -343,7 +344,6 @@ def is_terminator(data: bytes) -> bool:
     return data.lstrip().startswith(b"[DONE]")
 
 
-# vLLM sends it right before `[DONE]`; with `continuous_usage_stats` every chunk has usage as well.
 def _has_token(chunk: JSON) -> bool:
     """Whether a chunk carries generated text. The first chunk (a role and empty content) does not."""
     choices = chunk.get("choices")
