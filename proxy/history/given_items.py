@@ -7,6 +7,7 @@ from typing import Any
 from proxy.errors import InvalidRequestError
 from proxy.history.conversation_items import objects
 from proxy.history.serializers import JSON
+from proxy.wire.responses_items import chat_part
 
 # OpenAI's roles of a message item; tool results are items of their own type.
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
@@ -118,16 +119,10 @@ class _Given:
 
     def _sent_part(self, part: JSON) -> JSON:
         kind = part.get("type")
-        if kind in ("input_text", "output_text", "text") and isinstance(part.get("text"), str):
-            return {"type": "text", "text": part["text"]}
-        if kind == "input_image" and isinstance(part.get("image_url"), str):
-            detail = {"detail": part["detail"]} if part.get("detail") else {}
-            return {"type": "image_url", "image_url": {"url": part["image_url"], **detail}}
-        if kind == "input_file":
-            return {"type": "file", "file": {key: value for key, value in part.items() if key != "type"}}
-        if kind == "input_audio":
-            return part
-        raise self._wrong("content", f"A part of type {kind} cannot be kept.")
+        sent: JSON = chat_part(part)
+        if sent is part and kind != "input_audio":  # the same in both forms
+            raise self._wrong("content", f"A part of type {kind} cannot be kept.")
+        return sent
 
     def _text(self, name: str) -> str:
         value = self._item.get(name)

@@ -127,7 +127,7 @@ class _Said:
             if isinstance(part, dict) and part.get("type") == "refusal":
                 self._refusals.append(str(part.get("refusal") or ""))
             else:
-                self._content.append(_chat_part(part))
+                self._content.append(chat_part(part))
 
 
 def _thought(item: JSON) -> str:
@@ -166,11 +166,12 @@ def _given(item: Any) -> WireMessage:
 
 def _chat_content(content: Any) -> Any:
     if isinstance(content, list):
-        return lone_text([_chat_part(part) for part in content])
+        return lone_text([chat_part(part) for part in content])
     return content
 
 
-def _chat_part(part: Any) -> Any:
+def chat_part(part: Any) -> Any:
+    """Converts a content part to its form in chat requests; returns it unchanged if there is none."""
     if not isinstance(part, dict):
         return part
     kind = part.get("type")
