@@ -15,6 +15,7 @@ from proxy.commands.doctor_machine import is_stellarchat, look_at_machine
 from proxy.commands.finding import Finding, well, wrong
 from proxy.commands.upstream_watch import refuse_own_address, without_models
 from proxy.settings import ConfigurationError, Settings
+from proxy.telemetry.request_lines import shows_colours
 from proxy.upstream.client import Upstream
 
 
@@ -31,7 +32,7 @@ def doctor_command(*, upstream: str | None, demo: bool, as_json: bool) -> None:
     else:
         for each in findings:
             mark = click.style("ok   ", fg="green") if each.is_well else click.style("wrong", fg="red", bold=True)
-            click.echo(f"{mark} {each.about:<12} {each.message}")
+            click.echo(f"{mark} {each.about:<12} {each.message}", color=shows_colours(sys.stdout))
             if not each.is_well:
                 click.echo(f"      {'':<12} -> {each.advice}")
     if not all(each.is_well for each in findings):

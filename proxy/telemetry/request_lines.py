@@ -1,5 +1,6 @@
 """Prints one short console line per chat, and per other request that failed."""
 
+import os
 import queue
 import sys
 import threading
@@ -26,7 +27,7 @@ class RequestLines:
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stderr
-        self._has_colours = self._out.isatty()
+        self._has_colours = shows_colours(self._out)
         self._lines: queue.Queue[str | None] = queue.Queue(_WAITING_MAX)
         self._is_closing = threading.Event()
         self._second = 0
@@ -77,6 +78,11 @@ class RequestLines:
                 return
             # A thread that woke for each line would take the GIL from the chats each time.
             self._is_closing.wait(_REST_SECONDS)
+
+
+def shows_colours(out: TextIO) -> bool:
+    """Whether a stream is a terminal whose user has not asked for plain text (https://no-color.org)."""
+    return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def chat_line(exchange: Exchange, outcome: Outcome, model: str | None, *, has_colours: bool = False) -> str:
