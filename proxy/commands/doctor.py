@@ -74,12 +74,7 @@ async def _upstreams(loaded: Settings) -> list[Finding]:
 async def _upstream(upstream: Upstream, loaded: Settings) -> Finding:
     try:
         if not await upstream.probe():
-            advice = "start vLLM there, set STELLARCHAT_UPSTREAM_URL to its address"
-            if not is_stellarchat(loaded):
-                advice += ", or try without it: `stellarchat serve --demo`"
-            else:
-                advice += ", or give --demo if the server runs with it"
-            return wrong("upstream", f"{upstream.name}: {upstream.health.reason}", advice)
+            return wrong("upstream", f"{upstream.name}: {upstream.health.reason}", _advice(upstream, loaded))
         await upstream.read_models()
     finally:
         await upstream.close()
@@ -87,3 +82,17 @@ async def _upstream(upstream: Upstream, loaded: Settings) -> Finding:
         what, advice = without_models(upstream, has_key=loaded.upstream_api_key is not None)
         return wrong("upstream", f"{upstream.name} {what}", advice)
     return well("upstream", f"{upstream.name} serves {', '.join(sorted(upstream.models)[:5])}")
+
+
+def _advice(upstream: Upstream, loaded: Settings) -> str:
+    """The next step if an upstream does not answer."""
+    reason = upstream.health.reason or ""
+    if "certificate" in reason:
+        return "name a file with the certificate of its issuer in SSL_CERT_FILE, or use its http:// address"
+    if ("without a response" in reason or "broke" in reason) and upstream.name.startswith("http:"):
+        # Servers that speak TLS close or reset the connection of a request in plain text.
+        return "if it speaks TLS, let STELLARCHAT_UPSTREAM_URL begin with https://; otherwise look into its log"
+    advice = "start vLLM there, set STELLARCHAT_UPSTREAM_URL to its address, or "
+    if is_stellarchat(loaded):
+        return advice + "give --demo if the server runs with it"
+    return advice + "try without it: `stellarchat serve --demo`"

@@ -4,10 +4,14 @@ import asyncio
 import calendar
 import json
 import os
+import shutil
 import socket
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,41 @@ def wrong(finding: dict[str, Any], *texts: str) -> bool:
 def test_an_upstream_that_is_not_there(doctor: Callable[..., Findings]) -> None:
     found = doctor(STELLARCHAT_UPSTREAM_URL="http://127.0.0.1:9")
     assert wrong(found["upstream"], "http://127.0.0.1:9", "cannot be reached", "start vLLM")
+
+
+@pytest.fixture(scope="module")
+def tls_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A server that speaks TLS with a certificate of its own making."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs openssl to make a certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    make = f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key -out certificate"
+    subprocess.run(make.split(), check=True, capture_output=True, cwd=folder)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / "certificate", folder / "key")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):  # the listener is closed at the end
+                while True:
+                    connection, _ = listener.accept()
+                    with connection, suppress(OSError):
+                        context.wrap_socket(connection, server_side=True).close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "cause", "step"),
+    (("http", "connection", "https://"), ("https", "certificate is not trusted", "SSL_CERT_FILE")),
+)
+def test_an_upstream_that_speaks_tls(
+    doctor: Callable[..., Findings], tls_port: int, scheme: str, cause: str, step: str
+) -> None:
+    assert wrong(doctor(STELLARCHAT_UPSTREAM_URL=f"{scheme}://127.0.0.1:{tls_port}")["upstream"], cause, step)
 
 
 def test_an_unknown_host(doctor: Callable[..., Findings]) -> None:
