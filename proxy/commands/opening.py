@@ -11,6 +11,7 @@ from proxy import settings
 from proxy.settings import ConfigurationError, Settings
 from proxy.storage.connection import Connection
 from proxy.storage.engine import opened
+from proxy.storage.unusable import folder_error
 
 
 def existing_database() -> Settings:
@@ -51,9 +52,7 @@ def want_file(path: Path) -> Path:
     except OSError:
         pass  # it is not there
     if path.is_dir():
-        raise ConfigurationError(
-            f"cannot use the database {path.absolute()}: it is a folder; set DATABASE_URL to a file"
-        )
+        raise ConfigurationError(folder_error(path.absolute()))
     if not path.is_file():
         raise ConfigurationError(
             f"there is no database {path.absolute()}: go to the folder the server was started in, or set DATABASE_URL"

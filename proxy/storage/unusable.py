@@ -11,7 +11,7 @@ def why_unusable(path: Path, exc: StorageError) -> str:
     if isinstance(exc, StorageNotADatabaseError):
         return f"{path} is not an SQLite database; set DATABASE_URL to another file"
     if os.path.isdir(path):  # unlike Path.is_dir, it raises nothing if a folder above is closed to this user
-        return f"cannot use the database {path}: it is a folder; set DATABASE_URL to a file"
+        return folder_error(path)
     if isinstance(exc, StorageDamagedError):
         return f"the database {path} is damaged ({exc}): see `stellarchat check`, or restore a backup"
     if isinstance(exc, StorageLockedError):
@@ -19,3 +19,8 @@ def why_unusable(path: Path, exc: StorageError) -> str:
     if os.path.exists(path) and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
         return f"this user cannot write the database {path} and its folder: run this as the user of the server"
     return f"cannot use the database {path}: {exc}"
+
+
+def folder_error(path: Path) -> str:
+    """The error if the path of a database is a folder."""
+    return f"cannot use the database {path}: it is a folder; set DATABASE_URL to a file"
