@@ -1,4 +1,4 @@
-"""The console script, and `python -m proxy`: leaves quietly on Ctrl-C also while the program is still being loaded."""
+"""The console script, and `python -m proxy`: no traceback on Ctrl-C, even while the program is still being loaded."""
 
 import os
 import sys

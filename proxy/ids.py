@@ -1,4 +1,4 @@
-"""Generates UUIDv7 identifiers (RFC 9562 §5.7) and the ISO 8601 timestamps of all rows."""
+"""UUIDv7 identifiers (RFC 9562 §5.7), the ISO 8601 timestamps of all rows, and a clock that never goes back."""
 
 import re
 import time

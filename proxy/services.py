@@ -1,4 +1,4 @@
-"""The services that handlers share: opened at startup, closed at shutdown, and stored in the request's state."""
+"""The services that handlers share, and the handlers' access to the database: read, look up, write, delete."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

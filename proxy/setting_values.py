@@ -1,6 +1,6 @@
-"""Checks and converts the text of a setting's value. Each function raises ValueError with a message for the operator.
+"""Converts setting values from text, and back for display. Knows no setting by name.
 
-It knows no setting by name.
+Each function raises ValueError with a message for the operator.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""All settings: names, defaults, meanings, and the type and limits of each. Nothing else reads the environment."""
+"""All settings: names, defaults, meanings, types and limits. Other modules get settings only from here."""
 
 import re
 from collections.abc import Callable, Mapping

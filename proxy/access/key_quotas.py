@@ -1,4 +1,4 @@
-"""The quotas of keys: counts each request against its key, and keeps the token counts of all processes in step."""
+"""Applies the quotas of keys to requests, and synchronises the tokens used with the database and other processes."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""Middleware that passes every request through the gate before routing. `/health` and `/ready` need no key."""
+"""Middleware: passes every request except the two probes through the gate, and logs what admins do."""
 
 import logging
 from functools import partial

@@ -1,4 +1,4 @@
-"""A key's quotas: concurrent requests, requests per minute, tokens per day."""
+"""A key's usage in this process, and its two quotas: requests per minute and tokens per day."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""Shared by the commands: error output, confirmation, progress bars."""
+"""Terminal input and output that all commands share: errors, confirmation, progress bars, JSON, private files."""
 
 import errno
 import os

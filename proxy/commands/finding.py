@@ -1,4 +1,4 @@
-"""One line in the report of `stellarchat doctor`."""
+"""A finding of `stellarchat doctor`: one line of its report."""
 
 from dataclasses import dataclass
 

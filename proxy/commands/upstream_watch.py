@@ -1,4 +1,4 @@
-"""`serve`'s terminal output about upstream: its models and an example request, or why it cannot be reached."""
+"""Checks upstreams for `serve` and `doctor`: not our own address; their models, or why they have none."""
 
 import asyncio
 import logging

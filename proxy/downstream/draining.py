@@ -1,4 +1,4 @@
-"""Logs the shutdown of a server: how many replies it waits for and how many it cancels, one line for all workers."""
+"""Counts and logs the replies that a shutdown waits for and cancels, in one line for all worker processes."""
 
 import logging
 import os

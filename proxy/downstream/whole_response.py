@@ -1,4 +1,4 @@
-"""Sends a response that was built whole, and bounds how many bytes of such responses wait for slow callers."""
+"""Sends a response from memory in pieces, and limits the bytes of such responses that wait for slow callers."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Converts stored messages to the requested dialect: Responses items or Anthropic messages."""
+"""Reads a branch in another dialect: as Responses items or Anthropic messages."""
 
 from collections.abc import Sequence
 from typing import Any, Literal

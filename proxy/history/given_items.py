@@ -1,5 +1,4 @@
-"""Converts the items that a caller sends to OpenAI's Conversations API to messages; `conversation_items` does the
-reverse. Pure: it raises InvalidRequestError."""
+"""Converts a caller's Conversations API items to messages; `conversation_items` does the reverse. Pure."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

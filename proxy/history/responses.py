@@ -1,4 +1,7 @@
-"""Reads stored Responses, and resolves what a request refers to. A response's id is a position in the message tree."""
+"""OpenAI's Responses API on top of exchanges: reads and deletes responses, and resolves references in requests.
+
+A response's id is a position in the message tree.
+"""
 
 from collections.abc import Container
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Finds messages of a branch by position without traversing the whole branch, also in the order of its last request.
+"""Finds a branch's messages by position, as stored or as last sent, without reading the whole branch.
 
 Only the places where a request's order differs from the branch are known beforehand: its system messages.
 """

@@ -1,4 +1,4 @@
-"""Runs the server's background jobs: search indexing, scheduled backups, retention.
+"""Runs the server's background jobs: search indexing, backups, retention, removal of old deletion records.
 
 Each job has its own thread, and only one of all workers runs the jobs. Changes to the database go through the writer,
 in the same transactions as current chats. Jobs have low priority: while chats are streaming, indexing pauses or slows

@@ -1,4 +1,4 @@
-"""Checks a database's integrity: SQLite's own checks, counts, tree links, and values."""
+"""Checks a database's integrity: SQLite's own checks, counts, tree links, values, and the files beside it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

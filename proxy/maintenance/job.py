@@ -1,4 +1,4 @@
-"""A background job: runs a function periodically in its own thread until stopped; survives exceptions."""
+"""A background job: a function repeated in its own thread; and the lock that elects the process that runs the jobs."""
 
 import fcntl
 import logging

@@ -1,4 +1,4 @@
-"""Remembers the branch points of this process's newest chats, so that concurrent chats do not get the same one."""
+"""Chooses the stored message that a chat continues from; concurrent chats get different ones if there are several."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Hides the usage event that the proxy requested on its own, and no other, from the caller."""
+"""Removes the usage event from a stream if only the proxy requested it; all other usage is passed on."""
 
 from proxy.wire.endpoint import Reply
 from proxy.wire.sse import Event

@@ -1,5 +1,4 @@
-"""Limits the work that one upstream reply can cause: its size, its number of JSON values, and how long folding it
-delays the tokens of other callers.
+"""Limits the work that a reply can cause: its size, its JSON values, and how long folding it delays other streams.
 
 The limits are far above what any model writes. A reply beyond one of them is relayed unchanged; its exchange keeps what
 came before, and says that the rest is missing.

@@ -1,4 +1,4 @@
-"""Records one exchange: collects its stream, the time of its first token, and its outcome."""
+"""Records one exchange: folds its reply, measures its times, and decides with which status it ends."""
 
 import asyncio
 import time

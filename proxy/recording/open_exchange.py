@@ -1,4 +1,4 @@
-"""An exchange in progress: the streamed bytes, and how many of them are already queued for the database."""
+"""The write state of an exchange in progress: streamed bytes not queued for the database yet, and what is queued."""
 
 import time
 from collections.abc import Callable

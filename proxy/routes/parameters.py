@@ -1,5 +1,4 @@
-"""Validates the path and query parameters of the session and history routes: every invalid value is a 400 that names
-it."""
+"""Reads a request's user, path and query parameters; every invalid value is a 400 that names it."""
 
 import re
 from collections.abc import Mapping

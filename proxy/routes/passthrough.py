@@ -1,4 +1,4 @@
-"""The fallback route: relays all other requests to upstream unrecorded."""
+"""Relays requests to upstream unrecorded: the fallback route, and what recorded routes share with it."""
 
 import asyncio
 import re

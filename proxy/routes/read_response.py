@@ -1,4 +1,4 @@
-"""Answers a request with what a database reader finds: encodes it there, and sends it in pieces."""
+"""JSON responses from a database read: encoded in the reader's thread, and sent in pieces."""
 
 from collections.abc import Callable
 from email.utils import formatdate

@@ -1,4 +1,7 @@
-"""Selects the database engine from the settings. psycopg is imported only for PostgreSQL."""
+"""Opens the database of the settings with its engine; commands get a plain connection.
+
+psycopg is imported only for PostgreSQL.
+"""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager

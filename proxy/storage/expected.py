@@ -1,4 +1,4 @@
-"""The keys of what a transaction will look up, as far as they are known before it begins. Pure."""
+"""The keys of the rows that a transaction will look up, as far as known beforehand, to read them ahead. Pure."""
 
 from collections.abc import Set
 from dataclasses import dataclass, field

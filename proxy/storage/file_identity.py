@@ -1,4 +1,4 @@
-"""Detects that the open database files were removed or replaced on disk: later writes to them would be lost.
+"""Detects that an open file was removed or replaced on disk: later writes to it would be lost.
 
 Device and inode of the database and its write-ahead log are compared around every transaction (a few microseconds) and
 once a second.

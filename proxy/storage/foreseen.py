@@ -1,4 +1,4 @@
-"""Writes that name the exchange they store, so that the rows they will need can be read in advance, in one query."""
+"""Derives from the exchanges of a transaction's writes which rows to read ahead (`Expected`)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

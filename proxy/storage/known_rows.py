@@ -1,4 +1,4 @@
-"""Look-ups that are answered from rows read before, in one round trip for a whole transaction.
+"""The rows that a transaction has read ahead: they answer its look-ups until it changes them itself.
 
 The writer's lock keeps other transactions from changing these rows. When this transaction itself writes, the rows that
 the write may change are dropped, and the next look-up reads them again.

@@ -1,4 +1,4 @@
-"""Pagination of a list."""
+"""Which part of a list was requested: limit, offset, and the id to continue after."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Finds or creates the session that an exchange belongs to."""
+"""Finds, creates or renames the session that an exchange belongs to."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Observes one worker: counts, logs and traces its chats and requests, and measures its queues.
+"""Receives every ended chat and request of one worker: counts, logs and traces it; and measures the queues.
 
 Observation is optional: its errors are logged at a limited rate and never affect a chat.
 """

@@ -1,4 +1,4 @@
-"""`/ui`: the session list, most recent activity first, with live updates."""
+"""`/ui`: the page with the session list, its filters and live updates; without sessions, how to send a first chat."""
 
 import json
 import shlex

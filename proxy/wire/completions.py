@@ -1,4 +1,4 @@
-"""`/v1/completions`: stores prompts as user messages and texts as replies. Pure.
+"""`/v1/completions`: converts prompts to user messages, and folds replies like chat completions. Pure.
 
 Several prompts become several user messages of one exchange; choices are numbered across prompts, as upstream does.
 Token ids are kept as JSON. With `echo`, the prompt in front of the reply is not stored again.

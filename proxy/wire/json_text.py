@@ -1,5 +1,4 @@
-"""JSON parsing and serializing as upstream does it: orjson, with the standard library for what orjson rejects or
-rounds."""
+"""Parses and serializes JSON like upstream: orjson, or the standard library where orjson rejects or rounds."""
 
 import json
 from collections.abc import Iterable

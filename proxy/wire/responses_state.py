@@ -1,7 +1,7 @@
-"""Replaces stored-state references in a Responses request (previous response, conversation, items) by their content.
-Pure.
+"""Replaces references to stored state in a Responses request by their content. Pure.
 
-Only the bytes of these three keys and of the input change.
+The references are `previous_response_id`, `conversation` and item references in the input. Only the bytes of these
+keys change.
 """
 
 from collections.abc import Mapping, Sequence
