@@ -1,8 +1,8 @@
 """Spills writes that the database does not store in time, and ends the wait of callers whose time limit has passed.
 
-The reason does not matter: an error, a stalled disk, a long write ahead of them, a missing database file. A write counts
-as saved only after the spill file is synced. Spilling does not depend on the writer's task and has its own thread, so
-that neither a blocked writer nor a full thread pool delays it.
+The reason does not matter: an error, a stalled disk, a long write ahead of them, a missing database file. A write
+counts as saved only after the spill file is synced. Spilling does not depend on the writer's task and has its own
+thread, so that neither a blocked writer nor a full thread pool delays it.
 """
 
 import asyncio
