@@ -100,7 +100,7 @@ class UpstreamError(APIError):
 def json_response(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A JSON response of our own, with a `Date` header: uvicorn's is disabled so that upstream's is passed through."""
     extra = {"date": formatdate(usegmt=True), **(headers or {})}
-    return Response(json_text.dumps(content).encode(), status_code=status, headers=extra, media_type="application/json")
+    return Response(json_text.encoded(content), status_code=status, headers=extra, media_type="application/json")
 
 
 def error_response(exc: APIError, *, path: str) -> Response:

@@ -144,7 +144,7 @@ def calls_of(message: Mapping[str, Any]) -> list[tuple[str, JSON]]:
     calls: list[tuple[str, JSON]] = []
     old = message.get("function_call")
     for call in [*objects(message.get("tool_calls")), *([{"function": old}] if isinstance(old, dict) else [])]:
-        digest = blake2b(json_text.dumps(call.get("id") or call).encode(), digest_size=4).hexdigest()
+        digest = blake2b(json_text.encoded(call.get("id") or call), digest_size=4).hexdigest()
         calls.append((f"{digest}{sum(suffix.startswith(digest) for suffix, _ in calls) or ''}", call))
     return calls
 

@@ -142,4 +142,4 @@ def _with_reason(line: bytes, reason: str) -> bytes:
     if not line.startswith(b"{") or not line.endswith(b"}") or line == b"{}":
         return line  # damaged
     line = _REASON.sub(b"}", line)  # remove the reason of an earlier attempt
-    return line[:-1] + b',"refused":' + json_text.dumps(reason[:500]).encode() + b"}"
+    return line[:-1] + b',"refused":' + json_text.encoded(reason[:500]) + b"}"

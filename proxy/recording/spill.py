@@ -35,7 +35,7 @@ class Spill:
         if not lines:
             return
         # The zero byte marks the end for a reader, even if a failed append has left data behind it.
-        data = b"".join(line + b"\n" for line in lines) + b"\0"
+        data = b"\n".join((*lines, b"\0"))
         _write_all(self._file, data, self._end)
         os.fsync(self._file)
         if not is_at(self._file, self.path):

@@ -116,7 +116,7 @@ def _finish(rows: WriteBatch, *, exchange: Exchange, outcome: Outcome) -> Any:
 
 
 def _line(**entry: Any) -> bytes:
-    return json_text.dumps({"v": VERSION, **entry}).encode()
+    return json_text.encoded({"v": VERSION, **entry})
 
 
 def _exchange(exchange: Exchange) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _to_outcome(entry: dict[str, Any], exchange: Exchange) -> Outcome:
     reply: Reply | None = None
     if said is not None:
         reply = endpoint_of(exchange.endpoint).reply(exchange.asked)
-        reply.take_whole(json_text.dumps(said).encode())
+        reply.take_whole(json_text.encoded(said))
     outcome = Outcome(
         status=entry["status"],
         http_status=entry.get("http_status"),

@@ -45,7 +45,7 @@ def idempotency_key(request: Request[State], given: Values, user_id: str | None)
     if sent is None:
         return None
     # The parsed value and not the bytes: a retry may serialize the same object with other white space.
-    body = json_text.dumps(given).encode()
+    body = json_text.encoded(given)
     return make_idempotency_key(user_id or "", request.scope["path"], sent, body=body)
 
 

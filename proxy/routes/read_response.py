@@ -31,7 +31,7 @@ def json_response(services: Services, text: bytes) -> Response:
 def encoded(value: Any) -> bytes:
     """JSON text. The items of an object's lists are encoded one by one: while one is, no other thread can run."""
     if not isinstance(value, dict):
-        return json_text.dumps(value).encode()
+        return json_text.encoded(value)
     members = (json_text.dumps(key) + ":" + _member(member) for key, member in value.items())
     return ("{" + ",".join(members) + "}").encode()
 

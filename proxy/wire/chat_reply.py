@@ -11,7 +11,7 @@ from proxy.wire import chunk_template
 from proxy.wire.choice_fold import ChoiceFold, with_role
 from proxy.wire.chunk_template import AFTER_DATA, BEFORE_DATA, ChunkTemplate
 from proxy.wire.endpoint import JSON, Choice, Tokens
-from proxy.wire.json_text import dumps, object_of_reply, parsed_object
+from proxy.wire.json_text import encoded, object_of_reply, parsed_object
 from proxy.wire.merge import Pieces, growing, index_of, merge
 from proxy.wire.sse import Event
 from proxy.wire.usage import count, tokens_of, usages_of, with_part
@@ -113,7 +113,7 @@ class Completion:
         if not any(value is not None for key, value in chunk.items() if key not in _OF_EVERY_CHUNK):
             return b""
         others = {key: value for key, value in chunk.items() if key != "usage"}
-        return BEFORE_DATA + dumps(others).encode() + AFTER_DATA
+        return BEFORE_DATA + encoded(others) + AFTER_DATA
 
     is_batchable = staticmethod(chunk_template.is_batchable)
 

@@ -56,7 +56,7 @@ def with_usage(body: bytes, request: dict[str, Any]) -> bytes | None:
     for match in reversed(found):
         marked = body[: match.start(1)] + _MARK + body[match.end(1) :]
         if (parse(marked) or {}).get("stream_options") == _MARKED:
-            return body[: match.start(1)] + json_text.dumps(options).encode() + body[match.end(1) :]
+            return body[: match.start(1)] + json_text.encoded(options) + body[match.end(1) :]
     return None
 
 

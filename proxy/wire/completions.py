@@ -49,7 +49,7 @@ class CompletionReply(DialectReply):
         """Folds one chunk."""
         choices = [_renamed(choice, "delta") for choice in objects(event.get("choices"))]
         self.has_token = self.has_token or any(bool(choice.get("delta", {}).get("content")) for choice in choices)
-        self._chat.feed(Event(b"", json_text.dumps({**event, "choices": choices}).encode()))
+        self._chat.feed(Event(b"", json_text.encoded({**event, "choices": choices})))
         self._after()
 
     def take_body(self, body: JSON) -> None:
@@ -57,7 +57,7 @@ class CompletionReply(DialectReply):
         self._whole = body
         choices = [_renamed(choice, "message") for choice in objects(body.get("choices"))]
         said = {**body, "choices": choices} if "choices" in body else body
-        self._chat = Completion.from_body(json_text.dumps(said).encode())
+        self._chat = Completion.from_body(json_text.encoded(said))
         self._after()
 
     def _after(self) -> None:

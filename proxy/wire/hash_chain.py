@@ -36,17 +36,17 @@ def has_reply(messages: Iterable[Mapping[str, Any]]) -> bool:
 def root_hash(user_id: str) -> bytes:
     """The hash that the first message of a conversation is chained to."""
     # Per user: equal conversations of two users must never be found for each other.
-    return _digest(b"user\0" + user_id.encode("utf-8", "surrogatepass"))
+    return _digest(b"user\0", user_id.encode("utf-8", "surrogatepass"))
 
 
 def chain_hash(above: bytes, message: Mapping[str, Any]) -> bytes:
     """The hash of a chained message whose parent has the hash `above`."""
-    return _digest(above + canonical(message))
+    return _digest(above, canonical(message))
 
 
 def own_hash(message: Mapping[str, Any]) -> bytes:
     """The hash of an unchained message: of its own content only, and never equal to a chain hash."""
-    return _digest(b"unlinked\0" + canonical(message))
+    return _digest(b"unlinked\0", canonical(message))
 
 
 def chain(user_id: str, messages: Iterable[Mapping[str, Any]]) -> list[bytes]:
@@ -68,7 +68,7 @@ def exact_chain(user_id: str, messages: Sequence[Mapping[str, Any]]) -> list[byt
 
 def exact_chain_hash(above: bytes, message: Mapping[str, Any]) -> bytes:
     """The hash of a chained message as schema 8 computed it."""
-    return _digest(above + exact(message))
+    return _digest(above, exact(message))
 
 
 def canonical(message: Mapping[str, Any]) -> bytes:
@@ -96,7 +96,7 @@ def _canonical(message: Mapping[str, Any], content: Any, read: Callable[[Any], A
     role = message.get("role")
     if len(message) == 2 and "content" in message and isinstance(role, str) and isinstance(content, str):
         # fast path for most messages; same result as below
-        return _bytes_of([role, content, None, None, [], None, None])
+        return json_text.encoded([role, content, None, None, [], None, None])
     is_reply = role == "assistant"
     parts = [
         role,
@@ -107,7 +107,7 @@ def _canonical(message: Mapping[str, Any], content: Any, read: Callable[[Any], A
         _function(message.get("function_call"), read),
         message.get("refusal") or None,
     ]
-    return _bytes_of(parts)
+    return json_text.encoded(parts)
 
 
 def _chain(
@@ -160,13 +160,10 @@ def _said(content: Any) -> Any:
     return [part for part in content if not (isinstance(part, dict) and part.get("type") in _THINKING)]
 
 
-def _bytes_of(parts: list[Any]) -> bytes:
-    # JSON may contain lone surrogates (RFC 8259 §8.2), which strict UTF-8 rejects.
-    return json_text.dumps(parts).encode("utf-8", "surrogatepass")
-
-
-def _digest(text: bytes) -> bytes:
-    return blake2b(text, digest_size=_DIGEST_BYTES).digest()
+def _digest(start: bytes, rest: bytes) -> bytes:
+    digest = blake2b(start, digest_size=_DIGEST_BYTES)
+    digest.update(rest)
+    return digest.digest()
 
 
 def _list(value: Any) -> list[Any]:

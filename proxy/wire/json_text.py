@@ -88,10 +88,16 @@ def dumps(value: Any) -> str:
 
     Values below 800 levels of nesting are written as strings that contain their JSON text.
     """
+    return encoded(value).decode()
+
+
+def encoded(value: Any) -> bytes:
+    """Like `dumps`, in UTF-8."""
     try:
-        return orjson.dumps(value, default=_as_text).decode()
+        return orjson.dumps(value, default=_as_text)
     except TypeError:  # large integers, lone surrogates, deep nesting
-        return json.dumps(value if _is_shallow(value) else _cut(value), separators=(",", ":"), default=_as_text)
+        text = json.dumps(value if _is_shallow(value) else _cut(value), separators=(",", ":"), default=_as_text)
+        return text.encode()
 
 
 def with_sorted_keys(value: Any) -> Any:

@@ -11,6 +11,7 @@ from proxy.wire.dialect import wire_of
 
 # Characters of the first question; never cut inside an emoji, which may consist of several joined ones.
 TITLE_LENGTH = 80
+_TITLE_SOURCE_LENGTH = 4096  # characters; the words of a title may have white space between them
 _ZERO_WIDTH_JOINER = "\u200d"
 DEFAULT_TITLE = "New Conversation"
 
@@ -81,10 +82,16 @@ def title_of(messages: list[dict[str, Any]]) -> str:
     """A session title: the first user message, cut at a word boundary."""
     for message in messages:
         if message.get("role") == "user":
-            words = " ".join(_replaced(readable(message.get("content"))).split())
+            words = " ".join(_replaced(_beginning(readable(message.get("content")))).split())
             if words:
                 return _cut(words)
     return DEFAULT_TITLE
+
+
+def _beginning(text: str) -> str:
+    """As much of a text as a title may need, without leading white space."""
+    # All words of 40 MB would take a second, in which no other thread runs, and a gigabyte.
+    return (text if text[:1].strip() else text.lstrip())[:_TITLE_SOURCE_LENGTH]
 
 
 def _cut(words: str) -> str:

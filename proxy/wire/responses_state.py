@@ -61,7 +61,7 @@ def spliced(
     gone = STATE_KEYS if is_known else ()
     parts = members(body)
     if parts is None:  # UTF-16, for example
-        return json_text.dumps({key: value for key, value in changed.items() if key not in gone}).encode(), changed
+        return json_text.encoded({key: value for key, value in changed.items() if key not in gone}), changed
     texts = [text for key, text in parts if key != "input" and key not in gone]
     own = next((text for key, text in reversed(parts) if key == "input"), None)
     texts.append(b'"input":' + _input_text(own, given, resolved, before))
@@ -91,10 +91,10 @@ def _resolved(given: Any, items: Mapping[str, JSON]) -> Any:
 
 
 def _input_text(own: bytes | None, given: Any, resolved: Any, before: Sequence[JSON]) -> bytes:
-    history = json_text.dumps(list(before)).encode()[1:-1]
+    history = json_text.encoded(list(before))[1:-1]
     if own is None or given is None:
         return b"[" + history + b"]"
-    text = own[own.index(b":") + 1 :].strip() if resolved is given else json_text.dumps(resolved).encode()
+    text = own[own.index(b":") + 1 :].strip() if resolved is given else json_text.encoded(resolved)
     if isinstance(given, str):
         return b"[" + history + (b"," if history else b"") + b'{"role":"user","content":' + text + b"}]"
     rest = text[1:-1].strip()

@@ -1,5 +1,7 @@
 """Titles: the first user message, cut at a word, and never inside what readers see as one character."""
 
+import tracemalloc
+
 import pytest
 
 from proxy.wire.message import DEFAULT_TITLE, TITLE_LENGTH, title_of
@@ -36,3 +38,15 @@ def test_it_is_not_cut_inside_a_character(character: str, before: int) -> None:
 def test_a_message_of_flags_is_cut_between_two() -> None:
     assert title(FLAG * 100) == FLAG * (TITLE_LENGTH // 2)
     assert title("中" + FLAG * 100) == "中" + FLAG * ((TITLE_LENGTH - 1) // 2)
+
+
+@pytest.mark.parametrize("before", ("", " " * 100_000))
+def test_only_the_beginning_of_a_long_message_is_split_into_words(before: str) -> None:
+    said = before + "ab " * 1_000_000
+    tracemalloc.start()
+    try:
+        assert title(said) == " ".join(["ab"] * 27)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(said)
