@@ -11,8 +11,9 @@ from proxy.access.attribution import user_header
 from proxy.access.caller import ANYONE, Caller
 from proxy.access.charges import Charge
 from proxy.access.door_marker import DoorMarker
+from proxy.access.key_cache import CachedKey, KeyCache, bad_key
 from proxy.access.key_quotas import KeyQuotas, Write
-from proxy.access.keys import CachedKey, KeyCache, bad_key
+from proxy.access.keys import OwnKeys
 from proxy.access.origins import SAFE_METHODS, Origins, foreign_origin
 from proxy.access.pages import is_page
 from proxy.access.quotas import over
@@ -57,6 +58,7 @@ class Gate:
         self._database = database
         self._write = write
         self.keys = KeyCache(database, admin_key=settings.admin_key)
+        self.own_keys = OwnKeys(settings.admin_key)
         self._quotas = KeyQuotas(database, self.keys, write=write, workers=settings.workers)
         # Once keys are required, they stay required: deleting the last key must not open the server to everyone.
         self.requires_key = settings.auth == "required" or (
@@ -110,7 +112,7 @@ class Gate:
     async def is_admin(self, headers: Headers) -> bool:
         """Whether the request has an admin key, for routes that need no key. Never rejects."""
         secret, _ = self._presented(headers)
-        if secret is None or not self.keys.is_ours(secret):
+        if secret is None or not self.own_keys.is_ours(secret):
             return False
         try:
             async with asyncio.timeout(_ADMIN_SECONDS):
@@ -126,7 +128,7 @@ class Gate:
         if length is not None and int(length) > self._settings.body_limit_bytes:
             raise too_large(self._settings.body_limit_bytes)
         cached_key = None
-        if secret is not None and (self.requires_key or self.keys.is_ours(secret)):
+        if secret is not None and (self.requires_key or self.own_keys.is_ours(secret)):
             # Usually the key is cached, so nothing is awaited.
             cached_key = self.keys.held(secret) or await self.keys.find(secret)
         if self._settings.web and is_page(scope):
@@ -169,7 +171,7 @@ class Gate:
 
     def _without_duty(self, secret: bytes | None, cached_key: CachedKey | None) -> Admission:
         """With auth off, admin keys still grant admin; our keys are never forwarded."""
-        if secret is None or not self.keys.is_ours(secret):
+        if secret is None or not self.own_keys.is_ours(secret):
             return Admission(ANYONE)
         if cached_key is None or not cached_key.caller.is_admin or not cached_key.is_good(time.time()):
             return Admission(_STRANGER)
@@ -193,7 +195,7 @@ class Gate:
                     continue
                 value = value[7:]
             value = value.strip()
-            if key is None or (self.keys.is_ours(value) and not self.keys.is_ours(key)):
+            if key is None or (self.own_keys.is_ours(value) and not self.own_keys.is_ours(key)):
                 key = value
         return key, length
 

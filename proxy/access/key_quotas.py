@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from proxy.access.charges import Charge
-from proxy.access.keys import CachedKey, KeyCache
+from proxy.access.key_cache import CachedKey, KeyCache
 from proxy.access.quotas import DayTokens, Usage, take_request, token_headers
 from proxy.errors import APIError
 from proxy.ids import timestamp

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.access.caller import ANYONE, Caller
 from proxy.access.charges import Charge
-from proxy.access.keys import KeyCache
+from proxy.access.keys import OwnKeys
 from proxy.access.origins import SAFE_METHODS, foreign_origin
 from proxy.access.paths import Reach, reach_of
 from proxy.downstream.direct_writer import outlet_of
@@ -148,7 +148,7 @@ def target_of(scope: Scope) -> bytes:
     """Path and query as the caller sent them. Raises InvalidRequestError if the query contains one of our keys."""
     query: bytes = scope["query_string"]
     # URLs are written to access logs, also to upstream's.
-    if query and scope["state"]["gate"].keys.is_within(unquote_to_bytes(query)):
+    if query and scope["state"]["gate"].own_keys.is_within(unquote_to_bytes(query)):
         raise InvalidRequestError(
             "A key of this server must not be part of the URL: send it in the Authorization header."
         )
@@ -161,9 +161,9 @@ def upstream_headers(services: Services, scope: Scope) -> Headers:
     given: Headers = scope["headers"]
     caller: Caller = scope["state"].get("caller", ANYONE)
     api_key = services.settings.upstream_api_key
-    keys: KeyCache = scope["state"]["gate"].keys
+    own_keys: OwnKeys = scope["state"]["gate"].own_keys
     return headers.to_upstream(
-        keys.without_ours(given),
+        own_keys.removed_from(given),
         request_id=loops.request_id_of(scope),
         passes_credentials=not caller.has_key,
         api_key=api_key.encode() if api_key else None,

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from proxy.access.keys import CachedKey
+from proxy.access.key_cache import CachedKey
 from proxy.errors import APIError
 from proxy.services import State
 from proxy.web.visitors import LoginLimiter, find_visitor, is_foreign, log_in, log_out

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.responses import Response
 
-from proxy.access.keys import CachedKey, hash_of
+from proxy.access.key_cache import CachedKey
+from proxy.access.keys import hash_of
 from proxy.errors import APIError
 from proxy.ids import timestamp
 from proxy.services import Services, State

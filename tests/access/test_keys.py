@@ -15,7 +15,8 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy.access.keys import PREFIX, KeyCache, NewKey, create_key
+from proxy.access.key_cache import KeyCache
+from proxy.access.keys import PREFIX, NewKey, create_key
 from proxy.cli import cli
 from proxy.storage.engine import database_of
 from tests.engines import connected, environment_of, on_both_engines, rows_of
@@ -258,7 +259,7 @@ async def test_last_use_is_saved_without_a_write_a_request(tmp_path: Path) -> No
 
 
 async def test_strangers_keys_are_remembered_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.access.keys._UNKNOWN_LIMIT", 8)
+    monkeypatch.setattr("proxy.access.key_cache._UNKNOWN_LIMIT", 8)
     async with fake_upstream() as upstream:
         settings = settings_for(tmp_path, upstream_url=upstream.url, auth="required")
         async with running_proxy(settings) as url, httpx.AsyncClient(base_url=url) as http:
