@@ -29,7 +29,8 @@ from proxy.routes.recorded import RecordedEndpoint
 from proxy.services import Services, State
 from proxy.settings import ConfigurationError, Settings, load
 from proxy.storage.engine import database_of
-from proxy.telemetry.observer import Observer, ObserverMiddleware
+from proxy.telemetry.middleware import ObserverMiddleware
+from proxy.telemetry.observer import Observer
 from proxy.upstream.upstreams import Upstreams
 from proxy.web.markdown_process import MarkdownProcess
 from proxy.wire.endpoints import ENDPOINTS

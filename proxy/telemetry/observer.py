@@ -5,55 +5,35 @@ Observation is optional: its errors are logged at a limited rate and never affec
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
-from proxy.downstream.direct_writer import NotingSend
 from proxy.errors import UnavailableError
-from proxy.ids import timestamp
 from proxy.recording.overflow import UNSAVED_REASONS
 from proxy.recording.recorder import Recorder
 from proxy.recording.spill import spill_files
 from proxy.settings import Settings
 from proxy.storage.exchange import Exchange, Outcome
-from proxy.telemetry.logs import file_of_requests
+from proxy.telemetry.access_log import AccessLog, model_of
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.request_lines import RequestLines
 from proxy.telemetry.traces import open_traces
 from proxy.telemetry.upstream_counts import UpstreamCounts
 from proxy.telemetry.worker_files import folder_of
 from proxy.upstream.upstreams import Upstreams
-from proxy.wire import headers
 from proxy.wire.endpoint import Tokens
 
 logger = logging.getLogger(__name__)
 
-# Chats only append to lists; a thread does the rest this often. A log record for each chat costs more than its SQL.
+# Chats only add to counters and lists; this often a thread writes them.
 _PUBLISH_SECONDS = 1.0
-_LOGGER = "stellarchat.access"
-_LINES_MAX = 20_000  # per second; more lines are dropped
-_FIELD_LENGTH = 256
 _COMPLAINT_SECONDS = 60.0  # an error that every chat repeats must not fill the log
-
-
-class _Line(NamedTuple):
-    """A line of the log, which a thread writes within a second."""
-
-    unix_time: float
-    message: str
-    fields: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        fields = {key: _encodable(value) for key, value in self.fields.items()}
-        time_ = timestamp(self.unix_time)
-        return {"time": time_, "level": "info", "logger": _LOGGER, "message": self.message, **fields}
 
 
 class Observer:
@@ -64,9 +44,7 @@ class Observer:
         self._state_folder = settings.state_path
         self._recorder = recorder
         self._upstreams = None if upstreams is None else UpstreamCounts(upstreams)
-        self._sample = settings.access_log_sample
-        self._log = file_of_requests()
-        self._lines: list[_Line] = []  # for the next second's batch
+        self._log = AccessLog(sample=settings.access_log_sample)
         self._complained_at = -_COMPLAINT_SECONDS
         # A thread of its own: it may block on the disk, and must not occupy a thread that chats need.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="observer")
@@ -88,7 +66,7 @@ class Observer:
             await asyncio.wait([self._task])
         self._recorder.observe = None
         self._guarded(self._publish)
-        await self._write_lines()
+        await self._in_thread(lambda: self._log.write())
         if self._traces is not None:
             try:
                 await self._traces.close()
@@ -107,8 +85,7 @@ class Observer:
         console = self._console
         if console is not None:
             self._guarded(lambda: console.chat_ended(exchange, outcome, _served_model(exchange, outcome)))
-        if self._is_logged(failed=outcome.status == "failed"):
-            self._guarded(lambda: self._log_chat(exchange, outcome))
+        self._guarded(lambda: self._log.add_chat(exchange, outcome))
         traces = self._traces
         if traces is not None:
             self._guarded(lambda: traces.note(exchange, outcome))
@@ -119,8 +96,7 @@ class Observer:
         console = self._console
         if console is not None and (status >= 500 or status == 0):
             self._guarded(lambda: console.request_failed(scope["method"], scope["path"], status))
-        if self._is_logged(failed=status >= 500 or status == 0):
-            self._guarded(lambda: self._log_request(scope, status, seconds))
+        self._guarded(lambda: self._log.add_request(scope, status=status, seconds=seconds))
 
     async def text(self) -> bytes:
         """The Prometheus text. Raises UnavailableError if metrics could not be opened."""
@@ -189,50 +165,11 @@ class Observer:
         sizes.add_metric(["spill"], sum(map(_size, spills)))
         return sizes
 
-    def _is_logged(self, *, failed: bool) -> bool:
-        return self._log is not None and (
-            failed or self._sample >= 1 or random.random() < self._sample  # noqa: S311 - a sample
-        )
-
-    def _log_request(self, scope: Scope, status: int, seconds: float) -> None:
-        if len(self._lines) < _LINES_MAX:
-            request_id = headers.value_of(scope["headers"], b"x-request-id")
-            fields = {
-                "method": scope["method"],
-                "path": _cut(scope["path"]),
-                "status": status,
-                "request_id": None if request_id is None else _cut(headers.text_of(request_id)),
-                "duration_ms": round(seconds * 1000),
-            }
-            self._lines.append(_Line(time.time(), "request", fields))
-
-    def _log_chat(self, exchange: Exchange, outcome: Outcome) -> None:
-        if len(self._lines) < _LINES_MAX:
-            reply = outcome.reply
-            model = reply.model if reply is not None and isinstance(reply.model, str) else exchange.request.get("model")
-            fields = {
-                "request_id": _cut(exchange.request_id),
-                "session_id": exchange.session.session_id,
-                "user_id": _cut(exchange.user_id),
-                "model": _cut(model) if isinstance(model, str) else None,
-                "status": outcome.status,
-                "http_status": outcome.http_status,
-                "time_to_first_token_ms": outcome.time_to_first_token_ms,
-                "duration_ms": outcome.duration_ms,
-            }
-            self._lines.append(_Line(time.time(), "chat", fields))
-
-    async def _write_lines(self) -> None:
-        lines, self._lines = self._lines, []
-        log = self._log
-        if lines and log is not None:
-            await self._in_thread(lambda: log.write_lines(line.as_json() for line in lines))
-
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(_PUBLISH_SECONDS)
             self._guarded(self._publish)
-            await self._write_lines()
+            await self._in_thread(lambda: self._log.write())
             if self._traces is not None:
                 await self._in_thread(self._traces.make_spans)
 
@@ -255,44 +192,11 @@ class Observer:
             self._upstreams.publish(metrics)
 
 
-class ObserverMiddleware:
-    """Observes every request that is not recorded; recorded ones are reported by the recorder, so each counts once."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Measures the request. Never logs its content, not even the query string."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started, noting = time.monotonic(), NotingSend(send)
-        try:
-            await self._app(scope, receive, noting)
-        except Exception:
-            noting.status = noting.status or 500
-            raise
-        finally:
-            observer: Observer = scope["state"]["observer"]
-            if not scope["state"].get("is_recorded"):
-                observer.request_ended(scope, status=noting.status, seconds=time.monotonic() - started)
-
-
 def _served_model(exchange: Exchange, outcome: Outcome) -> str | None:
     """The model, if upstream has answered with it. Callers' invalid model names must not become labels."""
     if outcome.http_status is None or not 200 <= outcome.http_status < 300:
         return None
-    reply = outcome.reply
-    model = reply.model if reply is not None and isinstance(reply.model, str) else exchange.request.get("model")
-    return model if isinstance(model, str) else None
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _FIELD_LENGTH else text[:_FIELD_LENGTH] + "…"
-
-
-def _encodable(value: Any) -> Any:
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    return model_of(exchange, outcome)
 
 
 def _count(value: Any) -> int:
