@@ -26,7 +26,7 @@ async def search_messages(visit: Visit) -> Response:
     text = given.get("q", "")[:QUERY_LENGTH_MAX]
     role = given.get("role") if given.get("role") in _ROLES else None
     order = next((each for each in ORDERS if each == given.get("order")), ORDERS[0])
-    offset = _offset(given.get("offset", "0"))
+    offset = visit.whole_number("offset", most=_OFFSET_MAX)
     hits: list[JSON] = []
     has_more, problem = False, None
     if text.strip():
@@ -48,10 +48,6 @@ async def search_messages(visit: Visit) -> Response:
         more=f"/ui/search?{urlencode(following)}" if has_more else None,
         problem=problem,
     )
-
-
-def _offset(text: str) -> int:
-    return min(int(text), _OFFSET_MAX) if text.isascii() and text.isdecimal() and len(text) < 9 else 0
 
 
 def _search(visit: Visit, query: Query, deadline: Deadline, *, offset: int, order: Any) -> tuple[list[JSON], bool]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 from starlette.responses import Response
 
@@ -19,7 +20,8 @@ JSON = dict[str, Any]
 
 _DAYS = 30
 _DAYS_MAX = 100  # each day has one row per user, model and endpoint
-_ROWS_MAX = 400  # of the table; the page says if there are more
+_ROWS_MAX = 100  # of the table, as many as days at most; the rest is on further pages
+_OFFSET_MAX = 100_000
 _WIDTH, _HEIGHT = 960, 150
 
 
@@ -28,8 +30,10 @@ async def show_usage(visit: Visit) -> Response:
     choices = ("day", "model", "user", "endpoint") if visit.visitor.sees_all else ("day", "model", "endpoint")
     by = next((each for each in choices if each == visit.query.get("by")), "day")
     since, until = _days(visit)
-    read = partial(_read, by=by, since=since.isoformat(), until=until.isoformat(), user_id=visit.user_id)
+    offset = visit.whole_number("offset", most=_OFFSET_MAX)
+    read = partial(_read, by=by, since=since.isoformat(), until=until.isoformat(), user_id=visit.user_id, offset=offset)
     days, rows = await visit.services.read(read)
+    following = {**visit.query, "offset": str(offset + _ROWS_MAX)}
     most = max((row["prompt_tokens"] + row["completion_tokens"] for row in days), default=0)
     return await visit.page(
         "usage.html",
@@ -41,7 +45,7 @@ async def show_usage(visit: Visit) -> Response:
         days=list(_bars(days, since=since, until=until, most=most)) if most else [],
         most=most,
         rows=[_row(each) for each in rows[:_ROWS_MAX]],
-        has_more=len(rows) > _ROWS_MAX,
+        more=f"/ui/usage?{urlencode(following)}" if len(rows) > _ROWS_MAX else None,
     )
 
 
@@ -54,16 +58,21 @@ def _days(visit: Visit) -> tuple[date, date]:
     except OverflowError as exc:
         raise APIError("These dates are not valid.", status=400) from exc
     if not timedelta(0) <= until - since < timedelta(days=_DAYS_MAX):
-        raise APIError(f"The first day must not be after the last, and at most {_DAYS_MAX} days before it.", status=400)
+        raise APIError(
+            f"The first day must not be after the last, and the period at most {_DAYS_MAX} days long.", status=400
+        )
     return since, until
 
 
 def _read(
-    connection: Connection, *, by: str, since: str, until: str, user_id: str | None
+    connection: Connection, *, by: str, since: str, until: str, user_id: str | None, offset: int
 ) -> tuple[list[JSON], list[JSON]]:
     within: JSON = {"since": since, "until": until, "user_id": user_id, "limit": _ROWS_MAX + 1}
-    rows = queries.web.sum_usage(connection, by=by, **within)
-    return rows if by == "day" else queries.web.sum_usage_totals(connection, **within), rows
+    if by == "day":
+        rows = queries.web.sum_usage(connection, by=by, **within)
+        return rows, rows
+    rows = queries.web.sum_usage(connection, by=by, offset=offset, **within)
+    return queries.web.sum_usage_totals(connection, **within), rows
 
 
 def _totals(days: Sequence[JSON]) -> list[tuple[str, str]]:

@@ -51,6 +51,11 @@ class Visit:
         """The query parameters, without empty ones."""
         return {name: value for name, value in self.request.query_params.items() if value}
 
+    def whole_number(self, name: str, *, most: int) -> int:
+        """A number from the query, at most `most`; 0 if it is missing or anything else."""
+        text = self.query.get(name, "")
+        return min(int(text), most) if text.isascii() and text.isdecimal() and len(text) < 9 else 0
+
     @property
     def user_id(self) -> str | None:
         """Whose data to show: the visitor's; for one who sees all, the selected user's, or None for everyone's."""
@@ -143,7 +148,7 @@ class Page:
         if visitor is None:
             return _to_login(request)
         if not all(_ID.fullmatch(value) for value in request.path_params.values()):
-            raise NotFoundError("This page does not exist.")
+            raise NotFoundError("The address is wrong, or what it showed was deleted.")
         return await handler(Visit(request, visitor, self._pages))
 
 
@@ -218,4 +223,4 @@ async def not_found(visit: Visit) -> Response:
     """Handles all other paths below /ui."""
     if visit.request.url.path == "/ui/":
         return see_other("/ui")
-    raise NotFoundError("This page does not exist.")
+    raise NotFoundError("The address is wrong, or what it showed was deleted.")

@@ -60,14 +60,14 @@ SELECT d.day AS name, {usage_sums}
 FROM {usage_of_all}
 GROUP BY d.day
 ORDER BY d.day DESC
-LIMIT :limit;
+LIMIT :limit OFFSET :offset;
 
 -- name: sum_usage_by_day_of_user
 SELECT d.day AS name, {usage_sums}
 FROM {usage_of_user}
 GROUP BY d.day
 ORDER BY d.day DESC
-LIMIT :limit;
+LIMIT :limit OFFSET :offset;
 
 -- name: sum_usage_totals
 -- The sums by day that the totals and the chart need, in half the time of all.
@@ -76,7 +76,7 @@ SELECT d.day AS name, SUM(d.requests) AS requests, SUM(d.incomplete) AS incomple
 FROM {usage_of_all}
 GROUP BY d.day
 ORDER BY d.day DESC
-LIMIT :limit;
+LIMIT :limit OFFSET :offset;
 
 -- name: sum_usage_by_model
 -- The same by model, most tokens first.
@@ -84,14 +84,14 @@ SELECT d.model AS name, {usage_sums}
 FROM {usage_of_all}
 GROUP BY d.model
 ORDER BY {most_tokens}, d.model
-LIMIT :limit;
+LIMIT :limit OFFSET :offset;
 
 -- name: sum_usage_by_model_of_user
 SELECT d.model AS name, {usage_sums}
 FROM {usage_of_user}
 GROUP BY d.model
 ORDER BY {most_tokens}, d.model
-LIMIT :limit;
+LIMIT :limit OFFSET :offset;
 
 -- name: sum_usage_by_endpoint
 -- The same by endpoint, most tokens first.
@@ -99,29 +99,46 @@ SELECT d.endpoint AS name, {usage_sums}
 FROM {usage_of_all}
 GROUP BY d.endpoint
 ORDER BY {most_tokens}, d.endpoint
-LIMIT :limit;
+LIMIT :limit OFFSET :offset;
 
 -- name: sum_usage_by_endpoint_of_user
 SELECT d.endpoint AS name, {usage_sums}
 FROM {usage_of_user}
 GROUP BY d.endpoint
 ORDER BY {most_tokens}, d.endpoint
-LIMIT :limit;
+LIMIT :limit OFFSET :offset;
 
 -- name: sum_usage_by_user
--- The same by user. User names are joined after the sums.
+-- The same by user, and one page of them: two sums of every user's rows find its users, and only theirs are summed up
+-- in full. All sums of all users take twice as long. User names are joined after the sums.
 SELECT u.user_id AS name, s.*
-FROM (SELECT d.user_no, {usage_sums} FROM {usage_of_all} GROUP BY d.user_no) AS s
+FROM (
+    SELECT d.user_no, {usage_sums}
+    FROM usage_days AS d
+    WHERE d.user_no IN (
+        SELECT t.user_no
+        FROM (
+            SELECT d.user_no, SUM(d.prompt_tokens + d.completion_tokens) AS tokens, SUM(d.requests) AS requests
+            FROM {usage_of_all}
+            GROUP BY d.user_no
+        ) AS t
+        JOIN users AS v ON v.user_no = t.user_no
+        ORDER BY t.tokens DESC, t.requests DESC, v.user_id
+        LIMIT :limit OFFSET :offset
+    )
+      AND d.day >= :since
+      AND d.day <= :until
+    GROUP BY d.user_no
+) AS s
 JOIN users AS u ON u.user_no = s.user_no
-ORDER BY s.prompt_tokens + s.completion_tokens DESC, s.requests DESC, u.user_id
-LIMIT :limit;
+ORDER BY s.prompt_tokens + s.completion_tokens DESC, s.requests DESC, u.user_id;
 
 -- name: sum_usage_by_user_of_user
 SELECT u.user_id AS name, s.*
 FROM (SELECT d.user_no, {usage_sums} FROM {usage_of_user} GROUP BY d.user_no) AS s
 JOIN users AS u ON u.user_no = s.user_no
 ORDER BY s.prompt_tokens + s.completion_tokens DESC, s.requests DESC, u.user_id
-LIMIT :limit;
+LIMIT :limit OFFSET :offset;
 
 -- columns: page_session
 s.session_no, s.session_id, s.user_id, s.title, s.is_active, s.message_count, s.tokens, s.updated_at

@@ -44,12 +44,28 @@ def test_usage_of_one_user_is_found_by_index_and_adds_up(tmp_path: Path, by: str
     with opened(tmp_path / "a.db") as connection:
         for name in ("ann", "bo", "bo"):
             chat(connection, exchange([user("a")], user_id=name), outcome(choice("b"), usage=USAGE))
-        given = {"since": "", "until": "9999", "limit": 100, "user_id": "bo"}
+        given = {"since": "", "until": "9999", "limit": 100, "offset": 0, "user_id": "bo"}
         plan = connection.execute(f"EXPLAIN QUERY PLAN {QUERIES[f'sum_usage_by_{by}_of_user']}", given).fetchall()
         assert any("idx_usage_days_user_no (user_no=?" in row[3] for row in plan)
         assert [row["requests"] for row in usage_by(connection, by, user_id="bo").values()] == [2]
         assert sum(row["requests"] for row in usage_by(connection, by).values()) == 3
         assert not usage_by(connection, by, user_id="nobody")
+
+
+def test_users_are_read_page_by_page_most_tokens_first(tmp_path: Path) -> None:
+    requests = {"ann": 2, "bo": 4, "cy": 2, "di": 5, "ed": 1}
+    with opened(tmp_path / "a.db") as connection:
+        for name, count in requests.items():
+            for _ in range(count):
+                chat(connection, exchange([user("a")], user_id=name), outcome(choice("b"), usage=USAGE))
+        within: dict[str, Any] = {"since": "", "until": "9999", "user_id": None, "limit": 2}
+        pages = [queries.web.sum_usage(connection, by="user", offset=offset, **within) for offset in (0, 2, 4, 6)]
+        assert [[row["name"] for row in page] for page in pages] == [["di", "bo"], ["ann", "cy"], ["ed"], []]
+        assert all(row["requests"] == requests[row["name"]] for page in pages for row in page)
+        plan = connection.execute(
+            f"EXPLAIN QUERY PLAN {QUERIES['sum_usage_by_user']}", {"since": "", "until": "9", "limit": 2, "offset": 0}
+        ).fetchall()
+        assert any("idx_usage_days_user_no (user_no=?" in row[3] for row in plan)
 
 
 @pytest.mark.parametrize("user_id", (None, "ann", "nobody"))

@@ -1,6 +1,7 @@
 """What the pages show, and what can be done on them."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -229,9 +230,25 @@ async def test_usage_is_shown_by_day_model_user_and_endpoint(tmp_path: Path) -> 
             text = dom_of(await http.get(f"/ui/usage?by={by}")).text
             assert name in text
             assert "2\u202f000" in text
-        assert (await http.get("/ui/usage?since=2026-13-45")).status_code == 400
+        wrong = await http.get("/ui/usage?since=2026-13-45")
+        assert (wrong.status_code, "To the usage" in wrong.text) == (400, True)
         assert (await http.get("/ui/usage?since=2020-01-01&until=2026-01-01")).status_code == 400
         assert (await http.get("/ui/usage?until=0001-01-01")).status_code == 400
+
+
+async def test_usage_of_many_users_is_read_page_by_page(tmp_path: Path) -> None:
+    with opened(tmp_path / "stellarchat.db") as connection:
+        for number in range(103):
+            chat(connection, exchange([user("q")], user_id=f"user-{number:03}"), outcome(choice("a")))
+    async with running_proxy(settings_for(tmp_path)) as url, httpx.AsyncClient(base_url=url) as http:
+        first = await http.get("/ui/usage?by=user")
+        second = await http.get(link(first, "next"))
+        names = re.findall(r"user-\d\d\d", first.text + second.text)
+        assert names == sorted(set(names))
+        assert len(names) == 103
+        assert 'rel="next"' not in second.text
+        for odd in ("-1", "x", "9" * 30, "999999999", "\u0662"):
+            assert (await http.get("/ui/usage", params={"by": "user", "offset": odd})).status_code == 200
 
 
 @pytest.mark.parametrize(

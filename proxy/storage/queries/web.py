@@ -176,9 +176,11 @@ def iterate_fragments(connection: Connection, exchange_id: str, *, start: int) -
         yield row["sequence"], row["data"]
 
 
-def sum_usage(connection: Connection, *, by: str, since: str, until: str, user_id: str | None, limit: int) -> list[Row]:
+def sum_usage(
+    connection: Connection, *, by: str, since: str, until: str, user_id: str | None, limit: int, offset: int = 0
+) -> list[Row]:
     """Sums of `usage_days` by `day`, `model`, `user` or `endpoint`, from `since` to `until` inclusive."""
-    parameters: Row = {"since": since, "until": until, "limit": limit}
+    parameters: Row = {"since": since, "until": until, "limit": limit, "offset": offset}
     of_all, of_user = _SUMS[by]
     if user_id is None:
         return connection.all(of_all, parameters)
@@ -188,7 +190,7 @@ def sum_usage(connection: Connection, *, by: str, since: str, until: str, user_i
 def sum_usage_totals(connection: Connection, *, since: str, until: str, user_id: str | None, limit: int) -> list[Row]:
     """The main sums by day."""
     if user_id is None:
-        return connection.all("sum_usage_totals", {"since": since, "until": until, "limit": limit})
+        return connection.all("sum_usage_totals", {"since": since, "until": until, "limit": limit, "offset": 0})
     return sum_usage(connection, by="day", since=since, until=until, user_id=user_id, limit=limit)
 
 
