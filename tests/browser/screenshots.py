@@ -1,11 +1,12 @@
 """`python -m tests.browser.screenshots`: the pictures of the history page in the documentation, from invented chats.
 
-With a folder as argument, every page in every form, to look at.
+`tests.browser.every_page` takes all pages, to look at.
 """
 
 import asyncio
-import sys
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,84 +16,49 @@ from tests.serving import REPOSITORY, running_proxy, settings_for
 from tests.stored import opened, worker
 
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 360, "height": 720}
+_SHOWN = (
+    ("sessions", "/ui", "light", "wide"),
+    ("conversation", "/ui/s/{trip}", "light", "wide"),
+    ("conversation", "/ui/s/{trip}", "dark", "narrow"),
+    ("search", "/ui/search?q=clock", "dark", "wide"),
+    ("usage", "/ui/usage", "light", "wide"),
+)
 
 
-async def take_all(folder: Path, *, everything: bool) -> None:
-    """Take the pictures into a folder."""
-    with tempfile.TemporaryDirectory() as place:
-        with opened(Path(place) / "stellarchat.db") as connection:
-            sessions = tell(connection)
-            tell_of_days(connection)
-        database = Path(place) / "stellarchat.db"
-        with worker(database) as worker_id, opened(database) as connection:
+@asynccontextmanager
+async def invented_history(place: Path) -> AsyncIterator[tuple[str, dict[str, str]]]:
+    """The address of a running proxy with invented chats, and their sessions."""
+    database = place / "stellarchat.db"
+    with opened(database) as connection:
+        sessions = tell(connection)
+        tell_of_days(connection)
+        with worker(database) as worker_id:
             sessions["growing"] = tell_growing(connection, worker_id)
-            await _take_pages(Path(place), sessions, folder, everything=everything)
+            async with running_proxy(settings_for(place)) as url:
+                yield url, sessions
 
 
-async def _take_pages(place: Path, sessions: dict[str, str], folder: Path, *, everything: bool) -> None:
-    async with running_proxy(settings_for(place)) as url, chromium() as browser:
-        for scheme in ("light", "dark"):
-            for form, size in (("wide", WIDE), ("narrow", NARROW)):
+async def take_shown(folder: Path) -> None:
+    """Take the pictures of the documentation."""
+    with tempfile.TemporaryDirectory() as place:
+        async with invented_history(Path(place)) as (url, sessions), chromium() as browser:
+            for name, path, scheme, form in _SHOWN:
+                size = WIDE if form == "wide" else NARROW
                 context = await browser.new_context(viewport=size, color_scheme=scheme)
                 page = await context.new_page()
-                for name, path in _pages(sessions).items():
-                    if everything or (name, scheme, form) in _SHOWN:
-                        await _take(page, url + path, folder / f"{name}-{scheme}-{form}.png")
-                if everything:
-                    await _take_exchange(page, url, sessions, folder / f"exchange-{scheme}-{form}.png")
+                await page.goto(url + path.format(**sessions))
+                await see_markdown(page)
+                await page.screenshot(path=str(folder / f"{name}-{scheme}-{form}.png"))
                 await context.close()
 
 
-_SHOWN = {
-    ("sessions", "light", "wide"),
-    ("conversation", "light", "wide"),
-    ("conversation", "dark", "narrow"),
-    ("search", "dark", "wide"),
-    ("usage", "light", "wide"),
-}
-
-
-def _pages(sessions: dict[str, str]) -> dict[str, str]:
-    return {
-        "sessions": "/ui",
-        "conversation": f"/ui/s/{sessions['trip']}",
-        "growing": f"/ui/s/{sessions['growing']}",
-        "tools": f"/ui/s/{sessions['tools']}",
-        "picture": f"/ui/s/{sessions['picture']}",
-        "code": f"/ui/s/{sessions['code']}",
-        "responses": f"/ui/s/{sessions['responses']}",
-        "anthropic": f"/ui/s/{sessions['anthropic']}",
-        "completion": f"/ui/s/{sessions['completion']}",
-        "failed": f"/ui/s/{sessions['failed']}",
-        "cut": f"/ui/s/{sessions['cut']}",
-        "long": f"/ui/s/{sessions['long']}",
-        "search": "/ui/search?q=clock",
-        "usage": "/ui/usage",
-        "keys": "/ui/keys",
-        "upstreams": "/ui/upstreams",
-        "rename": f"/ui/s/{sessions['trip']}/rename",
-        "delete": f"/ui/s/{sessions['trip']}/delete",
-        "missing": "/ui/nowhere",
-        "first": "/ui?user=nobody",
-    }
-
-
-async def _take(page: Any, url: str, file: Path) -> None:
-    await page.goto(url)
+async def see_markdown(page: Any) -> None:
+    """Wait until each message is shown as Markdown, for which it has to come into view."""
     for rich in await page.locator("[data-rich]").all():
+        await rich.scroll_into_view_if_needed()
         await rich.locator(".rich").wait_for()
-    await page.screenshot(path=str(file))
-
-
-async def _take_exchange(page: Any, url: str, sessions: dict[str, str], file: Path) -> None:
-    await page.goto(f"{url}/ui/s/{sessions['trip']}")
-    await page.locator(".menu summary").last.click()
-    await page.get_by_role("link", name="Open the exchange").last.click()
-    await page.wait_for_timeout(300)
-    await page.screenshot(path=str(file), full_page=True)
+    await page.evaluate("scrollTo(0, 0)")
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else REPOSITORY / "docs" / "images"
-    target.mkdir(parents=True, exist_ok=True)
-    asyncio.run(take_all(target, everything=len(sys.argv) > 1))
+    asyncio.run(take_shown(REPOSITORY / "docs" / "images"))
