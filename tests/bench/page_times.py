@@ -126,6 +126,8 @@ PAGES = {
     "usage by model": "/ui/usage?by=model",
     "usage by user": "/ui/usage?by=user",
     "usage by endpoint": "/ui/usage?by=endpoint",
+    "usage, 100 days": "/ui/usage?since={since_100}",
+    "usage, 100 days by model": "/ui/usage?by=model&since={since_100}",
     "usage, 100 days by user": "/ui/usage?by=user&since={since_100}",
     "usage of a user": "/ui/usage?user=user-7",
     "keys": "/ui/keys",
@@ -133,7 +135,7 @@ PAGES = {
 
 
 def measure(path: Path, *, times: int) -> None:
-    """Print a line for each page: the first time, and the median and the slowest of the others, in milliseconds."""
+    """Print a line for each page: the first time, the median and slowest of the others, and the server's CPU time."""
     now = time.time()
     days = {
         name: ids.timestamp(now - days * 86_400)[:10]
@@ -142,13 +144,21 @@ def measure(path: Path, *, times: int) -> None:
     server = ServerProcess(path.parent, "http://127.0.0.1:9", DATABASE_URL=f"sqlite:///{path}")
     server.start(seconds=120)
     try:
-        print(f"{'page':<28}{'first':>9}{'median':>9}{'slowest':>9}   ms")
+        print(f"{'page':<28}{'first':>9}{'median':>9}{'slowest':>9}{'CPU':>9}   ms")
         with httpx.Client(base_url=server.url, timeout=60) as http:
             for name, address in PAGES.items():
-                took = [open_page(http, address.format(**days)) for _ in range(times + 1)]
-                print(f"{name:<28}{took[0]:>9.0f}{statistics.median(took[1:]):>9.0f}{max(took[1:]):>9.0f}", flush=True)
+                first, before = open_page(http, address.format(**days)), _cpu_ms(server.pid)
+                took = [open_page(http, address.format(**days)) for _ in range(times)]
+                cpu = (_cpu_ms(server.pid) - before) / times
+                print(f"{name:<28}{first:>9.0f}{statistics.median(took):>9.0f}{max(took):>9.0f}{cpu:>9.0f}", flush=True)
     finally:
         server.stop()
+
+
+def _cpu_ms(pid: int) -> float:
+    """CPU time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
