@@ -173,7 +173,7 @@ async def open_services(
         upkeep = Upkeep(settings, recorder)
         upkeep.start()
         services = Services(settings, database, recorder, upstreams)
-        services.log.want()  # a process that was killed after a deletion may have left the rows in the log
+        services.log.want()  # a process that was killed after a deletion may have left the rows in the write-ahead log
         try:
             yield services
         finally:

@@ -59,7 +59,7 @@ def _end_at_last(*, seconds: float) -> None:
     """
 
     def end() -> None:
-        logger.critical("closing has taken more than %.0f seconds; the next start stores what is spilled", seconds)
+        logger.critical("closing took more than %.0f seconds; the next start stores the spilled writes", seconds)
         os._exit(3)
 
     timer = threading.Timer(seconds, end)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 # Limits on running and waiting reads, per caller and in total.
 _READS_PER_CALLER = 64
-# Each waiting read holds its request; one caller's reads wait in its own queue, so they delay no other's.
+# Each waiting read keeps its request in memory. A caller's reads wait for each other and delay no other caller's.
 _READS_MAX = 512
 _READ_WAIT_SECONDS = 30.0
 
@@ -57,7 +57,7 @@ class Services:
         object.__setattr__(self, "log", LogEmptier(self.database.path))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Runs a query that sees every exchange that has ended (spec P6)."""
+        """Runs a query that sees every exchange that has ended, unless the database fails. Raises APIError."""
         await self.recorder.writer.flushed()
         try:
             async with self.reads.turn(current_caller.get()()):

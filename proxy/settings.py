@@ -89,7 +89,10 @@ class Settings:
         "do not print a line per request, or upstream's state (on, off)",
     )
     log_level: str = _setting(
-        "STELLARCHAT_LOG_LEVEL", "info", one_of(("debug", "info", "warning", "error")), "what is logged"
+        "STELLARCHAT_LOG_LEVEL",
+        "info",
+        one_of(("debug", "info", "warning", "error")),
+        "lowest level that is logged: debug, info, warning, error",
     )
     auth: Auth = _setting(
         "STELLARCHAT_AUTH",
@@ -116,7 +119,7 @@ class Settings:
         "if the caller disconnects: abort the upstream request, or finish and save the reply",
     )
     stream_usage: bool = _setting(
-        "STELLARCHAT_STREAM_USAGE", True, switch, "ask upstream for the usage of streams (on, off)"
+        "STELLARCHAT_STREAM_USAGE", True, switch, "request the token usage of streams from upstream (on, off)"
     )
     demo: bool = _setting("STELLARCHAT_DEMO", False, switch, "a small built-in echo model in place of vLLM (on, off)")
     stitching: bool = _setting(
@@ -139,7 +142,7 @@ class Settings:
         "STELLARCHAT_RESPONSES_STATE",
         "proxy",
         one_of(get_args(ResponsesState)),
-        "proxy: previous_response_id, conversation and item_reference of ours are resolved here; upstream: never",
+        "proxy: resolves previous_response_id, conversation and item_reference of recorded data; upstream: relays them",
     )
     readback: bool = _setting(
         "STELLARCHAT_READBACK",
@@ -160,8 +163,8 @@ class Settings:
         "STELLARCHAT_TRANSPORT",
         "own",
         one_of(get_args(Transport)),
-        "HTTP client towards upstream: own, or stock httpx, which is slower and sees no refusal before the whole "
-        "request is sent",
+        "HTTP client towards upstream: own, or httpx, which is slower and notices an early error response only after "
+        "sending the whole request",
     )
     # Images and files are base64 in the body. The body is in memory while its chat lasts.
     body_limit_bytes: int = _setting(
@@ -261,7 +264,7 @@ class Settings:
         integer(0, 100_000),
         "maximum number of replies read to the end after their caller has disconnected",
     )
-    # A reply that takes longer is cut, and saved as far as it has come.
+    # A reply that takes longer is cut; the part that has arrived is saved.
     drain_grace_seconds: float = _setting(
         "STELLARCHAT_DRAIN_GRACE_SECONDS", 30.0, seconds, "how long open replies may continue at shutdown"
     )
@@ -358,7 +361,7 @@ def load(
     """Reads the environment and `.env`; `overrides` (by name) take precedence. Raises ConfigurationError."""
     each_name = {each.metadata["name"]: each for each in fields(Settings)}
     texts = environment.read_texts(each_name, secrets=_SECRETS, environ=environ, env_file=env_file)
-    # Options of the command line win over the environment, and that over `.env`.
+    # Command line options take precedence over the environment, which takes precedence over `.env`.
     texts |= {name: text.strip() for name, text in (overrides or {}).items() if text.strip()}
     loaded = Settings(
         **{

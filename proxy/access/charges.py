@@ -10,7 +10,7 @@ from proxy.wire import headers
 from proxy.wire.headers import Headers
 from proxy.wire.token_meter import TokenMeter
 
-# Reserved for a reply without max_tokens, until the key has had a longer one.
+# Reserved for a request without max_tokens, until the key has used more for one request.
 _UNLIMITED_TOKENS = 16_384
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")  # of chat (old and new name) and of Responses
 _CHOICES_MAX = 128  # OpenAI's maximum for `n`

@@ -149,7 +149,7 @@ class Gate:
         return admission
 
     def leave(self, admission: Admission) -> None:
-        """Called at the end of the request."""
+        """Ends the request: releases its place, and charges its tokens."""
         self._running -= 1
         if admission.charge is not None:
             admission.charge.settle()
@@ -170,7 +170,7 @@ class Gate:
         return Admission(cached_key.caller, cached_key)
 
     def _without_duty(self, secret: bytes | None, cached_key: CachedKey | None) -> Admission:
-        """With auth off, admin keys still grant admin; our keys are never forwarded."""
+        """If no key is required, admin keys still grant admin; any other key of ours is never forwarded."""
         if secret is None or not self.own_keys.is_ours(secret):
             return Admission(ANYONE)
         if cached_key is None or not cached_key.caller.is_admin or not cached_key.is_good(time.time()):
@@ -206,7 +206,7 @@ class Gate:
                 code=None,
             )
         if cached_key is None:
-            raise bad_key("Incorrect API key provided. `stellarchat keys create` on the server makes one.")
+            raise bad_key("Incorrect API key provided. `stellarchat keys create` on the server creates one.")
         cached_key.check(time.time())
         return cached_key
 

@@ -15,7 +15,7 @@ from proxy.wire.headers import Headers
 
 PREFIX = "sk-stellar-"
 _PREFIX_BYTES = PREFIX.encode()
-_RANDOM_BYTES = 32  # 256 bits
+_RANDOM_BYTES = 32
 _HINT_LENGTH = len(PREFIX) + 4
 
 

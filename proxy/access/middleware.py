@@ -26,7 +26,7 @@ class GateMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request, or refuse it."""
+        """Passes the request on, or answers with the error of the gate."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -37,7 +37,7 @@ class GateMiddleware:
         except APIError as exc:
             await error_response(exc, path=scope["path"])(scope, receive, send)
             return
-        # Before any work: whatever reads the database for this request waits in its caller's queue.
+        # Set before any work: the request's database reads wait in the queue of this caller.
         current_caller.set(partial(_name_of, scope, admission))
         if admission is None:
             await self._app(scope, receive, send)
@@ -50,7 +50,7 @@ class GateMiddleware:
             else:
                 await self._app(scope, receive, send)
         finally:
-            # Whatever has happened, else the request would count against its key's concurrency for ever.
+            # Also after an exception: otherwise the request would count against its key's concurrency forever.
             gate.leave(admission)
 
     async def _audited(self, scope: Scope, receive: Receive, send: Send, admission: Admission) -> None:

@@ -39,7 +39,7 @@ class Origins:
         if name_of(host or b"") not in self.names:
             raise APIError(
                 f"This server does not answer to the name in Host ({(host or b'')[:100].decode('latin-1')!r}). "
-                "STELLARCHAT_ALLOWED_HOSTS can add it.",
+                "STELLARCHAT_ALLOWED_HOSTS can add the name.",
                 status=403,
                 type_="invalid_request_error",
                 code="host_not_allowed",
@@ -77,9 +77,10 @@ class Origins:
 
 
 def foreign_origin() -> APIError:
-    """403."""
+    """403: a request of another site's page that would change or relay something."""
     return APIError(
-        "Another site's page asks, and this server asks for no key: STELLARCHAT_CORS_ORIGINS can allow its origin.",
+        "Another site's page has sent this request to a server that requires no key. STELLARCHAT_CORS_ORIGINS can "
+        "allow its origin.",
         status=403,
         type_="invalid_request_error",
         code="origin_not_allowed",

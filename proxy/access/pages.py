@@ -4,7 +4,7 @@ from starlette.types import Scope
 
 from proxy.wire.headers import value_of
 
-# What people type, or open from the terminal: a browser is led to the page from each of them.
+# Paths that people type or open from the terminal; each redirects a browser to the page.
 ENTRANCES = ("/", "/v1", "/v1/", "/docs")
 
 

@@ -167,7 +167,7 @@ def seconds_left(unix_time: float) -> float:
 
 
 def over(kind: str, message: str, *, wait_seconds: float, rate_limit_headers: Headers | None = None) -> APIError:
-    """429 in OpenAI's format."""
+    """429 in OpenAI's format; `wait_seconds` becomes Retry-After."""
     headers = {name.decode(): value.decode() for name, value in rate_limit_headers or ()}
     # Whole seconds (RFC 9110 §10.2.3). The OpenAI SDKs wait this long before they retry.
     headers["Retry-After"] = str(max(1, math.ceil(wait_seconds - _TOLERANCE_SECONDS)))

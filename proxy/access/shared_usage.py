@@ -51,7 +51,7 @@ def open_shared_usage(settings: Settings) -> "SharedUsage | None":
             return SharedUsage(folder)
         except OSError as exc:
             reason = f"{folder}: {exc.strerror or exc}"
-    logger.warning("the workers cannot share the quotas in use: %s; each gives out its part of them", reason)
+    logger.warning("the workers cannot share the quotas in use: %s; each allows only its share of every quota", reason)
     return None
 
 
@@ -79,7 +79,7 @@ class SharedUsage:
         return shared
 
     def release(self, key_id: str) -> None:
-        """Gives the place of an idle key back."""
+        """Frees the place of an idle key."""
         shared = self._keys.pop(key_id, None)
         if shared is not None:
             self._clear_place(shared.place)
@@ -98,7 +98,7 @@ class SharedUsage:
         return self._others
 
     def keep(self) -> None:
-        """Clears the regions of dead processes. Called every few seconds."""
+        """Recreates the file if it is gone, and clears the regions of dead processes. Called every few seconds."""
         try:
             if not self._is_whole():
                 self._open_again()
@@ -111,7 +111,7 @@ class SharedUsage:
             self._is_reported = False
 
     def close(self) -> None:
-        """Gives the region back. The last process deletes the file."""
+        """Frees the region. The last process deletes the file."""
         self.keep()
         self._memory[self._number] = 0
         others = self.others()

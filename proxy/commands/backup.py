@@ -54,5 +54,5 @@ def restore_command(*, file: Path, force: bool, as_json: bool) -> None:
         click.echo(f"{path}: restored from {file}")
     if (marker := DoorMarker(loaded.database_path, folder=loaded.state_path).find()) is not None:
         click.echo(
-            f"API keys stay required, as {marker.absolute()} remembers; the valid ones are those of {file}.", err=True
+            f"API keys stay required, because {marker.absolute()} exists; the valid keys are those in {file}.", err=True
         )

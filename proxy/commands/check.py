@@ -20,7 +20,7 @@ from proxy.storage.sqlite import connect_existing
 
 _DAMAGED = (
     "stellarchat: stop the server and restore a backup (`stellarchat restore FILE --force`); "
-    "`stellarchat export FILE` may save before that what can still be read"
+    "before that, `stellarchat export FILE` may save the part that can still be read"
 )
 
 
@@ -40,7 +40,7 @@ def check_command(*, as_json: bool) -> None:
         if any(problem.kind == "file" for problem in problems):
             click.echo(_DAMAGED, err=True)
     else:
-        click.echo(f"{name}: nothing is wrong")
+        click.echo(f"{name}: no problems found")
     if problems:
         sys.exit(1)
 
@@ -79,6 +79,6 @@ def _opened(loaded: Settings) -> Iterator[Connection]:
             yield connection
         return
     with closing(connect_existing(loaded.database_path)) as connection:
-        if not sqlite_file.is_ours(connection):  # it is empty; the file of another program has been refused
+        if not sqlite_file.is_ours(connection):  # it is empty; `connect_existing` rejects other programs' files
             refuse_old_schema(loaded, connection)
         yield connection

@@ -36,7 +36,7 @@ class ErrorsInOneLine(click.Group):
         except StorageError as exc:
             message = _why_unusable(exc)
         except OSError as exc:
-            if exc.errno == errno.EPIPE:  # click ends it in silence
+            if exc.errno == errno.EPIPE:  # click handles it without a message
                 raise
             message = f"{f'{exc.filename}: ' if exc.filename else ''}{os_trouble(exc)}"
         click.echo(f"stellarchat: {message}", err=True)
@@ -51,14 +51,14 @@ def _why_unusable(exc: StorageError) -> str:
 
 
 def os_trouble(exc: OSError) -> str:
-    """The system's own words, without Python's."""
+    """The operating system's message, without Python's prefix."""
     return exc.strerror or str(exc)
 
 
 @contextmanager
 def private_files() -> Iterator[None]:
     """Files created in the block are accessible only by their owner."""
-    # The mask counts when a file is created: a later chmod would leave a moment in which others can open it.
+    # The mask applies when a file is created; after a later chmod, others could have opened the file in between.
     before = os.umask(0o077)
     try:
         yield

@@ -20,7 +20,7 @@ _DAMAGED = "see `stellarchat check`, or stop the server and restore a backup"
 
 
 def look_at_database(loaded: Settings) -> list[Finding]:
-    """The database, and where it can be read its keys."""
+    """The findings about the database and, if it can be read, its keys."""
     found = _unusable(loaded)
     if found is not None:
         return [found]
@@ -42,7 +42,7 @@ def look_at_database(loaded: Settings) -> list[Finding]:
 
 
 def _unusable(loaded: Settings) -> Finding | None:
-    """What is wrong with the place of the file."""
+    """The problem of the path, if the database file cannot be used there."""
     if loaded.is_postgresql:
         return None
     path = loaded.database_path.absolute()
@@ -59,7 +59,7 @@ def _unusable(loaded: Settings) -> Finding | None:
 
 
 def _damage(loaded: Settings) -> str:
-    """What is wrong with the file's pages; only `check` takes the time to read a large one."""
+    """The damage of the file's pages, or "". A large file is not read, because that takes long: `check` does it."""
     if loaded.is_postgresql or _is_large(loaded):
         return ""
     with opened_as_is(loaded) as connection:
@@ -79,12 +79,12 @@ def _described(loaded: Settings, schema: int | None) -> Finding:
     size = "" if loaded.is_postgresql else _size(loaded)
     newest = newest_schema(loaded)
     if schema < newest:
-        return well(_ABOUT, f"{name}{size}; the next start brings it from schema {schema} to {newest}; make a backup")
+        return well(_ABOUT, f"{name}{size}; the next start migrates it from schema {schema} to {newest}; make a backup")
     return well(_ABOUT, f"{name}{size}")
 
 
 def _size(loaded: Settings) -> str:
-    pages = "its pages are not checked: `stellarchat check` reads them" if _is_large(loaded) else "its pages are whole"
+    pages = "not checked for damage: `stellarchat check` does that" if _is_large(loaded) else "no damage found"
     return f", {loaded.database_path.stat().st_size / 2**20:,.1f} MiB, {pages}"
 
 
@@ -98,7 +98,7 @@ def _keys(loaded: Settings, schema: int | None) -> Finding:
     if schema is not None:
         with opened_as_is(loaded) as connection:
             has_key = has_key or queries.keys.key_exists(connection)
-            with suppress(StorageError):  # a database of before they were remembered
+            with suppress(StorageError):  # an older database, which does not record this
                 were_required = queries.keys.keys_were_required(connection)
     if has_key:
         return well("keys", "every caller needs a key")
@@ -108,7 +108,7 @@ def _keys(loaded: Settings, schema: int | None) -> Finding:
 
 
 def _keys_by_marker(marker: Path | None) -> Finding:
-    """What the marker file says where the database has never had a key."""
+    """The finding if the database has never had a key: the marker file may say that it was replaced."""
     if marker is None:
         return well("keys", "optional on this machine until you create the first one")
     return wrong(

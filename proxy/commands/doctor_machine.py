@@ -19,7 +19,7 @@ from proxy.settings import Settings
 _DISK_BYTES = 2**30
 # A chat takes two, its caller's and upstream's: with the usual 1,024, 900 streams once gave 809 errors.
 _DESCRIPTORS = 4096
-# Before this no clock can be right; a time further ahead than any use of this version is a wrong clock, too.
+# The plausible range of the clock, in Unix time: from the release of this version to the year 2100.
 _BUILT_AT, _FAR_AHEAD = 1_764_000_000.0, 4_102_444_800.0
 
 
@@ -35,7 +35,7 @@ def existing_folder(path: Path) -> Path:
 
 
 def refusal(folder: Path) -> str:
-    """Why no file can be created in a folder, or "". Creates one to find out: permissions say nothing about root."""
+    """Why no file can be created in a folder, or "". Creates one to find out, because root ignores permissions."""
     try:
         with TemporaryFile(dir=folder) as file:
             file.write(b"x" * 4096)
@@ -66,7 +66,7 @@ def _disk(folder: Path) -> Finding:
 def _logs(loaded: Settings) -> Finding:
     folder = Path(loaded.log_dir).absolute()
     if folder.exists() and not folder.is_dir():
-        why = "it is no folder"
+        why = "it is not a folder"
     else:
         why = refusal(folder if folder.is_dir() else existing_folder(folder))
     if why:
@@ -79,7 +79,7 @@ def _clock() -> Finding:
     message = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     if _BUILT_AT < now < _FAR_AHEAD:
         return well("clock", message)
-    return wrong("clock", f"{message} cannot be right", "set this machine's clock: what is stored is dated by it")
+    return wrong("clock", f"{message} cannot be right", "set this machine's clock: all stored times come from it")
 
 
 def _descriptors() -> Finding:
@@ -100,13 +100,13 @@ def _port(loaded: Settings) -> Finding:
             return wrong("port", f"{where}: {os_trouble(exc)}", "set STELLARCHAT_HOST and STELLARCHAT_PORT")
         if is_stellarchat(loaded):
             return well("port", f"{where} is in use, by a running StellarChat")
-        return wrong("port", f"{where} is in use, by another program", "end it, or set STELLARCHAT_PORT")
+        return wrong("port", f"{where} is in use, by another program", "stop it, or set STELLARCHAT_PORT")
     return well("port", f"{where} is free")
 
 
 def is_stellarchat(loaded: Settings) -> bool:
-    """Whether what listens on our port answers as we do."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(loaded.host, loaded.host)  # noqa: S104 - compared alone
+    """Whether the program that listens on our port is a StellarChat server."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(loaded.host, loaded.host)  # noqa: S104 - compared, not listened on
     connection = http.client.HTTPConnection(host, loaded.port, timeout=2)
     try:
         connection.request("GET", "/health", headers={"Connection": "close"})

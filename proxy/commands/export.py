@@ -39,7 +39,7 @@ def export_command(
         scope = Scope(user_id=user_id, session_id=session_id, completed_only=completed_only)
         total = export.count_sessions(connection, scope)
         done = 0
-        file.write(b"")  # makes the file, also where there is nothing to write
+        file.write(b"")  # creates the file even if there is nothing to write
         with shown_progress("export") as show:
             for text in export.export(connection, scope, format_=format_):
                 file.write(text.encode())
@@ -60,7 +60,7 @@ def _refuse_file(name: str) -> None:
         return
     path = Path(name)
     if not path.parent.is_dir():
-        raise ConfigurationError(f"there is no folder {path.parent}; make it first")
+        raise ConfigurationError(f"there is no folder {path.parent}; create it first")
     if path.is_dir():
         raise ConfigurationError(f"{name or path} is a folder; name a file in it")
     if path.is_file() and _begins_as_database(path):
@@ -112,7 +112,7 @@ def import_command(*, file: BinaryIO, yes: bool, as_json: bool) -> None:
         for reason in refused:
             click.echo(f"stellarchat: {reason}", err=True)
     if count:
-        click.echo(f"stellarchat: {count:,} lines of the file were left out", err=True)
+        click.echo(f"stellarchat: {count:,} lines of the file were skipped", err=True)
         sys.exit(1)
 
 

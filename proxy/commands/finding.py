@@ -19,5 +19,5 @@ def well(about: str, message: str) -> Finding:
 
 
 def wrong(about: str, message: str, advice: str) -> Finding:
-    """It keeps the proxy from working, or soon will."""
+    """A problem that keeps the proxy from working, or soon will."""
     return Finding(about, is_well=False, message=message, advice=advice)

@@ -66,7 +66,7 @@ def create(*, as_json: bool, **given: Any) -> None:
     if not grant.user_id.strip():
         raise click.BadParameter("it is empty", param_hint="'--user'")
     with opened_or_created(quiet=as_json) as connection, connection.transaction():
-        # Asked before the key is created: from then on others need a key, which has to be said.
+        # Read before the key is created: the first key changes what other callers need, and that must be said.
         is_first = not queries.keys.key_exists(connection)
         others = export.count_sessions(connection, Scope(user_id=DEFAULT_USER_ID))
         secret, row = create_key(connection, grant)
@@ -87,8 +87,8 @@ def _say_what_changes(user_id: str, *, has_sessions: bool) -> None:
     )
     if has_sessions and user_id != DEFAULT_USER_ID:
         click.echo(
-            f"What was said without a key belongs to {DEFAULT_USER_ID}, whom this key does not see; "
-            f"`stellarchat keys create --user {DEFAULT_USER_ID}` makes one that does.",
+            f"The chats without a key belong to {DEFAULT_USER_ID}, whose data this key cannot access; "
+            f"`stellarchat keys create --user {DEFAULT_USER_ID}` creates one that can.",
             err=True,
         )
 

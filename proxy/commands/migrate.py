@@ -57,6 +57,6 @@ def _refuse_served(source: Settings, connection: Connection) -> None:
     is_served = source.is_postgresql and check.living_anywhere(connection)
     if is_served or spill_files(source.database_path, folder=source.state_path):
         raise ConfigurationError(
-            f"{source.database_name} is served, or writes of it are on a spill file: stop the server, "
-            "or start and stop it once"
+            f"{source.database_name} is in use by a server, or a spill file has writes for it: stop the server, "
+            "or start and stop it once so that they are stored"
         )

@@ -35,7 +35,7 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     (
-        "What is recorded, and how",
+        "Recording and history",
         (
             "STELLARCHAT_RECORDING",
             "STELLARCHAT_RECORD",
@@ -53,7 +53,7 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     (
-        "Keeping it",
+        "Backups, retention and files",
         (
             "STELLARCHAT_BACKUP_EVERY",
             "STELLARCHAT_BACKUP_KEEP",
@@ -62,7 +62,7 @@ _GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     (
-        "Watching it",
+        "Logs and traces",
         (
             "STELLARCHAT_QUIET",
             "STELLARCHAT_LOG_LEVEL",
@@ -123,7 +123,7 @@ def _serve(options: Mapping[str, str]) -> None:
     for name, meant in settings.unknown_names().items():
         hint = f"; did you mean {meant}?" if meant else ""
         click.echo(f"stellarchat: warning: {name} is not a setting of this program{hint}", err=True)
-    # An unknown name is only warned of: a newer `.env` must not keep an older program from starting.
+    # Only a warning: a newer `.env` must not keep an older program from starting.
     os.environ.update(options)  # each worker process reads its settings from the environment
     # Before the database is opened, so that its errors are in the log, too.
     logs.configure(loaded)
@@ -148,8 +148,8 @@ async def _migrate(loaded: Settings) -> None:
     await database.open(readers=1)
     if before is not None and before < newest_schema(loaded):
         click.echo(
-            f"The database was brought from schema {before} to {newest_schema(loaded)}; "
-            "an older StellarChat now refuses it, and reads a backup from before."
+            f"The database was migrated from schema {before} to {newest_schema(loaded)}; "
+            "older versions of StellarChat now reject it, and need a backup from before."
         )
     try:
         has_key = loaded.admin_key is not None or await database.read(queries.keys.key_exists)
@@ -166,7 +166,7 @@ async def _migrate(loaded: Settings) -> None:
 
 
 def _say_locked(loaded: Settings, *, is_locked: bool) -> None:
-    """Says why keys are required although none exists, if they are, and the next step."""
+    """If keys are required although none exists, says why, and the next step."""
     marker = DoorMarker(loaded.database_path, folder=loaded.state_path).find()
     if is_locked:
         reason, other = "because they were before, but none exists", "set STELLARCHAT_AUTH=off"
@@ -185,7 +185,7 @@ def _say_locked(loaded: Settings, *, is_locked: bool) -> None:
 def _schema_before(loaded: Settings) -> int | None:
     try:
         return find_schema(loaded)
-    except (ConfigurationError, StorageError):  # opening it says so
+    except (ConfigurationError, StorageError):  # `open` reports it
         return None
 
 
@@ -194,7 +194,7 @@ def _announce(loaded: Settings, address: tuple[str, int]) -> None:
     upstream = (
         "the built-in demo model, not vLLM" if loaded.demo else setting_values.without_password(loaded.upstream_url)
     )
-    page = f" · page: {base}/ui" if getattr(loaded, "web", False) else ""
+    page = f" · page: {base}/ui" if loaded.web else ""
     click.echo(f"StellarChat is ready: {base}/v1{page} · upstream: {upstream} · history: {loaded.database_name}")
     if loaded.is_postgresql:
         click.echo("PostgreSQL is experimental, for one proxy; no search. See docs/scale.md.")

@@ -15,7 +15,7 @@ from proxy.wire import json_text
 
 logger = logging.getLogger(__name__)
 
-# vLLM takes minutes to load a model; it is announced this long after it answers, at the latest.
+# Between two checks. vLLM takes minutes to load a model, and is announced within this time after it answers.
 _LOOK_SECONDS = 10.0
 _MODELS_SHOWN = 5
 

@@ -18,7 +18,7 @@ MAX_CHOICES = 64
 # A longer text exceeds the context length in any case, so it is not tokenized.
 MAX_TEXT_LENGTH = 32 * MAX_MODEL_LEN
 
-# The types that vLLM checks, with Pydantic's names and words for the errors, which clients may match.
+# The types that vLLM checks, with the names and messages of Pydantic's errors, which clients may match.
 _TYPES: dict[str, tuple[tuple[type, ...], str, str]] = {
     "messages": ((list,), "list_type", "Input should be a valid list"),
     "model": ((str,), "string_type", "Input should be a valid string"),

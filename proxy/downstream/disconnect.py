@@ -38,8 +38,8 @@ class Watch:
         orphans: Orphans | None = None,
         after: asyncio.Event | None = None,
     ) -> None:
-        """With `orphans`, the work may finish if there is a free place. `after` is set once the request's body was
-        received by someone else."""
+        """With `orphans`, the work may finish if there is a free place. Watching starts when `after` is set, which the
+        reader of the request's body does."""
         self.has_left = False
         self.has_cancelled = False
         self._orphans = orphans

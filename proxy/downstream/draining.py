@@ -22,7 +22,7 @@ _COUNT, _COUNT_SECONDS = b"count", 2.0
 def say_draining(count: int, grace_seconds: int | None) -> None:
     """Writes directly to the file descriptor: a signal may arrive while a buffered stream is being written."""
     waiting = f"{count} open {'reply gets' if count == 1 else 'replies get'}"
-    text = f"Draining: {waiting} up to {grace_seconds} s to end; a second signal leaves at once.\n"
+    text = f"Draining: {waiting} up to {grace_seconds} s to end; a second signal stops the server at once.\n"
     with suppress(OSError):
         os.write(sys.stderr.fileno(), text.encode())
 
@@ -31,9 +31,9 @@ def say_cut(count: int) -> None:
     """Logs nothing if no reply was cancelled."""
     if count:
         logger.warning(
-            "the drain is over: %d open %s cut, and saved as far as %s come (STELLARCHAT_DRAIN_GRACE_SECONDS)",
+            "the drain is over: %d open %s cut; what had arrived is saved (STELLARCHAT_DRAIN_GRACE_SECONDS)",
             count,
-            *(("reply was", "it had") if count == 1 else ("replies were", "they had")),
+            "reply was" if count == 1 else "replies were",
         )
 
 

@@ -30,7 +30,7 @@ def bad_http(message: str) -> APIError:
 
 def request_is_late() -> APIError:
     """408 Request Timeout."""
-    return APIError("The request did not come to its end.", status=408, type_="invalid_request_error")
+    return APIError("The request was not complete within the time limit.", status=408, type_="invalid_request_error")
 
 
 def head_is_too_large(limit_bytes: int) -> APIError:
@@ -51,9 +51,9 @@ def head_error(method: bytes, target: bytes, version: str, headers: Headers) -> 
         return APIError("CONNECT is not supported.", status=405, type_="invalid_request_error")
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) != 1 or not is_host(hosts[0]):
-        return bad_http("A request has exactly one valid Host header.")
+        return bad_http("A request must have exactly one valid Host header.")
     if version == "1.0" and any(name == b"transfer-encoding" for name, _ in headers):
-        return bad_http("HTTP/1.0 has no Transfer-Encoding.")
+        return bad_http("Transfer-Encoding is not allowed in HTTP/1.0.")
     return None if target.startswith(b"/") else _target_error(target, hosts[0])
 
 
@@ -61,8 +61,8 @@ def _target_error(target: bytes, host: bytes) -> APIError | None:
     """The error in a request target that is not a path: `*` or an address (RFC 9112 §3.2.2, §3.2.4)."""
     absolute = _ABSOLUTE.match(target)
     if absolute and absolute[1].lower() != host.lower():
-        return bad_http("The host of the request line is not the one of the Host header.")
-    return None if absolute or target == b"*" else bad_http("The request line names no path.")
+        return bad_http("The host in the request line differs from the Host header.")
+    return None if absolute or target == b"*" else bad_http("The request line has no path.")
 
 
 @lru_cache(maxsize=64)  # each connection sends the same with every request

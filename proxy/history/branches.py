@@ -111,7 +111,7 @@ def open_openai_messages(
 def with_sent(
     connection: Connection, session: Session, through: str | None, work: Callable[[Positions], Found]
 ) -> Found:
-    """Does `work` with a branch as it was sent; it knows the exchange of that request."""
+    """Calls `work` with the branch in the order of its last request, and with that request's exchange."""
 
     def traverse(path: Sequence[BranchNode]) -> Positions:
         return Listed(*as_sent_by(connection, path))
@@ -123,7 +123,7 @@ def with_sent(
 def with_stored(
     connection: Connection, session: Session, through: str | None, work: Callable[[Positions], Found]
 ) -> Found:
-    """Does `work` with a branch as it is stored."""
+    """Calls `work` with the branch in the order of storage."""
 
     def traverse(path: Sequence[BranchNode]) -> Positions:
         return Listed([step.message_no for step in path])
@@ -141,7 +141,7 @@ def _with_branch(
     find: Callable[[int], Positions | None],
     traverse: Callable[[Sequence[BranchNode]], Positions],
 ) -> Found:
-    """Does `work` with what `find` makes of the leaf; with the traversed branch if that fails or a depth is wrong."""
+    """Calls `work` with the branch of the leaf. `find` reads it by position; if that is impossible, it is traversed."""
     leaf_no = _find_leaf(connection, session, through)
     try:
         found = None if leaf_no is None else find(leaf_no)

@@ -43,7 +43,7 @@ class _Given:
 
     def __init__(self, item: Any, param: str) -> None:
         if not isinstance(item, dict):
-            raise InvalidRequestError(f"{param} is no object.", param=param)
+            raise InvalidRequestError(f"{param} is not an object.", param=param)
         self._item: JSON = item
         self._param = param
         self.kind: str = item.get("type") or "message"
@@ -80,7 +80,7 @@ class _Given:
             return {"role": "tool", "tool_call_id": self._text("call_id"), "content": content}
         role = self._role()
         if role is None:
-            raise self._wrong("type", f"An item of type {self.kind} cannot be kept.")
+            raise self._wrong("type", f"An item of type {self.kind} cannot be stored.")
         return {"role": role, "content": self._sent(self._content_parts())}
 
     def _role(self) -> str | None:
@@ -88,7 +88,7 @@ class _Given:
             return None
         role = self._item.get("role")
         if not isinstance(role, str) or role not in _ROLES:
-            raise self._wrong("role", f"role is one of {', '.join(sorted(_ROLES))}.")
+            raise self._wrong("role", f"role must be one of {', '.join(sorted(_ROLES))}.")
         return role
 
     def _add_call(self, reply: JSON, call: JSON) -> None:
@@ -102,12 +102,12 @@ class _Given:
 
     def _checked_parts(self, value: Any, name: str) -> list[JSON]:
         if not isinstance(value, list) or len(objects(value)) < len(value):
-            raise self._wrong(name, f"{name} is a string or a list of parts.")
+            raise self._wrong(name, f"{name} must be a string or a list of parts.")
         return value
 
     def _said(self, part: JSON) -> str:
         if part.get("type") not in ("output_text", "input_text", "text") or not isinstance(part.get("text"), str):
-            raise self._wrong("content", "A reply is made of output_text and refusal.")
+            raise self._wrong("content", "A reply may contain only parts of type output_text and refusal.")
         return str(part["text"])
 
     def _sent(self, parts: Iterable[JSON]) -> Any:
@@ -120,13 +120,13 @@ class _Given:
         kind = part.get("type")
         sent: JSON = chat_part(part)
         if sent is part and kind != "input_audio":  # the same in both forms
-            raise self._wrong("content", f"A part of type {kind} cannot be kept.")
+            raise self._wrong("content", f"A part of type {kind} cannot be stored.")
         return sent
 
     def _text(self, name: str) -> str:
         value = self._item.get(name)
         if not isinstance(value, str):
-            raise self._wrong(name, f"{name} is a string.")
+            raise self._wrong(name, f"{name} must be a string.")
         return value
 
     def _wrong(self, name: str, message: str) -> InvalidRequestError:

@@ -24,7 +24,7 @@ class Positions(Protocol):
 
     @property
     def exchange(self) -> ExchangeRow | None:
-        """The exchange whose request gave the numbers their order; None if they are in the order of storage."""
+        """The exchange whose request defines the order of the numbers; None for the order of storage."""
 
     def read(self, start: int, stop: int) -> Sequence[int]:
         """The numbers at these positions, which exist."""
@@ -33,7 +33,7 @@ class Positions(Protocol):
         """The positions of a number, in ascending order."""
 
     def count_through(self, message_no: int) -> int:
-        """How many numbers are not above a given one."""
+        """How many of the numbers are at most `message_no`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ def _find(connection: Connection, id_: str, *, user_id: str | None) -> ExchangeR
     if row is None or row.endpoint != responses.PATH:
         return None
     parameters = json_text.stored_object(row.parameters, "parameters")
-    # A background response that was not recorded to its end goes on at upstream, which has stored it.
+    # A background response that was not recorded completely may continue at upstream, which has stored it.
     is_upstreams = parameters.get("background") is True and row.status != "completed"
     return None if parameters.get("store") is False or is_upstreams else row
 
@@ -103,7 +103,7 @@ def _find(connection: Connection, id_: str, *, user_id: str | None) -> ExchangeR
 def _through(connection: Connection, row: ExchangeRow) -> list[JSON]:
     """The conversation up to and including a response, without instructions, which OpenAI never inherits."""
     rows = rows_of(connection, [*_asked(connection, row), *queries.messages.list_replies(connection, row)[:1]])
-    # Upstream takes items alone: a message that has no item's form is left out.
+    # Upstream accepts only items, so a message that cannot be converted to an item is left out.
     return [item for item in items_of(rows) if isinstance(item, dict)]
 
 

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# The index may be behind: a search scans what is not indexed yet.
+# Between two runs of the index. It may lag, because a search scans the messages that are not indexed yet.
 _PASS_SECONDS = 1.0
 _HOUR = 3600.0
 # Shutdown does not wait for the check of a large backup, which takes minutes.

@@ -124,7 +124,7 @@ def _refuse_target(source: Path, target: Path) -> None:
     if not target.name:
         raise ConfigurationError("the name of the file is empty")
     if not target.parent.is_dir():
-        raise ConfigurationError(f"there is no folder {target.parent}; make it first")
+        raise ConfigurationError(f"there is no folder {target.parent}; create it first")
     if target.exists() and target.samefile(source):
         raise ConfigurationError(f"{target} is the database itself; name another file")
     if target.parent.samefile(source.parent) and target.name.startswith(f"{source.name}-"):

@@ -79,11 +79,11 @@ def _is_within(owner: tuple[str | None, str | None], user_id: str | None, sessio
 def _wrong(table: str, row: Row) -> Iterator[tuple[str, str]]:
     number = row.pop("message_no", None)
     if number is not None and isinstance(parent := row.get("parent_no"), int) and parent >= number:
-        yield "parent_no", "the message above it is newer"
+        yield "parent_no", "its parent is newer"
     for column, value in row.items():
         if column.startswith("no_"):
             if value:
-                yield column.removeprefix("no_"), "it refers to a row that is not there"
+                yield column.removeprefix("no_"), "it refers to a missing row"
         elif reason := _reason(table, column, value):
             yield column, reason
 

@@ -23,7 +23,7 @@ _LISTS = {
     "list_miscounted_sessions": "sessions with wrong counts, or a newest message that is not theirs",
     "list_misplaced_messages": "messages in the wrong place of their tree",
     "list_misplaced_exchanges": "exchanges that do not belong to their session",
-    "list_stray_blobs": "images and files that no message has",
+    "list_stray_blobs": "images and files that belong to no message",
 }
 
 # Steps about SQLite files; a PostgreSQL server does this itself.
@@ -40,12 +40,12 @@ class Problem:
     examples: tuple[str, ...] = ()
 
 
-BranchNode = Callable[[Connection], Iterator[Problem]]
+Find = Callable[[Connection], Iterator[Problem]]
 
 
 def steps(
     path: Path, *, state_path: Path | None = None, living: Callable[[Connection], set[str]] | None = None
-) -> list[tuple[str, BranchNode]]:
+) -> list[tuple[str, Find]]:
     """The check steps in order, each with its name; a step yields the problems it finds.
 
     `living` returns the processes that serve the database; by default those whose spill files are locked.
@@ -88,12 +88,12 @@ def find_damage(connection: Connection) -> Iterator[Problem]:
 def find_broken_links(connection: Connection) -> Iterator[Problem]:
     """Rows with a foreign key to a missing row."""
     if rows := sqlite_file.find_broken_links(connection):
-        yield _problem("links", "rows that refer to what is not there", rows)
+        yield _problem("links", "rows that refer to missing rows", rows)
 
 
 def _find_broken_values(connection: Connection) -> Iterator[Problem]:
     if rows := find_broken_rows(connection, limit=_ROWS_MAX):
-        yield _problem("values", "rows that hold what is never stored", rows)
+        yield _problem("values", "rows with values that the program never stores", rows)
 
 
 def living_workers(path: Path, *, state_path: Path | None = None) -> set[str]:
@@ -116,7 +116,7 @@ def _living_here(path: Path, state_path: Path | None, _connection: Connection) -
     return living_workers(path, state_path=state_path)
 
 
-def _lister(name: str, message: str) -> BranchNode:
+def _lister(name: str, message: str) -> Find:
     def find(connection: Connection) -> Iterator[Problem]:
         found = queries.check.list_inconsistent(connection, name)
         if found:
@@ -127,7 +127,7 @@ def _lister(name: str, message: str) -> BranchNode:
 
 def _find_strays(connection: Connection, living: set[str]) -> Iterator[Problem]:
     if not living:  # living processes delete such fragments some time after the reply
-        message = "replies that have ended and left pieces behind: the next start deletes them"
+        message = "fragments of replies that have already ended: the next start deletes them"
         yield from _lister("list_stray_fragments", message)(connection)
 
 
@@ -135,15 +135,13 @@ def _find_orphans(connection: Connection, living: set[str]) -> Iterator[Problem]
     rows = queries.check.list_exchanges_of_workers(connection)
     orphans = [exchange_id for exchange_id, worker_id in rows if worker_id not in living]
     if orphans:
-        yield _problem(
-            "unfinished", "exchanges in progress that no process works on: the next start ends them", orphans
-        )
+        yield _problem("unfinished", "exchanges in progress whose process has ended: the next start ends them", orphans)
 
 
 def _find_refused(path: Path, state_path: Path | None) -> Iterator[Problem]:
     letters = dead_letter_path(path, state_path or path.parent)
     if found := count_lines(letters):
-        message = f"writes that the database refused are kept in {letters}: the server tries them again at each start"
+        message = f"writes that the database rejected are kept in {letters}: the server retries them at each start"
         yield Problem("refused", message, found)
 
 
@@ -152,7 +150,7 @@ def _find_lost_keys(connection: Connection, path: Path, state_path: Path | None)
     if marker is not None and not queries.keys.keys_were_required(connection):
         message = (
             f"this database has never had a key, but {marker} says that keys were required before: its files were "
-            "removed or replaced; make a key, or delete that file to open the server to everyone again"
+            "removed or replaced; create a key, or delete that file to open the server to everyone again"
         )
         yield Problem("keys", message, 1)
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 Connect = Callable[[], Connection]
 
 _PIECE_BYTES = 2**18
-# An export reads one snapshot; while it is held, the write-ahead log only grows: https://sqlite.org/wal.html
+# The time limit of an export: while it holds its snapshot, the write-ahead log only grows. https://sqlite.org/wal.html
 _SECONDS = 600.0
 # Free disk space that exports must leave, because the spill file may need it.
 _FREE_BYTES = 256 * 2**20

@@ -109,7 +109,7 @@ class _Reader:
         except (ValueError, KeyError, TypeError, OverflowError, StorageError) as exc:
             if trouble(exc) != "none":
                 raise ConfigurationError(
-                    f"line {number} could not be stored, and those after it: {_said(exc)}"
+                    f"line {number} and the lines after it could not be stored: {_said(exc)}"
                 ) from exc
             if not self.has_header:
                 raise ConfigurationError(f"this is not an export of StellarChat: line {number}: {_said(exc)}") from exc
@@ -152,7 +152,7 @@ class _Reader:
     def _take_row(self, kind: Any, row: Row) -> None:
         if not self.has_header:
             if kind != "stellarchat" or row.get("version") != VERSION:
-                raise RowError(f"it does not begin as an export of version {VERSION}")
+                raise RowError(f"the file does not begin like an export of version {VERSION}")
             self.has_header = True
         elif kind == "user":
             self.imported.users += self._take_user(checked(kind, row))
@@ -196,7 +196,7 @@ class _Reader:
         session = queries.sessions.get_session(self._connection, row["session_id"])
         assert session is not None
         if session.user_id != row["user_id"]:
-            raise RowError("its id is another user's session here")
+            raise RowError("a session of another user has this id here")
         self._session_no = session.session_no
         self._user_no = queries.users.find_user_no(self._connection, session.user_id)
         return is_new

@@ -4,14 +4,11 @@ from collections.abc import Sequence
 
 from proxy.storage.queries.messages import StitchCandidate
 
-_REMEMBERED = 1024  # far more chats than are between their request and its storing at a time
+_REMEMBERED = 1024  # far more than the chats that have chosen a message and are not stored yet
 
 
 class RecentBranchPoints:
-    """Chooses different branch points for concurrent chats if there are several candidates.
-
-    Needed because the database shows a branch point as unused until the chat that chose it has been stored.
-    """
+    """Remembers the messages chosen for this process's newest chats: the database does not show them as used yet."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, None] = {}

@@ -29,7 +29,7 @@ def dead_letter_path(database_path: Path, folder: Path) -> Path:
 
 
 def exist(path: Path) -> bool:
-    """Whether there are rejected writes, including ones being retried."""
+    """Whether there are rejected writes, including those being retried."""
     return path.exists() or _being_retried(path).exists()
 
 

@@ -99,10 +99,10 @@ class Recording:
             return self.end("completed")
         error = self.reply.error or self.trouble
         if not self.reply.choices:
-            return self.end("failed", error=error or self._what_came("Upstream's stream holds no reply."))
+            return self.end("failed", error=error or self._what_came("Upstream's stream contains no reply."))
         if error is None and self.reply.unread:
             self._beginning = self.reply.unread
-            error = self._what_came("Upstream's stream holds what is no part of a reply.")
+            error = self._what_came("Upstream's stream contains data that is not part of a reply.")
         return self.end("incomplete", error=error)
 
     def end_whole(self) -> asyncio.Future[Any] | None:

@@ -192,7 +192,8 @@ async def _read_whole(response: Response, first: bytes) -> bytes:
 
 
 async def send_unrecorded(response: Response, send: Send, *, headers: Headers, outlet: Outlet | None) -> None:
-    """Relays a reply without recording. If upstream fails, the caller's connection is closed as abruptly."""
+    """Relays a reply without recording. If upstream fails, the caller's connection closes before the end of the
+    reply."""
     body = response.read_whole_nowait()
     if body is not None:
         await _send_at_once(response, send, body, headers=headers, outlet=outlet)
@@ -202,7 +203,7 @@ async def send_unrecorded(response: Response, send: Send, *, headers: Headers, o
 
 
 async def _send_rest(response: Response, send: Send, outlet: Outlet | None) -> None:
-    """Relays the rest of a reply. If upstream fails, the caller's connection is closed as abruptly."""
+    """Relays the rest of a reply. If upstream fails, the caller's connection closes before the end of the reply."""
     try:
         if outlet is not None and outlet.is_open:
             while not await response.pump(outlet.write):

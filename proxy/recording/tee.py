@@ -162,7 +162,7 @@ class Tee:
     def _give_up(self, reason: dict[str, Any]) -> None:
         """Stops recording: the reply is too large, is not an event stream, or continues after its end."""
         logger.warning("a stream is not recorded any further: %s", reason["message"])
-        if not self.has_ended:  # nothing is missing if only what follows the end is left out
+        if not self.has_ended:  # nothing is missing if only data after the end is left out
             self._recording.trouble = reason
         self.has_given_up = True
         self._decoder = Decoder()

@@ -176,7 +176,7 @@ class Writer:
                     await asyncio.sleep(_GROUP_SECONDS)
 
     def _is_behind(self, writes: Collection[Write[Any]]) -> bool:
-        """Whether some of these writes are only on the spill file, and will soon be in the database.
+        """Whether some of these writes are only in the spill file, and will soon be in the database.
 
         All are checked, not only the newest: a long write is stored in slices, after later ones.
         """
@@ -195,14 +195,14 @@ class Writer:
             await asyncio.wait([self._task], timeout=_STALLED_SECONDS if stalled else self._commit_timeout_seconds)
             await _cancel(self._task)
         if self._spilling is not None:
-            self.overflow.stop()  # cancelled in mid-append it would not mark the lines, and they would be spilled twice
+            self.overflow.stop()  # a task cancelled during an append would spill the same lines again
             stalled = self.overflow.trouble is not None
             await asyncio.wait([self._spilling], timeout=_STALLED_SECONDS if stalled else self._commit_timeout_seconds)
             await _cancel(self._spilling)
         self._is_closed = True
         await self.overflow.close(seconds=self._commit_timeout_seconds)
         if self.overflow.count:
-            logger.warning("%d writes are on the spill file; the next start stores them", self.overflow.count)
+            logger.warning("%d writes are in the spill file; the next start stores them", self.overflow.count)
 
     # The task
 
@@ -293,7 +293,7 @@ class Writer:
             if not self._refuses_all:
                 self._refused_in_a_row.add(write.about or write)
             if self._refuses_all and self._error is None:
-                self._error = f"the database refuses what is written: {result}"
+                self._error = f"the database rejects the writes: {result}"
             self.overflow.refuse(write, result)
             return
         if write.line is not None and result is False:
@@ -365,7 +365,8 @@ class Writer:
         self.overflow.wake()
 
     def _look_first(self) -> None:
-        """Retries the writes in flight, which may be stored, from their lines: a replay checks that first."""
+        """Makes the writes in flight replay their spill lines: they may be stored already, and a replay checks that
+        first."""
         for write in self._queue.in_flight:
             if write.line is not None:
                 write.work = _made_of_line(write.line, self._replay)

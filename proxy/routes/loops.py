@@ -24,7 +24,7 @@ def request_id_of(scope: Scope) -> bytes:
         return made
     if given in _ours:
         raise APIError(
-            "This request came back to the proxy that sent it: its upstream leads back to it.",
+            "This request came back to the proxy that sent it: the address of its upstream leads back to the proxy.",
             status=LOOP_STATUS,
             code="upstream_loop",
         )

@@ -45,7 +45,7 @@ class RecordedEndpoint:
         """Relays the chat, and records it however it ends."""
         try:
             await self._relay(scope, receive, send)
-        # The caller has left before its request was complete: there is nobody to answer and nothing to record.
+        # The caller disconnected before its request was complete: there is nobody to answer and nothing to record.
         except DepartedError:
             pass
         except APIError as exc:

@@ -28,7 +28,7 @@ from proxy.wire.headers import Headers
 _NOT_OF_THE_BODY = frozenset({401, 402, 404, 407, 408, 429})
 # After these the request is sent again as the caller sent it.
 _REFUSALS = frozenset({*range(400, 500), 501}) - _NOT_OF_THE_BODY
-_REMEMBERED = 1024  # models that do not know the option
+_REMEMBERED = 1024  # models whose upstream rejects the option
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class RecordedChat:
         self._recording.live.abort = self._abort
 
     def _abort(self) -> None:
-        """Cancels the chat at the request of another call."""
+        """Cancels the chat. Called by another request."""
         if not self._is_aborted and self._work is not None:
             self._is_aborted = True
             self._work.cancel()

@@ -24,7 +24,7 @@ from proxy.routes.resource import Resource
 from proxy.services import Services, State
 from proxy.wire.dialect_endpoints import RESPONSES
 
-# A caller that continues a stream sees new events this late; each look costs a database read.
+# How late a caller that continues a stream sees new events; each poll costs a database read.
 _POLL_SECONDS = 0.2
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 # Only the newest hits are ranked. The group ends at the first limit reached: number of hits, amount of text, or
 # candidates examined since the newest hit.
 RANKED_MAX = 1000
-# Each limit holds the time of ranking: many long messages, or few hits among very many candidates.
+# Both limits bound the time that ranking takes: the first for long messages, the second for rare hits.
 RANKED_CHARACTERS_MAX = 2**22
 RANKED_CANDIDATES_MAX = 2**15
 

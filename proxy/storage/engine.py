@@ -32,8 +32,8 @@ def database_of(settings: Settings) -> Database:
 def opened(settings: Settings, *, makes: bool = False, statement_seconds: float | None = None) -> Iterator[Connection]:
     """A connection for a command, to a database with this program's schema. Raises ConfigurationError, StorageError.
 
-    With `makes`, a missing or empty database is created. An older one is refused: only `serve` and `restore` bring it
-    up to date, after saying so. A server ends statements that take longer than `statement_seconds`.
+    With `makes`, a missing or empty database is created. One with an older schema is rejected: only `serve` and
+    `restore` migrate it, and say so. PostgreSQL cancels statements that take longer than `statement_seconds`.
     """
     with _connected(settings, makes=makes, statement_seconds=statement_seconds) as connection:
         if makes and not _schema_of(connection):
@@ -52,7 +52,7 @@ def opened_as_is(settings: Settings) -> Iterator[Connection]:
 
 
 def find_schema(settings: Settings) -> int | None:
-    """The schema of the database as it is; None where it is not made yet. Raises ConfigurationError, StorageError."""
+    """The schema version of the database; None if it has no tables yet. Raises ConfigurationError, StorageError."""
     if not settings.is_postgresql and not settings.database_path.exists():
         return None
     with opened_as_is(settings) as connection:
@@ -60,7 +60,7 @@ def find_schema(settings: Settings) -> int | None:
 
 
 def newest_schema(settings: Settings) -> int:
-    """The schema that this program brings a database to."""
+    """The schema version of this program, for the engine of the settings."""
     if not settings.is_postgresql:
         return sqlite.newest_schema()
     from proxy.storage import postgresql
@@ -76,7 +76,7 @@ def refuse_old_schema(settings: Settings, connection: Connection) -> None:
     if version < newest_schema(settings):
         raise ConfigurationError(
             f"{settings.database_name} has schema {version}, this program needs {newest_schema(settings)}: make a "
-            "backup, then `stellarchat serve` brings it up to date"
+            "backup, then `stellarchat serve` migrates it"
         )
 
 

@@ -63,7 +63,7 @@ class Exchange:
 
     @property
     def origin(self) -> Origin:
-        """What deletions are compared with."""
+        """The values that are compared with deletions."""
         return Origin(self.user_id, self.session.session_id, self.asked_at or self.created_at)
 
     @property
@@ -80,7 +80,7 @@ class Exchange:
 
     @property
     def own_hashes(self) -> list[bytes]:
-        """The hashes of the messages that take no part in the chain, in order, computed once."""
+        """The hashes of the unchained messages, in order, computed once."""
         if self._own_hashes is None:
             apart = (message for message in self.messages if not hash_chain.is_chained(message))
             self._own_hashes = [hash_chain.own_hash(message) for message in apart]

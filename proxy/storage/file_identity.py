@@ -69,7 +69,7 @@ class FileIdentity:
         is_ours = header[68:72] == application_id.to_bytes(4, "big") and pages > 0
         seen, self._header = self._header, header + size.to_bytes(8, "big")
         if not is_ours or size < pages * page_bytes or seen != self._header:
-            raise MovedError(f"the database {self._path} was replaced by a file that is no whole database of ours")
+            raise MovedError(f"the database {self._path} was replaced by a file that is not a complete one of ours")
 
     def remove_log(self) -> None:
         """Deletes the old database's log if it lies beside the new one; SQLite would apply it and damage the new
@@ -95,13 +95,13 @@ class FileIdentity:
         database = _identity(self._path)
         if self._database is not None and database != self._database:
             raise MovedError(
-                f"the database {self._path} was {'replaced' if database else 'removed'} while it is served"
+                f"the database {self._path} was {'replaced' if database else 'removed'} while the server was using it"
             )
         log = _identity(self._log_path)
         if self._log is None:
             self._log = log  # the first write creates the log
         elif log != self._log:
-            raise MovedError(f"the log {self._log_path} was {'replaced' if log else 'removed'} while it is served")
+            raise MovedError(f"{self._log_path} was {'replaced' if log else 'removed'} while the server was using it")
 
 
 def _identity(path: Path) -> _Identity | None:

@@ -46,7 +46,7 @@ def once(
     Raises APIError 422 if the key was used with a different request.
     """
     known = None if key is None else queries.durable.get_idempotency_key(connection, key.digest)
-    # Asked and stored in the same transaction as the change: of two attempts at once, one finds the other's.
+    # Looked up and stored in the transaction of the change, so that one of two concurrent attempts finds the other's.
     if key is None or known is None:
         made_id, made = make()
         if key is not None:

@@ -21,7 +21,7 @@ _UNRELATED = frozenset(
         *("insert_blob", "insert_message_blob", "insert_response_item", "insert_jump"),
     }
 )
-# The columns that name what a write changes. Any other write may change everything.
+# The columns that identify the rows that a write changes. A write that is not listed may change any row.
 _CHANGED_BY = {
     "insert_user": ("user_id",),
     "insert_session": ("session_id", "external_id"),
@@ -41,14 +41,14 @@ class KnownRows:
     def __init__(self) -> None:
         self._rows: dict[_Key, list[Row]] = {}
         self._keys: dict[Any, list[_Key]] = {}
-        self.changed: set[Any] = set()  # what rows are not known any more about
+        self.changed: set[Any] = set()  # the keys (ids, digests, names) whose rows were dropped
 
     def find(self, name: str, parameters: Parameters) -> list[Row] | None:
         """The rows of a query, if they are known."""
         return self._rows.get(_key(name, parameters)) if self._rows else None
 
     def add(self, name: str, parameters: Parameters, rows: list[Row], *about: Any) -> None:
-        """Keeps the rows of a query until something that they are about is changed."""
+        """Keeps the rows of a query until a write changes one of the keys `about`."""
         key = _key(name, parameters)
         self._rows[key] = rows
         for each in about:

@@ -161,7 +161,7 @@ def sides(source: Connection, target: Connection) -> tuple[Side, Side]:
     """Both sides of a migration; exactly one must be SQLite. Raises ConfigurationError."""
     files = [each for each in (source, target) if isinstance(each, SqliteConnection)]
     if len(files) != 1:
-        raise ConfigurationError("one of the two databases has to be an SQLite file, the other on PostgreSQL")
+        raise ConfigurationError("one of the two databases must be an SQLite file, the other a PostgreSQL database")
     columns = {table: _columns_of(files[0], table) for table in TABLES}
     made = [
         _SqliteSide(each, columns) if isinstance(each, SqliteConnection) else _PostgresqlSide(each, columns)
@@ -215,7 +215,7 @@ def _compare(table: str, expected: Sum, found: Sum) -> None:
 
 def _refuse_filled(target: Side) -> None:
     if any(target.count(table) for table in _TELLING) or target.count("users") > 1:
-        raise ConfigurationError("the target is not empty: a history is migrated into a new database")
+        raise ConfigurationError("the target is not empty: give a new database")
 
 
 def _columns_of(connection: SqliteConnection, table: str) -> tuple[str, ...]:

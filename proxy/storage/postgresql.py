@@ -73,7 +73,7 @@ def refuse_unknown_schema(version: int | None) -> None:
     if version is not None and version > newest_schema():
         raise ConfigurationError(
             f"the database has schema {version}, this program knows up to {newest_schema()}: "
-            "run the newer StellarChat that made it"
+            "run the newer StellarChat that wrote it"
         )
 
 

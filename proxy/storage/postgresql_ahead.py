@@ -46,7 +46,7 @@ def queries_of(expected: Expected) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def take(known: KnownRows, expected: Expected, found: dict[str, list[Row]]) -> None:
-    """Keeps the rows found by the queries of `queries_of`, as the results of the look-ups that they stand for."""
+    """Stores the rows that the queries of `queries_of` have found, under the look-ups that they answer."""
     for name in ALWAYS_READ:
         if name in found:
             known.add(name, {}, found[name])

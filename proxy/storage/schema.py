@@ -23,8 +23,12 @@ def foreign_objects(connection: Connection) -> list[str]:
     assert isinstance(connection, SqliteConnection)
     found, expected = _objects(connection), _expected(_version(connection))
     missing = [f"{_shown(key)} is missing" for key in expected if key not in found]
-    foreign = [f"{_shown(key)} is not of StellarChat" for key in found if key not in expected]
-    other = [f"{_shown(key)} is another" for key, sql in found.items() if key in expected and expected[key] != sql]
+    foreign = [f"{_shown(key)} does not belong to StellarChat" for key in found if key not in expected]
+    other = [
+        f"{_shown(key)} differs from StellarChat's"
+        for key, sql in found.items()
+        if key in expected and expected[key] != sql
+    ]
     return [*missing, *foreign, *other]
 
 

@@ -112,7 +112,7 @@ def refuse_unknown_schema(connection: Connection) -> None:
 
 @translated_errors()
 def schema_of(connection: SqliteConnection) -> int:
-    """The schema of the file; 0 where it has no tables yet."""
+    """The schema version of the file; 0 if it has no tables yet."""
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     return version
 

@@ -12,12 +12,12 @@ from proxy.storage.own_thread import OwnThread
 
 logger = logging.getLogger(__name__)
 
-# In all, readers are waited for about two seconds.
+# Attempts of one call; with the pauses between them, about two seconds.
 _TRIES = 8
 # A truncating checkpoint blocks writers while it waits for readers, so each attempt is short.
 _TRY_SECONDS = 0.05
 _REST_SECONDS = 0.2
-# While readers keep the log in use, it is tried again for about two minutes.
+# Calls while readers keep the log in use, for about two minutes.
 _ROUNDS = 60
 _ROUND_SECONDS = 0.5
 

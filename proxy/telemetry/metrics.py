@@ -55,10 +55,10 @@ class _Family:
 
 COUNTERS = (
     _Family("stellarchat_chats", "Recorded chats by how they ended.", "status", STATUSES),
-    _Family("stellarchat_chats_cut", "Chats that ended before their reply, by cause.", "cause", CAUSES),
+    _Family("stellarchat_chats_cut", "Chats cut before the end of their reply, by cause.", "cause", CAUSES),
     _Family("stellarchat_requests", "All other requests by the class of their status.", "code", CODES),
     _Family("stellarchat_database_commits", "Transactions of the writer."),
-    _Family("stellarchat_database_commit_seconds", "Time spent in them."),
+    _Family("stellarchat_database_commit_seconds", "Seconds spent in transactions of the writer."),
     _Family(
         "stellarchat_unsaved",
         "Writes that were lost, or not on disk when the end of their reply was sent.",
@@ -69,8 +69,8 @@ COUNTERS = (
 GAUGES = (
     _Family("stellarchat_chats_in_flight", "Chats streaming now."),
     _Family("stellarchat_write_queue_length", "Writes waiting for the database, the spilled ones included."),
-    _Family("stellarchat_write_queue_bytes", "Size of what is queued in memory."),
-    _Family("stellarchat_spilled_writes", "Writes on the spill files."),
+    _Family("stellarchat_write_queue_bytes", "Size of the writes queued in memory."),
+    _Family("stellarchat_spilled_writes", "Writes in the spill files."),
     _Family("stellarchat_database_trouble", "Workers that cannot write the database."),
     _Family("stellarchat_workers", "Living workers."),
 )
@@ -86,10 +86,10 @@ HISTOGRAMS = (
 )
 _UPSTREAM_COUNTERS = (
     ("stellarchat_upstream_requests", "Requests sent to an upstream."),
-    ("stellarchat_upstream_errors", "Of these, those without an answer or with 502, 503, 504."),
+    ("stellarchat_upstream_errors", "Requests to an upstream without an answer, or answered with 502, 503 or 504."),
 )
 _UPSTREAM_GAUGES = (
-    ("stellarchat_upstream_open_requests", "Requests an upstream works on now."),
+    ("stellarchat_upstream_open_requests", "Requests in progress at an upstream."),
     ("stellarchat_upstream_up", "Workers in which an upstream takes new requests."),
 )
 _TOKENS = ("stellarchat_tokens", "Tokens of recorded chats by model; of models beyond the limit as `other`.")

@@ -43,7 +43,7 @@ def _cause_of(exc: BaseException) -> str:
             # For example "Hostname mismatch, certificate is not valid for '10.0.0.1'." would reveal the address.
             return f"its certificate is not trusted ({cause.verify_message.partition(', certificate is not')[0]})"
         if isinstance(cause, ssl.SSLError):
-            return "it does not speak TLS as we do, or its address begins with http://"
+            return "the TLS handshake failed; it may expect plain http://, or another TLS version"
         # If several addresses were tried, asyncio joins their errors into one message.
         numbers = [int(number) for number in _ERRNO.findall(str(cause))] if isinstance(cause, OSError) else []
         known = next((_CAUSES[number] for number in numbers if number in _CAUSES), None)

@@ -52,7 +52,8 @@ class _HTTPXResponse:
         self.status = response.status_code
         self.headers = [(name.lower(), value) for name, value in response.headers.raw]
         if FRAMING.issubset(name for name, _ in self.headers):
-            # httpx believes the chunks; a caller to whom the length is passed on would not (RFC 9112 §6.3).
+            # httpx ignores the length and reads the chunks. The caller would get the length, and might read another
+            # body (RFC 9112 §6.3).
             raise httpx.RemoteProtocolError("Both Content-Length and Transfer-Encoding")
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._stream = response.stream

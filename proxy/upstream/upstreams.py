@@ -100,7 +100,7 @@ class Upstreams:
 
     @property
     def _only(self) -> Upstream | None:
-        """The only upstream, if it is not set to serve one model alone."""
+        """The only upstream, unless the settings restrict it to a model."""
         return self._all[0] if len(self._all) == 1 and self._all[0].address.model is None else None
 
     def start(self) -> None:

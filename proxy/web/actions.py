@@ -54,8 +54,8 @@ async def ask_to_delete(visit: Visit) -> Response:
     session = await session_of(visit)
     lines = [
         f"“{clip(session.title)}”",
-        f"{number(session.message_count)} messages of all its branches and every request and reply recorded of them "
-        "will be gone. Backups keep what they have.",
+        f"{number(session.message_count)} messages of all branches, and every request and reply recorded for them, "
+        "will be deleted. Backups are not changed.",
     ]
     back = f"/ui/s/{session.session_id}"
     return await visit.page("confirm.html", heading="Delete this session?", lines=lines, button="Delete", back=back)

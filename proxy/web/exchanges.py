@@ -145,12 +145,12 @@ def _facts(row: ExchangeRow, wire: JSON, *, names_upstream: bool) -> list[tuple[
         ("Tokens in", number(row.prompt_tokens) + cached if row.prompt_tokens is not None else ""),
         ("Tokens out", number(row.completion_tokens) + reasoning if row.completion_tokens is not None else ""),
         ("Speed", _speed(row)),
-        ("Asked", exact(row.created_at)),
+        ("Started", exact(row.created_at)),
         ("Ended", exact(row.completed_at) if row.completed_at else ""),
         ("User", row.user_id),
         ("Request id", row.request_id),
         ("Reply id", row.completion_id or ""),
-        ("Goes on from", text_of(wire.get("previous_response_id"))),
+        ("Continues", text_of(wire.get("previous_response_id"))),
         ("Exchange id", row.exchange_id),
     ]
 

@@ -17,7 +17,7 @@ from proxy.web.visits import Pages, Visit, error_page, foreign_form, read_form, 
 # The only redirect targets after a login: anything else would be an open redirect.
 _PAGE = re.compile(r"/ui(?:[/?][\x21-\x7e]*)?")
 _KEY_LENGTH_MAX = 512  # longer texts are no key, and need not be hashed
-_REFUSED = "This key does not open the page: it is wrong, revoked or expired."
+_REFUSED = "This key is not accepted: it is wrong, revoked or expired."
 
 
 class Login:

@@ -92,7 +92,7 @@ def notes_of(content: Any) -> Iterator[str]:
     for part in _parts(content):
         url = _url_of(part)
         if url and not (_BLOB.fullmatch(url) or _PICTURE.fullmatch(url)):
-            yield f"Image, not loaded from elsewhere: {url[:_URL_SHOWN]}"
+            yield f"External image, not loaded: {url[:_URL_SHOWN]}"
 
 
 def kept_of(content: Any) -> Iterator[JSON]:

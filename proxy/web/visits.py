@@ -192,12 +192,12 @@ def raw(content: bytes | str, *, media_type: str, **headers: str) -> Response:
 
 async def error_page(pages: Pages, request: Request[State], exc: APIError, visitor: Visitor | None) -> Response:
     """The error page."""
-    headings = {404: "There is no such page", 403: "Not allowed", 429: "Too many requests", 503: "Not just now"}
+    headings = {404: "There is no such page", 403: "Not allowed", 429: "Too many requests", 503: "Not available now"}
     values = {
         "visitor": visitor,
         "here": request.url.path,
         "status": exc.status,
-        "heading": headings.get(exc.status, "That did not work"),
+        "heading": headings.get(exc.status, "The request failed"),
         "words": exc.message,
     }
     body, _ = rendered("error.html", values)  # bypasses the queue, which may be full

@@ -47,7 +47,7 @@ class MessageReply(DialectReply):
     # Input
 
     def take(self, event: JSON) -> None:
-        """Fold one event."""
+        """Folds one event."""
         kind = event.get("type")
         self._growing = None
         if kind == "message_start" and isinstance(event.get("message"), dict):

@@ -12,7 +12,7 @@ from proxy.wire import json_text
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL)
 # `stream_options` with a null or a flat object as value. May also match nested keys and text inside strings.
 _OPTIONS = re.compile(rb'"stream_options"\s*:\s*(null|\{[^{}]*\})')
-# Text inside strings can match as well, and each match costs a parse of the body; beyond, usage is not requested.
+# Text inside strings can match as well, and each match costs a parse of the body. With more, usage is not requested.
 _CANDIDATES_MAX = 8
 _MARKED = "the options of the whole request"
 _MARK = b'"' + _MARKED.encode() + b'"'

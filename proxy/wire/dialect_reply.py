@@ -58,7 +58,8 @@ class DialectReply(ABC):
             self.take_body(whole)
 
     def is_end(self, event: Event) -> bool:
-        """Whether this is a terminal event, by its name or its type. A text may hold the same words."""
+        """Whether this is a terminal event, by its name or type. Generated text may contain the same words: it is
+        parsed."""
         data = event.data
         names = [name for end in self.ENDS if (name := end.encode()) == event.name or name in data]
         if not names or event.name in names:

@@ -136,7 +136,7 @@ def stored_object(text: Any, column: str) -> dict[str, Any]:
 
 
 def _is_shallow(value: Any, depth: int = _DEEPEST) -> bool:
-    """Whether the recursive `json` module can write the value here and read it back elsewhere."""
+    """Whether the value has at most `depth` levels, so that the recursive `json` module can write it and read it."""
     level = [value]
     for _ in range(depth):
         level = [item for each in level for item in _items(each)]

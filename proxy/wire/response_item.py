@@ -37,13 +37,13 @@ _Place = tuple[str, int | None]
 
 
 def is_about_item(kind: str) -> bool:
-    """Whether events of this kind hold a part of an item."""
+    """Whether events of this kind carry part of an item."""
     stem, _, end = kind.rpartition(".")
     return kind == _ANNOTATED or (end in ("added", "delta", "done") and stem in _STEMS)
 
 
 def identity_of(item: JSON) -> str | None:
-    """What tells an item from others."""
+    """The id that distinguishes an item from others."""
     return string(item.get("id")) or string(item.get("call_id"))
 
 
@@ -84,7 +84,7 @@ class GrowingItem:
         return None
 
     def whole(self) -> JSON:
-        """A copy of the item with all that came for it."""
+        """A copy of the item with everything received for it."""
         item: JSON = copied(self.item)
         for place, parts in self._parts.items():
             item[place] = [self._grown(place, number, parts[number]) for number in sorted(parts)]

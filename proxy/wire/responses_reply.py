@@ -12,7 +12,7 @@ from proxy.wire.merge import index_of
 from proxy.wire.response_item import DELTAS, GrowingItem, identity_of, is_about_item
 from proxy.wire.responses_items import reply_of
 
-# A stream of Responses ends with one of these events, where one of chats ends with `[DONE]`.
+# One of these events ends a Responses stream, as `[DONE]` ends a chat stream.
 TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _ADDED = "response.output_item.added"
 _ENDED = frozenset({"completed", "incomplete", "failed", "cancelled"})
@@ -54,7 +54,7 @@ class ResponseReply(DialectReply):
     # Input
 
     def take(self, event: JSON) -> None:
-        """Fold one event."""
+        """Folds one event."""
         kind = event.get("type")
         self._growing = None
         if kind == "error":
@@ -123,7 +123,7 @@ class ResponseReply(DialectReply):
     def _find(self, kind: str, event: JSON, *, id_: str | None) -> GrowingItem | None:
         """The item that an event is about: the one with its index, unless that has another id.
 
-        Some servers number all items 0, or none; the id, or the item that is open, tells then.
+        Some servers number all items 0, or none; then the id decides, or which item is still open.
         """
         index = index_of(event.get("output_index"))
         found = self._newest if index is None else self._open.get(index)
@@ -136,7 +136,7 @@ class ResponseReply(DialectReply):
         return self._begin(kind, index) if found is None else found
 
     def _begin(self, kind: str, index: int | None) -> GrowingItem | None:
-        """Starts an item. One without an index follows all before it."""
+        """Starts an item. An item without an index comes after all earlier ones."""
         if not is_about_item(kind) or (index is not None and index >= _INDEX_MAX):
             return None
         self._last_index = max(self._last_index, index or 0)

@@ -54,7 +54,7 @@ def tokens_of(usage: JSON | None) -> Tokens:
 
 
 def count(value: Any) -> int | None:
-    """A count that fits the database. JSON has one number type, so 5.0 counts as 5; "5" and "5.0" are accepted too."""
+    """A count that fits the database. JSON has one number type, so 5.0 counts as 5; "5" and "5.0" are accepted, too."""
     if value is None:
         return None
     if isinstance(value, str) and _WRITTEN_COUNT.fullmatch(value):

@@ -96,7 +96,7 @@ async def test_what_a_newcomer_and_an_admin_see_is_quiet_and_accessible(
     page = watched.page
     async with running_proxy(settings_for(tmp_path / "empty", demo=True)) as url:
         await page.goto(url)
-        await page.get_by_text("Nothing has been said yet").wait_for()
+        await page.get_by_text("No chats yet").wait_for()
         assert await violations(page) == []
         watched.assert_quiet(url)
         await page.goto("about:blank")  # a page that is open goes on asking the server, also while it stops
@@ -181,11 +181,11 @@ async def test_list_of_sessions_follows_what_is_said(tmp_path: Path, watched: Wa
     page = watched.page
     async with running_proxy(settings_for(tmp_path, demo=True)) as url:
         await page.goto(f"{url}/ui")
-        await page.get_by_text("Nothing has been said yet").wait_for()
+        await page.get_by_text("No chats yet").wait_for()
         with opened(tmp_path / "stellarchat.db") as connection:
             say(connection, "the first thing")
             await page.get_by_role("link", name="the first thing").wait_for()
-            assert not await page.get_by_text("Nothing has been said yet").is_visible()
+            assert not await page.get_by_text("No chats yet").is_visible()
             say(connection, "the second thing")
             await page.get_by_role("link", name="the second thing").wait_for()
         watched.assert_quiet(url)
@@ -257,7 +257,7 @@ async def test_login_logout_and_a_revoked_key(tmp_path: Path, watched: Watched) 
         await page.goto(f"{house.url}/ui/s/{house.ids['s']}")
         await page.get_by_label("API key").fill("sk-stellar-wrong")
         await page.get_by_role("button", name="Log in").click()
-        await page.get_by_text("does not open the page").wait_for()
+        await page.get_by_text("is not accepted").wait_for()
         await page.get_by_label("API key").fill(house.keys["ann"])
         await page.get_by_role("button", name="Log in").click()
         await page.get_by_text("a picture of ann's").wait_for()

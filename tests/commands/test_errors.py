@@ -62,7 +62,7 @@ def cut(path: Path) -> None:
         (lambda path: path.touch(), "`stellarchat serve` creates its tables"),
         (lambda path: path.write_bytes(b"no database" * 900), "not an SQLite database; set DATABASE_URL"),
         (cut, "restore a backup"),
-        (lambda path: of_schema(path, 7), "`stellarchat serve` brings it up to date"),
+        (lambda path: of_schema(path, 7), "`stellarchat serve` migrates it"),
     ),
     ids=("missing", "folder", "empty", "text", "cut", "old"),
 )

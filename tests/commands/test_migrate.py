@@ -97,7 +97,7 @@ def test_what_is_not_empty_or_is_served_is_left_alone(path: Path, tmp_path: Path
     spill = Spill(spill_path(tmp_path / "postgresql", "w"), reserve_bytes=0)
     served = run(tmp_path, url, f"sqlite:///{tmp_path / 'new.db'}")
     spill.close()
-    assert (served.exit_code, "is served" in served.output) == (2, True)
+    assert (served.exit_code, "is in use by a server" in served.output) == (2, True)
 
 
 @pytest.mark.parametrize("given", (("sqlite:///a.db", "sqlite:///b.db"), ("postgresql://a/b", "postgresql://a/c")))

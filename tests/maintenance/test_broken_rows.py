@@ -100,10 +100,10 @@ _KINDS = {
     "UPDATE exchanges SET duration_ms = 'x'": r"exchanges \S+ duration_ms: it is not a number",
     "UPDATE exchanges SET context = '[1,'": r"exchanges \S+ context: it is not JSON",
     "UPDATE messages SET wire = '[1,' ": r"messages \S+ wire: it is not JSON",
-    "UPDATE messages SET parent_no = 999999": r"messages \S+ parent_no: it refers to a row that",
-    "UPDATE messages SET parent_no = message_no": r"messages \S+ parent_no: the message above it is newer",
-    "UPDATE messages SET root_no = 999999": r"messages \S+ root_no: it refers to a row that is not there",
-    "DELETE FROM parameters": r"exchanges \S+ parameters_no: it refers to a row that is not there",
+    "UPDATE messages SET parent_no = 999999": r"messages \S+ parent_no: it refers to a missing row",
+    "UPDATE messages SET parent_no = message_no": r"messages \S+ parent_no: its parent is newer",
+    "UPDATE messages SET root_no = 999999": r"messages \S+ root_no: it refers to a missing row",
+    "DELETE FROM parameters": r"exchanges \S+ parameters_no: it refers to a missing row",
     "DELETE FROM messages WHERE message_no IN (SELECT parent_no FROM messages)": r"messages \S+ parent_no: it refers",
 }
 

@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 def test_a_database_with_everything_in_it_is_whole(path: Path) -> None:
     assert problems_of(path) == []
     result = run(path, "check")
-    assert (result.exit_code, result.output) == (0, f"{name_of(path)}: nothing is wrong\n")
+    assert (result.exit_code, result.output) == (0, f"{name_of(path)}: no problems found\n")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ async def test_a_user_who_has_said_nothing_is_no_first_visit_of_an_admin(tmp_pat
     async with running_proxy(settings_for(tmp_path)) as url, httpx.AsyncClient(base_url=url) as http:
         text = dom_of(await http.get("/ui?user=nobody")).text
         assert "No session matches" in text
-        assert "Nothing has been said yet" not in text
+        assert "No chats yet" not in text
 
 
 async def test_newcomer_with_a_key_is_told_to_use_it(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ async def test_first_visit_shows_how_to_send_a_chat_here(tmp_path: Path) -> None
         response = await http.post(words[1].removeprefix(url), json=json.loads(words[words.index("-d") + 1]))
         assert response.status_code == 200
         page = await http.get("/ui")
-        assert "Nothing has been said yet" not in page.text
+        assert "No chats yet" not in page.text
         assert "What can you do?" in page.text
 
 

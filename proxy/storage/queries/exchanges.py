@@ -73,14 +73,14 @@ class Unfinished(NamedTuple):
 
 
 class Digests(NamedTuple):
-    """What shared parameters and their tools are found by."""
+    """The digests by which shared parameters and their tools are looked up."""
 
     parameters: bytes
     tools: bytes | None
 
     @classmethod
     def of(cls, parts: Parameters, *, endpoint: str) -> "Digests":
-        # Tools are apart from the other parameters: they are the largest part, and change more rarely.
+        # Tools are stored separately: they are the largest part of the parameters, and change more rarely.
         tools = None if parts.tools is None else sha256(parts.tools.encode()).digest()
         return cls(sha256(f"{endpoint}\n{parts.common}".encode() + (b"\n" + tools if tools else b"")).digest(), tools)
 
