@@ -1,4 +1,4 @@
-"""The history page in a real browser: what is live, the keyboard, what is untrusted, and who can use it."""
+"""The history page in a real browser: what is live, the keyboard, and who can use it."""
 
 import asyncio
 from importlib.resources import files
@@ -16,8 +16,6 @@ from tests.fake_upstream import DONE, chat_chunk, event, fake_upstream, until
 from tests.long import some_of
 from tests.serving import running_proxy, settings_for
 from tests.stored import choice, exchange, opened, outcome, say, user, worker
-from tests.web.test_untrusted_text import CORPUS
-from tests.web.test_untrusted_text import tell as tell_untrusted
 from tests.web.visiting import site
 
 PATHS = (
@@ -46,7 +44,6 @@ PATHS = (
 )
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # the browser's connection belongs to one loop
 
-SHORT = [text for name, text in CORPUS.items() if name != "long"]
 FORMS = (("light", 1100), ("dark", 1100), ("light", 360), ("dark", 360))
 
 
@@ -319,20 +316,6 @@ async def test_rename_copy_and_delete(tmp_path: Path, watched: Watched) -> None:
         await page.get_by_role("button", name="Delete").click()
         await page.get_by_role("heading", name="Sessions").wait_for()
         assert await page.get_by_text("Lines of a file").count() == 0
-        watched.assert_quiet(url)
-
-
-async def test_untrusted_text_is_text_in_the_browser_too(tmp_path: Path, watched: Watched) -> None:
-    page = watched.page
-    told = [tell_untrusted(tmp_path / "stellarchat.db", text) for text in some_of(SHORT, every=2)]
-    async with running_proxy(settings_for(tmp_path)) as url:
-        for ids in told:
-            for path in (f"/ui/s/{ids['s']}", f"/ui/x/{ids['x']}", f"/ui/s/{ids['s']}/copy?m={ids['m']}&as=json"):
-                await page.goto(url + path)
-                await page.wait_for_load_state()
-                foreign = ", ".join(f"main {tag}" for tag in ("script", "iframe", "style", "object", "[onclick]"))
-                assert await page.locator(foreign).count() == 0
-        await page.goto(f"{url}/ui")
         watched.assert_quiet(url)
 
 
