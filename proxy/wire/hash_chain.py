@@ -9,6 +9,7 @@ The hash of such a reply, and of every message after it, therefore differs in an
 these older hashes, so that its conversations are still found.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
@@ -21,6 +22,7 @@ UNCHAINED_ROLES = frozenset({"system", "developer"})
 _DIGEST_BYTES = 16
 _THINKING = frozenset({"thinking", "reasoning", "redacted_thinking"})
 _THINK, _THINK_END = "<think>", "</think>"
+_SPACE = re.compile(r"\s*")
 
 
 def is_chained(message: Mapping[str, Any]) -> bool:
@@ -145,12 +147,29 @@ def _reply_text(content: Any) -> str | None:
     if not isinstance(content, str):
         return None
     text = content.replace("\r\n", "\n").strip()
-    thought, closing, rest = text.partition(_THINK_END)
-    if closing and _THINK not in thought.removeprefix(_THINK):
-        text = rest.lstrip()
-        while text.startswith(_THINK) and _THINK_END in text:
-            text = text.partition(_THINK_END)[2].lstrip()
-    return text
+    end = text.find(_THINK_END)
+    if end < 0 or text.find(_THINK, len(_THINK) if text.startswith(_THINK) else 0, end) >= 0:
+        return text
+    return text[_after_thoughts(text, end) :]
+
+
+def _after_thoughts(text: str, end: int) -> int:
+    """Where the reply begins after the thought that ends at `end`, and after the thoughts that follow it.
+
+    Works with positions: cutting the text after each of many thoughts would take quadratic time.
+    """
+    start = end
+    while end >= 0:
+        start = _after_space(text, end + len(_THINK_END))
+        end = text.find(_THINK_END, start) if text.startswith(_THINK, start) else -1
+    return start
+
+
+def _after_space(text: str, start: int) -> int:
+    if not text[start : start + 1].isspace():
+        return start
+    found = _SPACE.match(text, start)
+    return found.end() if found else start
 
 
 def _said(content: Any) -> Any:

@@ -41,6 +41,7 @@ def picture(**others: Any) -> Message:
         (said("Hi"), said([{"type": "text", "text": "<think>hmm</think>\r\n\r\nHi\r\n"}])),
         (call("{}", content=None), call("{}", content="<think>which tool?</think>\n\n")),
         (said("Hi"), said("<think>a</think>\n<think>b</think>\n\nHi")),
+        (said("Hi"), said("<think></think>" * 200_000 + "Hi")),  # in quadratic time: minutes
         (said("Hi"), said([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Hi"}])),
         (call('{"x": 1, "y": {"b": 2, "a": []}}'), call('{"y":{"a":[],"b":2},"x":1}')),
         (call(""), call("{}")),
