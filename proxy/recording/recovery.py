@@ -112,8 +112,12 @@ class Recovery:
         return await self._database.write(self._database.files.guard(self._retry_in_database))
 
     def _retry_in_database(self, connection: Connection) -> int:
-        path = self._dead_letters_path
-        stored, left = dead_letters.retry(path, lambda lines: replay_lines(connection, lines, spill_codec.replay))
+        path, stored, again = self._dead_letters_path, 0, True
+        while again:
+            accepted, left = dead_letters.retry(path, lambda lines: replay_lines(connection, lines, spill_codec.replay))
+            stored += accepted
+            # A fragment may stand before the beginning of its chat, which was rejected and written back after it.
+            again = bool(accepted and left)
         if stored:
             logger.warning("%d writes that the database had refused are stored now, %d are not", stored, left)
             with write_batch(connection) as rows:  # they may contain the end of a chat after its fragments

@@ -10,7 +10,7 @@ WHERE e.exchange_id IS NULL
 ON CONFLICT DO NOTHING;
 
 -- name: list_fragments
-SELECT data
+SELECT sequence, data
 FROM exchange_fragments
 WHERE exchange_no = (SELECT e.exchange_no FROM exchanges AS e WHERE e.exchange_id = :exchange_id)
 ORDER BY sequence;

@@ -31,6 +31,7 @@ from tests.serving import settings_for
 
 MANY = 600  # messages: more than are stored at once
 MORE = event(chat_chunk(1, {"content": "lo"}))
+END = event(chat_chunk(1, {"content": "!"}))
 
 
 def refuse(folder: Path, table: str) -> None:
@@ -85,6 +86,37 @@ async def test_what_a_killed_process_streamed_while_rows_were_refused_is_stored_
                 assert replies(tmp_path) == [("Hello", "incomplete")]
                 assert statuses(tmp_path) == ["incomplete"]
                 assert not rows(tmp_path, "SELECT 1 FROM exchange_fragments")
+
+
+@pytest.mark.parametrize(
+    ("order", "text"),
+    (
+        ((2, 1, 0, 3), "Hello!"),  # what is tried again may be written back after what came meanwhile
+        ((3, 2, 1, 0), "Hello!"),
+        ((0, 1, 3), "Hel"),  # one that stays refused: the reply ends before it
+        ((0, 3, 2), ""),
+    ),
+)
+async def test_a_killed_reply_has_no_hole_in_whatever_order_its_pieces_were_kept(
+    tmp_path: Path, order: tuple[int, ...], text: str
+) -> None:
+    settings = settings_for(tmp_path, flush_interval_seconds=0.05)
+    async with recording(settings) as killed:
+        refuse(tmp_path, "exchanges")
+        live = open_live(killed)
+        for count, data in enumerate((b"".join(HELLO), MORE, END), start=2):
+            live.feed(data)
+            await eventually(lambda count=count: kept(tmp_path) == count)  # type: ignore[misc]
+        await die(killed)
+    file = dead_letter_path(tmp_path / "stellarchat.db", tmp_path)
+    lines = file.read_bytes().splitlines()
+    # Beside a line that no program understands, each is stored on its own.
+    file.write_bytes(b'{"kind":"?"}\n' + b"".join(lines[number] + b"\n" for number in order))
+    allow(tmp_path)
+    async with recording(settings):
+        assert kept(tmp_path) == 1
+        assert [content for content, _ in replies(tmp_path)] == ([text] if text else [])
+        assert statuses(tmp_path) == ["incomplete"]
 
 
 async def test_a_reply_that_outlasts_the_refusal_is_stored_once_and_whole(tmp_path: Path) -> None:

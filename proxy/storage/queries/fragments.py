@@ -12,8 +12,10 @@ def insert_fragments(connection: Connection, rows: Sequence[dict[str, Any]]) -> 
 
 
 def iterate_fragments(connection: Connection, exchange_id: str) -> Iterator[bytes]:
-    """The fragments of one reply, in order."""
-    for row in connection.each("list_fragments", {"exchange_id": exchange_id}):
+    """The fragments of one reply, in order, up to the first that is missing: one that the database rejects."""
+    for expected, row in enumerate(connection.each("list_fragments", {"exchange_id": exchange_id})):
+        if row["sequence"] != expected:
+            return
         yield row["data"]
 
 
