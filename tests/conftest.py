@@ -1,6 +1,6 @@
 """Fixtures of more than one folder."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -8,6 +8,7 @@ import pytest
 
 from tests.chats import Chats
 from tests.engines import ENGINES, databases_of, place_of
+from tests.fake_upstream import FakeUpstream, fake_upstream
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,3 +38,10 @@ def chats(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chats]:
         opened = Chats(place)
         yield opened
         opened.connection.close()
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    """A fake vLLM: a chat model that echoes, unless the test says with `on` how a path behaves."""
+    async with fake_upstream() as fake:
+        yield fake

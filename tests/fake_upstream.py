@@ -1,8 +1,9 @@
 """The tests' vLLM: a raw-socket HTTP/1.1 server without a framework, so that it can lie, stall, and die mid-stream.
 
-In a test: `async with fake_upstream() as upstream:`, then `upstream.on("/v1/chat/completions", sse([...]))`. As its own
-process: `python -m tests.fake_upstream --port 0` prints `ready <port>`; the `X-Fake` header then picks a behaviour
-(`X-Fake: stream; events=100; rate=50; size=20`). Without either it is a chat model that echoes the last user message.
+In a test: the fixture `upstream`, or `async with fake_upstream() as upstream:`; then
+`upstream.on("/v1/chat/completions", sse([...]))`. As its own process: `python -m tests.fake_upstream --port 0` prints
+`ready <port>`; the `X-Fake` header then picks a behaviour (`X-Fake: stream; events=100; rate=50; size=20`). Without
+either it is a chat model that echoes the last user message.
 """
 
 import argparse

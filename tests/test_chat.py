@@ -10,16 +10,10 @@ import orjson
 import pytest
 
 from proxy.demo import MODEL, serve_demo
-from tests.fake_upstream import FakeUpstream, fake_upstream, hang_up, never, replay, whole_json
+from tests.fake_upstream import FakeUpstream, hang_up, never, replay, whole_json
 from tests.serving import running_proxy, settings_for
 
 RECORDED = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parent / "streams").glob("*.sse"))}
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with fake_upstream() as fake:
-        yield fake
 
 
 @pytest.fixture

@@ -5,24 +5,18 @@ import os
 import signal
 import socket
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.crash.rounds import worker_pids
-from tests.fake_upstream import FakeUpstream, fake_upstream, until
+from tests.fake_upstream import FakeUpstream, until
 from tests.recording.test_recorder import CHAT, HELLO, WORLD, asking, eventually, replies
 from tests.serving import ServerProcess, server_process
 
 WORKERS = pytest.mark.parametrize("workers", (1, 2))
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with fake_upstream() as fake:
-        yield fake
 
 
 def left_files(folder: Path) -> list[str]:

@@ -19,12 +19,6 @@ HELLO = {"messages": [{"role": "user", "content": "hello there"}]}
 
 
 @pytest_asyncio.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with fake_upstream() as upstream:
-        yield upstream
-
-
-@pytest_asyncio.fixture
 async def http(upstream: FakeUpstream) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=upstream.url) as http:
         yield http

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.dialect_upstream import events_text, response_events, response_of
-from tests.fake_upstream import FakeUpstream, fake_upstream, until, vllm_error
+from tests.fake_upstream import FakeUpstream, until, vllm_error
 from tests.serving import ServerProcess, running_proxy, settings_for
 
 JSON = dict[str, Any]
@@ -22,12 +22,6 @@ RESPONSE = response_of(1, {"model": "m", "input": "a question that is answered w
 EVENTS = response_events(RESPONSE)
 TEXTS = events_text(EVENTS)
 HALF = len(EVENTS) // 2
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with fake_upstream() as fake:
-        yield fake
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.wire.sse import Decoder
 from tests.dialect_upstream import events_text, message_events, response_events
-from tests.fake_upstream import FakeUpstream, fake_upstream, sse, whole, whole_json
+from tests.fake_upstream import FakeUpstream, sse, whole, whole_json
 from tests.long import some_of
 from tests.serving import running_proxy, settings_for
 from tests.wire.corpus import BLOCKS, ITEMS, MESSAGES, OUTPUT, SYSTEM
@@ -31,12 +31,6 @@ SAMPLES = [
     for path in sorted([*STREAMS.glob("*_*"), *STREAMS.glob("dialects/*_*")])
     if (name := path.stem.partition("_")[2]) in REQUESTS
 ]
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with fake_upstream() as fake:
-        yield fake
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Quotas of keys, requests at a time, and what a caller is told of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from tests.fake_upstream import (
     chat_chunk,
     chat_completion,
     event,
-    fake_upstream,
     head_bytes,
     never,
     raw,
@@ -30,12 +28,6 @@ from tests.serving import running_proxy, settings_for
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with fake_upstream() as fake:
-        yield fake
 
 
 def test_a_minute_s_requests_are_let_in_and_the_next_is_told_when_to_come() -> None:

@@ -13,7 +13,7 @@ from openai.types.conversations import Conversation, ConversationDeletedResource
 from pydantic import TypeAdapter
 
 from tests.engines import on_both_engines, rows_of
-from tests.fake_upstream import FakeUpstream, chat_chunk, chat_completion, event, fake_upstream, sse, whole_json
+from tests.fake_upstream import FakeUpstream, chat_chunk, chat_completion, event, sse, whole_json
 from tests.history.test_stored_completions import is_counted_right
 from tests.serving import running_proxy, settings_for
 
@@ -24,12 +24,6 @@ CHAT = "/v1/chat/completions"
 ITEM: TypeAdapter[Any] = TypeAdapter(ConversationItem)
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Paris"}'}}
 PICTURE = "data:image/png;base64," + "QUJD" * 1000
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with fake_upstream() as fake:
-        yield fake
 
 
 @pytest.fixture

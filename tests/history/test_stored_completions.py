@@ -26,7 +26,6 @@ from tests.fake_upstream import (
     chat_completion,
     event,
     events_of,
-    fake_upstream,
     sse,
     whole_json,
 )
@@ -42,12 +41,6 @@ STREAMS = {
 }
 RECORDED = [name for name, sent in STREAMS.items() if b'"choices"' in sent]
 TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with fake_upstream() as fake:
-        yield fake
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from proxy.storage.engine import database_of
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.wire.chat_reply import Completion
 from tests.engines import connected, on_both_engines, rows_of
-from tests.fake_upstream import DONE, FakeUpstream, chat_chunk, event, fake_upstream, garbage, sse, until
+from tests.fake_upstream import DONE, FakeUpstream, chat_chunk, event, garbage, sse, until
 from tests.serving import running_proxy, settings_for
 
 pytestmark = on_both_engines
@@ -57,12 +57,6 @@ async def asking(url: str, text: str = "hi", *, headers: str = "", **fields: Any
         yield Caller(reader, writer)
     finally:
         writer.transport.abort()
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with fake_upstream() as fake:
-        yield fake
 
 
 def rows(folder: Path, sql: str) -> list[tuple[Any, ...]]:

@@ -1,7 +1,6 @@
 """Replies that cannot be recorded wholly: the caller gets all of them, and the exchange says what is missing."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from proxy.recording import sending, tee
 from proxy.storage import session_lookup
 from proxy.storage.errors import StorageError
 from tests.engines import on_both_engines
-from tests.fake_upstream import FakeUpstream, chat_chunk, chat_completion, event, fake_upstream, sse, whole_json
+from tests.fake_upstream import FakeUpstream, chat_chunk, chat_completion, event, sse, whole_json
 from tests.recording.test_recorder import CHAT, HELLO, WORLD, eventually, rows
 from tests.serving import running_proxy, settings_for
 
@@ -20,12 +19,6 @@ pytestmark = on_both_engines
 
 ASKED: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = b"".join([*HELLO, *WORLD])
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with fake_upstream() as fake:
-        yield fake
 
 
 async def ask(url: str, body: dict[str, Any] = ASKED, *, session: str = "s", **fields: Any) -> httpx.Response:

@@ -1,7 +1,6 @@
 """A deleted user or session stays deleted, wherever a chat of it still is."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from proxy.storage.write_batch import write_batch
 from tests.access.test_keys import bearer, make_key
 from tests.chats import Chats, exchange_of, said, user
 from tests.engines import on_sqlite
-from tests.fake_upstream import FakeUpstream, chat_completion, dumps, fake_upstream, until, whole
+from tests.fake_upstream import FakeUpstream, chat_completion, dumps, until, whole
 from tests.recording.test_recorder import (
     HELLO,
     WORLD,
@@ -39,12 +38,6 @@ from tests.stored import opened
 CHAT = "/v1/chat/completions"
 BEFORE, MOMENT, AFTER = (f"2026-01-01T00:00:00.00{number}Z" for number in (1, 2, 3))
 TABLES = ("sessions", "messages", "exchanges", "exchange_fragments", "blobs")
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with fake_upstream() as fake:
-        yield fake
 
 
 def asked_at(moment: str, *, user_id: str = "ann") -> Exchange:
