@@ -113,9 +113,9 @@ def figures(trial: "Trial | SharedTrial") -> str:
     verdict = trial.verdict
     return (
         f"kills {trial.kills} · chats {verdict.chats} · acknowledged {verdict.acknowledged} · lost {verdict.lost} · "
-        f"doubled {verdict.doubled} · wrong {verdict.wrong} · incomplete {verdict.incomplete} · "
-        f"worst lag {verdict.worst_lag_seconds:.2f} s · longest hold {verdict.longest_hold_seconds:.2f} s · "
-        f"not ready {trial.not_ready}"
+        f"doubled {verdict.doubled} · apart {verdict.apart} · wrong {verdict.wrong} · "
+        f"incomplete {verdict.incomplete} · worst lag {verdict.worst_lag_seconds:.2f} s · "
+        f"longest hold {verdict.longest_hold_seconds:.2f} s · not ready {trial.not_ready}"
     )
 
 

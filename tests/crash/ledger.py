@@ -35,6 +35,7 @@ class Verdict:
     incomplete: int = 0
     lost: int = 0
     doubled: int = 0
+    apart: int = 0  # also in a second session, because the first waited on a spill file
     wrong: int = 0
     worst_lag_seconds: float = 0.0
     longest_hold_seconds: float = 0.0
@@ -47,6 +48,7 @@ class Verdict:
         self.incomplete += other.incomplete
         self.lost += other.lost
         self.doubled += other.doubled
+        self.apart += other.apart
         self.wrong += other.wrong
         self.worst_lag_seconds = max(self.worst_lag_seconds, other.worst_lag_seconds)
         self.longest_hold_seconds = max(self.longest_hold_seconds, other.longest_hold_seconds)
@@ -61,6 +63,7 @@ class Verdict:
 @dataclass(slots=True)
 class _Stored:
     sessions: set[str] = field(default_factory=set)
+    has_own: bool = False  # one of its messages is its own exchange's, and not only a history that was resent
     exchanges: list[tuple[str, str, str | None]] = field(default_factory=list)  # id, status, error
     replies: list[tuple[str, str]] = field(default_factory=list)  # content, status
 
@@ -68,7 +71,8 @@ class _Stored:
 def judge(database: Path, chats: list[Chat], *, cut_at: float, behind_seconds: float, in_trouble: bool) -> Verdict:
     """Hold the database against the ledger; `cut_at` is when the process was killed.
 
-    In trouble, a history that is resent without an id while its session waits on the spill file begins a new session.
+    A history that is resent without an id while its session waits on the spill file begins a session of its own: then
+    its messages are in the database before the chat itself is. In trouble also in other orders.
     """
     verdict = Verdict(chats=len(chats))
     connection = sqlite3.connect(database, timeout=20)
@@ -108,14 +112,17 @@ def _stored(
     connection.executemany("INSERT INTO names VALUES (?)", [(name,) for name in names])
     found: dict[str, _Stored] = {}
     by_number: dict[int, _Stored] = {}
-    for number, name, session_id in connection.execute(
-        "SELECT message_no, content, session_id FROM messages JOIN names ON content = name WHERE role = 'user'"
+    for number, name, session_id, is_own in connection.execute(
+        """SELECT message_no, content, session_id, EXISTS (SELECT 1 FROM exchanges WHERE leaf_no = message_no)
+           FROM messages JOIN names ON content = name WHERE role = 'user' ORDER BY message_no"""
     ):
         known = found.setdefault(name, _Stored())
-        if session_id in known.sessions or (known.sessions and not in_trouble):
+        if session_id in known.sessions or (known.sessions and (known.has_own or not is_own) and not in_trouble):
             verdict.doubled += 1
             verdict.notes.append(f"{name}: its message is stored twice")
+        verdict.apart += bool(known.sessions)
         known.sessions.add(session_id)
+        known.has_own |= bool(is_own)
         by_number[number] = known
     for number, *exchange in connection.execute(
         """SELECT leaf_no, exchanges.exchange_id, exchanges.status, error FROM exchanges
