@@ -11,7 +11,7 @@ from tests.serving import REPOSITORY
 ROOMS = (
     *("__main__", "cli", "commands", "server", "app", "routes", "web", "services", "maintenance", "telemetry"),
     *("recording", "access", "history", "search", "storage", "downstream", "upstream", "demo"),
-    *("errors", "wire", "settings", "setting_values", "environment", "ids"),
+    *("errors", "wire", "settings", "setting_values", "environment", "ids", "low_priority"),
 )
 # Libraries that only some rooms import.
 HOMES = {

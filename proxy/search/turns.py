@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from proxy.errors import APIError
+from proxy.low_priority import lower_priority
 from proxy.search.deadline import Deadline
 from proxy.storage.fair_turns import FairTurns, TurnsFullError
 
@@ -33,7 +34,7 @@ class Turns:
     def __init__(self, name: str = "search", *, seconds: float = SEARCH_SECONDS) -> None:
         self._name = name
         self._seconds = seconds
-        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix=name)
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix=name, initializer=lower_priority)
         self.turns = FairTurns(
             places=_AT_ONCE, per_caller=_OF_USER_MAX, waiting=_WAITING_MAX, wait_seconds=_WAIT_SECONDS
         )

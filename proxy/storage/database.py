@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
+from proxy.low_priority import lower_priority
 from proxy.settings import ConfigurationError
 from proxy.storage import boot_clock, sqlite, sqlite_file
 from proxy.storage.connection import Connection
@@ -88,6 +89,8 @@ class Database:
             for _ in range(count):
                 reader = await self._connect(sqlite.connect_existing)
                 await reader.run(sqlite_file.refuse_writes)
+                if readers is self._readers:
+                    await reader.run(lambda _connection: lower_priority())
                 readers.put_nowait(reader)
         self.files.remember()
 

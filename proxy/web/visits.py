@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.access.middleware import audit
 from proxy.errors import APIError, NotFoundError, too_large
+from proxy.low_priority import lower_priority
 from proxy.services import Services, State
 from proxy.storage.fair_turns import current_caller
 from proxy.web.rendering import page_headers, raw_headers, rendered
@@ -28,6 +30,7 @@ _ID = re.compile(r"[\x21-\x7e]{0,256}")
 # Limits on rendering: someone who opens thousands of pages must not occupy all threads.
 _MAKING = 2
 _WAITING_MAX = 64
+_threads = ThreadPoolExecutor(_MAKING, thread_name_prefix="page", initializer=lower_priority)
 
 # A link from another site sends no cookie (SameSite=Strict), so the page reloads itself, which counts as same-site.
 _ONCE_MORE = b'<!doctype html><meta http-equiv="refresh" content="0"><title>StellarChat</title>'
@@ -112,7 +115,7 @@ class Pages:
         self._waiting += 1
         try:
             async with self._making:
-                return await asyncio.to_thread(work)
+                return await asyncio.get_running_loop().run_in_executor(_threads, work)
         finally:
             self._waiting -= 1
 
