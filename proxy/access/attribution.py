@@ -9,6 +9,7 @@ from proxy.errors import InvalidRequestError
 from proxy.storage.queries.users import DEFAULT_USER_ID
 from proxy.wire import json_text
 from proxy.wire.headers import Headers, text_of, value_of
+from proxy.wire.surrogates import is_encodable
 
 # Visible ASCII, since the id is sent back in a header (`X-Session-Id`).
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -29,7 +30,7 @@ def user_of(headers: Headers, request: Mapping[str, Any]) -> str:
     # OpenAI has deprecated `user` in favour of `safety_identifier`; older clients still send it.
     for key in ("safety_identifier", "user"):
         value = request.get(key)
-        if isinstance(value, str) and value and _is_text(value):
+        if isinstance(value, str) and value and is_encodable(value):
             return value
     return DEFAULT_USER_ID
 
@@ -119,12 +120,3 @@ def checked_id(value: Any, *, param: str) -> str:
 
 def _without_prefix(session_id: str) -> str:
     return session_id.removeprefix(_CONVERSATION_PREFIX) or session_id
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    # JSON may contain lone surrogates (RFC 8259 §8.2), which no database can store.
-    except UnicodeEncodeError:
-        return False
-    return True

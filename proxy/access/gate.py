@@ -162,14 +162,14 @@ class Gate:
         if cached_key is not None and self._settings.auth == "auto":
             self.requires_key = True
         if not self.requires_key:
-            return self._without_duty(secret, cached_key)
+            return self._when_keys_are_optional(secret, cached_key)
         cached_key = self._checked(cached_key, has_secret=secret is not None)
         # 404 and not 403: others are not told that the route exists.
         if path == _METRICS and not cached_key.caller.is_admin:
             raise NotFoundError(f"There is no route {path}.")
         return Admission(cached_key.caller, cached_key)
 
-    def _without_duty(self, secret: bytes | None, cached_key: CachedKey | None) -> Admission:
+    def _when_keys_are_optional(self, secret: bytes | None, cached_key: CachedKey | None) -> Admission:
         """If no key is required, admin keys still grant admin; any other key of ours is never forwarded."""
         if secret is None or not self.own_keys.is_ours(secret):
             return Admission(ANYONE)

@@ -13,6 +13,7 @@ from typing import Any
 from proxy.history.serializers import JSON, openai_message
 from proxy.storage.queries.messages import Message
 from proxy.wire import json_text
+from proxy.wire.dialect import objects
 
 # OpenAI's name for them in `include`.
 LOGPROBS = "message.output_text.logprobs"
@@ -178,11 +179,6 @@ def _output(message: JSON, message_id: str) -> JSON:
         "call_id": str(message.get("tool_call_id") or message.get("name") or ""),
         "output": [_input_part(part) for part in content] if isinstance(content, list) else content or "",
     }
-
-
-def objects(value: Any) -> list[JSON]:
-    """The objects of a list; [] if it is not a list."""
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 # --- deleting an item from a message

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from proxy.errors import InvalidRequestError
-from proxy.history.conversation_items import objects
 from proxy.history.serializers import JSON
+from proxy.wire.dialect import objects
 from proxy.wire.responses_items import chat_part
 
 # OpenAI's roles of a message item; tool results are items of their own type.

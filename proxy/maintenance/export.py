@@ -18,6 +18,7 @@ from proxy.storage.context import placed_messages
 from proxy.storage.damaged_values import nearest
 from proxy.wire import json_text
 from proxy.wire.message import readable
+from proxy.wire.surrogates import encodable
 
 # Version of the jsonl format; it is in the header line.
 VERSION = 1
@@ -150,7 +151,7 @@ def _markdown(connection: Connection, scope: Scope) -> Iterator[str]:
                 yield f"---\n\n*Another branch ({position + 1} of {len(branches)})*\n\n"
             for number in numbers:
                 if number not in shown:
-                    yield _encodable(_markdown_message(connection, number))
+                    yield encodable(_markdown_message(connection, number))
             shown.update(numbers)
 
 
@@ -182,11 +183,6 @@ def _markdown_parts(message: Row) -> Iterator[str]:
     calls = message.get("tool_calls")
     for call in calls if isinstance(calls, list) else ():
         yield f"```json\n{json_text.dumps(call)}\n```"
-
-
-def _encodable(text: str) -> str:
-    """Replaces lone surrogates, which JSON can escape but a text file cannot contain."""
-    return text.encode("utf-8", "replace").decode()
 
 
 # --- rows

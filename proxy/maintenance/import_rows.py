@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from proxy.wire import json_text
+from proxy.wire.surrogates import is_encodable
 
 Row = dict[str, Any]
 Check = Callable[[Any], bool]
@@ -43,13 +44,7 @@ def checked(kind: str, row: Any) -> Row:
 
 
 def _text(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return isinstance(value, str) and is_encodable(value)
 
 
 def _id(value: Any) -> bool:

@@ -14,7 +14,7 @@ from proxy.maintenance.import_rows import RowError, checked
 from proxy.settings import ConfigurationError
 from proxy.storage import ancestry, queries
 from proxy.storage.connection import Connection
-from proxy.storage.errors import StorageError, trouble
+from proxy.storage.errors import StorageError, is_trouble
 from proxy.storage.exchange_columns import asked_model
 from proxy.storage.parameters import split
 from proxy.storage.queries.imports import Place
@@ -107,7 +107,7 @@ class _Reader:
             with self._connection.savepoint():
                 self._take_line(line)
         except (ValueError, KeyError, TypeError, OverflowError, StorageError) as exc:
-            if trouble(exc) != "none":
+            if is_trouble(exc):
                 raise ConfigurationError(
                     f"line {number} and the lines after it could not be stored: {_said(exc)}"
                 ) from exc

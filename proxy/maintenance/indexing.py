@@ -18,7 +18,7 @@ _REST_BUSY = 4.0
 _REST_IDLE = 0.25
 CLEAN_SECONDS = 3600.0  # deleted messages leave the index; a search already skips them
 # If damage returns sooner than this, the index is not the cause: the database may be damaged, too.
-_MAKE_ANEW_SECONDS = 600.0
+_REBUILD_SECONDS = 600.0
 
 
 class Indexing:
@@ -30,7 +30,7 @@ class Indexing:
         self._stop = stop
         self._index: Index | None = None
         self._clean_at = 0.0
-        self._make_anew_at = 0.0
+        self._rebuild_at = 0.0
 
     def work(self) -> None:
         """Indexes new messages."""
@@ -43,10 +43,10 @@ class Indexing:
         try:
             self._fill(self._index)
         except search_file.Error as exc:
-            if search_file.is_damage(exc) and time.monotonic() >= self._make_anew_at:
-                self._make_anew_at = time.monotonic() + _MAKE_ANEW_SECONDS
+            if search_file.is_damage(exc) and time.monotonic() >= self._rebuild_at:
+                self._rebuild_at = time.monotonic() + _REBUILD_SECONDS
                 logger.warning("the search index is damaged and will be rebuilt: %s", exc)
-                self._index.make_anew()
+                self._index.rebuild()
             else:
                 self.close()
                 raise

@@ -16,13 +16,12 @@ from proxy.recording.open_exchange import OpenExchange
 from proxy.recording.recent_failures import RecentFailures
 from proxy.recording.recovery import Recovery, delete_strays
 from proxy.recording.spill import Spill, spill_path
-from proxy.recording.transactions import is_trouble
 from proxy.recording.write_queue import QueueFullError
 from proxy.recording.writer import Writer
 from proxy.settings import Settings
 from proxy.storage import exchange_store
 from proxy.storage.database import Database
-from proxy.storage.errors import StorageError
+from proxy.storage.errors import StorageError, is_trouble
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.storage.file_identity import MovedError
 from proxy.wire import responses

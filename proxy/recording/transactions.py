@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from proxy.storage.connection import Connection
-from proxy.storage.errors import trouble
+from proxy.storage.errors import is_trouble
 from proxy.storage.foreseen import expected_of
 from proxy.storage.write_batch import UNFINISHED, WriteBatch, write_batch
 
@@ -75,18 +75,3 @@ def replay_lines(
                 refused.append((lines[done], result))
             done += 1
     return refused
-
-
-def is_trouble(exc: BaseException) -> bool:
-    """Whether the error is a temporary failure of the database, not caused by the write itself."""
-    return trouble(exc) != "none"
-
-
-def is_unknown(exc: BaseException) -> bool:
-    """Whether the reply to a COMMIT was lost."""
-    return trouble(exc) == "unknown"
-
-
-def is_lock(exc: BaseException) -> bool:
-    """Whether another program holds the write lock."""
-    return trouble(exc) == "lock"

@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 
 from proxy.recording.overflow import Overflow
 from proxy.recording.spill import Spill
-from proxy.recording.transactions import Work, commit, is_lock, is_trouble, is_unknown, replay_lines
+from proxy.recording.transactions import Work, commit, replay_lines
 from proxy.recording.write_queue import QueueFullError, Write, WriteQueue
 from proxy.settings import ConfigurationError
 from proxy.storage.connection import Connection
 from proxy.storage.database import Database
-from proxy.storage.errors import StorageError
+from proxy.storage.errors import StorageError, is_lock, is_trouble, is_unknown
 from proxy.storage.file_identity import MovedError
 from proxy.storage.write_batch import UNFINISHED, WriteBatch
 
@@ -356,7 +356,7 @@ class Writer:
         self._retry_at = now + _RETRY_SECONDS
         self._refused_since = self._refused_since or now
         if is_unknown(exc) or isinstance(exc, MovedError):  # a moved file may be moved back
-            self._look_first()
+            self._check_before_retry()
         self._queue.put_back()
         if not is_lock(exc) or now - self._refused_since >= _TROUBLE_SECONDS:
             if self._error is None:
@@ -364,7 +364,7 @@ class Writer:
             self._error = str(exc)
         self.overflow.wake()
 
-    def _look_first(self) -> None:
+    def _check_before_retry(self) -> None:
         """Makes the writes in flight replay their spill lines: they may be stored already, and a replay checks that
         first."""
         for write in self._queue.in_flight:

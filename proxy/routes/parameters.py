@@ -15,6 +15,7 @@ from proxy.services import Services, State
 from proxy.storage.page import Page
 from proxy.storage.queries.sessions import RequestedId
 from proxy.wire.headers import Headers
+from proxy.wire.surrogates import is_encodable
 
 ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 
@@ -153,14 +154,6 @@ def text(values: Values, name: str) -> str | None:
     value = values.get(name)
     if value is None:
         return None
-    if not isinstance(value, str) or not value or "\0" in value or not _encodes(value):
+    if not isinstance(value, str) or not value or "\0" in value or not is_encodable(value):
         raise InvalidRequestError(f"{name} must be a non-empty string.", param=name)
     return value
-
-
-def _encodes(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -28,13 +28,13 @@ async def delete_user(request: Request[State]) -> Response:
     services = services_of(request)
     if await services.read(lambda connection: queries.users.get_user(connection, user_id)) is None:
         raise NotFoundError("No such user.")
-    await _close_the_door(services, request.state["gate"], user_id)
+    await _revoke_keys(services, request.state["gate"], user_id)
     await _delete(services, user_id)
     await asyncio.to_thread(empty_log, services.database.path)
     return json_response({"user_id": user_id, "deleted": True})
 
 
-async def _close_the_door(services: Services, gate: Gate, user_id: str) -> None:
+async def _revoke_keys(services: Services, gate: Gate, user_id: str) -> None:
     """Revokes the user's keys and waits until every process has noticed: a later chat would create the user again."""
     revoked = await services.write(
         lambda connection: queries.keys.revoke_keys_of_user(connection, user_id, now=timestamp())

@@ -63,7 +63,7 @@ class Index:
         finally:
             os.close(self._lock)
 
-    def make_anew(self) -> None:
+    def rebuild(self) -> None:
         """Deletes the index and starts again."""
         self._connection.close()
         search_file.remove(self._path)
@@ -79,7 +79,7 @@ class Index:
     def step(self) -> int:
         """Indexes a batch of messages of the newest segment; returns how many. Rebuilds a damaged index."""
         if search_file.is_marked_damaged(self._path):
-            self.make_anew()
+            self.rebuild()
         version = self._messages.execute("PRAGMA data_version").fetchone()[0]
         if version == self._seen:
             return 0

@@ -51,3 +51,18 @@ class StorageInterruptedError(StorageError):
 def trouble(exc: BaseException) -> Trouble:
     """Classifies an exception."""
     return exc.trouble if isinstance(exc, StorageError) else "none"
+
+
+def is_trouble(exc: BaseException) -> bool:
+    """Whether the database failed, temporarily or not, rather than the statement or its data being wrong."""
+    return trouble(exc) != "none"
+
+
+def is_unknown(exc: BaseException) -> bool:
+    """Whether the reply to a COMMIT was lost."""
+    return trouble(exc) == "unknown"
+
+
+def is_lock(exc: BaseException) -> bool:
+    """Whether another program holds the write lock."""
+    return trouble(exc) == "lock"

@@ -6,6 +6,7 @@ from proxy.ids import milliseconds_between
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.wire import json_text
 from proxy.wire.endpoint import Reply, Tokens
+from proxy.wire.surrogates import encodable
 
 Columns = dict[str, Any]
 
@@ -124,6 +125,5 @@ def _envelope(reply: Reply, columns: Columns) -> str | None:
 
 
 def _storable(value: Any) -> str | None:
-    """The value if SQLite can store it as text; otherwise None, and it is kept only in the JSON."""
-    # SQLite's driver raises on lone surrogates, which JSON may contain (RFC 8259 §8.2).
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
+    """The value as a text that SQLite can store; None if it is not a string, then it is kept only in the JSON."""
+    return encodable(value) if isinstance(value, str) else None

@@ -14,6 +14,7 @@ from proxy.ids import timestamp
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.telemetry.logs import file_of_requests
 from proxy.wire import headers
+from proxy.wire.surrogates import encodable
 
 _LOGGER = "stellarchat.access"
 _LINES_MAX = 20_000  # between two writes; more lines are dropped
@@ -96,4 +97,4 @@ def _cut(text: str) -> str:
 
 
 def _encodable(value: Any) -> Any:
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    return encodable(value) if isinstance(value, str) else value

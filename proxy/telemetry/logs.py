@@ -21,6 +21,7 @@ import orjson
 
 from proxy.ids import timestamp
 from proxy.settings import ConfigurationError, Settings
+from proxy.wire.surrogates import encodable
 
 _FILE_COUNT = 5
 _CONSOLE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -44,7 +45,7 @@ class JSONLines(logging.Formatter):
             **{key: _field(value) for key, value in vars(record).items() if key not in _FIELDS_OF_EVERY_RECORD},
         }
         if record.exc_info:
-            line["traceback"] = _encodable(self.formatException(record.exc_info)[-_TRACEBACK_LENGTH:])
+            line["traceback"] = encodable(self.formatException(record.exc_info)[-_TRACEBACK_LENGTH:])
         return orjson.dumps(line, default=str).decode()
 
 
@@ -63,12 +64,7 @@ def _field(value: Any) -> Any:
 
 
 def _bounded(text: str, length: int) -> str:
-    return _encodable(text if len(text) <= length else text[:length] + "…")
-
-
-def _encodable(text: str) -> str:
-    """Replaces characters that JSON cannot encode, which callers' texts may contain."""
-    return text.encode("utf-8", "replace").decode()
+    return encodable(text if len(text) <= length else text[:length] + "…")
 
 
 class _Lock:

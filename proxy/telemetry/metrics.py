@@ -21,6 +21,7 @@ from prometheus_client.utils import floatToGoString
 from proxy.recording.overflow import UNSAVED_REASONS
 from proxy.telemetry import worker_files
 from proxy.telemetry.worker_files import Place
+from proxy.wire.surrogates import encodable
 
 # https://prometheus.io/docs/instrumenting/exposition_formats/
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -251,4 +252,4 @@ def _label(model: str | None) -> str:
     """A model name as a label: one line, limited length, valid UTF-8."""
     if model is None:
         return OTHER_MODELS
-    return " ".join(model[:_MODEL_LENGTH].encode("utf-8", "replace").decode().split()) or OTHER_MODELS
+    return " ".join(encodable(model[:_MODEL_LENGTH]).split()) or OTHER_MODELS

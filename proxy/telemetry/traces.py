@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from proxy.settings import Settings
 from proxy.storage.exchange import Exchange, Outcome
 from proxy.wire.endpoint import Tokens
+from proxy.wire.surrogates import encodable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -234,4 +235,4 @@ def _integer(value: Any) -> int | None:
 
 def _text(value: Any) -> str:
     """Text that protobuf accepts, truncated."""
-    return value[:_TEXT_LENGTH].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+    return encodable(value[:_TEXT_LENGTH]) if isinstance(value, str) else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from proxy.wire import json_text
 from proxy.wire.dialect import wire_of
+from proxy.wire.surrogates import encodable, is_encodable
 
 # Characters of the first question; never cut inside an emoji, which may consist of several joined ones.
 TITLE_LENGTH = 80
@@ -36,7 +37,7 @@ class Columns:
 
 def is_message(value: Any) -> bool:
     """Whether a value can be stored as a message."""
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and _encodes(value["role"])
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and is_encodable(value["role"])
 
 
 def to_columns(message: Mapping[str, Any]) -> Columns:
@@ -45,10 +46,10 @@ def to_columns(message: Mapping[str, Any]) -> Columns:
     blobs: dict[str, str] = {}
     if "content" not in message:
         text, form = "", "none"
-    elif isinstance(content := message["content"], str) and _encodes(content):
+    elif isinstance(content := message["content"], str) and is_encodable(content):
         text, form = content, "text"
     else:
-        text, form = _replaced(readable(content)), "json"
+        text, form = encodable(readable(content)), "json"
         extra["content"] = _without_blobs(content, blobs)
     said = wire_of(message)
     wire = json_text.dumps(said) if said else None
@@ -82,7 +83,7 @@ def title_of(messages: list[dict[str, Any]]) -> str:
     """A session title: the first user message, cut at a word boundary."""
     for message in messages:
         if message.get("role") == "user":
-            words = " ".join(_replaced(_beginning(readable(message.get("content")))).split())
+            words = " ".join(encodable(_beginning(readable(message.get("content")))).split())
             if words:
                 return _cut(words)
     return DEFAULT_TITLE
@@ -124,24 +125,9 @@ def _are_joined(text: str, position: int) -> bool:
     return flags % 2 == 1 and "\U0001f1e6" <= after <= "\U0001f1ff"
 
 
-def _encodes(text: str) -> bool:
-    """Whether SQLite can store the text: a lone surrogate cannot be encoded as UTF-8."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _replaced(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
-
-
 def _without_blobs(value: Any, blobs: dict[str, str], *, depth: int = 0, in_text: bool = False) -> Any:
     if isinstance(value, str):
-        if in_text or len(value) < _BLOB_LENGTH or not _encodes(value):
+        if in_text or len(value) < _BLOB_LENGTH or not is_encodable(value):
             return value
         digest = sha256(value.encode()).hexdigest()
         blobs[digest] = value

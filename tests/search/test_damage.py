@@ -65,7 +65,7 @@ def test_a_damaged_page_of_the_index_hides_nothing_and_the_index_is_made_anew(
             try:
                 index_.step()
             except sqlite3.DatabaseError:
-                index_.make_anew()
+                index_.rebuild()
     assert found == [30, 30, 1]
     assert count(path, "brown fox") == 30
     assert not search_file.is_marked_damaged(file)
