@@ -236,7 +236,7 @@ def _end_of(connection: Connection, session: Session, path: Sequence[BranchNode]
 
 
 def _growing(connection: Connection, exchange: JSON, live: LiveReplies) -> JSON:
-    message, model = live.message_of(connection, exchange["exchange_id"])
+    message, model = live.message_of(connection, exchange["exchange_id"], endpoint=exchange["endpoint"])
     return growing_message(
         message,
         message_id=exchange["exchange_id"],

@@ -6,7 +6,7 @@ from typing import Any
 
 from proxy.storage import queries
 from proxy.storage.connection import Connection
-from proxy.wire.chat_reply import Completion
+from proxy.wire.endpoints import endpoint_of
 from proxy.wire.sse import Decoder
 
 _KEPT = 64  # replies; one that was dropped is folded again from its first fragment
@@ -15,9 +15,9 @@ _KEPT = 64  # replies; one that was dropped is folded again from its first fragm
 class _Growing:
     """One reply, and the number of fragments folded into it."""
 
-    def __init__(self) -> None:
+    def __init__(self, endpoint: str) -> None:
         self.decoder = Decoder()
-        self.reply = Completion()
+        self.reply = endpoint_of(endpoint).reply()
         self.taken = 0
 
 
@@ -28,10 +28,12 @@ class LiveReplies:
         self._growing: OrderedDict[str, _Growing] = OrderedDict()
         self._lock = threading.Lock()
 
-    def message_of(self, connection: Connection, exchange_id: str) -> tuple[dict[str, Any], str | None]:
+    def message_of(
+        self, connection: Connection, exchange_id: str, *, endpoint: str
+    ) -> tuple[dict[str, Any], str | None]:
         """The first choice of a reply in progress so far, and its model."""
         with self._lock:
-            growing = self._growing.pop(exchange_id, None) or _Growing()
+            growing = self._growing.pop(exchange_id, None) or _Growing(endpoint)
             self._growing[exchange_id] = growing
             if len(self._growing) > _KEPT:
                 self._growing.popitem(last=False)

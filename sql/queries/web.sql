@@ -214,7 +214,8 @@ SELECT EXISTS (SELECT 1 FROM sessions WHERE CAST(:user_id AS TEXT) IS NULL OR us
 
 -- name: list_newest_exchanges
 -- The models and statuses of a session's newest exchanges.
-SELECT e.exchange_id, COALESCE(e.model, p.model) AS model, e.status, e.leaf_no, e.created_at
+SELECT e.exchange_id, COALESCE(p.endpoint, '/v1/chat/completions') AS endpoint, COALESCE(e.model, p.model) AS model,
+       e.status, e.leaf_no, e.created_at
 FROM exchanges AS e
 LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
 WHERE e.session_no = :session_no

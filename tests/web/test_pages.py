@@ -11,10 +11,12 @@ import pytest
 
 from proxy.ids import uuid7
 from proxy.storage import exchange_store
-from proxy.storage.exchange import Outcome
+from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.write_batch import write_batch
 from proxy.web.searching import pieces_of
-from tests.serving import running_proxy, settings_for
+from proxy.wire.endpoints import endpoint_of
+from proxy.wire.sse import Decoder
+from tests.serving import REPOSITORY, running_proxy, settings_for
 from tests.stored import assistant, chat, choice, exchange, opened, outcome, say, user, worker
 from tests.web.visiting import SAME, dom_of
 
@@ -101,6 +103,41 @@ async def test_reply_that_grows_is_shown_and_then_followed_to_its_end(tmp_path: 
         ended = await http.get(live)
         assert "one two three four" in ended.text
         assert "caret" not in ended.text
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "request_", "stream"),
+    (
+        ("/v1/responses", {"input": "Who?"}, "default_responses_stream.sse"),
+        ("/v1/messages", {"messages": [user("Who?")]}, "default_messages_stream.sse"),
+        ("/v1/completions", {"prompt": "Who?"}, "default_completion_stream.sse"),
+    ),
+)
+async def test_a_growing_reply_of_every_endpoint_is_shown(
+    tmp_path: Path, endpoint: str, request_: dict[str, Any], stream: str
+) -> None:
+    asked = Exchange(
+        user_id="ann",
+        session=SessionRef(uuid7(), "new"),
+        endpoint=endpoint,
+        request_id=uuid7(),
+        request={"model": "m", **request_},
+    )
+    data = (REPOSITORY / "tests/streams/dialects" / stream).read_bytes()
+    half, reply = data[: len(data) // 2], endpoint_of(endpoint).reply()
+    for event in Decoder().feed(half):
+        reply.feed(event)
+    text = reply.choices[0].message["content"]
+    assert text
+    async with running_proxy(settings_for(tmp_path)) as url, httpx.AsyncClient(base_url=url) as http:
+        database = tmp_path / "stellarchat.db"
+        with opened(database) as connection, worker(database) as worker_id:
+            with write_batch(connection) as rows:
+                exchange_store.begin(rows, asked, worker_id=worker_id)
+            with write_batch(connection) as rows:
+                exchange_store.append_fragment(rows, asked.origin, exchange_id=asked.exchange_id, sequence=0, data=half)
+            shown = dom_of(await http.get(f"/ui/s/{asked.session.session_id}/live")).text
+    assert " ".join(text.split()) in " ".join(shown.split())
 
 
 async def test_live_page_that_has_not_changed_is_not_sent_again(tmp_path: Path) -> None:

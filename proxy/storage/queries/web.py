@@ -34,6 +34,7 @@ class PageExchange(TypedDict):
     """What a list shows of an exchange."""
 
     exchange_id: str
+    endpoint: str
     model: str | None
     status: str
     leaf_no: int | None
@@ -129,7 +130,7 @@ def session_exists(connection: Connection, *, user_id: str | None) -> bool:
 
 
 def list_newest_exchanges(connection: Connection, session_no: int, *, limit: int) -> list[Row]:
-    """A session's newest exchanges, newest first: `exchange_id model status leaf_no created_at`."""
+    """A session's newest exchanges, newest first: `exchange_id endpoint model status leaf_no created_at`."""
     rows = connection.all("list_newest_exchanges", {"session_no": session_no, "limit": limit})
     return [sound(PageExchange, row) for row in rows]
 
