@@ -54,9 +54,9 @@ class RefusedWrites:
                 if failure is None:
                     # Log the traceback once: a caller that is rejected repeatedly must not fill the log.
                     shown = exc if self._unsaved["refused"] == 1 else None
-                    logger.error("the database refused a write (%s); it is kept in %s", exc, path, exc_info=shown)
+                    logger.error("the database rejected a write (%s); it is kept in %s", exc, path, exc_info=shown)
                 else:
-                    logger.critical("a write that the database refused is lost: %s", failure, exc_info=exc)
+                    logger.critical("a write that the database rejected is lost: %s", failure, exc_info=exc)
                 if refused.done is not None and not refused.done.done():
                     refused.done.set_result(failure is None)
 

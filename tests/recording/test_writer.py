@@ -471,7 +471,7 @@ async def test_what_is_refused_again_and_again_is_said(tmp_path: Path) -> None:
         await record(writer, "a")
         for _ in range(3):
             assert await record(writer, "a") is True
-        assert "refuses" in (writer.last_error or "")
+        assert "rejects" in (writer.last_error or "")
         assert writer.unsaved == {"refused": 3}
 
 
