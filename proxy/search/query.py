@@ -10,7 +10,6 @@ shifted only by a new hit.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -100,9 +99,7 @@ def find(
     """The hits of a page, and whether there are more. Raises TimeOutError."""
     with search_file.interrupted_when(connection, lambda: deadline.is_over, TimeOutError):
         looked_at = _looked_at(connection, query, deadline)
-        found = filter(None, looked_at) if order == "newest" else rank.newest_ranked(looked_at)
-        page = list(islice(found, offset, offset + limit + 1))
-    return page[:limit], len(page) > limit
+        return rank.page_of(looked_at, by_score=order == "relevance", limit=limit, offset=offset)
 
 
 def folded_text(text: str) -> str:

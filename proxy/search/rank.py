@@ -5,6 +5,7 @@ Texts are processed in pieces, so that a huge message neither fills memory nor h
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -74,6 +75,13 @@ def newest_ranked(looked_at: Iterator[Found | None]) -> Iterator[Found]:
     newest.sort(key=attrgetter("match.score"), reverse=True)  # stable sort: equal scores stay newest first
     yield from newest
     yield from filter(None, looked_at)
+
+
+def page_of(looked_at: Iterator[Found | None], *, by_score: bool, limit: int, offset: int) -> tuple[list[Found], bool]:
+    """One page of the hits among candidates newest first, and whether there are more."""
+    hits = newest_ranked(looked_at) if by_score else filter(None, looked_at)
+    page = list(islice(hits, offset, offset + limit + 1))
+    return page[:limit], len(page) > limit
 
 
 class _Text:

@@ -5,7 +5,6 @@ Verification is shared with `query.py`, so both engines return the same results.
 
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 from proxy.search import rank
@@ -35,12 +34,10 @@ def search(
     """One page of hits, and whether there are more. Raises TimeOutError."""
     try:
         looked_at = _looked_at(connection, query, deadline)
-        found = filter(None, looked_at) if order == "newest" else rank.newest_ranked(looked_at)
-        page = list(islice(found, offset, offset + limit + 1))
-        shown = [each for hit in page[:limit] if (each := _found(connection, hit)) is not None]
+        hits, has_more = rank.page_of(looked_at, by_score=order == "relevance", limit=limit, offset=offset)
+        return [each for hit in hits if (each := _found(connection, hit)) is not None], has_more
     except StorageInterruptedError as exc:
         raise TimeOutError from exc
-    return shown, len(page) > limit
 
 
 def _found(connection: Connection, hit: Hit) -> Found | None:

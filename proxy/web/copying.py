@@ -17,7 +17,7 @@ from proxy.storage.connection import Connection
 from proxy.storage.queries.sessions import Session
 from proxy.web import as_sent
 from proxy.web.actions import session_of
-from proxy.web.sessions import curl
+from proxy.web.curl import curl
 from proxy.web.visits import Visit
 from proxy.wire import completions, json_text
 from proxy.wire.chat import CHAT

@@ -11,8 +11,7 @@ from proxy.errors import APIError, NotFoundError
 from proxy.ids import timestamp
 from proxy.storage import queries
 from proxy.storage.queries.keys import ApiKey
-from proxy.web.sessions import day_of
-from proxy.web.visits import Visit, see_other
+from proxy.web.visits import Visit, day_of, see_other
 
 JSON = dict[str, Any]
 

@@ -1,8 +1,5 @@
 """`/ui`: the page with the session list, its filters and live updates; without sessions, how to send a first chat."""
 
-import json
-import shlex
-from datetime import date
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -10,13 +7,11 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from proxy.demo.call import MODEL
-from proxy.errors import APIError
 from proxy.upstream.overview import ask_for_models
+from proxy.web.curl import curl
 from proxy.web.session_list import Filters, find
 from proxy.web.visitors import LIVE_HEADER
-from proxy.web.visits import Visit
-from proxy.wire import anthropic
-from proxy.wire.chat import CHAT
+from proxy.web.visits import Visit, day_of
 
 JSON = dict[str, Any]
 
@@ -57,16 +52,6 @@ def _filters(visit: Visit) -> Filters:
     )
 
 
-def day_of(text: str | None) -> str | None:
-    """A date in the format of HTML date fields. Raises APIError 400."""
-    if text is None:
-        return None
-    try:
-        return date.fromisoformat(text).isoformat()
-    except ValueError as exc:
-        raise APIError("A date must be written like 2026-11-27.", status=400) from exc
-
-
 def _address(visit: Visit, **changes: str) -> str:
     kept = {name: value for name, value in visit.query.items() if name != "after"} | changes
     return f"/ui?{urlencode(kept)}" if kept else "/ui"
@@ -86,15 +71,3 @@ def _first_chat(visit: Visit, model: str) -> str:
     """A curl command that sends a first chat."""
     body = {"model": model, "messages": [{"role": "user", "content": "Hello! What can you do?"}]}
     return curl(visit, body)
-
-
-def curl(visit: Visit, body: JSON, *, path: str = CHAT.path) -> str:
-    """A curl command for a request, with safe shell quoting. `path` is the endpoint's."""
-    words = [f"curl {visit.base_url}{path.removeprefix('/v1')}", "-H 'Content-Type: application/json'"]
-    if path == anthropic.PATH:
-        words.append("-H 'anthropic-version: 2023-06-01'")
-    if visit.visitor.has_key:
-        words.append('-H "Authorization: Bearer $STELLARCHAT_KEY"')
-    # ASCII only, so that no escape sequence can reach a terminal.
-    words.append(f"-d {shlex.quote(json.dumps(body))}")
-    return " \\\n  ".join(words)

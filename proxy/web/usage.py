@@ -13,8 +13,7 @@ from proxy.storage import queries
 from proxy.storage.connection import Connection
 from proxy.storage.usage import percentile_ms
 from proxy.web.rendering import duration, number
-from proxy.web.sessions import day_of
-from proxy.web.visits import Visit
+from proxy.web.visits import Visit, day_of
 
 JSON = dict[str, Any]
 

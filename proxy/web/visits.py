@@ -5,6 +5,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote
@@ -220,6 +221,16 @@ async def read_form(request: Request[State]) -> Mapping[str, str]:
     except ValueError as exc:
         raise APIError("The form has too many fields.", status=400) from exc
     return dict(pairs)
+
+
+def day_of(text: str | None) -> str | None:
+    """A date in the format of HTML date fields. Raises APIError 400."""
+    if text is None:
+        return None
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError as exc:
+        raise APIError("A date must be written like 2026-11-27.", status=400) from exc
 
 
 async def not_found(visit: Visit) -> Response:
