@@ -3,22 +3,25 @@
 For each thing it sends: how late the others' tokens were (99.9 % of them, against the moments upstream sent them), the
 slowest head of a chat, the longest time an end was held, the server's memory, and what was not saved. The callers, the
 one caller, upstream and the server are a process each: the row "nothing" says what this machine does to all of them.
+The one caller's process has the lowest priority, as it stands for one on another machine.
 """
 
 import argparse
 import asyncio
-import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import cast
 
 import httpx
+import uvloop
 
 from tests.fake_upstream import (
     DONE,
@@ -39,6 +42,8 @@ from tests.serving import ServerProcess
 CHAT = "/v1/chat/completions"
 STREAMS = 50
 CHATS_A_SECOND = 20
+_SENT_AT = re.compile(rb'"content":\s?"(?:end )?(\d+\.\d+) ?"')
+_WHOLE = re.compile(rb"HTTP/1.1 (\d+)[^\0]*?content-length: (\d+)\r\n[^\0]*?\r\n\r\n", re.IGNORECASE)
 _TOKEN_SECONDS = 0.05
 _TIMEOUT_SECONDS = 120.0
 _WARM_UP_SECONDS = 4.0  # the callers' process starts and connects
@@ -52,6 +57,10 @@ class Figures:
     heads: list[float] = field(default_factory=list)
     holds: list[float] = field(default_factory=list)
     failed: int = 0
+
+    def clear(self) -> None:
+        """Forget what was seen until now."""
+        self.lateness, self.heads, self.holds, self.failed = [], [], [], 0
 
     @property
     def late_ms(self) -> float:
@@ -79,66 +88,94 @@ async def answer(call: Call, wire: Wire) -> None:
     await wire.send(head_bytes(200, (("content-type", "application/json"), ("content-length", str(len(body))))) + body)
 
 
-async def stream(client: httpx.AsyncClient, name: str, figures: Figures) -> None:
-    """One stream: how late each token and the end came."""
-    body = {"model": "m", "stream": True, "user": "good", "messages": [{"role": "user", "content": name}]}
-    ended_at = 0.0
-    try:
-        async with client.stream("POST", CHAT, json=body) as response:
-            async for line in response.aiter_lines():
-                now = time.monotonic()
-                if line == "data: [DONE]":
-                    figures.holds.append(now - ended_at)
-                elif line.startswith("data: "):
-                    text = json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
-                    sent_at = float(text.split()[-1]) if text.strip() else now
-                    figures.lateness.append(now - sent_at)
-                    ended_at = sent_at
-    except (httpx.HTTPError, ValueError, KeyError, IndexError):
-        figures.failed += 1
+class Caller(asyncio.Protocol):
+    """Sends one request after the other on a connection, without a client library: its work would count as lateness."""
+
+    def __init__(self, port: int, figures: Figures, ended: Callable[["Caller"], None]) -> None:
+        self._port = port
+        self._figures = figures
+        self._ended = ended
+        self._transport: asyncio.Transport | None = None
+        self._data = b""
+        self._started = 0.0
+        self._last_sent = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._started:
+            self._end(failed=True)
+
+    async def ask(self, body: dict[str, object]) -> None:
+        """Send a request; `ended` is called when its reply is over."""
+        if self._transport is None:
+            await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self._port)
+        assert self._transport is not None
+        sent = dumps({"model": "m", "user": "good", **body})
+        self._data, self._started, self._last_sent = b"", time.monotonic(), 0.0
+        self._transport.write(
+            b"POST %b HTTP/1.1\r\nHost: proxy\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+            % (CHAT.encode(), len(sent), sent)
+        )
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic()
+        if not self._data:
+            self._figures.heads.append(now - self._started)
+        for sent_at in map(float, _SENT_AT.findall(data)):
+            self._figures.lateness.append(now - sent_at)
+            self._last_sent = sent_at
+        self._data = self._data[-400:] + data  # enough for the head of a short reply, and for a stream's end
+        if self._data.endswith(LAST_CHUNK):
+            self._figures.holds.append(now - self._last_sent)
+            self._end(failed=not self._last_sent)
+        elif (whole := _WHOLE.search(self._data)) and len(self._data) >= whole.end() + int(whole[2]):
+            self._end(failed=whole[1] != b"200")
+
+    def _end(self, *, failed: bool) -> None:
+        self._started = 0.0
+        self._figures.failed += failed
+        self._ended(self)
 
 
-async def chat(client: httpx.AsyncClient, name: str, figures: Figures) -> None:
-    """One chat: its head comes when it is saved."""
-    started = time.monotonic()
-    body = {"model": "m", "user": "good", "messages": [{"role": "user", "content": name}]}
-    try:
-        response = await client.post(CHAT, json=body)
-    except httpx.HTTPError:
-        figures.failed += 1
-        return
-    figures.failed += response.status_code != 200
-    figures.heads.append(time.monotonic() - started)
+class Callers:
+    """The well-behaved ones: streams that follow each other, and chats at a steady rate."""
 
+    def __init__(self, port: int, figures: Figures) -> None:
+        self._port = port
+        self._figures = figures
+        self._idle: list[Caller] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._count = 0
+        self._is_over = False
 
-@asynccontextmanager
-async def good_callers(url: str, figures: Figures) -> AsyncIterator[None]:
-    """The well-behaved ones, while the block lasts."""
-    limits = httpx.Limits(max_connections=STREAMS + 200)
-    async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_SECONDS, limits=limits) as client:
-        stopping = asyncio.Event()
+    async def call(self, until: Awaitable[object]) -> None:
+        """Call until the other has ended."""
+        for _ in range(STREAMS):
+            self._stream(Caller(self._port, self._figures, self._stream))
+        chats = asyncio.create_task(self._chats())
+        await until
+        self._is_over = True
+        await chats
 
-        async def streams(number: int) -> None:
-            count = 0
-            while not stopping.is_set():
-                count += 1
-                await stream(client, f"s{number}.{count}.{time.monotonic()}", figures)
+    def _stream(self, caller: Caller) -> None:
+        if not self._is_over:
+            self._ask(caller, stream=True)
 
-        async def chats() -> None:
-            count, running = 0, set()
-            while not stopping.is_set():
-                count += 1
-                running.add(asyncio.create_task(chat(client, f"c{count}.{time.monotonic()}", figures)))
-                await asyncio.sleep(1 / CHATS_A_SECOND)
-            await asyncio.gather(*running)
+    async def _chats(self) -> None:
+        while not self._is_over:
+            caller = self._idle.pop() if self._idle else Caller(self._port, self._figures, self._idle.append)
+            self._ask(caller, stream=False)
+            await asyncio.sleep(1 / CHATS_A_SECOND)
 
-        tasks = [asyncio.create_task(streams(number)) for number in range(STREAMS)]
-        tasks.append(asyncio.create_task(chats()))
-        try:
-            yield
-        finally:
-            stopping.set()
-            await asyncio.gather(*tasks)
+    def _ask(self, caller: Caller, *, stream: bool) -> None:
+        self._count += 1
+        said = {"role": "user", "content": f"{self._count} {time.monotonic()}"}
+        task = asyncio.ensure_future(caller.ask({"messages": [said], "stream": stream}))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 async def _until_told(pipe: Connection) -> object:
@@ -157,21 +194,43 @@ def upstream_process(pipe: Connection) -> None:
     asyncio.run(serve())
 
 
-def callers_process(pipe: Connection, url: str) -> None:
+def callers_process(pipe: Connection, port: int) -> None:
     """The well-behaved callers, until they are told to end; says what they saw since they were told to begin."""
+    figures = Figures()
 
-    async def call() -> Figures:
-        figures = Figures()
-        async with good_callers(url, figures):
-            await _until_told(pipe)
-            figures.lateness.clear()
-            figures.heads.clear()
-            figures.holds.clear()
-            figures.failed = 0
-            await _until_told(pipe)
-        return figures
+    async def told() -> None:
+        await _until_told(pipe)
+        figures.clear()
+        await _until_told(pipe)
 
-    pipe.send(asyncio.run(call()))
+    uvloop.run(Callers(port, figures).call(told()))
+    pipe.send(figures)
+
+
+def attacker_process(pipe: Connection, url: str, name: str, seconds: float) -> None:
+    """The one caller: prepares what it sends, says so, sends it when told, and says what became of it."""
+    os.nice(19)  # it stands for another machine, which takes no processor time from the others
+
+    async def attack() -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_SECONDS) as client:
+            if name in ON_A_BRANCH:
+                await client.post(CHAT, content=messages(20_000), headers={"X-Session-Id": "big"})
+            send = ATTACKS[name]()
+            pipe.send("ready")
+            await _until_told(pipe)
+            pipe.send(await _become_of(send(client), seconds=seconds))
+
+    asyncio.run(attack())
+
+
+async def _become_of(attack: Awaitable[object], *, seconds: float) -> str:
+    """Nothing, or how it ended."""
+    try:
+        async with asyncio.timeout(seconds):
+            await attack
+    except (TimeoutError, httpx.HTTPError) as exc:
+        return f"  {type(exc).__name__}"
+    return ""
 
 
 @contextmanager
@@ -204,6 +263,11 @@ def messages(count: int) -> bytes:
     return ('{"model":"m","messages":[' + said + "]}").encode()
 
 
+def said(content: bytes) -> bytes:
+    """A chat whose only message has this content."""
+    return b'{"model":"m","messages":[{"role":"user","content":' + content + b"}]}"
+
+
 async def _many(client: httpx.AsyncClient, path: str, count: int, **headers: str) -> None:
     await asyncio.gather(*(client.get(path, headers=headers) for _ in range(count)), return_exceptions=True)
 
@@ -223,24 +287,27 @@ async def _keys(client: httpx.AsyncClient) -> None:
     await asyncio.gather(*(client.get("/v1/sessions", headers=each) for each in wrong), return_exceptions=True)
 
 
-ATTACKS: dict[str, Attack] = {
-    "nothing": lambda _client: asyncio.sleep(5),
-    "62 MB of [0,0,…], session_id": posts(b'{"session_id":"x","x":[' + b"0," * 31_000_000 + b"0]}"),
-    "62 MB of [{},{},…]": posts(b'{"model":"m","messages":[' + b"{}," * 20_000_000 + b"{}]}"),
-    "1,000,000 keys": posts(b'{"model":"m"' + b"".join(b',"k%d":1' % number for number in range(1_000_000)) + b"}"),
-    "40 MB in one string": posts(b'{"model":"m","messages":[{"role":"user","content":"' + b"x" * 40_000_000 + b'"}]}'),
-    "80,000 messages": posts(messages(80_000)),
-    "1,000,000 messages": posts(messages(1_000_000)),
-    "JSON 100,000 deep": posts(b'{"model":"m","messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
-    "1,000,000 events at once": posts(
+# Made in the process that sends them: some are large.
+ATTACKS: dict[str, Callable[[], Attack]] = {
+    "nothing": lambda: lambda _client: asyncio.sleep(5),
+    "62 MB of [0,0,…], session_id": lambda: posts(b'{"session_id":"x","x":[' + b"0," * 31_000_000 + b"0]}"),
+    "62 MB of [{},{},…]": lambda: posts(b'{"model":"m","messages":[' + b"{}," * 20_000_000 + b"{}]}"),
+    "1,000,000 keys": lambda: posts(
+        b'{"model":"m"' + b"".join(b',"k%d":1' % number for number in range(1_000_000)) + b"}"
+    ),
+    "40 MB in one string": lambda: posts(said(b'"' + b"x" * 40_000_000 + b'"')),
+    "80,000 messages": lambda: posts(messages(80_000)),
+    "1,000,000 messages": lambda: posts(messages(1_000_000)),
+    "JSON 100,000 deep": lambda: posts(b'{"model":"m","messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "1,000,000 events at once": lambda: posts(
         b'{"model":"m","stream":true,"messages":[{"role":"user","content":"flood"}]}',
     ),
-    "40 reads of 1,000 messages": lambda client: _many(client, "/v1/sessions/big/messages?limit=1000", 40),
-    "20 exports": lambda client: _many(client, "/v1/sessions/big/export", 20),
-    "20 searches": lambda client: _many(client, "/v1/search?q=g1&limit=100", 20),
-    "500 unknown keys": _keys,
-    "50 slow bodies": _slow,
-    "60 × /ready": lambda client: _many(client, "/ready", 60),
+    "40 reads of 1,000 messages": lambda: lambda client: _many(client, "/v1/sessions/big/messages?limit=1000", 40),
+    "20 exports": lambda: lambda client: _many(client, "/v1/sessions/big/export", 20),
+    "20 searches": lambda: lambda client: _many(client, "/v1/search?q=g1&limit=100", 20),
+    "500 unknown keys": lambda: _keys,
+    "50 slow bodies": lambda: _slow,
+    "60 × /ready": lambda: lambda client: _many(client, "/ready", 60),
 }
 
 ON_A_BRANCH = ("40 reads of 1,000 messages", "20 exports", "20 searches")  # of a conversation of 20,000 messages
@@ -276,35 +343,27 @@ async def run(names: list[str], *, seconds: float) -> None:
 
 async def _line(server: ServerProcess, name: str, *, seconds: float) -> None:
     url = server.url.removesuffix("/v1")
-    async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_SECONDS) as bad:
-        if name in ON_A_BRANCH:
-            await bad.post(CHAT, content=messages(20_000), headers={"X-Session-Id": "big"})
-        with process(callers_process, url) as callers:
-            await asyncio.sleep(_WARM_UP_SECONDS)
-            callers.send("begin")
-            note = await _attack(bad, name, seconds=seconds)
-            await asyncio.sleep(3)
-            callers.send("end")
-            figures: Figures = await asyncio.to_thread(callers.recv)
-        shown = (
-            f"{figures.late_ms:.0f} ms",
-            f"{1000 * max(figures.heads, default=0.0):.0f} ms",
-            f"{1000 * max(figures.holds, default=0.0):.0f} ms",
-            f"{resident_mb(server.pid):.0f} MB",
-            str(await unsaved(bad)),
-        )
-        failed = f"  {figures.failed} failed" if figures.failed else ""
-        print(f"{name:<30}" + "".join(f"{each:>12}" for each in shown) + failed + note, flush=True)
-
-
-async def _attack(bad: httpx.AsyncClient, name: str, *, seconds: float) -> str:
-    """What became of it, where it did not end in time."""
-    try:
-        async with asyncio.timeout(seconds):
-            await ATTACKS[name](bad)
-    except (TimeoutError, httpx.HTTPError) as exc:
-        return f"  {type(exc).__name__}"
-    return ""
+    port = int(url.rsplit(":", 1)[1])
+    with process(attacker_process, url, name, seconds) as attacker, process(callers_process, port) as callers:
+        await asyncio.to_thread(attacker.recv)
+        await asyncio.sleep(_WARM_UP_SECONDS)
+        callers.send("begin")
+        attacker.send("begin")
+        note = await asyncio.to_thread(attacker.recv)
+        await asyncio.sleep(3)
+        callers.send("end")
+        figures: Figures = await asyncio.to_thread(callers.recv)
+    async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_SECONDS) as client:
+        lost = await unsaved(client)
+    shown = (
+        f"{figures.late_ms:.0f} ms",
+        f"{1000 * max(figures.heads, default=0.0):.0f} ms",
+        f"{1000 * max(figures.holds, default=0.0):.0f} ms",
+        f"{resident_mb(server.pid):.0f} MB",
+        str(lost),
+    )
+    failed = f"  {figures.failed} failed" if figures.failed else ""
+    print(f"{name:<30}" + "".join(f"{each:>12}" for each in shown) + failed + note, flush=True)
 
 
 def main() -> None:
