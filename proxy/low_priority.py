@@ -6,7 +6,7 @@ import threading
 from contextlib import suppress
 
 # On two busy cores the event loop was late mostly because such threads had them (measured: 84 % of the time by which it
-# was late, 3 % waiting for the GIL); this takes about a third of it away. A higher value would delay the loop where it
+# was late, 2 % waiting for the GIL); this takes about a third of it away. A higher value would delay the loop where it
 # waits for the GIL of a thread that other programs keep from running.
 _LOWER_BY = 10
 
