@@ -334,4 +334,20 @@ async def test_without_javascript_every_page_is_complete(tmp_path: Path, browser
         await page.get_by_text("Reasoning").first.click()
         assert await page.get_by_text("A city with a harbour").is_visible()
         assert await page.get_by_role("button", name="Keyboard").count() == 0
+        for path in (each.format(**sessions, growing=sessions["trip"]) for each in PATHS):
+            await page.goto(url + path)
+            assert await page.locator("[hidden]:not([data-script]):not(ol)").count() == 0, path
+            assert await page.locator("main h1").inner_text() != ""
+        await page.goto(f"{url}/ui/s/{sessions['trip']}")
+        await page.get_by_role("link", name="Rename").click()
+        await page.get_by_label("Title").fill("A day by the sea")
+        await page.get_by_role("button", name="Rename").click()
+        await page.get_by_role("link", name="Continue with curl").click()
+        assert "And if it rains?" in await page.locator("textarea").input_value()
+        await page.goto(f"{url}/ui?user=mara")
+        await page.get_by_role("link", name="A day by the sea").click()
+        await page.get_by_role("link", name="Delete").click()
+        await page.get_by_role("button", name="Delete").click()
+        await page.get_by_role("heading", name="Sessions").wait_for()
+        assert await page.get_by_text("A day by the sea").count() == 0
         await context.close()
