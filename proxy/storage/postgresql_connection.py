@@ -108,8 +108,8 @@ class PostgresqlConnection:
         self._known.stored(name, rows)
         text, names = for_many_rows(name)
         for start in range(0, len(rows), _ROWS_MAX):
-            some = [{each: row[each] for each in names} for row in rows[start : start + _ROWS_MAX]]
-            self._pending.append(_Statement(text, [postgresql_types.rows_as_json(some)]))
+            some = rows[start : start + _ROWS_MAX]
+            self._pending.append(_Statement(text, [postgresql_types.rows_as_json(names, some)]))
             self._pending_size += len(self._pending[-1].values[0])
         if self._pending_size > _TOGETHER:
             self._run()
@@ -142,9 +142,9 @@ class PostgresqlConnection:
         if not asked:
             return
         statements = [_Statement(statement(name).text, []) for name in always]
-        statements += [
-            _Statement(for_many_rows(name).text, [postgresql_types.rows_as_json(rows)]) for name, rows in asked
-        ]
+        for name, rows in asked:
+            text, columns = for_many_rows(name)
+            statements.append(_Statement(text, [postgresql_types.rows_as_json(columns, rows)]))
         names = [*always, *(name for name, _ in asked)]
         with translated_errors():
             cursors = self._send_all(statements)[-len(names) :]

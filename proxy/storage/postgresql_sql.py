@@ -96,19 +96,27 @@ def statement(name: str) -> Statement:
 # pipelined (measured).
 @lru_cache(maxsize=64)
 def for_many_rows(name: str) -> Statement:
-    """Rewrites a statement with one row of VALUES to insert the rows of a JSON text (`$1`). `names` are the columns."""
+    """Rewrites a statement with one row of VALUES to insert the rows of a JSON text (`$1`).
+
+    `names` are the parameters; the JSON text has them under the names of their positions, see `rows_as_json`.
+    """
     text = re.sub(r"--[^\n]*", "", POSTGRESQL_QUERIES[name]).strip().rstrip(";")
     before, row, after = re.split(r"VALUES (\(.*?\))", text, maxsplit=1, flags=re.DOTALL)
     names = tuple(re.findall(r":(\w+)", row))
     numbers = dict([SEQUENCES[name]]) if name in SEQUENCES else {}
-    values = (_value(each, numbers.get(each), is_bytes=_BYTES.get(name) == each) for each in names)
+    values = (
+        _value(position, numbers.get(each), is_bytes=_BYTES.get(name) == each)
+        for position, each in enumerate(names, start=1)
+    )
     listed = ", ".join(f"{value} AS column{position}" for position, value in enumerate(values, start=1))
-    typed = ", ".join(f"{each} {'BIGINT' if each in _NUMBERS else 'TEXT'}" for each in names)
+    typed = ", ".join(
+        f"c{position} {'BIGINT' if each in _NUMBERS else 'TEXT'}" for position, each in enumerate(names, start=1)
+    )
     rows = f"SELECT {listed} FROM json_to_recordset($1::json) AS given ({typed})"  # noqa: S608 - our own names
     return Statement(before + rows + after, names)
 
 
-def _value(name: str, sequence: str | None, *, is_bytes: bool) -> str:
+def _value(position: int, sequence: str | None, *, is_bytes: bool) -> str:
     if sequence is not None:
-        return f"COALESCE(given.{name}, nextval('{sequence}'))"
-    return f"decode(given.{name}, 'hex')" if is_bytes else f"given.{name}"
+        return f"COALESCE(given.c{position}, nextval('{sequence}'))"
+    return f"decode(given.c{position}, 'hex')" if is_bytes else f"given.c{position}"

@@ -4,7 +4,7 @@ PostgreSQL's text cannot contain U+0000, which models and clients do send: it is
 https://www.postgresql.org/docs/current/datatype-character.html
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -40,9 +40,12 @@ class EncodedText(str):
     __slots__ = ()
 
 
-def rows_as_json(rows: Sequence[dict[str, Any]]) -> EncodedText:
-    """Rows as one JSON text; bytes become hexadecimal digits."""
-    listed = [{name: _jsonable(value) for name, value in row.items()} for row in rows]
+# The server reads this text twice: to check it, and to take its values. With the columns' full names and with NULLs, a
+# new chat took 11 % more instructions of the server (measured).
+def rows_as_json(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> EncodedText:
+    """Rows as one JSON text: the columns are `c1`, `c2`, … in the order of `names`; bytes become hexadecimal digits."""
+    keys = [(f"c{position}", name) for position, name in enumerate(names, start=1)]
+    listed = [{key: _jsonable(row[name]) for key, name in keys if row[name] is not None} for row in rows]
     return EncodedText(orjson.dumps(listed).decode())
 
 
