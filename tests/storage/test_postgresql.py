@@ -70,6 +70,21 @@ def test_query_for_many_rows_is_prepared(server: SqlConnection) -> None:
         server.raw.execute("DEALLOCATE many", prepare=False)
 
 
+@pytest.mark.parametrize("name", ("list_prefix", "find_prefix_in_session", "ahead_prefixes"))
+def test_positions_are_looked_up_in_order_until_one_is_found(server: SqlConnection, name: str) -> None:
+    """A longer prefix than the first that is found would be missed, or all would be looked up."""
+    prepared = for_many_rows(name) if name == "ahead_prefixes" else statement(name)
+    server.raw.execute("SET plan_cache_mode = force_generic_plan")
+    server.raw.execute(f"PREPARE one AS {prepared.text}", prepare=False)
+    values = ", ".join("NULL" for _ in set(re.findall(r"\$\d", prepared.text)))
+    plan = [line for (line,) in server.raw.execute(f"EXPLAIN EXECUTE one ({values})", prepare=False)]
+    server.raw.execute("DEALLOCATE one", prepare=False)
+    server.raw.execute("RESET plan_cache_mode")
+    (scan,) = [number for number, line in enumerate(plan) if "on generate_series i" in line]
+    assert "Nested Loop" in plan[scan - 1]
+    assert "Limit" in plan[scan - 2]
+
+
 def test_own_queries_take_the_parameters_of_the_shared_ones() -> None:
     for name in set(POSTGRESQL_QUERIES) & set(QUERIES):
         shared = set(re.findall(r"(?<!:):([a-z]\w*)", re.sub(r"--[^\n]*", "", QUERIES[name])))

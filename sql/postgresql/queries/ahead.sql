@@ -29,6 +29,7 @@ JOIN sessions AS s ON s.session_no = found.session_no;
 
 -- name: ahead_prefixes
 -- As find_prefix_in_session; and the position of the message and of its conversation's first one, as get_node.
+-- Stops at the first position that is stored, see prefixes.sql.
 SELECT column3 AS sequence, found.position, s.session_no, m.message_no, m.session_id, m.parent_no, m.depth, m.role, m.chain_hash,
        m.root_no, r.parent_no AS root_parent_no, r.depth AS root_depth, r.role AS root_role, r.chain_hash AS root_chain_hash,
        r.root_no AS root_root_no,
@@ -51,7 +52,6 @@ CROSS JOIN LATERAL (
           AND x.session_no = s.session_no
     ) AS stored
     WHERE stored.message_no IS NOT NULL
-    ORDER BY i
     LIMIT 1
 ) AS found
 JOIN messages AS m ON m.message_no = found.message_no
