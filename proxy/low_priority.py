@@ -5,9 +5,9 @@ import sys
 import threading
 from contextlib import suppress
 
-# On two busy cores the event loop was late mostly because such threads had them (measured: 84 % of the time by which it
-# was late, 2 % waiting for the GIL); this takes about a third of it away. A higher value would delay the loop where it
-# waits for the GIL of a thread that other programs keep from running.
+# Measured on two busy cores: 84 % of the event loop's delay was waiting for a core that such a thread used, and 2 % for
+# the GIL. This value shortens the delay by about a third. With a higher one, other programs could keep a thread that
+# holds the GIL from running, and the loop would wait for it.
 _LOWER_BY = 10
 
 
