@@ -29,16 +29,6 @@ from proxy.storage.postgresql_errors import storage_error, translated_errors
 from proxy.storage.postgresql_sql import SEQUENCES, for_many_rows, statement
 
 _NOTHING: Mapping[str, Any] = {}
-# The lock has an arbitrary id of ours. The settings: our writes look up few rows in large tables, but the planner
-# assumes that a JSON text has 100 rows, so it would read a table of some 10,000 rows from end to end in each commit.
-# With 4,800 sessions, that was half of the server's time for a continued chat (measured).
-# https://www.postgresql.org/docs/current/runtime-config-query.html#RUNTIME-CONFIG-QUERY-ENABLE
-_WRITE = (
-    "BEGIN",
-    "SELECT pg_advisory_xact_lock(1400136552), set_config('enable_hashjoin', 'off', TRUE),"
-    " set_config('enable_mergejoin', 'off', TRUE), set_config('enable_seqscan', 'off', TRUE)",
-)
-_READ = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",)
 # Rows sent per message: each batch needs memory for several copies of it.
 _ROWS_MAX = 256
 # Characters of rows that are queued before they are sent.
@@ -49,6 +39,18 @@ class _Statement(NamedTuple):
     text: str
     values: Sequence[Any]
     prepare: bool | None = None
+
+
+# The lock has an arbitrary id of ours. The settings: our writes look up few rows in large tables, but the planner
+# assumes that a JSON text has 100 rows, so it would read a table of some 10,000 rows from end to end in each commit.
+# With 4,800 sessions, that was half of the server's time for a continued chat (measured).
+# https://www.postgresql.org/docs/current/runtime-config-query.html#RUNTIME-CONFIG-QUERY-ENABLE
+_LOCK = (
+    "SELECT pg_advisory_xact_lock(1400136552), set_config('enable_hashjoin', 'off', TRUE),"
+    " set_config('enable_mergejoin', 'off', TRUE), set_config('enable_seqscan', 'off', TRUE)"
+)
+_WRITE = (_Statement("BEGIN", [], prepare=False), _Statement(_LOCK, []))
+_READ = (_Statement("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", [], prepare=False),)
 
 
 # Round trips decide the speed, not SQL: with 1.4 ms to the server, 107 continued chats/s with a round trip per
@@ -224,9 +226,9 @@ class PostgresqlConnection:
         self._run()
         return self.raw
 
-    def _begin(self, statements: Sequence[str]) -> None:
+    def _begin(self, statements: Sequence[_Statement]) -> None:
         self._forget()
-        self._pending = [_Statement(text, [], prepare=False) for text in statements]
+        self._pending = list(statements)
 
     def _forget(self) -> None:
         self._expected = Expected()
