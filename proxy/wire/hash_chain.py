@@ -22,6 +22,7 @@ UNCHAINED_ROLES = frozenset({"system", "developer"})
 _DIGEST_BYTES = 16
 _THINKING = frozenset({"thinking", "reasoning", "redacted_thinking"})
 _THINK, _THINK_END = "<think>", "</think>"
+_THOUGHTS_MAX = 1000  # a caller may send millions; no model does
 _SPACE = re.compile(r"\s*")
 
 
@@ -158,10 +159,11 @@ def _after_thoughts(text: str, end: int) -> int:
 
     Works with positions: cutting the text after each of many thoughts would take quadratic time.
     """
-    start = end
-    while end >= 0:
+    start = _after_space(text, end + len(_THINK_END))
+    for _ in range(_THOUGHTS_MAX):
+        if not text.startswith(_THINK, start) or (end := text.find(_THINK_END, start)) < 0:
+            break
         start = _after_space(text, end + len(_THINK_END))
-        end = text.find(_THINK_END, start) if text.startswith(_THINK, start) else -1
     return start
 
 
