@@ -45,7 +45,6 @@ class Response:
         "_upload",
         "_waiter",
         "headers",
-        "http_version",
         "is_uploading",
         "reason",
         "replayable",
@@ -58,7 +57,6 @@ class Response:
         self.status = 0
         self.sent_at: float | None = monotonic()
         self.headers: Headers = []
-        self.http_version = b""
         self.reason = b""
         self._connection = connection
         self._loop = loop

@@ -13,12 +13,10 @@ import httpx
 from proxy.upstream.request import FRAMING
 from proxy.upstream.response import Response
 
-# Above this the connection stops reading, so that TCP slows upstream down. It is also the largest head.
 UNREAD_LIMIT_BYTES = 64 * 1024
-"""Maximum unread bytes received: a larger head is an error, a larger body pauses reading."""
+"""Maximum unread bytes received: a larger head is an error, a larger body pauses reading, so that TCP slows upstream down."""
 HEADER_LIMIT = 256  # lines; each costs two objects
 
-_VERSIONS = {"1.1": b"HTTP/1.1", "1.0": b"HTTP/1.0"}
 # A reason phrase may contain HTAB but no other control character (RFC 9112 §4).
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -98,8 +96,7 @@ class ResponseParser:
         if self.is_complete:
             raise httpx.RemoteProtocolError("A second response to one request")
         status = parser.get_status_code()
-        version = _VERSIONS.get(parser.get_http_version())
-        self._check_head(response, status, version)
+        self._check_head(response, status, parser.get_http_version())
         if status < 200:
             # 1xx responses precede the final one (RFC 9110 §15.2); their headers are no part of it.
             self._interim = True
@@ -107,7 +104,6 @@ class ResponseParser:
             response.headers, response.reason = [], b""
             return
         self._keep_alive = parser.should_keep_alive()
-        response.http_version = version or b""
         response.status = status
         if status in (204, 304):
             self._length_given = True  # there is no body, whatever Content-Length says
@@ -118,8 +114,8 @@ class ResponseParser:
             self.is_complete = True
             self.has_extra = self._chunked  # the parser would not report a body sent in spite of HEAD
 
-    def _check_head(self, response: Response, status: int, version: bytes | None) -> None:
-        if version is None or (self._chunked and version == b"HTTP/1.0"):
+    def _check_head(self, response: Response, status: int, version: str) -> None:
+        if version not in ("1.1", "1.0") or (self._chunked and version == "1.0"):
             raise httpx.RemoteProtocolError("Unsupported HTTP version or framing")
         # 101 would turn the connection into another protocol, and RFC 9110 §15 defines no status outside 100 to 599.
         if status < 100 or status == 101 or status > 599:
