@@ -86,7 +86,7 @@ class Overflow:
             return "the spill file's disk does not answer"
         return self.error
 
-    def came(self) -> None:
+    def notice_write(self) -> None:
         """Called when a write has been queued."""
         if self._timer is None:
             self._set_timer(self.spill_seconds)
@@ -202,9 +202,9 @@ class Overflow:
     def _set_timer(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if self._is_closed else asyncio.get_running_loop().call_later(seconds, self._look)
+        self._timer = None if self._is_closed else asyncio.get_running_loop().call_later(seconds, self._check_deadlines)
 
-    def _look(self) -> None:
+    def _check_deadlines(self) -> None:
         """Wakes the task for due writes, and informs callers whose time limit has passed."""
         self._timer = None
         now = time.monotonic()
@@ -249,7 +249,7 @@ class Overflow:
         self._marked_end = end
         for write, line in zip(batch, lines, strict=True):
             if isinstance(line, BaseException):
-                self._cannot_spell(write, line)
+                self._cannot_serialize(write, line)
                 continue
             write.is_spilled = True
             if not write.done.done():
@@ -280,7 +280,7 @@ class Overflow:
             is_tried = write in self._queue.in_flight
             write.done.set_exception(UnavailableError(_MAY_BE_MADE) if is_tried else UnavailableError())
 
-    def _cannot_spell(self, write: Write[Any], exc: BaseException) -> None:
+    def _cannot_serialize(self, write: Write[Any], exc: BaseException) -> None:
         """Called if the write cannot be serialized: it stays in memory for the database."""
         self.unsaved["spill_failed"] += 1
         logger.error("a write cannot be serialized for the spill file", exc_info=exc)

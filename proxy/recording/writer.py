@@ -153,7 +153,7 @@ class Writer:
         write = Write(work, asyncio.get_running_loop().create_future(), size, spilled, about=about)
         self._queue.append(write)
         self._wanted.set()
-        self.overflow.came()
+        self.overflow.notice_write()
         return write.done
 
     def has_room(self, size: int) -> bool:

@@ -14,7 +14,7 @@ from proxy.upstream.request import FRAMING
 from proxy.upstream.response import Response
 
 UNREAD_LIMIT_BYTES = 64 * 1024
-"""Maximum unread bytes received: a larger head is an error, a larger body pauses reading, so that TCP slows upstream down."""
+"""Maximum unread bytes: a larger head is an error, a larger body pauses reading, so that TCP slows upstream down."""
 HEADER_LIMIT = 256  # lines; each costs two objects
 
 # A reason phrase may contain HTAB but no other control character (RFC 9112 §4).
