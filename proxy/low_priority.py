@@ -5,9 +5,9 @@ import sys
 import threading
 from contextlib import suppress
 
-# Measured on two busy cores: 84 % of the event loop's delay was waiting for a core that such a thread used, and 2 % for
-# the GIL. This value shortens the delay by about a third. With a higher one, other programs could keep a thread that
-# holds the GIL from running, and the loop would wait for it.
+# Measured on two busy cores: 84 % of the event loop's delay was waiting for a core, for which such threads compete, and
+# 2 % for the GIL. This value shortens the delay by about a third. With a higher one, other programs could keep a thread
+# that holds the GIL from running, and the loop would wait for it.
 _LOWER_BY = 10
 
 
