@@ -7,7 +7,7 @@ from proxy.wire.anthropic_blocks import reply_of
 from proxy.wire.dialect import JSON, string
 from proxy.wire.dialect_reply import DialectReply, count
 from proxy.wire.endpoint import Choice, Tokens
-from proxy.wire.merge import text_of
+from proxy.wire.merge import extend, text_of
 
 # Which key of its block each delta extends. `input_json_delta` carries JSON text in pieces, parsed at the end.
 _DELTAS = {
@@ -102,9 +102,8 @@ class MessageReply(DialectReply):
     def _take_end(self, event: JSON) -> None:
         delta = event.get("delta")
         if isinstance(delta, dict):
-            self._message = {**self._message, **delta}
-        others = {key: value for key, value in event.items() if key not in ("type", "delta", "usage")}
-        self._message = {**self._message, **others}
+            self._message.update(delta)
+        self._message.update((key, value) for key, value in event.items() if key not in ("type", "delta", "usage"))
         self._take_usage(event.get("usage"))
 
     def _begin(self, index: int | None, block: JSON) -> _Slot | None:
@@ -121,8 +120,7 @@ class MessageReply(DialectReply):
         assert slot is not None
         block = self._blocks[slot]
         if kind == "citations_delta":
-            citations = block.get("citations")
-            block["citations"] = [*(citations if isinstance(citations, list) else []), delta.get("citation")]
+            extend(block, "citations", [delta.get("citation")])
             return
         for key, value in delta.items():
             if isinstance(value, str) and key != "type":
@@ -137,7 +135,9 @@ class MessageReply(DialectReply):
         tokens."""
         if not isinstance(usage, dict):
             return
-        self.usage = {**(self.usage or {}), **{key: value for key, value in usage.items() if value is not None}}
+        if self.usage is None:
+            self.usage = {}
+        self.usage.update((key, value) for key, value in usage.items() if value is not None)
 
     # Results
 

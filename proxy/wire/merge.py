@@ -63,6 +63,15 @@ def joined(value: object, depth: int = 0) -> Any:
     return value.copy() if isinstance(value, list) else value
 
 
+def extend(target: JSON, key: str, values: Iterable[Any]) -> None:
+    """Appends to the list at `key`; a value that is no list is replaced. A new list each time would take quadratic
+    time."""
+    known = target.get(key)
+    if not isinstance(known, list):
+        known = target[key] = []
+    known.extend(values)
+
+
 def text_of(pieces: Iterable[str]) -> str:
     """Joins the pieces. Two halves of a surrogate pair, escaped in separate pieces, become one character."""
     text = "".join(pieces)

@@ -4,7 +4,7 @@ from typing import Any
 
 from proxy.wire.dialect import JSON, string
 from proxy.wire.json_text import copied
-from proxy.wire.merge import index_of, text_of
+from proxy.wire.merge import extend, index_of, text_of
 
 # Where each kind of text is appended: to a part (by content or summary index), or to the item itself.
 _PART_TEXTS = {
@@ -125,8 +125,7 @@ class GrowingItem:
 
     def _annotate(self, event: JSON) -> None:
         part = self._part("content", _number(event, "content"), "output_text")
-        annotations = part.get("annotations")
-        part["annotations"] = [*(annotations if isinstance(annotations, list) else []), event.get("annotation")]
+        extend(part, "annotations", [event.get("annotation")])
 
     def _part(self, place: str, number: int, part_type: str) -> JSON:
         """The part with a number, made if no event has announced it."""
@@ -161,7 +160,7 @@ def _text_key(part: JSON) -> str:
 
 def _add_logprobs(part: JSON, logprobs: Any) -> None:
     if logprobs and isinstance(logprobs, list):
-        part["logprobs"] = [*_list(part.get("logprobs")), *logprobs]
+        extend(part, "logprobs", logprobs)
 
 
 def _list(value: Any) -> list[Any]:
