@@ -45,14 +45,14 @@ def application() -> ASGIApp:
     logs.configure(loaded)
     if loaded.workers > 1:
         threading.Thread(target=_leave_with_supervisor, daemon=True, name="supervisor").start()
-    end = partial(_end_at_last, seconds=_LAST_RESORT_SECONDS + 2 * loaded.commit_timeout_seconds)
+    end = partial(_kill_after, seconds=_LAST_RESORT_SECONDS + 2 * loaded.commit_timeout_seconds)
     app = create_app(loaded, closing=end)
     _thin_out_collections()
     sys.setswitchinterval(_SWITCH_SECONDS)
     return app
 
 
-def _end_at_last(*, seconds: float) -> None:
+def _kill_after(*, seconds: float) -> None:
     """Kills the process if closing takes too long.
 
     Every step has a timeout, but a dead disk can still block a thread.

@@ -61,7 +61,7 @@ class DoorMarker:
     def write_soon(self) -> None:
         """Creates the file in a thread of its own, and tries again until it exists."""
         if self._task is None:
-            self._task = asyncio.create_task(self._write_until_there(), name="door-marker")
+            self._task = asyncio.create_task(self._write_with_retries(), name="door-marker")
 
     async def written(self) -> None:
         """Waits a moment for `write_soon`."""
@@ -75,7 +75,7 @@ class DoorMarker:
             await asyncio.wait([self._task])
         self._thread.stop()
 
-    async def _write_until_there(self) -> None:
+    async def _write_with_retries(self) -> None:
         is_logged = False
         while True:
             try:

@@ -79,7 +79,7 @@ class KeyCache:
         self._pending: dict[bytes, asyncio.Task[CachedKey | None]] = {}
         self._usages: dict[str, Usage] = {}
         self.shared: SharedUsage | None = None  # the usage of all workers, if there are several
-        self._stranger = asyncio.Semaphore(1)  # unknown keys use at most one database reader
+        self._unknown_key = asyncio.Semaphore(1)  # unknown keys use at most one database reader
         self._admin = None if admin_key is None else _given_admin(admin_key)
         self.used_at: dict[str, float] = {}  # key id to Unix time; not saved yet
 
@@ -171,7 +171,7 @@ class KeyCache:
                     headers={"Retry-After": "1"},
                 )
             task = self._pending[key_hash] = asyncio.create_task(
-                self._read(key_hash) if is_known else self._read_stranger(key_hash), name="key"
+                self._read(key_hash) if is_known else self._read_unknown_key(key_hash), name="key"
             )
             task.add_done_callback(lambda done: self._looked_up(key_hash, done))
         return await asyncio.shield(task)  # other requests may await the same look-up
@@ -181,8 +181,8 @@ class KeyCache:
         if not task.cancelled():
             task.exception()  # retrieve it: the waiting requests may have been cancelled
 
-    async def _read_stranger(self, key_hash: bytes) -> CachedKey | None:
-        async with self._stranger:
+    async def _read_unknown_key(self, key_hash: bytes) -> CachedKey | None:
+        async with self._unknown_key:
             return await self._read(key_hash)
 
     async def _read(self, key_hash: bytes) -> CachedKey | None:

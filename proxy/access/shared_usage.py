@@ -101,7 +101,7 @@ class SharedUsage:
         """Recreates the file if it is gone, and clears the regions of dead processes. Called every few seconds."""
         try:
             if not self._is_whole():
-                self._open_again()
+                self._reopen()
             self._clear_dead()
         except OSError as exc:
             if not self._is_reported:
@@ -160,7 +160,7 @@ class SharedUsage:
             raise FileNotFoundError(path)
         raise OSError(f"more than {_REGIONS} processes")
 
-    def _open_again(self) -> None:
+    def _reopen(self) -> None:
         """After the file was removed or damaged: shares a new region, with the same values."""
         logger.error("the shared quotas %s were removed or damaged and are created again", self._folder)
         cells, lock = self.cells, self._lock

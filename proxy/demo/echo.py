@@ -99,10 +99,10 @@ def _text_answer(request: dict[str, Any], index: int) -> str:
         return _dumps({"demo": True, "you_said": last, "turn": len(said)})
     if messages and messages[-1].get("role") == "tool":
         return f"The tool answered: {text_of(messages[-1].get('content'))}"
-    return _spoken(last, turn=len(said), index=index)
+    return _echo_text(last, turn=len(said), index=index)
 
 
-def _spoken(last: str, *, turn: int, index: int) -> str:
+def _echo_text(last: str, *, turn: int, index: int) -> str:
     start = f"You said: {last}" if last else "You said nothing."
     turns = f"This is turn {turn} of our chat" if turn > 1 else "I am StellarChat's demo model"
     another = f" (choice {index + 1})" if index else ""

@@ -59,7 +59,7 @@ def items_of(row: Message, blobs: dict[str, str], *, include: Collection[str] = 
     elif row.role == "assistant":
         items = _reply(message, row, with_logprobs=LOGPROBS in include)
     else:
-        items = [_said(message, row, [_input_part(part) for part in _parts(message.get("content"))])]
+        items = [_message_item(message, row, [_input_part(part) for part in _parts(message.get("content"))])]
     for item in items:
         item["status"] = "completed"
     # Items come in the order of generation, so only the last one can have been cut.
@@ -80,11 +80,11 @@ def _reply(message: JSON, row: Message, *, with_logprobs: bool) -> list[JSON]:
     if with_logprobs and parts:
         parts[0]["logprobs"] = _logprobs(row)
     if parts or not (items or calls):
-        items.append(_said(message, row, parts))
+        items.append(_message_item(message, row, parts))
     return items + calls
 
 
-def _said(message: JSON, row: Message, parts: list[JSON]) -> JSON:
+def _message_item(message: JSON, row: Message, parts: list[JSON]) -> JSON:
     return {"id": f"msg_{row.message_id}", "type": "message", "role": message["role"], "content": parts}
 
 

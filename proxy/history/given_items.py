@@ -67,7 +67,7 @@ class _Given:
         else:
             parts = self._content_parts()
             refusals = [str(part.get("refusal") or "") for part in parts if part.get("type") == "refusal"]
-            texts = [self._said(part) for part in parts if part.get("type") != "refusal"]
+            texts = [self._text_of_part(part) for part in parts if part.get("type") != "refusal"]
             if refusals:
                 reply["refusal"] = "\n".join(refusals)
             reply["content"] = "".join(texts) if texts or not refusals else None
@@ -105,7 +105,7 @@ class _Given:
             raise self._wrong(name, f"{name} must be a string or a list of parts.")
         return value
 
-    def _said(self, part: JSON) -> str:
+    def _text_of_part(self, part: JSON) -> str:
         if part.get("type") not in ("output_text", "input_text", "text") or not isinstance(part.get("text"), str):
             raise self._wrong("content", "A reply may contain only parts of type output_text and refusal.")
         return str(part["text"])

@@ -56,7 +56,7 @@ def restore(
             sqlite_file.checkpoint(connection)
         _refuse_unusable(partial, name=str(source))
         _refuse_served(database, state_path)
-        _clear_away(database)
+        _delete_log(database)
 
 
 def _requires_keys(database: Path) -> bool:
@@ -137,7 +137,7 @@ def _refuse_served(database: Path, state_path: Path | None) -> None:
         raise ConfigurationError(f"a server uses {database}; stop it first")
 
 
-def _clear_away(database: Path) -> None:
+def _delete_log(database: Path) -> None:
     """Deletes the replaced file's log, which would damage the new database."""
     for suffix in ("-wal", "-shm", "-journal", "-search", "-search-wal", "-search-shm"):
         database.with_name(database.name + suffix).unlink(missing_ok=True)

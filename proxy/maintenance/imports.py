@@ -109,12 +109,14 @@ class _Reader:
         except (ValueError, KeyError, TypeError, OverflowError, StorageError) as exc:
             if is_trouble(exc):
                 raise ConfigurationError(
-                    f"line {number} and the lines after it could not be stored: {_said(exc)}"
+                    f"line {number} and the lines after it could not be stored: {_reason_of(exc)}"
                 ) from exc
             if not self.has_header:
-                raise ConfigurationError(f"this is not an export of StellarChat: line {number}: {_said(exc)}") from exc
+                raise ConfigurationError(
+                    f"this is not an export of StellarChat: line {number}: {_reason_of(exc)}"
+                ) from exc
             self._go_back(*before)
-            self._refuse(f"line {number}: {_said(exc)}")
+            self._refuse(f"line {number}: {_reason_of(exc)}")
 
     def _go_back(self, session: Row | None, has_news: bool) -> None:  # noqa: FBT001 - the state before the line
         is_next = self._session is not session
@@ -300,7 +302,7 @@ class _Reader:
         return number
 
 
-def _said(exc: Exception) -> str:
+def _reason_of(exc: Exception) -> str:
     """The reason in one line, without the row's content."""
     text = f"{exc.args[0]} is missing" if isinstance(exc, KeyError) else str(exc)
     return " ".join(text.split())[:_REASON_LENGTH]

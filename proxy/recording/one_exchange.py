@@ -56,7 +56,7 @@ class Recording:
         self._media_type = None if media_type is None else media_type.decode("latin-1")[:_MEDIA_TYPE_LENGTH]
         self._sent, self._answered = sent_at, time.monotonic()
 
-    def heads_out(self) -> None:
+    def head_is_known(self) -> None:
         """Called when everything needed for the reply's head is known."""
         self._head = time.monotonic()
 
@@ -99,10 +99,10 @@ class Recording:
             return self.end("completed")
         error = self.reply.error or self.trouble
         if not self.reply.choices:
-            return self.end("failed", error=error or self._what_came("Upstream's stream contains no reply."))
+            return self.end("failed", error=error or self._unusable_reply("Upstream's stream contains no reply."))
         if error is None and self.reply.unread:
             self._beginning = self.reply.unread
-            error = self._what_came("Upstream's stream contains data that is not part of a reply.")
+            error = self._unusable_reply("Upstream's stream contains data that is not part of a reply.")
         return self.end("incomplete", error=error)
 
     def end_whole(self) -> asyncio.Future[Any] | None:
@@ -114,7 +114,7 @@ class Recording:
         error = self.reply.error or self.trouble
         if error is None and not is_2xx:
             error = parsed_object(self._beginning)  # an upstream error in a format of its own
-        return self.end("failed", error=error or self._what_came("Upstream's reply could not be understood."))
+        return self.end("failed", error=error or self._unusable_reply("Upstream's reply could not be understood."))
 
     def end(self, status: Status, *, error: Any = None) -> asyncio.Future[Any] | None:
         """Ends the exchange. The future is done when it is on disk."""
@@ -137,7 +137,7 @@ class Recording:
         self.saved = self._recorder.finish(self.live, outcome)
         return self.saved
 
-    def _what_came(self, message: str) -> dict[str, Any]:
+    def _unusable_reply(self, message: str) -> dict[str, Any]:
         return {
             "message": message,
             "type": "upstream_reply",

@@ -186,18 +186,18 @@ class Recorder:
         for lives in itertools.cycle(self._live):
             due = max(due + interval, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
-            self._write_down(lives)
+            self._save_streams(lives)
             if lives is self._live[-1]:
                 self._delete_fragments()
 
-    def _write_down(self, lives: Iterable[OpenExchange]) -> None:
+    def _save_streams(self, lives: Iterable[OpenExchange]) -> None:
         """Queues everything streamed since the last time for one transaction. Data that does not fit into the queue
         stays."""
         youngest = time.monotonic() - self._settings.flush_interval_seconds / 4
         for live in lives:
             if live.is_placed and live.opened_at <= youngest:
                 try:
-                    self._write_down_one(live)
+                    self._save_stream(live)
                 except Exception:  # an error in one exchange must not prevent saving the others
                     logger.exception("a reply in progress could not be saved")
 
@@ -205,11 +205,11 @@ class Recorder:
         """Saves the rest of a stream whose events are kept. Skipped if it does not fit into the queue."""
         live.is_placed = True
         try:
-            self._write_down_one(live)
+            self._save_stream(live)
         except Exception:  # the exchange itself must still be stored
             logger.exception("the last events of a response could not be saved")
 
-    def _write_down_one(self, live: OpenExchange) -> None:
+    def _save_stream(self, live: OpenExchange) -> None:
         if not live.is_begun and live.has_content and self.writer.has_room(live.size):
             self._begin(live)
         if live.takes_fragments:

@@ -39,7 +39,7 @@ class Spill:
         _write_all(self._file, data, self._end)
         os.fsync(self._file)
         if not is_at(self._file, self.path):
-            self._make_again(self._end + len(data))
+            self._recreate(self._end + len(data))
         self._end += len(data) - 1
         self.count += len(lines)
 
@@ -85,9 +85,9 @@ class Spill:
     def keep(self) -> None:
         """Recreates the file if it was removed: otherwise other processes would treat this one as dead."""
         if not is_at(self._file, self.path):
-            self._make_again(self._end)
+            self._recreate(self._end)
 
-    def _make_again(self, length: int) -> None:
+    def _recreate(self, length: int) -> None:
         """Writes the lines of a removed file to a new, locked one. Raises OSError."""
         logger.error("the spill file %s was removed and is created again", self.path)
         old, new = self._file, _own(self.path)

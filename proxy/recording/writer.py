@@ -35,7 +35,7 @@ _BATCH_LIMIT = 256
 # Gathers chats that end together: a commit costs about as much as storing one of them.
 _GROUP_SECONDS = 0.004
 # How long the writer waits for another program's lock before spilling; short, so that streams keep being saved.
-_PATIENCE_MS = 300
+_LOCK_TIMEOUT_MS = 300
 # A lock or a silent disk is reported as an error after this time; until then writes are only spilled.
 _TROUBLE_SECONDS = 2.0
 # While the database fails, one probe in this time; meanwhile every write is spilled at once.
@@ -127,13 +127,13 @@ class Writer:
 
     async def start(self) -> None:
         """Starts the writer's tasks."""
-        await self._set_patience()
+        await self._set_lock_timeout()
         self._task = asyncio.create_task(self._run(), name="writer")
         self._spilling = asyncio.create_task(self.overflow.run(), name="spill")
 
-    async def _set_patience(self) -> None:
-        patience_ms = min(_PATIENCE_MS, round(self._commit_timeout_seconds * 500))
-        await self._database.wait_for_locks(milliseconds=patience_ms)
+    async def _set_lock_timeout(self) -> None:
+        timeout_ms = min(_LOCK_TIMEOUT_MS, round(self._commit_timeout_seconds * 500))
+        await self._database.wait_for_locks(milliseconds=timeout_ms)
 
     def submit(
         self,
@@ -239,7 +239,7 @@ class Writer:
     async def _try_again(self) -> None:
         if self._database.files.is_another:
             await self._database.reopen()
-            await self._set_patience()
+            await self._set_lock_timeout()
             logger.warning("the database file was replaced; the new one is used from now on")
         await self._in_database(self._database.probe)
 

@@ -123,7 +123,7 @@ class RecordedChat:
                 response.status, media_type, upstream=opened.upstream.name, sent_at=opened.response.sent_at
             )
             await self._search.found()
-            self._recording.heads_out()
+            self._recording.head_is_known()
             await self._answer(response, send, watch)
         finally:
             opened.close()

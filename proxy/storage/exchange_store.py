@@ -82,7 +82,7 @@ def finish_begun(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool
     if begun is not None:
         _end(rows, begun, outcome)
     elif queries.exchanges.reopen_recovered(rows.connection, exchange.exchange_id):
-        _end_anew(rows, exchange.exchange_id, outcome)
+        _end_again(rows, exchange.exchange_id, outcome)
     elif not has_row(rows, exchange.exchange_id):
         return finish(rows, exchange, outcome)
     return True
@@ -95,7 +95,7 @@ def _begun(rows: WriteBatch, exchange_id: str) -> Unfinished | None:
     return begun
 
 
-def _end_anew(rows: WriteBatch, exchange_id: str, outcome: Outcome) -> None:
+def _end_again(rows: WriteBatch, exchange_id: str, outcome: Outcome) -> None:
     begun = _begun(rows, exchange_id)
     assert begun is not None
     removal.remove_guessed_replies(rows.connection, begun)

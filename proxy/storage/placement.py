@@ -110,7 +110,7 @@ def _separate_children(connection: Connection, session: Session, resent: set[byt
     """Separates conversations displayed below a message of a conversation that continues without them."""
     for message_no in queries.tree.list_detached(connection, session_no=session.session_no, limit=_DETACHED_MAX):
         above = queries.messages.list_ancestors(connection, message_no, session_id=session.session_id, limit=_BRANCHES)
-        chained = next((node for node in above[1:] if not _is_apart(node)), None)
+        chained = next((node for node in above[1:] if not _is_system_message(node)), None)
         if chained is not None and chained.chain_hash in resent:
             separate(connection, session, above[0])
 
@@ -134,7 +134,7 @@ def _find_as_schema_8(connection: Connection, session: Session, exchange: Exchan
         return None
     count = len(hashes) - hit.position
     path = _path_to(connection, session, hit.message_no, limit=_WHOLE)
-    chained = [node for node in path if not _is_apart(node)][-count:]
+    chained = [node for node in path if not _is_system_message(node)][-count:]
     if len(chained) == count:
         _rechain(connection, chained, exchange.chain[:count], root_no=hit.root_no)
     return _Match(hit.message_no, count)
@@ -162,7 +162,7 @@ def _longest_run(
     connection: Connection, session: Session, path: Sequence[MessageNode], exchange: Exchange
 ) -> _Match | None:
     """The newest part of a path (root first) that the request starts with and that contains a reply."""
-    nodes = [node for node in path if not _is_apart(node)]
+    nodes = [node for node in path if not _is_system_message(node)]
     above = _hashes_above(nodes, exchange.user_id, is_whole=path[0].parent_no is None)
     for start in range(len(nodes) - 1, -1, -1):
         length = _run_length(nodes[start:], above[start:], exchange.chained)
@@ -208,7 +208,7 @@ def _rechain(
     numbered = iter(hashes)
     changed = []
     for node in path:
-        chain_hash = node.chain_hash if _is_apart(node) else next(numbered)
+        chain_hash = node.chain_hash if _is_system_message(node) else next(numbered)
         if (node.chain_hash, node.root_no) != (chain_hash, root_no):
             changed.append({"message_no": node.message_no, "chain_hash": chain_hash, "root_no": root_no})
     queries.tree.rechain_messages(connection, changed)
@@ -260,7 +260,7 @@ def _sent_with(connection: Connection, session: Session, message_no: int) -> lis
 
 def _shown_with(connection: Connection, session: Session, message_no: int) -> list[str]:
     """The system messages displayed on a branch."""
-    shown = [node for node in _path_to(connection, session, message_no, limit=_WINDOW) if _is_apart(node)]
+    shown = [node for node in _path_to(connection, session, message_no, limit=_WINDOW) if _is_system_message(node)]
     return [queries.tree.get_text(connection, node.message_no) for node in shown]
 
 
@@ -271,6 +271,6 @@ def _newest_ends(connection: Connection, session: Session) -> list[int]:
     return list(dict.fromkeys((session.leaf_no, *ends)))
 
 
-def _is_apart(node: MessageNode) -> bool:
+def _is_system_message(node: MessageNode) -> bool:
     """Whether this is a system message, which is not chained."""
     return node.role in UNCHAINED_ROLES

@@ -132,8 +132,8 @@ class PostgresqlDatabase(Database):
         self._all.append(self._heart)
         self._worker_id = worker_id
         with suppress(StorageError):  # the heartbeat task retries later
-            self.living_count = await self._heart.run(partial(_beat, worker_id=worker_id))
-        self._beating = asyncio.create_task(self._beat_always(self._heart, worker_id), name="beat")
+            self.living_count = await self._heart.run(partial(_send_heartbeat, worker_id=worker_id))
+        self._beating = asyncio.create_task(self._send_heartbeats(self._heart, worker_id), name="beat")
 
     async def adopt_clock(self) -> None:
         """Does nothing: each heartbeat adjusts the clock to the server's."""
@@ -159,11 +159,11 @@ class PostgresqlDatabase(Database):
                     lambda connection: connection.changes("forget_worker", {"worker_id": self._worker_id})
                 )
 
-    async def _beat_always(self, thread: _Thread, worker_id: str) -> None:
+    async def _send_heartbeats(self, thread: _Thread, worker_id: str) -> None:
         while True:
             await asyncio.sleep(_BEAT_SECONDS)
             try:
-                self.living_count = await thread.run(partial(_beat, worker_id=worker_id))
+                self.living_count = await thread.run(partial(_send_heartbeat, worker_id=worker_id))
             except StorageError as exc:
                 logger.warning("the heartbeat could not be sent: %s", exc)
 
@@ -198,7 +198,7 @@ def _limited(work: Callable[[Connection], T], connection: PostgresqlConnection) 
         return work(connection)
 
 
-def _beat(connection: PostgresqlConnection, *, worker_id: str) -> int:
+def _send_heartbeat(connection: PostgresqlConnection, *, worker_id: str) -> int:
     """Sends a heartbeat and adjusts the clock to the server's; returns the number of living processes."""
     asked_at = time.monotonic()
     server_seconds = connection.value("beat", {"worker_id": worker_id, "host": socket.gethostname()})

@@ -27,7 +27,7 @@ def _remove_replies(connection: Connection, row: ExchangeRow | Unfinished, repli
         if tokens is not None:
             removed[message_no] = tokens
     if removed:
-        _count_out(connection, row.session_id, removed, above=row.leaf_no)
+        _subtract_from_counts(connection, row.session_id, removed, above=row.leaf_no)
 
 
 def remove_message(connection: Connection, message_no: int, *, session_id: str) -> None:
@@ -45,7 +45,7 @@ def remove_message(connection: Connection, message_no: int, *, session_id: str) 
     queries.exchanges.move_requests(connection, message_no, session_id=session_id, parent_no=node.parent_no)
     _forget_context(connection, message_no, session_id=session_id)
     tokens = queries.messages.delete_message(connection, message_no)
-    _count_out(connection, session_id, {message_no: tokens}, above=node.parent_no)
+    _subtract_from_counts(connection, session_id, {message_no: tokens}, above=node.parent_no)
 
 
 def _forget_context(connection: Connection, message_no: int, *, session_id: str) -> None:
@@ -57,7 +57,9 @@ def _forget_context(connection: Connection, message_no: int, *, session_id: str)
             queries.exchanges.update_context(connection, exchange_id, json_text.dumps(left) if left else None)
 
 
-def _count_out(connection: Connection, session_id: str, removed: dict[int, int], *, above: int | None) -> None:
+def _subtract_from_counts(
+    connection: Connection, session_id: str, removed: dict[int, int], *, above: int | None
+) -> None:
     """Subtracts the removed messages (number to tokens) from the session's counts.
 
     If the session's newest leaf was removed, its leaf becomes the newest one below `above`.

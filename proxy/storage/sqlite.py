@@ -54,14 +54,14 @@ def _set_up(connection: SqliteConnection, path: Path) -> SqliteConnection:
             # https://sqlite.org/pragma.html#pragma_auto_vacuum
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         for statement in _statements((SQL / "sqlite" / "connect.sql").read_text(encoding="utf-8")):
-            _run_patiently(connection, statement)
+            _run_with_retries(connection, statement)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _run_patiently(connection: SqliteConnection, statement: str) -> None:
+def _run_with_retries(connection: SqliteConnection, statement: str) -> None:
     """Runs a statement, and retries it while the file is locked.
 
     SQLite's busy handler does not cover switching a new file to WAL: two connections that have read the file and want

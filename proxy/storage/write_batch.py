@@ -183,7 +183,7 @@ class WriteBatch:
         self._waiting.messages.append(columns)
         self._waiting.ids.add(columns["session_id"])
         self._waiting.blobs += [(numbers.message_no, digest, data) for digest, data in blobs.items()]
-        self._weigh(columns["content"], columns["extra"], columns["choice"], *blobs.values())
+        self._count_bytes(columns["content"], columns["extra"], columns["choice"], *blobs.values())
         return numbers.message_no
 
     def add_response_items(self, message_no: int, item_ids: tuple[str, ...]) -> None:
@@ -198,7 +198,7 @@ class WriteBatch:
     def add_fragment(self, *, exchange_id: str, sequence: int, data: bytes) -> None:
         """Adds a fragment of a reply in progress."""
         self._waiting.fragments.append({"exchange_id": exchange_id, "sequence": sequence, "data": data})
-        self._weigh(data)
+        self._count_bytes(data)
 
     def delete_fragments(self, exchange_ids: Iterable[str]) -> None:
         """Deletes the fragments of those of the exchanges that will have ended."""
@@ -237,7 +237,7 @@ class WriteBatch:
         touched["now"] = delta.now
         self._waiting.ids.add(session_id)
 
-    def _weigh(self, *values: str | bytes | None) -> None:
+    def _count_bytes(self, *values: str | bytes | None) -> None:
         waiting = self._waiting
         for value in values:
             if value:

@@ -159,8 +159,8 @@ def configure(settings: Settings) -> None:
     # Audit lines have a file of their own, which other lines cannot rotate away.
     root.handlers, audit.handlers = [console, file], [audit_file]
     for handler in root.handlers:
-        handler.addFilter(_is_news)
-    file.addFilter(_is_no_audit)
+        handler.addFilter(_exclude_expected_errors)
+    file.addFilter(_exclude_audit)
     root.setLevel(settings.log_level.upper())
     # At DEBUG aiosqlite logs every call with its parameters, which are messages.
     logging.getLogger("aiosqlite").setLevel(logging.INFO)
@@ -192,7 +192,7 @@ def _file_handlers(settings: Settings) -> tuple[LinesFile, LinesFile]:
     return handlers[0], handlers[1]
 
 
-def _is_no_audit(record: logging.LogRecord) -> bool:
+def _exclude_audit(record: logging.LogRecord) -> bool:
     """Excludes audit records, which have their own file."""
     return record.name != AUDIT
 
@@ -202,6 +202,6 @@ def _is_for_people(record: logging.LogRecord) -> bool:
     return record.levelno > logging.INFO or not record.name.startswith("uvicorn")
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _exclude_expected_errors(record: logging.LogRecord) -> bool:
     """Excludes uvicorn's error about an incomplete reply, which we cause on purpose when upstream's was incomplete."""
     return record.msg != "ASGI callable returned without completing response."

@@ -71,7 +71,7 @@ class Observer:
             try:
                 await self._traces.close()
             except Exception as exc:  # noqa: BLE001 - must not prevent the shutdown
-                self._complain(exc)
+                self._log_failure(exc)
         if self._console is not None:
             self._console.close()
         metrics, self.metrics = self.metrics, None
@@ -120,12 +120,12 @@ class Observer:
         try:
             work()
         except Exception as exc:  # noqa: BLE001 - see above
-            self._complain(exc)
+            self._log_failure(exc)
 
     async def _in_thread(self, work: Callable[[], object]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work)
 
-    def _complain(self, exc: Exception) -> None:
+    def _log_failure(self, exc: Exception) -> None:
         now = time.monotonic()
         if now - self._complained_at >= _COMPLAINT_SECONDS:
             self._complained_at = now

@@ -44,7 +44,9 @@ class RequestLines:
         """Prints that another request failed."""
         if self._has_room():
             mark = _COLOURS["failed"] if self._has_colours else ""
-            self._put(f"{_clock()}  {mark}{status or 'no answer'}{_RESET if mark else ''}  {method} {_plain(path, 80)}")
+            self._put(
+                f"{_clock()}  {mark}{status or 'no answer'}{_RESET if mark else ''}  {method} {_sanitised(path, 80)}"
+            )
 
     def close(self) -> None:
         """Ends the thread after the queued lines."""
@@ -97,7 +99,7 @@ def chat_line(exchange: Exchange, outcome: Outcome, model: str | None, *, has_co
         session = f"{_DIM}{session}{_RESET}"
     asked = exchange.request.get("model")
     name = model or (asked if isinstance(asked, str) else "no model")
-    parts = [_clock(), _plain(name, _NAME_LENGTH), status, tokens, took, session, _why(outcome)]
+    parts = [_clock(), _sanitised(name, _NAME_LENGTH), status, tokens, took, session, _why(outcome)]
     return "  ".join(part for part in parts if part)
 
 
@@ -105,10 +107,10 @@ def _why(outcome: Outcome) -> str:
     if outcome.status != "failed" or not outcome.error:
         return ""
     message = outcome.error.get("message") if isinstance(outcome.error, dict) else None
-    return _plain(message if isinstance(message, str) else json_text.dumps(outcome.error), _ERROR_LENGTH)
+    return _sanitised(message if isinstance(message, str) else json_text.dumps(outcome.error), _ERROR_LENGTH)
 
 
-def _plain(text: str, length: int) -> str:
+def _sanitised(text: str, length: int) -> str:
     """Sanitises text for a terminal: truncated, without control characters."""
     text = text[:length]
     return text if text.isprintable() else "".join(each if each.isprintable() else "?" for each in text)

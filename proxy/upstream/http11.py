@@ -229,10 +229,10 @@ class Connection(asyncio.Protocol):
 
     def _end(self, exc: Exception | None) -> None:
         if self._busy:
-            self._response.finish(self._loss(self._response, exc))
+            self._response.finish(self._closing_error(self._response, exc))
         self.close()
 
-    def _loss(self, response: Response, exc: Exception | None) -> Exception | None:
+    def _closing_error(self, response: Response, exc: Exception | None) -> Exception | None:
         if exc is not None:
             return httpx.WriteError(str(exc)) if response.is_uploading else httpx.ReadError(str(exc))
         if not response.status:

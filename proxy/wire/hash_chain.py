@@ -83,7 +83,7 @@ def canonical(message: Mapping[str, Any]) -> bytes:
     """
     content = message.get("content")
     if _is_reply(message):
-        said = _said(content)
+        said = _without_thinking(content)
         text = _reply_text(_content(said))
         content = said if text is None else text
     return _canonical(message, content, _arguments)
@@ -174,7 +174,7 @@ def _after_space(text: str, start: int) -> int:
     return found.end() if found else start
 
 
-def _said(content: Any) -> Any:
+def _without_thinking(content: Any) -> Any:
     """A reply's content without thinking parts, which clients drop when they send it back."""
     if not isinstance(content, list):
         return content

@@ -38,7 +38,7 @@ def merge(target: JSON, key: str, new: object, depth: int = 0, *, repeats: bool 
     elif isinstance(new, dict) and isinstance(old, dict) and depth < _DEPTH_MAX:
         for name, value in new.items():
             merge(old, name, value, depth + 1, repeats=repeats)
-    elif isinstance(new, dict) and _is_said(old):
+    elif isinstance(new, dict) and _has_information(old):
         _merge_list(target, key, [new], depth)
     else:
         target[key] = new
@@ -111,18 +111,18 @@ def _merge_string(target: JSON, key: str, new: str, *, repeats: bool) -> None:
 
 def _merge_list(target: JSON, key: str, new: list[Any], depth: int) -> None:
     old = target.get(key)
-    if not new and _is_said(old):
+    if not new and _has_information(old):
         return
     if type(old) is list and not any(isinstance(each, dict) for each in new):
         old.extend(new)  # token ids and similar: entries do not grow
         return
-    if not any(_can_grow(each) for each in new) and not _is_said(old):
+    if not any(_can_grow(each) for each in new) and not _has_information(old):
         target[key] = new
         return
     if isinstance(old, MergedList):
         entries = old
     else:
-        entries = MergedList(_as_list(old, key) if _is_said(old) else ())
+        entries = MergedList(_as_list(old, key) if _has_information(old) else ())
         target[key] = entries
     for entry in new:
         _add_entry(entries, entry, depth)
@@ -179,6 +179,6 @@ def _as_list(value: Any, key: str) -> list[Any]:
     return [{"type": "text", "text": value}] if key == "content" and isinstance(value, str) else [value]
 
 
-def _is_said(value: Any) -> bool:
+def _has_information(value: Any) -> bool:
     """Whether overwriting the value would lose information."""
     return (isinstance(value, list | str | dict)) and bool("".join(value) if isinstance(value, Pieces) else value)

@@ -96,7 +96,7 @@ class _Said:
             self._has_message = True
             self._take_content(item.get("content"))
         elif kind == "reasoning":
-            text = _thought(item)
+            text = _thinking_text(item)
             if text:
                 self._thoughts.append(text)
         elif kind in _CALLS:
@@ -130,7 +130,7 @@ class _Said:
                 self._content.append(chat_part(part))
 
 
-def _thought(item: JSON) -> str:
+def _thinking_text(item: JSON) -> str:
     parts = objects(item.get("content")) or objects(item.get("summary"))
     return "\n".join(text for part in parts if (text := string(part.get("text"))))
 
@@ -244,12 +244,12 @@ def _reply_items(message: JSON, form: str) -> list[JSON]:
     thought = next((message[key] for key in ("reasoning", "reasoning_content") if string(message.get(key))), None)
     if thought:
         items.append({"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": thought}]})
-    items += _said_items(message, form)
+    items += _message_items(message, form)
     items += [_item_call(call) for call in _calls_of(message)]
     return items
 
 
-def _said_items(message: JSON, form: str) -> list[JSON]:
+def _message_items(message: JSON, form: str) -> list[JSON]:
     content, refusal = message.get("content"), string(message.get("refusal"))
     if isinstance(content, str) and form == TEXT and not refusal:
         return [{"type": "message", "role": "assistant", "content": content}]

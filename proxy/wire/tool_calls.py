@@ -52,7 +52,7 @@ class ToolCalls:
         open_ = self._open if call_id is None else None
         found = open_ if index is None else self._by_index.get(index)
         is_another = found is not None and call_id is not None and bool(found.get("id")) and not _goes_on(found, piece)
-        if found is None or is_another or _begins_anew(found, piece, has_index=index is not None):
+        if found is None or is_another or _starts_another_call(found, piece, has_index=index is not None):
             found = {}
             self._calls.append((len(self._calls) if index is None else index, found))
         return found
@@ -65,7 +65,7 @@ def _goes_on(call: JSON, piece: JSON) -> bool:
     return has_text_alone and bool(old.get("name")) and not _is_whole_json(joined(old.get("arguments")))
 
 
-def _begins_anew(call: JSON, piece: JSON, *, has_index: bool) -> bool:
+def _starts_another_call(call: JSON, piece: JSON, *, has_index: bool) -> bool:
     """Whether a piece without an id starts another call: it has a name, and the current arguments are complete."""
     new, old = _function(piece), _function(call)
     if not _text(new.get("name")) or not old.get("name"):

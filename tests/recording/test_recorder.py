@@ -289,7 +289,7 @@ async def test_an_exchange_whose_beginning_found_no_room_is_stored_at_its_end(tm
         live = recorder.open(exchange_of("hi"), reply, size=200)
         live.is_placed = True
         live.opened_at -= 10
-        recorder._write_down([live])
+        recorder._save_streams([live])
         assert reply.batched == []  # what cannot be written down yet is kept in little room
         assert not live.is_begun
         live.size = 10
