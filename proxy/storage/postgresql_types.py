@@ -18,6 +18,7 @@ from psycopg.types.string import StrBinaryDumper
 # A noncharacter, which valid text does not use, marks the escape. https://www.unicode.org/faq/private_use
 _ESCAPE = "\ufdd0"
 _ZERO, _ITSELF = _ESCAPE + "0", _ESCAPE + "1"
+_ZERO_IN_JSON = rb"\u0000"
 
 
 def encoded(text: str) -> str:
@@ -45,14 +46,16 @@ class EncodedText(str):
 def rows_as_json(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> EncodedText:
     """Rows as one JSON text: the columns are `c1`, `c2`, … in the order of `names`; bytes become hexadecimal digits."""
     keys = [(f"c{position}", name) for position, name in enumerate(names, start=1)]
-    listed = [{key: _jsonable(row[name]) for key, name in keys if row[name] is not None} for row in rows]
-    return EncodedText(orjson.dumps(listed).decode())
+    listed = [{key: row[name] for key, name in keys if row[name] is not None} for row in rows]
+    text = orjson.dumps(listed, default=bytes.hex)
+    if _ZERO_IN_JSON in text or _ESCAPE.encode() in text:  # rare, so it is cheaper to look for it in the whole
+        listed = [{key: _escaped(value) for key, value in row.items()} for row in listed]
+        text = orjson.dumps(listed, default=bytes.hex)
+    return EncodedText(text.decode())
 
 
-def _jsonable(value: Any) -> Any:
-    if type(value) is str:
-        return encoded(value)
-    return value.hex() if isinstance(value, bytes) else value
+def _escaped(value: Any) -> Any:
+    return encoded(value) if isinstance(value, str) else value
 
 
 class _Text(StrBinaryDumper):

@@ -3,6 +3,7 @@
 It prints its own port. Each direction takes half of the time, in a thread: an event loop's clock is too coarse.
 """
 
+import queue
 import socket
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+_PIECES_MAX = 1024
 
 
 @contextmanager
@@ -37,10 +40,20 @@ def main() -> None:
 
 
 def _pass(source: socket.socket, target: socket.socket, seconds: float) -> None:
+    """A long message is received in several pieces: each is late by the same time, not one after the other."""
+    pieces = queue.Queue[tuple[float, bytes]](_PIECES_MAX)
+    threading.Thread(target=_deliver, args=(pieces, target), daemon=True).start()
     with suppress(OSError):
         while data := source.recv(2**20):
-            time.sleep(seconds)
-            target.sendall(data)
+            pieces.put((time.monotonic() + seconds, data))
+    pieces.put((0.0, b""))
+
+
+def _deliver(pieces: queue.Queue[tuple[float, bytes]], target: socket.socket) -> None:
+    with suppress(OSError):
+        while (piece := pieces.get())[1]:
+            time.sleep(max(0.0, piece[0] - time.monotonic()))
+            target.sendall(piece[1])
     with suppress(OSError):
         target.shutdown(socket.SHUT_RDWR)
 
