@@ -86,6 +86,17 @@ GROUP BY d.model
 ORDER BY {most_tokens}, d.model
 LIMIT :limit OFFSET :offset;
 
+-- name: list_usage_models
+-- At most `limit` names.
+SELECT DISTINCT d.model
+FROM {usage_of_all}
+LIMIT :limit;
+
+-- name: sum_usage_of_model
+SELECT CAST(:name AS TEXT) AS name, {usage_sums}
+FROM {usage_of_all}
+  AND d.model = :name;
+
 -- name: sum_usage_by_model_of_user
 SELECT d.model AS name, {usage_sums}
 FROM {usage_of_user}
@@ -100,6 +111,17 @@ FROM {usage_of_all}
 GROUP BY d.endpoint
 ORDER BY {most_tokens}, d.endpoint
 LIMIT :limit OFFSET :offset;
+
+-- name: list_usage_endpoints
+-- At most `limit` names.
+SELECT DISTINCT d.endpoint
+FROM {usage_of_all}
+LIMIT :limit;
+
+-- name: sum_usage_of_endpoint
+SELECT CAST(:name AS TEXT) AS name, {usage_sums}
+FROM {usage_of_all}
+  AND d.endpoint = :name;
 
 -- name: sum_usage_by_endpoint_of_user
 SELECT d.endpoint AS name, {usage_sums}

@@ -68,6 +68,34 @@ def test_users_are_read_page_by_page_most_tokens_first(tmp_path: Path) -> None:
         assert any("idx_usage_days_user_no (user_no=?" in row[3] for row in plan)
 
 
+@pytest.mark.parametrize("by", ("model", "endpoint"))
+def test_few_names_are_summed_as_many_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    with opened(tmp_path / "a.db") as connection:
+        fill(connection)
+        for number, name in enumerate(("b", "a", "", "c", "a")):
+            asked = exchange([user("q")], user_id=f"user-{number}", model=name)
+            chat(connection, asked, outcome(choice("a"), model=name, usage=USAGE if name == "c" else None))
+        connection.execute("UPDATE usage_days SET endpoint = '/v1/' || model")
+        within: dict[str, Any] = {"by": by, "since": "", "until": "9999", "user_id": None}
+        places = [(100, 0), (2, 0), (2, 2), (2, 100)]
+        few = [queries.web.sum_usage(connection, **within, limit=limit, offset=offset) for limit, offset in places]
+        monkeypatch.setattr(queries.web, "_FEW", 1)
+        many = [queries.web.sum_usage(connection, **within, limit=limit, offset=offset) for limit, offset in places]
+        assert few == many
+        assert len(few[0]) > 4
+        assert queries.web.sum_usage(connection, by=by, since="9", until="9", user_id=None, limit=9) == []
+
+
+@pytest.mark.parametrize("by", ("model", "endpoint"))
+@pytest.mark.parametrize("value", ("CAST(x'ff' AS TEXT)", "x'00ff'", "-5", "''"))
+def test_damaged_name_does_not_end_the_sums_of_others(tmp_path: Path, by: str, value: str) -> None:
+    with opened(tmp_path / "a.db") as connection:
+        for name in ("ann", "bo"):
+            chat(connection, exchange([user("a")], user_id=name), outcome(choice("b"), usage=USAGE))
+        connection.execute(f"UPDATE usage_days SET {by} = {value} WHERE user_no = (SELECT MAX(user_no) FROM users)")
+        assert [row["requests"] for row in usage_by(connection, by).values()] == [1, 1]
+
+
 @pytest.mark.parametrize("user_id", (None, "ann", "nobody"))
 def test_totals_are_the_sums_by_day(tmp_path: Path, user_id: str | None) -> None:
     with opened(tmp_path / "a.db") as connection:
