@@ -107,9 +107,8 @@ def delete_session(connection: Connection, id_: str, *, user_id: str | None) -> 
     """
     session = find_session(connection, id_, user_id=user_id)
     session_id = session.session_id
-    deleted_cursors.remember(
-        session.user_id, session_id, session.external_id, updated_at=session.updated_at, session_id=session_id
-    )
+    for each in filter(None, (session_id, session.external_id)):
+        deleted_cursors.sessions.remember(session.user_id, each, (session.updated_at, session_id))
     # In the same transaction: a chat that is still streaming finds the tombstone and is not stored.
     tombstones.add_tombstone(connection, "session", session_id, now=moment())
     queries.sessions.delete_session(connection, session_id)

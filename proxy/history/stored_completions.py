@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from proxy.errors import InvalidRequestError, NotFoundError
-from proxy.history import branches
+from proxy.history import branches, deleted_cursors
 from proxy.history.positions import Order
 from proxy.history.serializers import JSON, openai_message
 from proxy.storage import queries
@@ -31,10 +31,6 @@ _STEP = 500
 _FIRST, _LAST = "", "~"  # sort before and after every id
 # A page is built in memory; its items may have about this total size.
 PAGE_BYTES = 8 * 2**20
-# Positions of recently deleted completions, for clients that delete a page and then ask for the next. Written only in
-# the writer's thread; other processes do not know them, but a client usually keeps its connection.
-_DELETED_MAX = 10_000
-_deleted: dict[tuple[str, str], str] = {}
 # Request parameters that have another meaning in a completion.
 _NOT_PARAMETERS = frozenset(
     {"id", "object", "created", "choices", "usage", "system_fingerprint", "moderation", "status", "messages"}
@@ -92,7 +88,7 @@ def start_of(connection: Connection, wanted: Filter, after: str | None) -> str:
     try:
         return find_exchange(connection, after, user_id=wanted.user_id).exchange_id
     except NotFoundError as exc:
-        deleted = _deleted.get((wanted.user_id, after))
+        deleted = deleted_cursors.completions.find(wanted.user_id, after)
         if deleted is not None:
             return deleted
         raise InvalidRequestError("There is no such chat completion to list after.", param="after") from exc
@@ -192,9 +188,7 @@ def delete_completion(connection: Connection, id_: str, *, user_id: str | None) 
     """Deletes the exchange and its replies. The request's messages belong to the session and stay."""
     row = find_exchange(connection, id_, user_id=user_id)
     remove_exchange(connection, row)
-    _deleted[row.user_id, id_] = row.exchange_id
-    while len(_deleted) > _DELETED_MAX:
-        del _deleted[next(iter(_deleted))]
+    deleted_cursors.completions.remember(row.user_id, id_, row.exchange_id)
     return {"object": "chat.completion.deleted", "id": id_, "deleted": True}
 
 

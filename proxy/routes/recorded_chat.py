@@ -13,7 +13,7 @@ from proxy.errors import APIError, UpstreamError
 from proxy.recording.one_exchange import CALLER_LEFT, CANCELLED, STOPPED, Recording, committed
 from proxy.recording.sending import send_streamed, send_whole
 from proxy.routes.passthrough import UPSTREAM_HEADER
-from proxy.routes.session_search import SessionSearch
+from proxy.routes.session_finder import SessionFinder
 from proxy.services import Services
 from proxy.storage.exchange import Exchange, Status
 from proxy.upstream.client import Response
@@ -61,7 +61,7 @@ class RecordedChat:
         self._outlet = outlet
         self._exchange = exchange
         self._recording = Recording(services.recorder, exchange, size=len(chat.body))
-        self._search = SessionSearch(services, self._recording, exchange)
+        self._finder = SessionFinder(services, self._recording, exchange)
         self._is_aborted = False
         self._work = asyncio.current_task()
         self._recording.live.abort = self._abort
@@ -77,7 +77,7 @@ class RecordedChat:
         watch = Watch(receive, outlet=self._outlet, orphans=self._orphans)
         try:
             # The session look-up runs in parallel with upstream.
-            self._search.begin(is_retry=self._chat.is_retry)
+            self._finder.begin(is_retry=self._chat.is_retry)
             await self._relay(send, watch)
         except APIError as exc:
             if isinstance(exc, UpstreamError):
@@ -122,7 +122,7 @@ class RecordedChat:
             self._recording.answered(
                 response.status, media_type, upstream=opened.upstream.name, sent_at=opened.response.sent_at
             )
-            await self._search.found()
+            await self._finder.found()
             self._recording.head_is_known()
             await self._answer(response, send, watch)
         finally:
@@ -209,11 +209,11 @@ class RecordedChat:
 
     async def _end(self, status: Status, error: Any) -> None:
         """Ends the recording, even if cancelled, and waits until it is on disk."""
-        if self._search.is_done:
+        if self._finder.is_done:
             self._recording.end(status, error=error)
         else:
-            self._search.then(lambda: self._recording.end(status, error=error))
-            await self._search.found()
+            self._finder.then(lambda: self._recording.end(status, error=error))
+            await self._finder.found()
         await committed(self._recording, self._recording.saved)
 
 

@@ -56,7 +56,7 @@ def test_the_page_after_a_deleted_session_goes_on_where_it_stood(chats: Chats) -
         sessions.delete_session(chats.connection, gone, user_id="u")
     for forget in (False, True):  # as in another process, or after a restart
         if forget:
-            deleted_cursors._places.clear()
+            deleted_cursors.sessions._positions.clear()
         page = Page(limit=10, after=gone)
         rest = branches.list_sessions(chats.connection, user_id="u", page=page, active_only=False)["sessions"]
         assert [each["session_id"] for each in rest] == made[2::-1]

@@ -417,7 +417,7 @@ async def test_deleted_completion_is_gone_with_its_reply(
 async def test_all_completions_can_be_deleted_while_they_are_listed(
     sdk: AsyncOpenAI, tmp_path: Path, order: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.history.stored_completions._DELETED_MAX", 3)
+    monkeypatch.setattr("proxy.history.deleted_cursors._KEPT_MAX", 3)
     store_many(tmp_path, 7)
     async for completion in sdk.chat.completions.list(limit=2, order=order):
         await sdk.chat.completions.delete(completion.id)

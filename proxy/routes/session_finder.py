@@ -21,47 +21,47 @@ logger = logging.getLogger(__name__)
 _CLAIM_SECONDS = 0.3
 
 
-class SessionSearch:
+class SessionFinder:
     """Looks up one chat's session and tells the recording. If that fails, the chat keeps its provisional session."""
 
     def __init__(self, services: Services, recording: Recording, exchange: Exchange) -> None:
         self._services = services
         self._recording = recording
         self._exchange = exchange
-        self._search: asyncio.Task[None] | None = None
+        self._lookup: asyncio.Task[None] | None = None
 
     @property
     def is_done(self) -> bool:
         """Whether the session is known."""
-        return self._search is None or self._search.done()
+        return self._lookup is None or self._lookup.done()
 
     def then(self, work: Callable[[], object]) -> None:
         """Calls `work` as soon as the session is known, even if nobody awaits it."""
-        assert self._search is not None
-        self._search.add_done_callback(lambda _: work())
+        assert self._lookup is not None
+        self._lookup.add_done_callback(lambda _: work())
 
     def begin(self, *, is_retry: bool) -> None:
         """Starts the look-up, if one is needed."""
         exchange = self._exchange
         if exchange.session.external_id is not None:
-            self._search = asyncio.create_task(self._find(self._find_named(exchange.session)))
+            self._lookup = asyncio.create_task(self._find(self._find_named(exchange.session)))
         elif exchange.session.source != "new" or not self._services.settings.stitching:
             self._recording.live.is_placed = True
         elif (failed := self._services.recorder.failures.find(exchange, is_retry=is_retry)) is not None:
             self._recording.live.place(SessionRef(failed, "stitched"))
         elif hash_chain.has_reply(exchange.messages):
-            self._search = asyncio.create_task(self._find(self._find_stitched()))
+            self._lookup = asyncio.create_task(self._find(self._find_stitched()))
         elif is_retry or self._services.settings.workers > 1:
             # It may be a retry of a chat that failed in another worker or before a restart. With a reply, stitching
             # finds it.
-            self._search = asyncio.create_task(self._find(self._find_failed(within_seconds(is_retry=is_retry))))
+            self._lookup = asyncio.create_task(self._find(self._find_failed(within_seconds(is_retry=is_retry))))
         else:
             self._recording.live.is_placed = True
 
     async def found(self) -> None:
         """Waits until the session is known."""
-        if self._search is not None:
-            await asyncio.wait([self._search])
+        if self._lookup is not None:
+            await asyncio.wait([self._lookup])
 
     async def _find(self, search: Coroutine[Any, Any, SessionRef]) -> None:
         """Sets the chat's session.
