@@ -5,6 +5,7 @@ message id and, for a call, a digest of the call, so that it stays the same when
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -143,10 +144,12 @@ def _logprob(token: JSON) -> JSON:
 def calls_of(message: Mapping[str, Any]) -> list[tuple[str, JSON]]:
     """A reply's calls with the id suffix of each item. The legacy `function_call` counts as one."""
     calls: list[tuple[str, JSON]] = []
+    seen: Counter[str] = Counter()  # calls with the same id are numbered
     old = message.get("function_call")
     for call in [*objects(message.get("tool_calls")), *([{"function": old}] if isinstance(old, dict) else [])]:
         digest = blake2b(json_text.encoded(call.get("id") or call), digest_size=4).hexdigest()
-        calls.append((f"{digest}{sum(suffix.startswith(digest) for suffix, _ in calls) or ''}", call))
+        calls.append((f"{digest}{seen[digest] or ''}", call))
+        seen[digest] += 1
     return calls
 
 
