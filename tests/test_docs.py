@@ -35,7 +35,7 @@ def test_the_first_two_commands_install_and_run() -> None:
     assert len(commands) == 2
     assert commands[0].endswith(".venv/bin/stellarchat serve --demo")
     assert "pip install -q '.[web]'" in commands[0]  # a newcomer first looks at the page
-    assert commands[1].endswith(".venv/bin/pytest -n 4 --dist worksteal")
+    assert commands[1].endswith(".venv/bin/pytest -n 6 --dist worksteal")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
