@@ -118,7 +118,7 @@ def connect_for_tests(url: str) -> SqlConnection:
     """A connection to a database, whose tables are made where needed."""
     with psycopg.connect(url) as probe:
         dsn = probe.info.dsn
-    connection = SqlConnection(psycopg.connect(dsn, autocommit=True))
+    connection = SqlConnection(psycopg.connect(dsn, autocommit=True, options="-c jit=off"))
     postgresql.prepare(connection)
     return connection
 

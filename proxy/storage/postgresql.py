@@ -30,7 +30,9 @@ _DEFAULTS: dict[str, Any] = {
     "application_name": "stellarchat",
 }
 # A role or database may have other defaults, under which texts and escapes would be read differently.
-_SETTINGS = "SET client_encoding = 'UTF8'; SET standard_conforming_strings = on"
+# Our statements are short: compiling one (JIT) costs many times its execution. On Debian's PostgreSQL 15, it made a
+# continued chat take 41 ms of the server's CPU instead of 0.4 (measured).
+_SETTINGS = "SET client_encoding = 'UTF8'; SET standard_conforming_strings = on; SET jit = off"
 
 
 @translated_errors()
