@@ -27,7 +27,7 @@ _SHOWN_KEYS = frozenset({"content", "tool_calls", "function_call", "refusal", *_
 _SHOWN_NAMES = frozenset({"name", "tool_call_id"})
 _COLUMNS = ("role", "content", "content_form", "extra")
 # Signs of Markdown; without any, the text would look the same.
-_MARKDOWN = re.compile(r"[*_`#|\[~>]|^\s*(?:[-+]|\d+[.)])\s|\n---", re.MULTILINE)
+_MARKDOWN = re.compile(r"[*_`#|\[~>]|^[ \t]*(?:[-+]|\d+[.)])\s|\n---", re.MULTILINE)
 
 
 def shown_message(row: JSON, *, session_id: str, query: str | None = None) -> JSON:

@@ -112,3 +112,12 @@ async def test_message_is_made_rich_where_it_has_markdown(tmp_path: Path) -> Non
         rich = await http.get(f"/ui/s/{session_id}/m/{message_id}/rich")
         assert "<strong>bold</strong> &lt;script&gt;" in rich.text
         assert (await http.get(f"/ui/s/{session_id}/m/none/rich")).status_code == 404
+
+
+async def test_empty_lines_are_searched_for_markdown_in_linear_time(tmp_path: Path) -> None:
+    with opened(tmp_path / "stellarchat.db") as connection:
+        session_id = say(connection, "\n" * 19_000 + "plain", reply="plain")
+    async with running_proxy(settings_for(tmp_path)) as url, httpx.AsyncClient(base_url=url) as http:
+        page = await http.get(f"/ui/s/{session_id}")  # in quadratic time 8 s, in which no other thread runs
+        assert "plain" in page.text
+        assert "data-rich" not in page.text
