@@ -369,6 +369,7 @@ async def test_writes_that_are_spilled_during_a_replay_are_not_cleared_with_it(
 
         with locked(tmp_path):
             await record(writer, "a")
+            await until(lambda: writer.last_error)  # until then it is tried, and could be stored without the file
             overflow.forget_copies()
             monkeypatch.setattr(overflow, "lines", spilling_meanwhile)
         await until(lambda: not writer.waiting)
