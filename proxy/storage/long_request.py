@@ -44,10 +44,13 @@ class LongRequest:
         """Wraps `work` so that it runs once the messages are stored. Call the result until it is not UNFINISHED."""
 
         def run(rows: WriteBatch) -> T | object:
-            is_over = True
+            is_over = True  # also if a statement is rejected
             try:
-                is_over = self.is_stored(rows)
-                return work(rows) if is_over else UNFINISHED
+                if self.is_stored(rows):
+                    return work(rows)
+                rows.flush()  # not later, so that a rejected message ends it
+                is_over = False
+                return UNFINISHED
             finally:
                 self.is_done = is_over
 
@@ -73,8 +76,9 @@ class LongRequest:
     def _is_hashed(self, rows: WriteBatch) -> bool:
         chained, hashes = self._exchange.chained, self._hashes
         above = hashes[-1] if hashes else hash_chain.root_hash(self._exchange.user_id)
+        start = len(hashes)
         while len(hashes) < len(chained):
-            if len(hashes) % _STEP == 0 and time.monotonic() > rows.long_ends_at:
+            if _is_over(rows, len(hashes) - start):
                 return False
             above = hash_chain.chain_hash(above, chained[len(hashes)])
             hashes.append(above)
@@ -104,8 +108,9 @@ class LongRequest:
     def _store_some(self, rows: WriteBatch, place: message_tree.InsertPosition) -> bool:
         chained, delta = self._exchange.chained, SessionDelta(timestamp())
         is_all = True
+        start = self._count
         while self._count < len(chained) - 1:  # the last message is stored together with the exchange
-            if self._count % _STEP == 0 and time.monotonic() > rows.long_ends_at:
+            if _is_over(rows, self._count - start):
                 is_all = False
                 break
             self._last_no = message_tree.store(rows, place, chained[self._count], delta)
@@ -113,3 +118,8 @@ class LongRequest:
         if delta.messages:
             rows.touch_session(place.session_id, delta)
         return is_all
+
+
+def _is_over(rows: WriteBatch, done: int) -> bool:
+    """Whether this slice ends after `done` messages: at least one step, however slow the machine is."""
+    return done > 0 and done % _STEP == 0 and time.monotonic() > rows.long_ends_at

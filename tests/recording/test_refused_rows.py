@@ -9,7 +9,7 @@ from proxy.ids import timestamp
 from proxy.recording.dead_letters import count_lines, dead_letter_path
 from proxy.recording.open_exchange import OpenExchange
 from proxy.recording.recorder import Recorder
-from proxy.storage import queries, tombstones
+from proxy.storage import queries, tombstones, write_batch
 from proxy.storage.exchange import Outcome
 from proxy.storage.sqlite import connect
 from proxy.storage.write_batch import WriteBatch
@@ -117,6 +117,22 @@ async def test_a_killed_reply_has_no_hole_in_whatever_order_its_pieces_were_kept
         assert kept(tmp_path) == 1
         assert [content for content, _ in replies(tmp_path)] == ([text] if text else [])
         assert statuses(tmp_path) == ["incomplete"]
+
+
+async def test_a_reply_streams_to_the_dead_letters_although_its_long_request_was_rejected_in_a_later_slice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_batch, "_LONG_SECONDS", 0.0005)
+    settings = settings_for(tmp_path, flush_interval_seconds=0.05)
+    async with recording(settings) as killed:
+        refuse(tmp_path, "messages")
+        live = open_of(killed, MANY)
+        live.feed(b"".join(HELLO))
+        await eventually(lambda: kept(tmp_path) == 2)
+        await die(killed)
+        allow(tmp_path)
+        async with recording(settings):
+            await eventually(lambda: replies(tmp_path) == [("Hel", "incomplete")])
 
 
 async def test_a_reply_that_outlasts_the_refusal_is_stored_once_and_whole(tmp_path: Path) -> None:
