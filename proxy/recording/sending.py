@@ -24,6 +24,8 @@ from proxy.wire.headers import Headers
 
 logger = logging.getLogger(__name__)
 
+_SLICES_AT_ONCE = 8  # of a large chunk; then a pause after each
+_REST_SECONDS = 0.001
 _WHOLE_BYTES = 64 * 2**20  # a larger reply is relayed but not recorded, and its exchange says so
 
 
@@ -64,14 +66,15 @@ async def _pass_in_slices(
 ) -> None:
     """Splits a large chunk, which may contain thousands of events, and lets other tasks run between the slices."""
     recording.reply.can_batch = False
-    for piece in tee.slices(data):
+    for number, piece in enumerate(tee.slices(data)):
         tee.note(piece)
         out = await in_thread(partial(tee.fold, piece)) if tee.may_end_large(piece) else tee.fold(piece)
         if out and not watch.has_left:
             await send({"type": "http.response.body", "body": out, "more_body": True})
         if tee.has_ended and recording.saved is None:
             await _send_end(response, send, recording, tee, watch)
-        await asyncio.sleep(0)
+        # The threads that store chats need the GIL, too: beside a flood of events, commits took 150 instead of 15 ms.
+        await asyncio.sleep(0 if number < _SLICES_AT_ONCE else _REST_SECONDS)
     if (out := tee.after(data)) and not watch.has_left:
         await send({"type": "http.response.body", "body": out, "more_body": True})
 
