@@ -34,6 +34,9 @@ T = TypeVar("T")
 _BATCH_LIMIT = 256
 # Gathers chats that end together: a commit costs about as much as storing one of them.
 _GROUP_SECONDS = 0.004
+# For so long at most, tokens of other streams pass between two of the chats that a commit frees: freed at once, their
+# ends and the callers' next requests kept first tokens waiting (200 streams, p99: 53 ms, and 11 with the pauses).
+_SPREAD_SECONDS = 0.05
 # How long the writer waits for another program's lock before spilling; short, so that streams keep being saved.
 _LOCK_TIMEOUT_MS = 300
 # A lock or a silent disk is reported as an error after this time; until then writes are only spilled.
@@ -280,9 +283,12 @@ class Writer:
         settled = self._queue.settle(len(results))
         pairs = list(zip(settled, results, strict=True))
         self._queue.put_back(unfinished=[write for write, result in pairs if result is UNFINISHED])
+        spread_until = time.monotonic() + _SPREAD_SECONDS
         for write, result in pairs:
             if result is not UNFINISHED:
                 self._settle(write, result)
+                if time.monotonic() < spread_until:
+                    await asyncio.sleep(0)
         if not self._refuses_all:
             self._accept()
         if len(batch) > 1 and not self._is_closing:
