@@ -49,7 +49,7 @@ async def run(folder: Path, given: argparse.Namespace, *, has_small_disk: bool) 
         if given.trouble:
             special = kinds.environment(given.trouble, folder)
             if special is None:
-                sys.exit(f"{given.trouble}: this machine has no compiler, or no libfaketime")
+                sys.exit(f"{given.trouble}: this machine has no C compiler")
             environment |= special
         trial = Trial(
             folder,

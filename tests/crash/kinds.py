@@ -7,12 +7,12 @@ from tests.crash.ledger import Chat
 from tests.crash.rounds import Trial
 from tests.crash.trouble import (
     Trouble,
-    built_stall,
+    built,
     clock_jumps,
-    faked_clock,
     files_gone,
     giant_neighbour,
     refused_rows,
+    set_clock,
     stalled_disk,
 )
 
@@ -23,9 +23,18 @@ WRITABLE = ("giant", "clock")  # in these the database can be written all the ti
 def environment(kind: str, folder: Path) -> dict[str, str] | None:
     """What the server is started with; None where this machine cannot do it."""
     if kind == "stall":
-        library = built_stall(folder)
-        return None if library is None else {"LD_PRELOAD": str(library), "STALL_WHILE": str(folder / "stalled")}
-    return faked_clock(folder / "clock") if kind == "clock" else {}
+        return _with_library("stalled_disk", folder, STALL_WHILE=folder / "stalled")
+    if kind == "clock":
+        set_clock(folder / "clock", 0)
+        return _with_library("jumping_clock", folder, CLOCK_OFFSET=folder / "clock")
+    return {}
+
+
+def _with_library(name: str, folder: Path, **variables: Path) -> dict[str, str] | None:
+    library = built(name, folder)
+    if library is None:
+        return None
+    return {"LD_PRELOAD": str(library), **{key: str(each) for key, each in variables.items()}}
 
 
 def trouble(kind: str, trial: Trial) -> Trouble:

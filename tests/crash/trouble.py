@@ -10,11 +10,15 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
+
+_HOUR = 3600
+_DAY = 24 * _HOUR
 
 Trouble = Callable[[], AbstractContextManager[None]]
 
@@ -81,13 +85,13 @@ def no_growth(database: Path, pids: Callable[[], list[int]]) -> Trouble:
     return held
 
 
-def built_stall(folder: Path) -> Path | None:
-    """The library that stalls a server's disk, compiled; None where there is no compiler."""
+def built(name: str, folder: Path) -> Path | None:
+    """One of the libraries beside this module, to be loaded before a server's own; None where there is no compiler."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         return None
-    library = folder / "stalled_disk.so"
-    source = Path(__file__).with_name("stalled_disk.c")
+    library = folder / f"{name}.so"
+    source = Path(__file__).with_name(f"{name}.c")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
     return library
 
@@ -189,33 +193,24 @@ def giant_neighbour(port: Callable[[], int], *, messages: int) -> Trouble:
     return held
 
 
-def clock_jumps(clock: Path, dice: random.Random) -> Trouble:
-    """The server's wall clock is set forward and back: see libfaketime's FAKETIME_TIMESTAMP_FILE."""
+def clock_jumps(offset: Path, dice: random.Random) -> Trouble:
+    """The server's wall clock is set forward and back: see `jumping_clock.c`."""
 
     @contextmanager
     def held() -> Iterator[None]:
-        clock.write_text(dice.choice(("+3d", "-3d", "+2h", "-2h")))
+        set_clock(offset, dice.choice((3 * _DAY, -3 * _DAY, 2 * _HOUR, -2 * _HOUR)))
         try:
             yield
         finally:
-            clock.write_text(dice.choice(("+0", "-1h", "+1h")))
+            set_clock(offset, dice.choice((0, -_HOUR, _HOUR)))
 
     return held
 
 
-def faked_clock(clock: Path) -> dict[str, str] | None:
-    """The environment of a server whose clock can be set; None where libfaketime is not installed."""
-    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-    if not found:
-        return None
-    clock.write_text("+0")
-    return {
-        "LD_PRELOAD": str(found[0]),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_CACHE_DURATION": "1",  # seconds: to read the file at every look at the clock takes most of a core
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "NO_FAKE_STAT": "1",
-    }
+def set_clock(offset: Path, seconds: int) -> None:
+    """Set the wall clock of a server that runs with this file; it is written in place, as the server has it mapped."""
+    with offset.open("r+b" if offset.exists() else "wb") as file:
+        file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
 
 
 @contextmanager
