@@ -15,10 +15,10 @@ async def test_killed_proxies_and_servers_lose_and_double_nothing(tmp_path: Path
     with own_server() as server, database_url(server.url) as url:
         async with fake_upstream() as upstream:
             trial = SharedTrial(
-                tmp_path, upstream, server, url, seed=3, chats=8, proxies=2, behind_seconds=30.0, longest=40
+                server, tmp_path, upstream, url, seed=3, chats=8, proxies=2, behind_seconds=30.0, longest=40
             )
-            await trial.start()
             try:
+                await trial.start()
                 await trial.kill_one()
                 trial.kills = 4  # the next one hits the server
                 await trial.kill_one()

@@ -15,7 +15,7 @@ from tests.crash.trouble import Trouble, full_disk, lock, no_growth, small_disk
 from tests.fake_upstream import fake_upstream
 
 if TYPE_CHECKING:  # it needs the extra
-    from tests.crash.postgresql import SharedTrial
+    from tests.crash.postgresql import Total
 
 
 async def kill_rounds(trial: Trial, *, kills: int) -> None:
@@ -28,17 +28,17 @@ async def kill_rounds(trial: Trial, *, kills: int) -> None:
         else:
             await trial.kill_while_chatting()
         if trial.kills % 10 == 0:
-            print(figures(trial), flush=True)
+            show(trial)
 
 
 async def trouble_rounds(trial: Trial, trouble: Trouble, *, kills: int, seconds: float) -> None:
     """Each kind of trouble once lived through, then kills within it."""
     await trial.chat_through(trouble, seconds=seconds, kills=False)
-    print(figures(trial), flush=True)
+    show(trial)
     while trial.kills < kills:
         await trial.chat_through(trouble, seconds=seconds / 2, kills=True)
         if trial.kills % 10 == 0:
-            print(figures(trial), flush=True)
+            show(trial)
     await trial.chat_through(trouble, seconds=seconds, kills=False)
 
 
@@ -78,37 +78,20 @@ async def run(folder: Path, given: argparse.Namespace, *, has_small_disk: bool) 
     return trial
 
 
-async def run_shared(folder: Path, given: argparse.Namespace) -> "SharedTrial":
+def run_shared(given: argparse.Namespace) -> "Total":
     """Several proxies on one PostgreSQL server."""
-    from tests.crash.postgresql import SharedTrial, refuse_options
-    from tests.postgresql import database_url, own_server
+    from tests.crash import postgresql
 
-    refuse_options(given)
-    with own_server() as server, database_url(server.url) as url:
-        async with fake_upstream() as upstream:
-            trial = SharedTrial(
-                folder,
-                upstream,
-                server,
-                url,
-                seed=given.seed,
-                chats=given.chats,
-                proxies=given.proxies,
-                behind_seconds=given.behind,
-            )
-            await trial.start()
-            try:
-                while trial.kills < given.kills:
-                    await trial.kill_one()
-                    if trial.kills % 10 == 0:
-                        print(figures(trial), flush=True)
-                await trial.finish()
-            finally:
-                trial.kill()
-    return trial
+    postgresql.refuse_options(given)
+    return asyncio.run(postgresql.run_shared(given, show))
 
 
-def figures(trial: "Trial | SharedTrial") -> str:
+def show(trial: "Trial | Total") -> None:
+    """Print the figures so far."""
+    print(figures(trial), flush=True)
+
+
+def figures(trial: "Trial | Total") -> str:
     """One line."""
     verdict = trial.verdict
     return (
@@ -119,7 +102,7 @@ def figures(trial: "Trial | SharedTrial") -> str:
     )
 
 
-def conclude(trial: "Trial | SharedTrial", started: float) -> NoReturn:
+def conclude(trial: "Trial | Total", started: float) -> NoReturn:
     """Print what was found, and end."""
     for note in trial.verdict.notes[:40]:
         print("  ", note)
@@ -135,6 +118,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--proxies", type=int, default=2, help="with postgresql: proxies on one server")
+    parser.add_argument("--batch", type=int, default=50, help="with postgresql: kills on each database")
     parser.add_argument("--behind", type=float, default=1.0, help="seconds a cut reply may be behind")
     parser.add_argument("--trouble", choices=kinds.KINDS, help="another kind of trouble")
     parser.add_argument("--locked", action="store_true", help="another program holds the write lock for a while")
@@ -143,10 +127,9 @@ def main() -> None:
     parser.add_argument("--reserve", type=int, default=16, help="MiB held ready for the spill file")
     given = parser.parse_args()
     started = time.monotonic()
+    if given.database == "postgresql":
+        conclude(run_shared(given), started)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        if given.database == "postgresql":
-            shared = asyncio.run(run_shared(Path(name), given))
-            conclude(shared, started)
         has_small_disk = given.disk_full and stack.enter_context(small_disk(Path(name), size_bytes=128 * 2**20))
         trial = asyncio.run(run(Path(name), given, has_small_disk=has_small_disk))
     conclude(trial, started)

@@ -60,6 +60,15 @@ class Verdict:
         return not (self.lost or self.doubled or self.wrong)
 
 
+@dataclass(slots=True, eq=False)
+class Part:
+    """Chats that ran beside each other up to a moment: `cut_at`, when their process was killed."""
+
+    chats: list[Chat]
+    cut_at: float
+    had_trouble: bool
+
+
 @dataclass(slots=True)
 class _Stored:
     sessions: set[str] = field(default_factory=set)
@@ -74,16 +83,27 @@ def judge(database: Path, chats: list[Chat], *, cut_at: float, behind_seconds: f
     A history that is resent without an id while its session waits on the spill file begins a session of its own: then
     its messages are in the database before the chat itself is. In trouble also in other orders.
     """
-    verdict = Verdict(chats=len(chats))
+    return judge_parts(database, [Part(chats, cut_at, in_trouble)], behind_seconds=behind_seconds)
+
+
+def judge_parts(database: Path, parts: list[Part], *, behind_seconds: float) -> Verdict:
+    """The same for several parts of the chats in one database."""
+    verdict = Verdict()
     connection = sqlite3.connect(database, timeout=20)
     try:
-        stored = _stored(connection, [chat.name for chat in chats], verdict, in_trouble=in_trouble)
+        for part in parts:
+            _judge_part(connection, part, verdict, behind_seconds=behind_seconds)
         _judge_file(connection, verdict)
     finally:
         connection.close()
-    for chat in chats:
-        _judge_chat(chat, stored.get(chat.name), verdict, cut_at=cut_at, behind_seconds=behind_seconds)
     return verdict
+
+
+def _judge_part(connection: sqlite3.Connection, part: Part, verdict: Verdict, *, behind_seconds: float) -> None:
+    verdict.chats += len(part.chats)
+    stored = _stored(connection, [chat.name for chat in part.chats], verdict, in_trouble=part.had_trouble)
+    for chat in part.chats:
+        _judge_chat(chat, stored.get(chat.name), verdict, cut_at=part.cut_at, behind_seconds=behind_seconds)
 
 
 def wait_until_settled(database: Path, *, seconds: float = 30) -> None:
@@ -108,7 +128,8 @@ def _unfinished(connection: sqlite3.Connection) -> tuple[int, int]:
 def _stored(
     connection: sqlite3.Connection, names: list[str], verdict: Verdict, *, in_trouble: bool
 ) -> dict[str, _Stored]:
-    connection.execute("CREATE TEMP TABLE names (name TEXT PRIMARY KEY)")
+    connection.execute("CREATE TEMP TABLE IF NOT EXISTS names (name TEXT PRIMARY KEY)")
+    connection.execute("DELETE FROM names")
     connection.executemany("INSERT INTO names VALUES (?)", [(name,) for name in names])
     found: dict[str, _Stored] = {}
     by_number: dict[int, _Stored] = {}

@@ -1,28 +1,61 @@
 """Proxies on one PostgreSQL server, killed under load: one at a time, and now and then the server itself.
 
-The database is judged as an SQLite file, into which it is migrated first.
+The callers of the others chat on meanwhile. Each some of the kills have a database of their own, which is judged at the
+end: it is migrated into an SQLite file, which takes longer the more chats it has.
 """
 
+import argparse
 import asyncio
 import random
 import signal
 import time
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import psycopg
 
+from proxy.maintenance import check
+from proxy.maintenance.check import OF_FILES
 from proxy.storage import migration, sqlite
-from tests.crash.ledger import Chat, Verdict, judge
+from tests.crash.ledger import Part, Verdict, judge_parts
 from tests.crash.traffic import Crowd, Script
-from tests.fake_upstream import FakeUpstream
-from tests.postgresql import Server, connect_for_tests
+from tests.fake_upstream import FakeUpstream, fake_upstream
+from tests.postgresql import Server, connect_for_tests, database_url, own_server
 from tests.serving import ServerProcess
 
 _SETTLED_SECONDS = 60.0
+_GONE_SECONDS = 10.0
 _UNSETTLED = """SELECT (SELECT COUNT(*) FROM exchanges WHERE status = 'in_progress')
                      + (SELECT COUNT(*) FROM exchange_fragments)"""
+_OF_STRANGERS = f"""SELECT COUNT(*) FROM exchanges WHERE status = 'in_progress' AND worker_id NOT IN
+                    (SELECT worker_id FROM workers
+                     WHERE seen_at > clock_timestamp() - INTERVAL '{_GONE_SECONDS:.0f} seconds')"""
+
+
+@dataclass(slots=True)
+class Total:
+    """The figures of all databases."""
+
+    verdict: Verdict = field(default_factory=Verdict)
+    kills: int = 0
+    not_ready: int = 0
+
+    def add(self, trial: "SharedTrial") -> None:
+        """Take the figures of one database."""
+        self.verdict.add(trial.verdict)
+        self.kills += trial.kills
+
+
+class _Life(NamedTuple):
+    """A process from its start to its end, and its callers."""
+
+    proxy: ServerProcess
+    crowd: Crowd
 
 
 class SharedTrial:
@@ -30,9 +63,9 @@ class SharedTrial:
 
     def __init__(
         self,
+        server: Server,
         folder: Path,
         upstream: FakeUpstream,
-        server: Server,
         url: str,
         *,
         seed: int,
@@ -43,54 +76,57 @@ class SharedTrial:
     ) -> None:
         self.verdict = Verdict()
         self.kills = 0
-        self.not_ready = 0
+        self._lives = 0
         self._dice = random.Random(seed)
         self._script = Script(seed, longest=longest)
         upstream.on("/v1/chat/completions", self._script.behaviour())
+        self._upstream_url = upstream.url
         self._folder, self._server, self._url = folder, server, url
         self._callers = max(1, chats // proxies)
         self._behind_seconds = behind_seconds
         self._had_trouble = False
-        self._all: list[Chat] = []
-        self._rounds = 0
-        self._proxies = [self._proxy(number, upstream.url) for number in range(proxies)]
+        self._hosts: list[ServerProcess] = []
+        self._living: list[_Life] = []
+        self._away: list[ServerProcess] = []  # killed, and their hosts did not come back
+        self._parts: list[Part] = []
+        for _ in range(proxies):
+            self._new_host()
 
-    def _proxy(self, number: int, upstream_url: str) -> ServerProcess:
-        home = self._folder / f"host-{number}"
+    def _new_host(self) -> ServerProcess:
+        home = self._folder / f"host-{len(self._hosts)}"
         home.mkdir()
         environment = {"DATABASE_URL": self._url, "STELLARCHAT_STATE_DIR": str(home / "state")}
-        return ServerProcess(home, upstream_url, **environment)
+        self._hosts.append(ServerProcess(home, self._upstream_url, **environment))
+        return self._hosts[-1]
 
     async def start(self) -> None:
-        """Start every proxy."""
-        await asyncio.gather(*(asyncio.to_thread(each.start) for each in self._proxies))
+        """Start every proxy, and chat at each."""
+        self._living = await asyncio.gather(*map(self._live, self._hosts))
+
+    async def _live(self, proxy: ServerProcess) -> _Life:
+        self._lives += 1
+        crowd = Crowd(self._script, callers=self._callers, label=f"{self._script.seed}.{self._lives}")
+        await asyncio.to_thread(proxy.start)
+        crowd.start(int(proxy.url.rsplit(":", 1)[1]))
+        return _Life(proxy, crowd)
 
     def kill(self) -> None:
         """End every proxy at once."""
-        for each in self._proxies:
-            each.kill()
+        for each in self._hosts:
+            if each not in self._away:
+                each.kill()
 
     async def kill_one(self) -> None:
-        """Chat at all proxies, and kill one of them, or the server at each fifth time; start it again, and judge."""
-        self._rounds += 1
-        crowds = [
-            Crowd(self._script, callers=self._callers, label=f"{self._script.seed}.{self._rounds}.{number}")
-            for number in range(len(self._proxies))
-        ]
-        for crowd, proxy in zip(crowds, self._proxies, strict=True):
-            crowd.start(int(proxy.url.rsplit(":", 1)[1]))
+        """Chat for a while; kill one of the proxies, or the server at each fifth time, and start it again."""
         await asyncio.sleep(self._dice.uniform(0.3, 3.0))
-        cut_at = time.monotonic()
         self.kills += 1
         await self._crash()
-        await asyncio.gather(*(crowd.stop() for crowd in crowds))
-        await self._judge([chat for crowd in crowds for chat in crowd.chats], cut_at=cut_at)
 
     async def _crash(self) -> None:
         if self.kills % 5 == 0:
             await self._crash_server()
         else:
-            await self._crash_proxy(self._dice.choice(self._proxies))
+            await self._crash_proxy(self._dice.randrange(len(self._living)))
 
     async def _crash_server(self) -> None:
         self._had_trouble = True
@@ -98,55 +134,98 @@ class SharedTrial:
         await asyncio.sleep(self._dice.uniform(0.0, 3.0))
         await asyncio.to_thread(self._server.start)
 
-    async def _crash_proxy(self, victim: ServerProcess) -> None:
-        victim.kill()
+    async def _crash_proxy(self, number: int) -> None:
+        proxy, crowd = self._living[number]
+        cut_at = time.monotonic()
+        await asyncio.to_thread(proxy.kill)
+        await self._end(crowd, cut_at=cut_at)
         if self._dice.random() < 0.25:  # its chats are ended by the others
-            await asyncio.to_thread(self._wait, self._count_of_strangers)
-        await asyncio.to_thread(victim.start)
+            self._away.append(proxy)
+            proxy = self._new_host()
+        self._living[number] = await self._live(proxy)
 
-    async def _judge(self, chats: list[Chat], *, cut_at: float) -> None:
-        self._all += chats
-        await asyncio.to_thread(self._wait, lambda connection: int(connection.execute(_UNSETTLED).fetchone()[0]))
-        self.verdict.add(await asyncio.to_thread(self._judged, chats, cut_at, self._behind_seconds))
+    async def _end(self, crowd: Crowd, *, cut_at: float | None = None) -> None:
+        await crowd.stop()
+        self._parts.append(Part(crowd.chats, cut_at or time.monotonic(), self._had_trouble))
 
     async def finish(self) -> None:
-        """Stop every proxy, and judge all chats of all rounds once more."""
-        codes = [await asyncio.to_thread(each.stop) for each in self._proxies]
-        final = await asyncio.to_thread(self._judged, self._all, 0.0, 0.0)
-        self.verdict.lost += final.lost
-        self.verdict.doubled += final.doubled
-        self.verdict.wrong += final.wrong + sum(code != 0 for code in codes)
-        self.verdict.notes += final.notes + [f"exit code {code}" for code in codes if code]
+        """Let those that were away come back, stop every proxy, and judge all chats."""
+        if self._away:
+            await asyncio.sleep(_GONE_SECONDS)  # until nobody believes that they live
+            await asyncio.to_thread(self._wait, _OF_STRANGERS)
+            away, self._away = self._away, []
+            await asyncio.gather(*(asyncio.to_thread(each.start) for each in away))
+        await asyncio.gather(*(self._end(life.crowd) for life in self._living))
+        await asyncio.to_thread(self._wait, _UNSETTLED)
+        codes = await asyncio.gather(*(asyncio.to_thread(each.stop) for each in self._hosts))
+        self.verdict.add(await asyncio.to_thread(self._judged))
+        for code in filter(None, codes):
+            self._wrong(f"exit code {code}")
 
-    def _judged(self, chats: list[Chat], cut_at: float, behind_seconds: float) -> Verdict:
+    def _judged(self) -> Verdict:
         file = self._folder / "judged.db"
-        for suffix in ("", "-wal", "-shm"):
-            file.with_name(file.name + suffix).unlink(missing_ok=True)
         with closing(connect_for_tests(self._url)) as source, closing(sqlite.connect(file)) as target:
+            for kind, find in check.steps(self._folder / "none", living=check.living_anywhere):
+                for problem in () if kind in OF_FILES else find(source):
+                    self._wrong(f"check: {problem.message}")
             sqlite.prepare(target)
             migration.copy(*migration.sides(source, target), progress=lambda _done, _total: None)
-        return judge(file, chats, cut_at=cut_at, behind_seconds=behind_seconds, in_trouble=self._had_trouble)
+        return judge_parts(file, self._parts, behind_seconds=self._behind_seconds)
 
-    def _count_of_strangers(self, connection: Any) -> int:
-        """Exchanges in progress of processes that are not seen any more."""
-        text = """SELECT COUNT(*) FROM exchanges WHERE status = 'in_progress' AND worker_id NOT IN
-                  (SELECT worker_id FROM workers WHERE seen_at > clock_timestamp() - INTERVAL '10 seconds')"""
-        seen = "SELECT COUNT(*) FROM workers WHERE seen_at > clock_timestamp() - INTERVAL '10 seconds'"
-        is_gone = connection.execute(seen).fetchone()[0] < len(self._proxies)
-        return int(connection.execute(text).fetchone()[0]) if is_gone else 1
-
-    def _wait(self, count: Any) -> None:
+    def _wait(self, query: str) -> None:
+        """Wait until a query counts nothing."""
         deadline = time.monotonic() + _SETTLED_SECONDS
         while time.monotonic() < deadline:
             with psycopg.connect(self._url) as connection:
-                if not count(connection):
+                if connection.execute(query).fetchall() == [(0,)]:
                     return
             time.sleep(0.1)
+        self._wrong(f"not settled after {_SETTLED_SECONDS:.0f} s")
+
+    def _wrong(self, note: str) -> None:
         self.verdict.wrong += 1
-        self.verdict.notes.append(f"not settled after {_SETTLED_SECONDS:.0f} s")
+        self.verdict.notes.append(note)
+
+
+async def run_shared(given: argparse.Namespace, show: Callable[[Total], None]) -> Total:
+    """All kills, on a new database for each some of them."""
+    total = Total()
+    with own_server() as server:
+        while total.kills < given.kills:
+            with database_url(server.url) as url:
+                trial = await run_on(url, partial(SharedTrial, server), given, total)
+            total.add(trial)
+            show(total)
+    return total
+
+
+async def run_on(url: str, trial: Callable[..., SharedTrial], given: argparse.Namespace, total: Total) -> SharedTrial:
+    """The next kills, on one database."""
+    kills = min(given.batch, given.kills - total.kills)
+    with TemporaryDirectory() as folder:
+        async with fake_upstream() as upstream:
+            made = trial(
+                Path(folder),
+                upstream,
+                url,
+                seed=given.seed * 10_000 + total.kills,
+                chats=given.chats,
+                proxies=given.proxies,
+                behind_seconds=given.behind,
+            )
+            try:
+                await made.start()
+                for _ in range(kills):
+                    await made.kill_one()
+                await made.finish()
+            finally:
+                made.kill()
+    return made
 
 
 def refuse_options(given: Any) -> None:
     """What only a file can be put into."""
     if given.trouble or given.locked or given.disk_full or given.workers != 1:
-        raise SystemExit("--database postgresql goes with --proxies, --kills, --chats and --seed alone")
+        raise SystemExit(
+            "--database postgresql goes with --proxies, --kills, --batch, --chats, --behind and --seed alone"
+        )

