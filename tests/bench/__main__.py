@@ -17,6 +17,10 @@ does not come to rest in time, a line says so.
 A relay that fails at a load, or falls behind, has an error in place of that figure and is started afresh for the next.
 Connections are kept open and opened before the clock starts. What comes is checked to the last event. Figures are
 medians over the rounds, with (smallest-largest) and x the ratio to nginx.
+
+`--peers` compares with programs that record what they relay, each with its recording of content on; what they stored
+of what was sent is found by `python -m tests.bench.complete`. Each has a virtual environment of its own, so there is a
+`--relay-bin` for each.
 """
 
 import argparse
@@ -27,16 +31,19 @@ import json
 import os
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
-from tests.bench import figures, machine, phases, relays
+from tests.bench import figures, machine, peers, phases, relays
+
+ROWS = (*relays.RELAYS, *peers.RELAYS)
 
 
 def main() -> None:
     options = _options()
     machine.prepare(cores=options.cores)
-    chosen = _chosen(options.only)
-    plan = phases.QUICK if options.quick else phases.Plan()
+    chosen = _chosen(options.only, peers.TABLE if options.peers else [relay.key for relay in relays.RELAYS])
+    plan = _plan(options)
     here = machine.describe()
     print(machine.line(here), file=sys.stderr)
     rounds: list[dict[str, figures.Measured]] = []
@@ -49,7 +56,8 @@ def main() -> None:
     titles = {relay.key: relay.title for relay in chosen}
     if options.json is not None:
         options.json.write_text(json.dumps(_whole(here, plan, rounds, titles), indent=1) + "\n")
-    print(figures.report(rounds, titles, markdown=options.markdown) + "\n" + machine.line(here))
+    tables = figures.PEERS if options.peers else figures.TABLES
+    print(figures.report(rounds, titles, markdown=options.markdown, tables=tables) + "\n" + machine.line(here))
 
 
 def _measure(
@@ -74,10 +82,11 @@ def _options() -> argparse.Namespace:
         prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="short phases and one round: minutes less, more noise")
-    parser.add_argument("--rounds", type=int, help="default 3; with --quick 1")
     parser.add_argument(
-        "--only", default="", help="rows, with commas: " + ",".join(relay.key for relay in relays.RELAYS)
+        "--peers", action="store_true", help="the phases and the rows of the table beside programs that record"
     )
+    parser.add_argument("--rounds", type=int, help="default 3; with --quick 1")
+    parser.add_argument("--only", default="", help="rows, with commas: " + ",".join(relay.key for relay in ROWS))
     parser.add_argument("--phases", default="", help="loads, with commas: " + ",".join(phases.names(phases.Plan())))
     parser.add_argument("--relay-bin", action="append", default=[], help="look for the relays' commands here first")
     parser.add_argument("--dir", type=Path, help="where the databases go while it runs (default: the system's place)")
@@ -90,13 +99,19 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _chosen(only: str) -> list[relays.Relay]:
+def _plan(options: argparse.Namespace) -> phases.Plan:
+    if options.peers:
+        return phases.QUICK_PEERS if options.quick else phases.PEERS
+    return phases.QUICK if options.quick else phases.Plan()
+
+
+def _chosen(only: str, usual: Collection[str]) -> list[relays.Relay]:
     """The rows asked for, and direct, from which the others are measured."""
     wanted = {key.strip() for key in only.split(",") if key.strip()}
-    unknown = wanted - {relay.key for relay in relays.RELAYS}
+    unknown = wanted - {relay.key for relay in ROWS}
     if unknown:
         raise SystemExit(f"--only: no such row: {', '.join(sorted(unknown))}")
-    return [relay for relay in relays.RELAYS if not wanted or relay.key in wanted | {figures.DIRECT}]
+    return [relay for relay in ROWS if relay.key in (wanted or set(usual)) | {figures.DIRECT}]
 
 
 def _whole(

@@ -31,7 +31,9 @@ class Load:
     seconds: float
     deadline_s: float
     requests: int = 1 << 40
-    endpoint: str = "chat"
+    endpoint: str = dialects.CHAT
+    model: str = wire.MODEL
+    sends_done: bool = True
     tokens: int = 200
     rate: int = 50
     ramp_s: float = 0.0
@@ -146,7 +148,8 @@ class Run:
         self.outcome = Outcome()
         self.errors: Counter[str] = Counter()
         self.replies: deque[list[bytes]] = deque()
-        self.before, self.after = _request(load)
+        host = f"127.0.0.1:{load.port}"
+        self.before, self.after = dialects.request(load.endpoint, host=host, stream=load.stream, model=load.model)
         self.numbers = itertools.count()
         self.sent = 0
         self.active = load.connections
@@ -226,32 +229,19 @@ class Run:
 
     def _check(self) -> None:
         """Every reply is taken apart, now that the clock has stopped."""
+        load = self.load
         for pieces in self.replies:
             raw = b"".join(pieces)
             try:
-                if self.load.stream:
-                    _check_stream(self.load, raw)
-                    self.outcome.events += self.load.tokens + 3
+                if load.stream:
+                    dialects.check_stream(load.endpoint, raw, tokens=load.tokens, sends_done=load.sends_done)
+                    self.outcome.events += load.tokens + 3
                 else:
-                    wire.check_whole(raw)
+                    dialects.check_whole(load.endpoint, raw)
             except (ValueError, KeyError, TypeError) as exc:
                 self.errors[str(exc)[:300]] += 1
                 self.outcome.finished -= 1
         self.outcome.errors = dict(self.errors.most_common(3))
-
-
-def _request(load: Load) -> tuple[bytes, bytes]:
-    host = f"127.0.0.1:{load.port}"
-    if load.endpoint == "chat":
-        return wire.chat_request(host=host, stream=load.stream)
-    return dialects.request(load.endpoint, host=host)
-
-
-def _check_stream(load: Load, raw: bytes) -> None:
-    if load.endpoint == "chat":
-        wire.check_stream(raw, tokens=load.tokens)
-    else:
-        dialects.check_stream(load.endpoint, raw, tokens=load.tokens)
 
 
 def _count_events(pieces: list[bytes]) -> int:

@@ -1,22 +1,35 @@
-"""The bytes of the benchmark's streams on the endpoints other than chat: requests, events, and a check of what came."""
+"""The bytes of the benchmark on the endpoints other than chat: requests, replies, and a check of what came."""
 
 import json
 from collections.abc import Callable
 
+from tests.bench import wire
 from tests.bench.wire import MODEL, TERMINATOR, Split, body_of, split_at_id, token_texts
 
 _ID = "0123456789abcdef"
+CHAT = "chat"
 PATHS = {"responses": "/v1/responses", "messages": "/v1/messages"}
 
 
-def request(endpoint: str, *, host: str) -> tuple[bytes, bytes]:
-    """A request for a stream, split where a number of eight digits tells requests apart."""
+def path_of(endpoint: str) -> str:
+    return PATHS.get(endpoint, "/v1/chat/completions")
+
+
+def question(endpoint: str, text: str) -> dict[str, object]:
+    """What a request must have beside its model."""
+    return {"input": text} if endpoint == "responses" else {"messages": [{"role": "user", "content": text}]}
+
+
+def request(endpoint: str, *, host: str, stream: bool = True, model: str = MODEL) -> tuple[bytes, bytes]:
+    """A request, split where a number of eight digits tells requests apart."""
+    if endpoint == CHAT:
+        return wire.chat_request(host=host, stream=stream, model=model)
     asked = "Question ######## of today: what is the capital of France, and how many people live there?"
-    body: dict[str, object] = {"model": MODEL, "stream": True, "temperature": 0.7}
+    body = {"model": model, "stream": stream, "temperature": 0.7, **question(endpoint, asked)}
     if endpoint == "responses":
-        body |= {"instructions": "Answer briefly.", "input": asked, "max_output_tokens": 400}
+        body |= {"instructions": "Answer briefly.", "max_output_tokens": 400}
     else:
-        body |= {"system": "Answer briefly.", "messages": [{"role": "user", "content": asked}], "max_tokens": 400}
+        body |= {"system": "Answer briefly.", "max_tokens": 400}
     text = json.dumps(body).encode()
     head = (
         f"POST {PATHS[endpoint]} HTTP/1.1\r\nHost: {host}\r\nAccept: application/json\r\n"
@@ -33,20 +46,40 @@ def stream_events(endpoint: str, tokens: int) -> list[Split]:
     return [_framed(before), *(_framed([delta]) for delta in deltas), _framed(after)]
 
 
+def whole_response() -> Split:
+    """A `response` with its head, split at its id."""
+    after = _responses_events([wire.REPLY])[2]
+    return split_at_id(wire.plain_reply("200 OK", after[-1]["response"]))
+
+
 def done() -> bytes:
     """What ends such a stream: its last event has said that it is the last."""
     return TERMINATOR
 
 
-def check_stream(endpoint: str, raw: bytes, *, tokens: int) -> None:
+def check_stream(endpoint: str, raw: bytes, *, tokens: int, sends_done: bool = True) -> None:
     """Raise ValueError unless the response holds every token in order, and its last event."""
-    events = [json.loads(line[6:]) for line in body_of(raw).split(b"\n") if line.startswith(b"data: ")]
+    if endpoint == CHAT:
+        wire.check_stream(raw, tokens=tokens, sends_done=sends_done)
+        return
+    # Some relays end a stream of responses with [DONE], which is no JSON.
+    events = [json.loads(line[6:]) for line in body_of(raw).split(b"\n") if line.startswith(b"data: {")]
     last = {"responses": "response.completed", "messages": "message_stop"}[endpoint]
     if not events or events[-1]["type"] != last:
         raise ValueError(f"no {last} after {len(events)} events")
     piece: Callable[[dict[str, str]], str] = _piece_of_response if endpoint == "responses" else _piece_of_message
     if "".join(map(piece, events)) != "".join(token_texts(tokens)):
         raise ValueError("the text is another one")
+
+
+def check_whole(endpoint: str, raw: bytes) -> None:
+    """Raise ValueError unless the response is the whole reply."""
+    if endpoint == CHAT:
+        wire.check_whole(raw)
+        return
+    reply = json.loads(body_of(raw))
+    if reply["status"] != "completed" or reply["output"][0]["content"][0]["text"] != wire.REPLY:
+        raise ValueError("a response that is not completed, or has another text")
 
 
 def _piece_of_response(event: dict[str, str]) -> str:

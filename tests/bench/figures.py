@@ -66,6 +66,16 @@ TABLES: Mapping[str, Sequence[Column]] = {
         Column("lag_p99_ms", "the same p99", "hold", added=True),
     ),
 }
+PEERS: Mapping[str, Sequence[Column]] = {
+    "Beside programs that record, too": (
+        Column("chunk_cpu_us", "CPU µs/chunk, 200 × 50/s", "chunk"),
+        Column("json_cpu_us", "CPU µs/reply", "json"),
+        Column("json_rps", "replies/s, 32 connections", "json"),
+        Column("first_50_p50_ms", "first token added, 50 streams p50 ms", "first_50", added=True),
+        Column("first_50_p99_ms", "p99 ms", "first_50", added=True),
+        Column("chunk_peak_mb", "MB at 200 streams", "chunk"),
+    ),
+}
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -134,11 +144,17 @@ def number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.2g}"
 
 
-def report(rounds: Rounds, titles: Mapping[str, str], *, markdown: bool) -> str:
+def report(
+    rounds: Rounds,
+    titles: Mapping[str, str],
+    *,
+    markdown: bool,
+    tables: Mapping[str, Sequence[Column]] = TABLES,
+) -> str:
     """All tables, and below them what went wrong and what is to be known."""
     layout = _markdown if markdown else _plain
     parts = []
-    for title, columns in TABLES.items():
+    for title, columns in tables.items():
         head = ["", *(column.title for column in columns)]
         rows = [[titles[key], *(_text(rounds, column, key) for column in columns)] for key in titles]
         parts.append(f"{'### ' if markdown else ''}{title}\n\n{layout(head, rows)}")
@@ -159,9 +175,9 @@ def _text(rounds: Rounds, column: Column, key: str) -> str:
     return "error" if column.phase in errors and column.key not in _SURVIVORS else show(summarize(rounds, column, key))
 
 
-_FIRST_COLUMNS = {columns[0].key for columns in TABLES.values()}
+_FIRST_COLUMNS = {columns[0].key for columns in (*TABLES.values(), *PEERS.values())}
 # Measured also where the streams then fall behind, which is said below the tables.
-_SURVIVORS = {"idle_mb", "open_mb", "stream_kb", "chunk_cpu_us"}
+_SURVIVORS = {"idle_mb", "open_mb", "stream_kb", "chunk_cpu_us", "chunk_peak_mb"}
 
 
 def _shares(rounds: Rounds) -> str:

@@ -35,6 +35,8 @@ class Plan:
     first_token_s: float = 5.0
     json_s: float = 4.0
     levels: tuple[int, ...] = LEVELS
+    only: tuple[str, ...] = ()
+    """The phases, where they are not all."""
     grace_s: float = 40.0
     """How much longer than planned a phase may last before it is given up."""
     quiet_s: float = 2.5
@@ -44,11 +46,17 @@ class Plan:
 
 
 QUICK = Plan(hold_tokens=80, chunk_tokens=100, first_token_s=2.0, json_s=1.5, grace_s=25.0)
+# Some of those that record take ten times as long as planned: what has not come by then will not come.
+PEERS = Plan(only=("json", "first_50", "chunk"), levels=(50,), grace_s=20.0)
+QUICK_PEERS = dataclasses.replace(
+    PEERS, chunk_tokens=QUICK.chunk_tokens, first_token_s=QUICK.first_token_s, json_s=QUICK.json_s
+)
 
 
 def names(plan: Plan) -> list[str]:
     """The phases, in order."""
-    return ["hold", "chunk", *dialects.PATHS, *(f"first_{streams}" for streams in plan.levels), "json"]
+    every = ["hold", "chunk", *dialects.PATHS, *(f"first_{streams}" for streams in plan.levels), "json"]
+    return list(plan.only) or every
 
 
 def measure(plan: Plan, start: "Start", upstream: relays.Running, only: Collection[str] = ()) -> Measured:
@@ -128,9 +136,9 @@ class Round:
         yield "lag_p50_ms", quantile(outcome.lag_ms, 0.5)
         yield "lag_p99_ms", quantile(outcome.lag_ms, 0.99)
 
-    def _chunk(self, endpoint: str = "chat") -> Iterator[tuple[str, float]]:
+    def _chunk(self, endpoint: str = dialects.CHAT) -> Iterator[tuple[str, float]]:
         plan = self.plan
-        cpu = self._cpu()
+        cpu, self.peak = self._cpu(), self._resident()
         nominal = plan.chunk_tokens / plan.chunk_rate
         outcome = self._streams(
             streams=plan.chunk_streams,
@@ -142,7 +150,10 @@ class Round:
             endpoint=endpoint,
         )
         _require_no_errors(outcome)
-        yield from self._cost("chunk" if endpoint == "chat" else endpoint, each=outcome.events, since=cpu)
+        name = "chunk" if endpoint == dialects.CHAT else endpoint
+        yield from self._cost(name, each=outcome.events, since=cpu)
+        if self.relay.pid is not None:
+            yield f"{name}_peak_mb", self.peak / _MEGABYTE
         _require_all_finished(outcome)
 
     def _first_token(self, streams: int) -> Iterator[tuple[str, float]]:
@@ -196,7 +207,7 @@ class Round:
             self.measured.notes[phase] = f"{waited}: a part is charged to the wrong phase, or to none"
 
     def _streams(
-        self, *, streams: int, tokens: int, rate: int, deadline_s: float, endpoint: str = "chat", **more: float
+        self, *, streams: int, tokens: int, rate: int, deadline_s: float, endpoint: str = dialects.CHAT, **more: float
     ) -> Outcome:
         relays.set_pace(self.upstream.port, tokens=tokens, rate=rate)
         load = Load(
@@ -219,6 +230,7 @@ class Round:
         """Run the load in a process of its own, watching the relay's memory and how busy the other two are."""
         self.label += 1
         self.has_settled = False
+        load = self._as_the_relay_wants_it(load)
         upstream_cpu = accounting.cpu_seconds(self.upstream.pid or 0)
         outcome = perform(load, label=self.label, each=self._watch)
         upstream_cpu = accounting.cpu_seconds(self.upstream.pid or 0) - upstream_cpu
@@ -226,6 +238,11 @@ class Round:
             self.measured.busy_with("client_busy", outcome.cpu_s / outcome.elapsed_s)
             self.measured.busy_with("upstream_busy", upstream_cpu / outcome.elapsed_s)
         return outcome
+
+    def _as_the_relay_wants_it(self, load: Load) -> Load:
+        api = self.relay.api
+        endpoint = api.endpoint if load.endpoint == dialects.CHAT else load.endpoint
+        return dataclasses.replace(load, endpoint=endpoint, model=api.model, sends_done=api.sends_done)
 
     def _watch(self) -> None:
         self.peak = max(self.peak, self._resident())

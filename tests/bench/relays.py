@@ -11,10 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tests.bench import accounting, wire
+from tests.bench import accounting, dialects, wire
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,12 +56,23 @@ class Launch:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Api:
+    """What a relay's clients must send it, and what ends its streams."""
+
+    endpoint: str = dialects.CHAT
+    model: str = wire.MODEL
+    sends_done: bool = True
+    """Whether `[DONE]` ends a stream of chat completions."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Relay:
     """One row of the table. Without `launch` the load goes straight to the upstream."""
 
     key: str
     title: str
     launch: Callable[[Place], Launch] | None
+    api: Api = Api()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,12 +81,15 @@ class Running:
 
     port: int
     pid: int | None
+    api: Api = Api()
 
 
-def _nginx(place: Place) -> Launch:
+def nginx(place: Place, *, modules: str = "", at_start: str = "", at_request: str = "") -> Launch:
+    """nginx, with what else is to stand at the three levels of its configuration."""
     command = place.command("nginx", "apt install nginx-light")
     config = place.directory / "nginx.conf"
-    config.write_text(_NGINX.format(port=place.port, upstream=place.upstream_port, user=_nginx_user()))
+    more = {"modules": modules, "at_start": at_start, "at_request": at_request}
+    config.write_text(_NGINX.format(port=place.port, upstream=place.upstream_port, user=_nginx_user(), **more))
     return Launch([command, "-p", str(place.directory), "-e", "error.log", "-c", str(config)])
 
 
@@ -85,6 +99,7 @@ def _nginx_user() -> str:
 
 # Buffering off as a proxy of streams must have it; connections to the upstream are kept, as in all the others.
 _NGINX = """
+{modules}
 {user}
 daemon off;
 worker_processes 1;
@@ -96,6 +111,7 @@ http {{
     client_body_temp_path body; proxy_temp_path proxy;
     fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
     keepalive_requests 1000000000;
+    {at_start}
     upstream model {{ server 127.0.0.1:{upstream}; keepalive 1024; keepalive_requests 1000000000; }}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
@@ -105,6 +121,7 @@ http {{
             proxy_set_header Connection "";
             proxy_buffering off;
             proxy_read_timeout 300s;
+            {at_request}
         }}
     }}
 }}
@@ -119,10 +136,10 @@ def _vllm_router(place: Place) -> Launch:
     return Launch([command, *where, *how, "--worker-startup-check-interval", "1"])
 
 
-def _litellm(place: Place) -> Launch:
+def litellm(place: Place, *, callbacks: Sequence[str] = ()) -> Launch:
     command = place.command("litellm", "pip install 'litellm[proxy]' (--relay-bin DIR for a venv of its own)")
     config = place.directory / "litellm.yaml"
-    config.write_text(_LITELLM.format(model=wire.MODEL, upstream=place.upstream))
+    config.write_text(_LITELLM.format(model=wire.MODEL, upstream=place.upstream, callbacks=list(callbacks)))
     where = ["--host", "127.0.0.1", "--port", str(place.port), "--num_workers", "1", "--telemetry", "False"]
     # It is not to fetch its price list, nor to log each request.
     quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION"}
@@ -133,7 +150,7 @@ _LITELLM = """
 model_list:
   - model_name: {model}
     litellm_params: {{ model: openai/{model}, api_base: "{upstream}/v1", api_key: none }}
-litellm_settings: {{ telemetry: false, num_retries: 0 }}
+litellm_settings: {{ telemetry: false, num_retries: 0, callbacks: {callbacks} }}
 # No keys, as in all the other rows: without this it does not start.
 general_settings: {{ dangerously_permit_weak_or_unset_master_key: true }}
 """
@@ -155,9 +172,9 @@ def _stellarchat(**settings: str) -> Callable[[Place], Launch]:
 
 RELAYS = (
     Relay("direct", "direct (no relay)", None),
-    Relay("nginx", "nginx, buffering off", _nginx),
+    Relay("nginx", "nginx, buffering off", nginx),
     Relay("vllm-router", "vllm-router", _vllm_router),
-    Relay("litellm", "LiteLLM proxy", _litellm),
+    Relay("litellm", "LiteLLM proxy", litellm),
     Relay("httpx", "stock httpx transport", _stellarchat(STELLARCHAT_TRANSPORT="httpx", STELLARCHAT_RECORDING="off")),
     Relay("off", "StellarChat, no recording", _stellarchat(STELLARCHAT_RECORDING="off")),
     Relay("relaxed", "StellarChat, relaxed", _stellarchat(STELLARCHAT_DURABILITY="relaxed")),
@@ -206,7 +223,7 @@ def set_pace(upstream_port: int, *, tokens: int, rate: int) -> None:
 def running(relay: Relay, *, upstream_port: int, commands: str, work: Path | None, start_s: float) -> Iterator[Running]:
     """Start the relay in a directory of its own and give it out once it answers; stop it and remove the directory."""
     if relay.launch is None:
-        yield Running(port=upstream_port, pid=None)
+        yield Running(port=upstream_port, pid=None, api=relay.api)
         return
     with tempfile.TemporaryDirectory(prefix="bench-", dir=work, ignore_cleanup_errors=True) as name:
         place = Place(port=free_port(), directory=Path(name), upstream_port=upstream_port, commands=commands)
@@ -218,28 +235,28 @@ def running(relay: Relay, *, upstream_port: int, commands: str, work: Path | Non
                 launch.argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
             )
         try:
-            if not _answers(process, place.port, start_s):
+            if not _answers(process, place.port, start_s, relay.api):
                 raise StartError(f"did not start: {_last_line(output)}")
-            yield Running(port=place.port, pid=process.pid)
+            yield Running(port=place.port, pid=process.pid, api=relay.api)
         finally:
             accounting.stop(process)
 
 
-def _answers(process: subprocess.Popen[bytes], port: int, start_s: float) -> bool:
-    """Whether a chat completion comes back before the process ends or the time is over."""
+def _answers(process: subprocess.Popen[bytes], port: int, start_s: float, api: Api) -> bool:
+    """Whether a completion comes back before the process ends or the time is over."""
     deadline = time.monotonic() + start_s
     while process.poll() is None and time.monotonic() < deadline:
-        if _ask(port):
+        if _ask(port, api):
             return True
         time.sleep(0.1)
     return False
 
 
-def _ask(port: int) -> bool:
-    body = json.dumps({"model": wire.MODEL, "messages": [{"role": "user", "content": "Are you there?"}]})
+def _ask(port: int, api: Api) -> bool:
+    body = json.dumps({"model": api.model, **dialects.question(api.endpoint, "Are you there?")})
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        connection.request("POST", dialects.path_of(api.endpoint), body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         response.read()
     except (OSError, http.client.HTTPException):

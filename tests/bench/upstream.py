@@ -115,7 +115,10 @@ class Connection(asyncio.Protocol):
         path = request.split(b" ", 2)[1]
         if path in self.pace.dialects:
             self.id = b"%016x" % next(self.pace.ids)
-            self.start_stream(self.pace.dialects[path], ending=dialects.done())
+            if path in _OTHER_WHOLE and not _STREAM.search(request):
+                self.transport.write(self.id.join(_OTHER_WHOLE[path]))
+            else:
+                self.start_stream(self.pace.dialects[path], ending=dialects.done())
             return
         target = path.decode("latin-1")
         url = urlsplit(target)
@@ -150,6 +153,7 @@ class Connection(asyncio.Protocol):
 
 
 _WHOLE = wire.whole_reply()
+_OTHER_WHOLE = {dialects.path_of("responses").encode(): dialects.whole_response()}
 _STREAM_HEAD = wire.stream_head()
 _DONE = wire.done()
 

@@ -6,6 +6,7 @@ import re
 MODEL = "Qwen/Qwen3-8B"
 FIRST = b"Once"  # in the first token of every stream and nowhere else
 LAST = b"the end."  # in the last
+REPLY = "The capital of France is Paris. It lies on the Seine, and some two million people live there."
 TERMINATOR = b"0\r\n\r\n"
 _WORDS = (
     " upon",
@@ -69,8 +70,7 @@ def stream_head() -> bytes:
 
 def whole_reply(content_type: str = "application/json") -> Split:
     """A `chat.completion` of some 700 bytes with its head, split at the id."""
-    text = "The capital of France is Paris. It lies on the Seine, and some two million people live there."
-    message = {"role": "assistant", "content": text, "refusal": None, "annotations": None, "audio": None}
+    message = {"role": "assistant", "content": REPLY, "refusal": None, "annotations": None, "audio": None}
     message |= {"function_call": None, "reasoning": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
     reply = {"id": f"chatcmpl-{_ID}", "object": "chat.completion", "created": _CREATED, "model": MODEL}
@@ -86,12 +86,12 @@ def plain_reply(status: str, value: object) -> bytes:
     return _head("application/json", f"content-length: {len(body)}", status=status) + body
 
 
-def chat_request(*, host: str, stream: bool) -> tuple[bytes, bytes]:
+def chat_request(*, host: str, stream: bool, model: str = MODEL) -> tuple[bytes, bytes]:
     """A chat completion as the OpenAI client sends it, split where a number of eight digits tells requests apart."""
     system = "You are a helpful assistant. Answer briefly, and say so when you do not know."
     asked = "Question ######## of today: what is the capital of France, and how many people live there?"
     messages = [{"role": "system", "content": system}, {"role": "user", "content": asked}]
-    body = _json({"messages": messages, "model": MODEL, "max_tokens": 400, "temperature": 0.7, "stream": stream})
+    body = _json({"messages": messages, "model": model, "max_tokens": 400, "temperature": 0.7, "stream": stream})
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nAccept: application/json\r\n"
         "Content-Type: application/json\r\nUser-Agent: OpenAI/Python 3.0.0\r\nX-Stainless-Lang: python\r\n"
@@ -123,9 +123,11 @@ def body_of(raw: bytes) -> bytes:
     return body
 
 
-def check_stream(raw: bytes, *, tokens: int) -> None:
-    """Raise ValueError unless the response holds every token in order, a finish and `[DONE]`."""
+def check_stream(raw: bytes, *, tokens: int, sends_done: bool = True) -> None:
+    """Raise ValueError unless the response holds every token in order, a finish and, from who sends it, `[DONE]`."""
     events = [line[6:] for line in body_of(raw).split(b"\n") if line.startswith(b"data: ")]
+    if not sends_done:
+        events.append(b"[DONE]")
     if not events or events[-1].strip() != b"[DONE]":
         raise ValueError(f"no [DONE] after {len(events)} events")
     choices = [choice for event in events[:-1] for choice in json.loads(event).get("choices", ())]
