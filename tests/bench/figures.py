@@ -152,7 +152,7 @@ def report(
     tables: Mapping[str, Sequence[Column]] = TABLES,
 ) -> str:
     """All tables, and below them what went wrong and what is to be known."""
-    layout = _markdown if markdown else _plain
+    layout = as_markdown if markdown else _plain
     parts = []
     for title, columns in tables.items():
         head = ["", *(column.title for column in columns)]
@@ -205,6 +205,10 @@ def _pad(cell: str, width: int, position: int) -> str:
     return cell.ljust(width) if position == 0 else cell.rjust(width)
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def as_markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = ["---", *("---:" for _ in head[1:])]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+    return "\n".join(markdown_row(row) for row in (head, rule, *rows))
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -49,7 +49,7 @@ _LUA_AT_REQUEST = """
                 file:write(cjson.encode({
                     at = ngx.req.start_time(), uri = ngx.var.request_uri, status = ngx.status,
                     seconds = ngx.var.request_time, whole = ngx.ctx.whole or false,
-                    request = ngx.req.get_body_data(), response = table.concat(ngx.ctx.parts or {}) }), "\\n")
+                    request = ngx.req.get_body_data(), response = table.concat(ngx.ctx.parts or {}) }) .. "\\n")
             }
 """
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.bench import accounting, dialects, wire
 
 ROOT = Path(__file__).parents[2]
+OUTPUT = "output.txt"  # what a relay prints
 
 
 class NotInstalledError(Exception):
@@ -227,19 +228,27 @@ def running(relay: Relay, *, upstream_port: int, commands: str, work: Path | Non
         return
     with tempfile.TemporaryDirectory(prefix="bench-", dir=work, ignore_cleanup_errors=True) as name:
         place = Place(port=free_port(), directory=Path(name), upstream_port=upstream_port, commands=commands)
-        launch = relay.launch(place)
-        output = place.directory / "output.txt"
-        with output.open("wb") as sink:
-            environment = {**os.environ, **launch.environment}
-            process = subprocess.Popen(
-                launch.argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
-            )
-        try:
-            if not _answers(process, place.port, start_s, relay.api):
-                raise StartError(f"did not start: {_last_line(output)}")
-            yield Running(port=place.port, pid=process.pid, api=relay.api)
-        finally:
-            accounting.stop(process)
+        with started(relay, place, start_s=start_s) as one:
+            yield one
+
+
+@contextlib.contextmanager
+def started(relay: Relay, place: Place, *, start_s: float) -> Iterator[Running]:
+    """Start the relay at this place and give it out once it answers; stop it, and leave what it wrote."""
+    assert relay.launch is not None
+    launch = relay.launch(place)
+    output = place.directory / OUTPUT
+    with output.open("wb") as sink:
+        environment = {**os.environ, **launch.environment}
+        process = subprocess.Popen(
+            launch.argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
+        )
+    try:
+        if not _answers(process, place.port, start_s, relay.api):
+            raise StartError(f"did not start: {_last_line(output)}")
+        yield Running(port=place.port, pid=process.pid, api=relay.api)
+    finally:
+        accounting.stop(process)
 
 
 def _answers(process: subprocess.Popen[bytes], port: int, start_s: float, api: Api) -> bool:
