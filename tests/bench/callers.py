@@ -42,6 +42,15 @@ class Kind:
 WHOLE = Kind(stream=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """What callers got of a relay that was killed at the time `at`."""
+
+    got: list[Got]
+    kind: Kind
+    at: float
+
+
 async def ask(relay: Running, got: Got, kind: Kind, *, leave_after_s: float = _AT_MOST_S) -> None:
     """Send one request on a connection of its own, and note what came until it was closed or the caller left."""
     raw = bytearray()
@@ -108,8 +117,8 @@ async def ask_many(
 
 async def ask_until_killed(
     relay: Running, first: int, kind: Kind, *, at_once: int, ramp_s: float, seconds: float, kill: Callable[[], None]
-) -> tuple[list[Got], float]:
-    """Callers that ask again and again until the relay is killed; what each got, and when that was."""
+) -> Killed:
+    """Callers that ask again and again until the relay is killed; they begin one after the other over `ramp_s`."""
     every: list[Got] = []
     numbers = itertools.count(first)
     killed = False
@@ -128,4 +137,4 @@ async def ask_until_killed(
     for task in late:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    return every, at
+    return Killed(every, kind, at)

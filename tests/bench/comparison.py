@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.bench.callers import Got, Kind
+from tests.bench.callers import Got, Killed, Kind
 from tests.bench.stores import Store
 
 HEAD = (
@@ -83,10 +83,10 @@ def _is_stored(got: Got, store: Store) -> bool:
     return kept is not None and kept.whole and kept.text == got.text
 
 
-def lost(got: Sequence[Got], store: Store, killed_at: float) -> Lost:
-    ended = [each for each in got if each.ended]
+def lost(killed: Killed, store: Store) -> Lost:
+    ended = [each for each in killed.got if each.ended]
     gone = [each.at for each in ended if each.number not in store]
-    return Lost(len(ended), len(gone), max(0.0, killed_at - min(gone, default=killed_at)))
+    return Lost(len(ended), len(gone), max(0.0, killed.at - min(gone, default=killed.at)))
 
 
 def cut(got: Sequence[Got], store: Store, kind: Kind) -> Cut:

@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import sqlite3
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench import accounting, callers, comparison, figures, machine, peers, phases, relays, stores
-from tests.bench.callers import Got, Kind
+from tests.bench.callers import Got, Killed, Kind
 from tests.bench.relays import Place, Relay, Running
 
 _NOT_STORED = {relays.OUTPUT, "nginx.conf", "error.log", "config.yaml", "litellm.yaml"}
@@ -75,56 +76,48 @@ class Check:
         self.errors: Counter[str] = Counter()
 
     def run(self) -> Findings:
-        whole, whole_bytes = self._whole()
-        streams = self._streams()
-        left = self._left()
-        killed, running = self._killed()
-        return Findings(whole, whole_bytes, streams, left, killed, running, self._burst(), dict(self.errors))
-
-    def _whole(self) -> tuple[comparison.Recorded, int]:
         with self._started() as relay:
             self._rest(relay)
         before = _bytes_on_disk(self.place.directory)
         with self._started() as relay:
-            got = self._ask(relay, 1, self.sizes.whole, callers.WHOLE, at_once=16)
-            found = comparison.recorded(got, self._store(got))
-            self._rest(relay)
-        return found, (_bytes_on_disk(self.place.directory) - before) // self.sizes.whole
-
-    def _streams(self) -> comparison.Recorded:
+            whole = self._whole(relay)
+        whole_bytes = (_bytes_on_disk(self.place.directory) - before) // self.sizes.whole
         with self._started() as relay:
-            kind = self._paced(tokens=200, rate=100)
-            got = self._ask(relay, 1_000_001, self.sizes.streams, kind, at_once=50)
-            return comparison.recorded(got, self._store(got))
-
-    def _left(self) -> comparison.Cut:
+            streams, left = self._streams(relay), self._left(relay)
+            streaming = self._kill_beside_streams(relay)
         with self._started() as relay:
-            kind = self._paced(tokens=100, rate=50)
-            got = self._ask(relay, 2_000_001, self.sizes.left, kind, at_once=self.sizes.left, leave_after_s=0.95)
-            return comparison.cut(got, self._store(), kind)
+            store = self._store()
+            killed = comparison.lost(streaming, store)
+            running = comparison.cut(streaming.got, store, streaming.kind)
+            bursting = self._kill_in_a_burst(relay)
+        with self._started():
+            burst = comparison.lost(bursting, self._store())
+        return Findings(whole, whole_bytes, streams, left, killed, running, burst, dict(self.errors))
 
-    def _killed(self) -> tuple[comparison.Lost, comparison.Cut]:
+    def _whole(self, relay: Running) -> comparison.Recorded:
+        got = self._ask(relay, 1, self.sizes.whole, callers.WHOLE, at_once=16)
+        found = comparison.recorded(got, self._store(got))
+        self._rest(relay)
+        return found
+
+    def _streams(self, relay: Running) -> comparison.Recorded:
+        kind = self._paced(tokens=200, rate=100)
+        got = self._ask(relay, 1_000_001, self.sizes.streams, kind, at_once=50)
+        return comparison.recorded(got, self._store(got))
+
+    def _left(self, relay: Running) -> comparison.Cut:
+        kind = self._paced(tokens=100, rate=50)
+        got = self._ask(relay, 2_000_001, self.sizes.left, kind, at_once=self.sizes.left, leave_after_s=0.95)
+        return comparison.cut(got, self._store(), kind)
+
+    def _kill_beside_streams(self, relay: Running) -> Killed:
         kind = self._paced(tokens=150, rate=50)
         many, seconds = self.sizes.streaming, self.sizes.streaming_s
-        got, store, at = self._killed_beside(3_000_001, kind, at_once=many, ramp_s=3.0, seconds=seconds)
-        return comparison.lost(got, store, at), comparison.cut(got, store, kind)
+        return _kill_beside(relay, 3_000_001, kind, at_once=many, ramp_s=3.0, seconds=seconds)
 
-    def _burst(self) -> comparison.Lost:
+    def _kill_in_a_burst(self, relay: Running) -> Killed:
         many, seconds = self.sizes.bursting, self.sizes.burst_s
-        got, store, at = self._killed_beside(4_000_001, callers.WHOLE, at_once=many, ramp_s=0.2, seconds=seconds)
-        return comparison.lost(got, store, at)
-
-    def _killed_beside(
-        self, first: int, kind: Kind, *, at_once: int, ramp_s: float, seconds: float
-    ) -> tuple[list[Got], stores.Store, float]:
-        """What the callers got up to the kill, what the store has once the relay runs again, and when it was killed."""
-        with self._started() as relay:
-            asking = callers.ask_until_killed(
-                relay, first, kind, at_once=at_once, ramp_s=ramp_s, seconds=seconds, kill=lambda: _kill(relay)
-            )
-            got, at = asyncio.run(asking)
-        with self._started():
-            return got, self._store(), at
+        return _kill_beside(relay, 4_000_001, callers.WHOLE, at_once=many, ramp_s=0.2, seconds=seconds)
 
     def _started(self) -> contextlib.AbstractContextManager[Running]:
         place = dataclasses.replace(self.place, port=relays.free_port())
@@ -157,6 +150,12 @@ class Check:
 
     def _rest(self, relay: Running) -> None:
         phases.settle(lambda: accounting.cpu_seconds(relay.pid or 0), quiet_s=self.sizes.settle_s, at_most_s=20)
+
+
+def _kill_beside(relay: Running, first: int, kind: Kind, *, at_once: int, ramp_s: float, seconds: float) -> Killed:
+    kill = functools.partial(_kill, relay)
+    asking = callers.ask_until_killed(relay, first, kind, at_once=at_once, ramp_s=ramp_s, seconds=seconds, kill=kill)
+    return asyncio.run(asking)
 
 
 def _kill(relay: Running) -> None:
