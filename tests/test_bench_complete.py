@@ -126,6 +126,12 @@ def test_a_store_is_read_with_what_it_calls_each_reply(
     assert store[2].whole is (key == "ogx")
 
 
+def test_a_store_of_another_version_is_no_empty_store(tmp_path: Path) -> None:
+    fill(tmp_path / peers.OGX_DATABASE, "inference_store", "input, choices", (json.dumps(asked(1)), "[]"))
+    with pytest.raises(stores.StoreError, match="no such column: input_messages"):
+        stores.read("ogx", relays.Place(0, tmp_path, 0, ""))
+
+
 def test_everything_sent_through_our_own_row_is_found(tmp_path: Path) -> None:
     strict = next(relay for relay in relays.RELAYS if relay.key == "strict")
     with relays.upstream() as upstream:

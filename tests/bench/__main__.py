@@ -56,8 +56,12 @@ def main() -> None:
     titles = {relay.key: relay.title for relay in chosen}
     if options.json is not None:
         options.json.write_text(json.dumps(_whole(here, plan, rounds, titles), indent=1) + "\n")
-    tables = figures.PEERS if options.peers else figures.TABLES
-    print(figures.report(rounds, titles, markdown=options.markdown, tables=tables) + "\n" + machine.line(here))
+    tables, shown = (figures.PEERS, figures.show_median) if options.peers else (figures.TABLES, figures.show)
+    print(
+        figures.report(rounds, titles, markdown=options.markdown, tables=tables, shown=shown)
+        + "\n"
+        + machine.line(here)
+    )
 
 
 def _measure(

@@ -19,15 +19,17 @@ HEAD = (
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Of the replies that ended at their caller: how many are stored as whole, with the same text."""
+    """Of the replies that ended at their caller: how many are stored as whole with the same text, or twice."""
 
     sent: int
     ended: int
     stored: int
+    doubled: int = 0
 
     def __str__(self) -> str:
-        failed = f" ({self.sent - self.ended} failed)" if self.ended < self.sent else ""
-        return f"{self.stored:,} of {self.ended:,}{failed}"
+        counts = {"failed": self.sent - self.ended, "stored twice": self.doubled}
+        more = "".join(f" ({count:,} {what})" for what, count in counts.items() if count)
+        return f"{self.stored:,} of {self.ended:,}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ _ON_ITS_WAY_S = 0.3
 
 def recorded(got: Sequence[Got], store: Store) -> Recorded:
     ended = [each for each in got if each.ended]
-    return Recorded(len(got), len(ended), sum(_is_stored(each, store) for each in ended))
+    doubled = sum(store[each.number].times > 1 for each in ended if each.number in store)
+    return Recorded(len(got), len(ended), sum(_is_stored(each, store) for each in ended), doubled)
 
 
 def _is_stored(got: Got, store: Store) -> bool:

@@ -191,7 +191,7 @@ def main() -> None:
         with relays.upstream() as upstream:
             try:
                 found = check(relay, upstream.port, commands=commands, work=options.dir, sizes=sizes)
-            except (relays.NotInstalledError, relays.StartError) as exc:
+            except (relays.NotInstalledError, relays.StartError, stores.StoreError) as exc:
                 print(figures.markdown_row([relay.title, str(exc)]), flush=True)
                 continue
         print(figures.markdown_row([relay.title, *found.cells()]), flush=True)

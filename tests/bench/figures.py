@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 DIRECT = "direct"
 YARDSTICK = "nginx"
@@ -136,6 +136,10 @@ def show(cell: Cell | None) -> str:
     return f"{number(cell.median)}{spread}{ratio}"
 
 
+def show_median(cell: Cell | None) -> str:
+    return "–" if cell is None else number(cell.median)
+
+
 def number(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
@@ -150,13 +154,14 @@ def report(
     *,
     markdown: bool,
     tables: Mapping[str, Sequence[Column]] = TABLES,
+    shown: Callable[[Cell | None], str] = show,
 ) -> str:
     """All tables, and below them what went wrong and what is to be known."""
     layout = as_markdown if markdown else _plain
     parts = []
     for title, columns in tables.items():
         head = ["", *(column.title for column in columns)]
-        rows = [[titles[key], *(_text(rounds, column, key) for column in columns)] for key in titles]
+        rows = [[titles[key], *(_text(rounds, column, key, shown) for column in columns)] for key in titles]
         parts.append(f"{'### ' if markdown else ''}{title}\n\n{layout(head, rows)}")
     notes = [
         f"{titles[key]}: {phase}: {text}"
@@ -167,12 +172,12 @@ def report(
     return "\n\n".join([*parts, *(["\n".join(f"- {note}" for note in notes)] if notes else []), _shares(rounds)]) + "\n"
 
 
-def _text(rounds: Rounds, column: Column, key: str) -> str:
+def _text(rounds: Rounds, column: Column, key: str, shown: Callable[[Cell | None], str]) -> str:
     errors = errors_of(rounds, key)
     if "start" in errors:
         return errors["start"] if column.key in _FIRST_COLUMNS else ""
     # One failed round must not hide behind the median of the others.
-    return "error" if column.phase in errors and column.key not in _SURVIVORS else show(summarize(rounds, column, key))
+    return "error" if column.phase in errors and column.key not in _SURVIVORS else shown(summarize(rounds, column, key))
 
 
 _FIRST_COLUMNS = {columns[0].key for columns in (*TABLES.values(), *PEERS.values())}

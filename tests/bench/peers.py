@@ -90,8 +90,10 @@ def _ogx(place: Place) -> Launch:
     command = place.command("ogx", "pip install ogx (Python 3.12; --relay-bin DIR for a venv of its own)")
     config = place.directory / "config.yaml"
     config.write_text(_OGX.format(directory=place.directory, upstream=place.upstream, port=place.port))
-    quiet = {"OGX_LOGGING": "all=error", "HOME": str(place.directory), "OTEL_SDK_DISABLED": "true"}
-    return Launch([command, "run", str(config), "--port", str(place.port), "--insecure"], quiet)
+    # It logs each request, always; as JSON that is cheaper than coloured.
+    quiet = {"OGX_LOGGING": "all=error", "OGX_LOG_FORMAT": "json", "OTEL_SDK_DISABLED": "true"}
+    home = {"HOME": str(place.directory)}
+    return Launch([command, "run", str(config), "--port", str(place.port), "--insecure"], quiet | home)
 
 
 _OGX = f"""
@@ -109,12 +111,7 @@ storage:
     tables: {{{{ type: sql_sqlite, db_path: "{{directory}}/{OGX_DATABASE}" }}}}
   stores:
     metadata: {{{{ namespace: registry, backend: keys }}}}
-    inference:
-      table_name: inference_store
-      backend: tables
-      max_write_queue_size: 10000
-      num_writers: 4
-      enabled: true
+    inference: {{{{ table_name: inference_store, backend: tables }}}}
     conversations: {{{{ table_name: openai_conversations, backend: tables }}}}
     prompts: {{{{ table_name: prompts, backend: tables }}}}
     connectors: {{{{ table_name: connectors, backend: tables }}}}

@@ -5,7 +5,7 @@ import json
 import re
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,21 @@ Store = dict[int, Kept]
 _Row = tuple[str, Kept]  # the request, in which its number is found
 
 
+class StoreError(Exception):
+    """The store is not as the reader knows it, as may be that of another version."""
+
+
 def read(key: str, place: Place) -> Store:
     """All numbered exchanges of a relay's store, which may be running; none where there is no store yet."""
+    try:
+        return _by_number(READERS[key](place))
+    except (sqlite3.Error, subprocess.SubprocessError, LookupError, TypeError, ValueError) as exc:
+        raise StoreError(f"its store cannot be read: {exc!r}") from exc
+
+
+def _by_number(rows: Iterable[_Row]) -> Store:
     store: Store = {}
-    for request, kept in READERS[key](place):
+    for request, kept in rows:
         found = _NUMBER.search(request)
         if found is None:
             continue
