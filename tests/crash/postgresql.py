@@ -7,6 +7,7 @@ end: it is migrated into an SQLite file, which takes longer the more chats it ha
 import argparse
 import asyncio
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, NamedTuple
 
 import psycopg
@@ -220,7 +221,14 @@ async def run_on(url: str, trial: Callable[..., SharedTrial], given: argparse.Na
                 await made.finish()
             finally:
                 made.kill()
+        if not made.verdict.is_good:
+            print(*made.verdict.notes, f"kept: {_keep(Path(folder))}", sep="\n", flush=True)
     return made
+
+
+def _keep(folder: Path) -> str:
+    """The database and the logs, to find out why."""
+    return str(shutil.copytree(folder, mkdtemp(prefix="stellarchat-crash-"), dirs_exist_ok=True))
 
 
 def refuse_options(given: Any) -> None:
