@@ -98,7 +98,6 @@ class PromotionTrial(SharedTrial):
         self._pair = pair
 
     async def _crash(self) -> None:
-        self._had_trouble = True
         await asyncio.to_thread(self._pair.fail_over, self._dice.uniform(0.0, 3.0))
         await asyncio.to_thread(self._pair.mend)
 
