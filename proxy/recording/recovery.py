@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 from proxy.ids import timestamp
@@ -64,20 +65,20 @@ class Recovery:
         left = spill_files(self._database.path, folder=self._folder)
         for worker_id, path in left.items():
             if worker_id != self._worker_id:
-                await self._take_over(worker_id, path)
+                await self._take_over(worker_id, path, is_of_this_host=True)
         for worker_id in await self._database.read(list_workers_in_progress):
             if worker_id not in left and worker_id != self._worker_id:
-                await self._take_over(worker_id, spill_path(self._database.path, worker_id, folder=self._folder))
+                path = spill_path(self._database.path, worker_id, folder=self._folder)
+                await self._take_over(worker_id, path, is_of_this_host=False)
 
-    async def _take_over(self, worker_id: str, path: Path) -> None:
+    async def _take_over(self, worker_id: str, path: Path, *, is_of_this_host: bool) -> None:
         try:
             left = OrphanedSpill(path)
         except BlockingIOError:
             return  # its process is alive
         try:
-            spilled, interrupted = await self._database.write(
-                self._database.files.guard(lambda connection: self._store_abandoned(connection, left, worker_id))
-            )
+            store = partial(self._store_abandoned, left=left, worker_id=worker_id, is_of_this_host=is_of_this_host)
+            spilled, interrupted = await self._database.write(self._database.files.guard(store))
         except BlockingIOError:  # another process is retrying rejected writes; chats can be ended only after that
             left.close(remove=False)
             return
@@ -92,7 +93,9 @@ class Recovery:
                 interrupted,
             )
 
-    def _store_abandoned(self, connection: Connection, left: OrphanedSpill, worker_id: str) -> tuple[int, int]:
+    def _store_abandoned(
+        self, connection: Connection, left: OrphanedSpill, worker_id: str, *, is_of_this_host: bool
+    ) -> tuple[int, int]:
         """Stores a dead process's spilled writes and streamed replies; returns the numbers of writes and of cut
         chats."""
         spilled = 0
@@ -103,6 +106,9 @@ class Recovery:
         # Do this first: fragments of a reply whose row was rejected may be among them, and are useless after its end.
         self._retry_in_database(connection)
         with write_batch(connection) as rows:
+            if is_of_this_host:
+                exchange_store.recover_again(rows, worker_id)
+                self._database.forget(connection, worker_id)
             return spilled, exchange_store.recover(rows, worker_id)
 
     async def _retry_refused(self) -> int:

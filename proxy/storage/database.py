@@ -146,6 +146,9 @@ class Database:
     async def keep_alive(self, worker_id: str) -> None:
         """Does nothing for SQLite: other processes see the lock on this process's spill file."""
 
+    def forget(self, connection: Connection, worker_id: str) -> None:
+        """Does nothing for SQLite. Elsewhere: a dead process's host has stored what it had left."""
+
     async def adopt_clock(self) -> None:
         """Adopts the clock that all processes use to order deletions and chats."""
         await self.write(boot_clock.adopt)

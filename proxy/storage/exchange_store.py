@@ -126,6 +126,15 @@ def _end(rows: WriteBatch, begun: Unfinished, outcome: Outcome, *, was_counted: 
     rows.touch_session(begun.session_id, delta)
 
 
+def recover_again(rows: WriteBatch, worker_id: str) -> None:
+    """Adds to replies that another host has ended what this process's spill file had of them."""
+    for exchange_id, endpoint in queries.exchanges.list_recovered(rows.connection, worker_id):
+        outcome = _interrupted(rows.connection, exchange_id, endpoint)
+        queries.exchanges.reopen_recovered(rows.connection, exchange_id)
+        _end_again(rows, exchange_id, outcome)
+        queries.exchanges.mark_recovered(rows.connection, exchange_id, worker_id=worker_id)
+
+
 def recover(rows: WriteBatch, worker_id: str) -> int:
     """Ends a dead process's exchanges as `incomplete`, with what they had streamed. Returns how many there were."""
     left = queries.exchanges.list_exchanges_in_progress(rows.connection, worker_id)

@@ -135,6 +135,10 @@ class PostgresqlDatabase(Database):
             self.living_count = await self._heart.run(partial(_send_heartbeat, worker_id=worker_id))
         self._beating = asyncio.create_task(self._send_heartbeats(self._heart, worker_id), name="beat")
 
+    def forget(self, connection: Connection, worker_id: str) -> None:
+        """Forgets a process whose host has stored what it had left."""
+        connection.changes("forget_worker", {"worker_id": worker_id})
+
     async def adopt_clock(self) -> None:
         """Does nothing: each heartbeat adjusts the clock to the server's."""
 

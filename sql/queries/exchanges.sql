@@ -103,6 +103,15 @@ WHERE exchange_id = :exchange_id
   AND status = 'incomplete'
   AND worker_id IS NOT NULL;
 
+-- name: list_recovered
+-- The exchanges of a process whose end was assumed, and whose fragments are kept.
+SELECT e.exchange_id, COALESCE(p.endpoint, '/v1/chat/completions') AS endpoint
+FROM exchanges AS e
+LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
+WHERE e.exchange_no IN (SELECT f.exchange_no FROM exchange_fragments AS f)
+  AND e.status = 'incomplete'
+  AND e.worker_id = :worker_id;
+
 -- name: get_exchange_in_progress
 -- What is needed to store the end: the position of the request's last message, and whether it has children already.
 SELECT e.exchange_no, e.exchange_id, s.session_id, e.session_no, s.user_id, p.model AS asked_model,

@@ -1,12 +1,14 @@
 -- name: insert_fragment
--- Does nothing if the exchange has ended, or if the fragment is already stored: it may be a replay. If the exchange is
--- missing, NOT NULL rejects the fragment, which then goes to the dead-letter file like its exchange.
+-- Does nothing if the exchange has ended, or if the fragment is already stored: it may be a replay. An assumed end counts
+-- as none: recovery adds what comes late. If the exchange is missing, NOT NULL rejects the fragment, which then goes to
+-- the dead-letter file like its exchange.
 INSERT INTO exchange_fragments (exchange_no, sequence, data)
 SELECT e.exchange_no, column2, column3
 FROM (VALUES (:exchange_id, :sequence, :data)) AS fragment
 LEFT JOIN exchanges AS e ON e.exchange_id = column1
 WHERE e.exchange_id IS NULL
    OR e.status = 'in_progress'
+   OR (e.status = 'incomplete' AND e.worker_id IS NOT NULL)
 ON CONFLICT DO NOTHING;
 
 -- name: list_fragments

@@ -253,6 +253,12 @@ def list_exchanges_in_progress(connection: Connection, worker_id: str) -> list[t
     return [(row["exchange_id"], row["endpoint"]) for row in rows]
 
 
+def list_recovered(connection: Connection, worker_id: str) -> list[tuple[str, str]]:
+    """A process's exchanges whose end was assumed and whose fragments are kept, each with its endpoint."""
+    rows = connection.all("list_recovered", {"worker_id": worker_id})
+    return [(row["exchange_id"], row["endpoint"]) for row in rows]
+
+
 def find_failed_request(connection: Connection, chain_hash: bytes, *, since: str, limit: int) -> str | None:
     """The session of a failed request that ends with this chain hash, newer than `since`."""
     parameters = {"chain_hash": chain_hash, "since": since, "limit": limit}
