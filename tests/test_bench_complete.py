@@ -108,7 +108,7 @@ def lines(folder: Path, *values: object) -> None:
 @pytest.mark.parametrize(
     ("key", "write", "state"),
     (
-        ("observe", observe, "200, not completed"),
+        ("observe", observe, "not completed"),
         ("ogx", ogx, "stop"),
         ("agentic", agentic, "incomplete"),
         ("litellm-log", litellm, "failure"),

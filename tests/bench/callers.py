@@ -32,6 +32,8 @@ class Kind:
     stream: bool
     tokens: int = 0
     rate: int = 0
+    leaves_after: int = 0
+    """The caller leaves once it has so many events; 0: it stays."""
 
     def seconds_of(self, text: str) -> float:
         """How long a stream takes to bring so much text."""
@@ -51,14 +53,14 @@ class Killed:
     at: float
 
 
-async def ask(relay: Running, got: Got, kind: Kind, *, leave_after_s: float = _AT_MOST_S) -> None:
+async def ask(relay: Running, got: Got, kind: Kind) -> None:
     """Send one request on a connection of its own, and note what came until it was closed or the caller left."""
     raw = bytearray()
     try:
-        async with asyncio.timeout(leave_after_s):
+        async with asyncio.timeout(_AT_MOST_S):
             await _exchange(relay, got.number, kind, raw)
     except TimeoutError:
-        pass
+        got.error = f"not done within {_AT_MOST_S:.0f} s"
     except OSError as exc:
         got.error = repr(exc)
     got.at = time.monotonic()
@@ -71,7 +73,7 @@ async def _exchange(relay: Running, number: int, kind: Kind, raw: bytearray) -> 
     reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
     try:
         writer.write(b"%b%08d%b" % (before, number, after))
-        while not _has_ended(raw) and (data := await reader.read(65536)):
+        while not (_has_ended(raw) or _has_enough(raw, kind)) and (data := await reader.read(65536)):
             raw += data
     finally:
         writer.transport.abort()
@@ -83,6 +85,10 @@ def _has_ended(raw: bytearray) -> bool:
     head_end = raw.find(b"\r\n\r\n")
     length = wire.content_length(bytes(raw[: head_end + 2])) if head_end >= 0 else None
     return length is not None and len(raw) >= head_end + 4 + length
+
+
+def _has_enough(raw: bytearray, kind: Kind) -> bool:
+    return 0 < kind.leaves_after <= raw.count(b"data: ")
 
 
 def _judge(relay: Running, got: Got, kind: Kind, raw: bytes) -> None:
@@ -100,16 +106,14 @@ def _judge(relay: Running, got: Got, kind: Kind, raw: bytes) -> None:
         got.error = str(exc)[:200]
 
 
-async def ask_many(
-    relay: Running, numbers: Sequence[int], kind: Kind, *, at_once: int, leave_after_s: float = _AT_MOST_S
-) -> list[Got]:
+async def ask_many(relay: Running, numbers: Sequence[int], kind: Kind, *, at_once: int) -> list[Got]:
     """One request for each number."""
     every = [Got(number) for number in numbers]
     waiting = iter(every)
 
     async def caller() -> None:
         for got in waiting:
-            await ask(relay, got, kind, leave_after_s=leave_after_s)
+            await ask(relay, got, kind)
 
     await asyncio.gather(*(caller() for _ in range(at_once)))
     return every

@@ -106,8 +106,8 @@ class Check:
         return comparison.recorded(got, self._store(got))
 
     def _left(self, relay: Running) -> comparison.Cut:
-        kind = self._paced(tokens=100, rate=50)
-        got = self._ask(relay, 2_000_001, self.sizes.left, kind, at_once=self.sizes.left, leave_after_s=0.95)
+        kind = dataclasses.replace(self._paced(tokens=100, rate=50), leaves_after=50)
+        got = self._ask(relay, 2_000_001, self.sizes.left, kind, at_once=self.sizes.left)
         return comparison.cut(got, self._store(), kind)
 
     def _kill_beside_streams(self, relay: Running) -> Killed:
@@ -127,11 +127,8 @@ class Check:
         relays.set_pace(self.place.upstream_port, tokens=tokens, rate=rate)
         return Kind(stream=True, tokens=tokens, rate=rate)
 
-    def _ask(
-        self, relay: Running, first: int, count: int, kind: Kind, *, at_once: int, leave_after_s: float = 60.0
-    ) -> list[Got]:
-        numbers = range(first, first + count)
-        got = asyncio.run(callers.ask_many(relay, numbers, kind, at_once=at_once, leave_after_s=leave_after_s))
+    def _ask(self, relay: Running, first: int, count: int, kind: Kind, *, at_once: int) -> list[Got]:
+        got = asyncio.run(callers.ask_many(relay, range(first, first + count), kind, at_once=at_once))
         self.errors.update(each.error for each in got if each.error)
         return got
 

@@ -67,11 +67,11 @@ def _stellarchat(place: Place) -> Iterator[_Row]:
 
 
 def _observe(place: Place) -> Iterator[_Row]:
-    """Nothing but its status and that it is over is said of a reply."""
+    """Of a reply it says no more than its HTTP status, and when it was over."""
     sql = "SELECT request_body, response_body, response_status, completed_at, is_stream FROM request_records"
     for request, body, status, completed_at, is_stream in _rows(place.directory / peers.DATABASE, sql):
         is_over = completed_at is not None
-        state = f"{status}, {'completed' if is_over else 'not completed'}"
+        state = "completed" if is_over else "not completed"
         yield request.decode(), Kept(_text(body or b"", is_stream), state, is_over and status == 200)
 
 
