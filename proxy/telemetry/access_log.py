@@ -19,15 +19,28 @@ from proxy.wire.surrogates import encodable
 _LOGGER = "stellarchat.access"
 _LINES_MAX = 20_000  # between two writes; more lines are dropped
 _FIELD_LENGTH = 256
+_KEPT_LENGTH = _FIELD_LENGTH + 1  # until a line is written; one more tells that a text is truncated
+_OF_CHATS = (
+    "request_id",
+    "session_id",
+    "user_id",
+    "model",
+    "status",
+    "http_status",
+    "time_to_first_token_ms",
+    "duration_ms",
+)
+_OF_REQUESTS = ("method", "path", "status", "request_id", "duration_ms")
 
 
 class _Line(NamedTuple):
     unix_time: float
     message: str
-    fields: dict[str, Any]
+    fields: tuple[str, ...]
+    values: tuple[Any, ...]
 
     def as_json(self) -> dict[str, Any]:
-        fields = {key: _encodable(value) for key, value in self.fields.items()}
+        fields = {name: _cut(value) for name, value in zip(self.fields, self.values, strict=True)}
         time_ = timestamp(self.unix_time)
         return {"time": time_, "level": "info", "logger": _LOGGER, "message": self.message, **fields}
 
@@ -40,36 +53,35 @@ class AccessLog:
         self._file = file_of_requests()
         self._lines: deque[_Line] = deque()
 
-    def add_chat(self, exchange: Exchange, outcome: Outcome) -> None:
+    def add_chat(self, exchange: Exchange, outcome: Outcome, model: str | None) -> None:
         """Adds the line of a chat that has ended."""
         if not self._takes(failed=outcome.status == "failed"):
             return
-        model = model_of(exchange, outcome)
-        fields = {
-            "request_id": _cut(exchange.request_id),
-            "session_id": exchange.session.session_id,
-            "user_id": _cut(exchange.user_id),
-            "model": None if model is None else _cut(model),
-            "status": outcome.status,
-            "http_status": outcome.http_status,
-            "time_to_first_token_ms": outcome.time_to_first_token_ms,
-            "duration_ms": outcome.duration_ms,
-        }
-        self._lines.append(_Line(time.time(), "chat", fields))
+        values = (
+            exchange.request_id[:_KEPT_LENGTH],
+            exchange.session.session_id,
+            exchange.user_id[:_KEPT_LENGTH],
+            None if model is None else model[:_KEPT_LENGTH],
+            outcome.status,
+            outcome.http_status,
+            outcome.time_to_first_token_ms,
+            outcome.duration_ms,
+        )
+        self._lines.append(_Line(time.time(), "chat", _OF_CHATS, values))
 
     def add_request(self, scope: Scope, *, status: int, seconds: float) -> None:
         """Adds the line of any other request: without its content, not even the query string."""
         if not self._takes(failed=status >= 500 or status == 0):
             return
         request_id = headers.value_of(scope["headers"], b"x-request-id")
-        fields = {
-            "method": scope["method"],
-            "path": _cut(scope["path"]),
-            "status": status,
-            "request_id": None if request_id is None else _cut(headers.text_of(request_id)),
-            "duration_ms": round(seconds * 1000),
-        }
-        self._lines.append(_Line(time.time(), "request", fields))
+        values = (
+            scope["method"],
+            scope["path"][:_KEPT_LENGTH],
+            status,
+            None if request_id is None else headers.text_of(request_id)[:_KEPT_LENGTH],
+            round(seconds * 1000),
+        )
+        self._lines.append(_Line(time.time(), "request", _OF_REQUESTS, values))
 
     def write(self) -> None:
         """Writes the lines added so far. Runs in a thread, while the event loop may add more."""
@@ -85,16 +97,8 @@ class AccessLog:
         return failed or self._sample >= 1 or random.random() < self._sample  # noqa: S311 - a sample
 
 
-def model_of(exchange: Exchange, outcome: Outcome) -> str | None:
-    """The model that answered, else the one in the request."""
-    reply = outcome.reply
-    model = reply.model if reply is not None and isinstance(reply.model, str) else exchange.request.get("model")
-    return model if isinstance(model, str) else None
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _FIELD_LENGTH else text[:_FIELD_LENGTH] + "…"
-
-
-def _encodable(value: Any) -> Any:
-    return encodable(value) if isinstance(value, str) else value
+def _cut(value: Any) -> Any:
+    """A value as the log can hold it: texts are truncated, and without lone surrogates."""
+    if not isinstance(value, str):
+        return value
+    return encodable(value if len(value) <= _FIELD_LENGTH else value[:_FIELD_LENGTH] + "…")

@@ -8,6 +8,7 @@ sessions and paths are never labels, and the number of models is limited.
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -98,11 +99,13 @@ _LABELS = ("model", "kind")
 
 
 class Metrics:
-    """One worker's metrics. `add` and `observe` are additions in memory. Raises OSError if no file can be used."""
+    """One worker's metrics. `add`, `observe` and `add_tokens` count in memory until `write`, because chats wait for
+    them. Raises OSError if no file can be used."""
 
     def __init__(self, folder: Path) -> None:
         self._place = Place(folder)
         self._files: list[MmapedDict] = []
+        self._changed: list[_Cell] = []
         try:
             self._open()
         except BaseException:
@@ -111,7 +114,19 @@ class Metrics:
 
     def add(self, name: str, value: str = "", *, amount: float = 1) -> None:
         """Increases a counter."""
-        self._cells[name, value].add(amount)
+        self._add(self._cells[name, value], amount)
+
+    def write(self) -> None:
+        """Writes what was counted to this worker's files, for the next scrape."""
+        for cell in self._changed:
+            cell.write()
+        self._changed.clear()
+
+    def _add(self, cell: "_Cell", amount: float) -> None:
+        cell.value += amount
+        if not cell.is_changed:
+            cell.is_changed = True
+            self._changed.append(cell)
 
     def set(self, name: str, amount: float, *, value: str = "") -> None:
         """Sets a gauge, or a counter that is counted elsewhere in this worker."""
@@ -120,14 +135,14 @@ class Metrics:
     def observe(self, name: str, seconds: float) -> None:
         """Adds a duration to its histogram."""
         buckets, total = self._histograms[name]
-        buckets[bisect_left(BUCKETS, seconds)].add(1)
-        total.add(seconds)
+        self._add(buckets[bisect_left(BUCKETS, seconds)], 1)
+        self._add(total, seconds)
 
     def add_tokens(self, model: str | None, *, prompt: int, completion: int) -> None:
         """Adds a reply's tokens. `model` is None if upstream does not serve it."""
-        cells = self._tokens_of(_label(model))
-        cells[0].add(prompt)
-        cells[1].add(completion)
+        cells = self._tokens_of(OTHER_MODELS if model is None else _label(model[:_MODEL_LENGTH]))
+        self._add(cells[0], prompt)
+        self._add(cells[1], completion)
 
     def add_upstream(self, name: str, *, requests: int, errors: int, open_: int, is_up: bool) -> None:
         """Adds an upstream's requests and errors, and sets its open requests and state."""
@@ -139,8 +154,8 @@ class Metrics:
             counters = [_Cell(self._counters, name_, "_total", label, help_) for name_, help_ in _UPSTREAM_COUNTERS]
             gauges = [_Cell(self._gauges, name_, "", label, help_) for name_, help_ in _UPSTREAM_GAUGES]
             cells = self._upstreams[name] = [*counters, *gauges]
-        cells[0].add(requests)
-        cells[1].add(errors)
+        self._add(cells[0], requests)
+        self._add(cells[1], errors)
         cells[2].set(open_)
         cells[3].set(is_up)
 
@@ -152,6 +167,7 @@ class Metrics:
 
     def close(self) -> None:
         """Leaves the files to another worker: counters stay until the server ends, gauges are removed."""
+        self.write()
         for file in self._files:
             file.close()
         self._files.clear()
@@ -210,20 +226,21 @@ class Metrics:
 class _Cell:
     """A number in a worker's file."""
 
-    __slots__ = ("_file", "_key", "value")
+    __slots__ = ("_file", "_key", "is_changed", "value")
 
     def __init__(self, file: MmapedDict, name: str, suffix: str, labels: dict[str, str], help_: str) -> None:
         self._file = file
         self._key = mmap_key(name, name + suffix, list(labels), list(labels.values()), help_)
         self.value: float = file.read_value(self._key)[0]
-
-    def add(self, amount: float) -> None:
-        self.value += amount
-        self._file.write_value(self._key, self.value, 0.0)
+        self.is_changed = False  # in memory, but not in the file yet
 
     def set(self, value: float) -> None:
         self.value = value
-        self._file.write_value(self._key, value, 0.0)
+        self.write()
+
+    def write(self) -> None:
+        self._file.write_value(self._key, self.value, 0.0)
+        self.is_changed = False
 
 
 class _All(Collector):
@@ -248,8 +265,7 @@ def _histogram(file: MmapedDict, family: _Family) -> tuple[list[_Cell], _Cell]:
     return buckets, _Cell(file, family.name, "_sum", {}, family.help)
 
 
-def _label(model: str | None) -> str:
-    """A model name as a label: one line, limited length, valid UTF-8."""
-    if model is None:
-        return OTHER_MODELS
-    return " ".join(encodable(model[:_MODEL_LENGTH]).split()) or OTHER_MODELS
+@lru_cache(maxsize=MODELS_MAX)
+def _label(model: str) -> str:
+    """A model name as a label: one line, valid UTF-8."""
+    return " ".join(encodable(model).split()) or OTHER_MODELS

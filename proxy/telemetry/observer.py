@@ -20,7 +20,7 @@ from proxy.recording.recorder import Recorder
 from proxy.recording.spill import spill_files
 from proxy.settings import Settings
 from proxy.storage.exchange import Exchange, Outcome
-from proxy.telemetry.access_log import AccessLog, model_of
+from proxy.telemetry.access_log import AccessLog
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.request_lines import RequestLines
 from proxy.telemetry.traces import open_traces
@@ -31,8 +31,10 @@ from proxy.wire.endpoint import Tokens
 
 logger = logging.getLogger(__name__)
 
-# Chats only add to counters and lists; this often a thread writes them.
+# Chats only add to counters and lists; this often a thread writes the lists, and the queues are measured.
 _PUBLISH_SECONDS = 1.0
+# After a chat, its counts are written within this time, with those of others; a killed worker loses no more of them.
+_WRITE_SECONDS = 0.1
 _COMPLAINT_SECONDS = 60.0  # an error that every chat repeats must not fill the log
 
 
@@ -52,6 +54,7 @@ class Observer:
         self._traces = open_traces(settings)
         self._console = None if settings.quiet else RequestLines()
         self._task: asyncio.Task[None] | None = None
+        self._is_write_due = False
 
     def start(self) -> None:
         """Starts measuring."""
@@ -81,18 +84,18 @@ class Observer:
 
     def chat_ended(self, exchange: Exchange, outcome: Outcome) -> None:
         """Counts, logs and traces a chat. Never raises, because the chat must not be affected."""
-        self._guarded(lambda: self._count_chat(exchange, outcome))
-        console = self._console
-        if console is not None:
-            self._guarded(lambda: console.chat_ended(exchange, outcome, _served_model(exchange, outcome)))
-        self._guarded(lambda: self._log.add_chat(exchange, outcome))
-        traces = self._traces
-        if traces is not None:
-            self._guarded(lambda: traces.note(exchange, outcome))
+        model = _model_of(exchange, outcome)
+        served = model if _is_success(outcome.http_status) else None
+        self._guarded(self._count_chat, outcome, served)
+        if self._console is not None:
+            self._guarded(self._print_chat, exchange, outcome, served)
+        self._guarded(self._log_chat, exchange, outcome, model)
+        if self._traces is not None:
+            self._guarded(self._trace_chat, exchange, outcome)
 
     def request_ended(self, scope: Scope, *, status: int, seconds: float) -> None:
         """Counts and logs any other request. Never raises."""
-        self._guarded(lambda: self._count_request(status))
+        self._guarded(self._count_request, status)
         console = self._console
         if console is not None and (status >= 500 or status == 0):
             self._guarded(lambda: console.request_failed(scope["method"], scope["path"], status))
@@ -115,10 +118,10 @@ class Observer:
             logger.error("nothing is counted: %s cannot be used: %s", folder, exc)
             return None
 
-    def _guarded(self, work: Callable[[], object]) -> None:
+    def _guarded(self, work: Callable[..., object], *args: Any) -> None:
         """Runs `work`; logs any exception, because observation must not affect a chat."""
         try:
-            work()
+            work(*args)
         except Exception as exc:  # noqa: BLE001 - see above
             self._log_failure(exc)
 
@@ -131,10 +134,11 @@ class Observer:
             self._complained_at = now
             logger.error("an observer failed to count or log something", exc_info=exc)
 
-    def _count_chat(self, exchange: Exchange, outcome: Outcome) -> None:
+    def _count_chat(self, outcome: Outcome, served_model: str | None) -> None:
         metrics, reply = self.metrics, outcome.reply
         if metrics is None:
             return
+        self._write_counts_soon()
         metrics.add("stellarchat_chats", outcome.status)
         if outcome.status == "incomplete":
             metrics.add("stellarchat_chats_cut", outcome.cause)
@@ -147,15 +151,33 @@ class Observer:
         if outcome.overhead_seconds is not None:
             metrics.observe("stellarchat_proxy_overhead_seconds", outcome.overhead_seconds)
         tokens = reply.tokens if reply is not None else Tokens()
-        metrics.add_tokens(
-            _served_model(exchange, outcome),
-            prompt=_count(tokens.prompt),
-            completion=_count(tokens.completion),
-        )
+        metrics.add_tokens(served_model, prompt=_count(tokens.prompt), completion=_count(tokens.completion))
+
+    def _print_chat(self, exchange: Exchange, outcome: Outcome, served_model: str | None) -> None:
+        if self._console is not None:
+            self._console.chat_ended(exchange, outcome, served_model)
+
+    def _log_chat(self, exchange: Exchange, outcome: Outcome, model: str | None) -> None:
+        self._log.add_chat(exchange, outcome, model)
+
+    def _trace_chat(self, exchange: Exchange, outcome: Outcome) -> None:
+        if self._traces is not None:
+            self._traces.note(exchange, outcome)
 
     def _count_request(self, status: int) -> None:
         if self.metrics is not None:
             self.metrics.add("stellarchat_requests", f"{status // 100}xx" if 100 <= status < 600 else "none")
+            self.metrics.write()
+
+    def _write_counts_soon(self) -> None:
+        if not self._is_write_due:
+            self._is_write_due = True
+            asyncio.get_running_loop().call_later(_WRITE_SECONDS, self._guarded, self._write_counts)
+
+    def _write_counts(self) -> None:
+        self._is_write_due = False
+        if self.metrics is not None:
+            self.metrics.write()
 
     def _sizes(self) -> GaugeMetricFamily:
         sizes = GaugeMetricFamily("stellarchat_database_bytes", "Size on disk.", labels=["file"])
@@ -190,13 +212,21 @@ class Observer:
         metrics.set("stellarchat_workers", 1)
         if self._upstreams is not None:
             self._upstreams.publish(metrics)
+        metrics.write()
 
 
-def _served_model(exchange: Exchange, outcome: Outcome) -> str | None:
-    """The model, if upstream has answered with it. Callers' invalid model names must not become labels."""
-    if outcome.http_status is None or not 200 <= outcome.http_status < 300:
-        return None
-    return model_of(exchange, outcome)
+def _model_of(exchange: Exchange, outcome: Outcome) -> str | None:
+    """The model that answered, else the one in the request."""
+    reply = outcome.reply
+    model = None if reply is None else reply.model
+    if not isinstance(model, str):
+        model = exchange.request.get("model")
+    return model if isinstance(model, str) else None
+
+
+def _is_success(http_status: int | None) -> bool:
+    """Whether upstream has answered. Only then is its model a label: callers' invalid names must not become labels."""
+    return http_status is not None and 200 <= http_status < 300
 
 
 def _count(value: Any) -> int:
