@@ -90,7 +90,8 @@ def outcome_columns(outcome: Outcome, *, asked_model: str | None, created_at: st
         "head_ms": outcome.head_ms,
         "stored_ms": _stored_ms(outcome, now=now),
     }
-    return columns | {"completion": reply and _envelope(reply, columns)}
+    columns["completion"] = reply and _envelope(reply, columns)
+    return columns
 
 
 def _stored_ms(outcome: Outcome, *, now: str) -> int | None:

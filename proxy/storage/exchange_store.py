@@ -59,11 +59,9 @@ def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
     if _is_empty_and_refused(rows, exchange, outcome):
         return True
     stored = _store_request(rows, exchange)
-    asked_model, created_at = stored.columns["asked_model"], exchange.created_at
-    columns = {
-        **stored.columns,
-        **outcome_columns(outcome, asked_model=asked_model, created_at=created_at, now=stored.delta.now),
-    }
+    columns = stored.columns
+    asked_model, created_at = columns["asked_model"], exchange.created_at
+    columns.update(outcome_columns(outcome, asked_model=asked_model, created_at=created_at, now=stored.delta.now))
     rows.add_exchange(columns)
     rows.count_usage(columns)
     may_be_there = not stored.delta.messages  # the request was stored already, so maybe also its reply

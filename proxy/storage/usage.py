@@ -13,35 +13,38 @@ _KEY = ("day", "user_no", "model", "endpoint")
 _TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
 # SUM raises an error beyond 64 bits in SQLite; no real engine reports counts this large.
 _TOKENS_MAX = 2**40
+_NOTHING: Columns = dict.fromkeys(("requests", "incomplete", "failed", *_TOKENS, *FIRST_TOKEN_COLUMNS), 0)
+
+
+def add_usage(sums: dict[tuple[Any, ...], Columns], exchange: Columns, *, was_incomplete: bool = False) -> None:
+    """Adds an ended exchange to the sums of its day, user, model and endpoint; takes its columns plus `user_no` and
+    `endpoint`.
+
+    `was_incomplete`: it was already counted as incomplete, without further data.
+    """
+    key = (exchange["created_at"][:10], exchange["user_no"], exchange["model"] or "", exchange["endpoint"])
+    counts = sums.get(key)
+    if counts is None:
+        counts = sums[key] = dict(zip(_KEY, key, strict=True)) | _NOTHING
+    status = exchange["status"]
+    counts["requests"] += not was_incomplete
+    counts["incomplete"] += (status == "incomplete") - was_incomplete
+    counts["failed"] += status == "failed"
+    for name in _TOKENS:
+        count = exchange[name]
+        if isinstance(count, int) and count > 0:  # imported values may be of any type
+            counts[name] += min(count, _TOKENS_MAX)
+    first_token_ms = exchange["time_to_first_token_ms"]
+    if isinstance(first_token_ms, int):
+        counts[_class_of(first_token_ms)] += 1
 
 
 def usage_of(exchange: Columns) -> Columns:
-    """An ended exchange's contribution; takes its columns plus `user_no` and `endpoint`."""
-    counts = dict.fromkeys(FIRST_TOKEN_COLUMNS, 0)
-    first_token_ms = exchange["time_to_first_token_ms"]
-    if isinstance(first_token_ms, int):
-        counts[_class_of(first_token_ms)] = 1
-    return {
-        "day": exchange["created_at"][:10],
-        "user_no": exchange["user_no"],
-        "model": exchange["model"] or "",
-        "endpoint": exchange["endpoint"],
-        "requests": 1,
-        "incomplete": int(exchange["status"] == "incomplete"),
-        "failed": int(exchange["status"] == "failed"),
-        **{name: _count(exchange[name]) for name in _TOKENS},
-        **counts,
-    }
-
-
-def add_usage(sums: dict[tuple[Any, ...], Columns], usage: Columns) -> None:
-    """Adds an exchange's contribution to the sums of its day, user, model and endpoint."""
-    key = tuple(usage[name] for name in _KEY)
-    known = sums.setdefault(key, usage)
-    if known is not usage:
-        for name, count in usage.items():
-            if count and name not in _KEY:
-                known[name] += count
+    """One ended exchange's contribution."""
+    sums: dict[tuple[Any, ...], Columns] = {}
+    add_usage(sums, exchange)
+    (usage,) = sums.values()
+    return usage
 
 
 def percentile_ms(counts: Columns, share: float) -> float | None:
@@ -57,11 +60,6 @@ def percentile_ms(counts: Columns, share: float) -> float | None:
         wanted -= number
         low = most
     return float("inf")
-
-
-def _count(value: Any) -> int:
-    """A token count; imported values may be of any type."""
-    return min(value, _TOKENS_MAX) if isinstance(value, int) and value > 0 else 0
 
 
 def _class_of(milliseconds: int) -> str:

@@ -168,9 +168,10 @@ class WriteBatch:
         return numbers.exchange_no
 
     def add_exchange(self, columns: Columns) -> None:
-        """Adds an exchange; its parameters are JSON text."""
-        numbers = {"parameters_no": self._parameters_no(columns), "upstream_no": self._upstream_no(columns)}
-        self._waiting.exchanges.append(columns | numbers)
+        """Adds an exchange; its parameters are JSON text. The columns are completed in place."""
+        columns["parameters_no"] = self._parameters_no(columns)
+        columns["upstream_no"] = self._upstream_no(columns)
+        self._waiting.exchanges.append(columns)
         self._waiting.ids.update((columns["session_id"], columns["exchange_id"]))
 
     def add_message(self, columns: Columns, *, blobs: dict[str, str]) -> int:
@@ -214,11 +215,7 @@ class WriteBatch:
 
         `was_incomplete`: it was already counted as incomplete, without further data.
         """
-        counts = usage.usage_of(columns)
-        if was_incomplete:
-            counts["requests"] -= 1
-            counts["incomplete"] -= 1
-        usage.add_usage(self._waiting.usage, counts)
+        usage.add_usage(self._waiting.usage, columns, was_incomplete=was_incomplete)
 
     def touch_session(self, session_id: str, delta: SessionDelta) -> None:
         """Adds to a session's counts: sets them for a new session, increases them otherwise."""

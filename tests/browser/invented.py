@@ -10,7 +10,7 @@ from proxy.ids import timestamp, uuid7
 from proxy.storage import exchange_store, queries
 from proxy.storage.exchange import Exchange, Outcome, SessionRef
 from proxy.storage.sqlite_connection import SqliteConnection
-from proxy.storage.usage import add_usage, usage_of
+from proxy.storage.usage import add_usage
 from proxy.storage.write_batch import write_batch
 from proxy.wire import json_text
 from proxy.wire.chat_reply import Completion
@@ -152,7 +152,7 @@ def tell_of_days(connection: SqliteConnection, *, days: int = 30) -> None:
             told |= {"created_at": timestamp(now - day * 86_400), "time_to_first_token_ms": 60 + day * share}
             told |= {"prompt_tokens": 420, "completion_tokens": 180, "cached_tokens": 160, "reasoning_tokens": 40}
             for _ in range(chats * share):
-                add_usage(rows, usage_of(told))
+                add_usage(rows, told)
     with connection.transaction():
         queries.usage.count_usage(connection, list(rows.values()))
         listed = connection.execute("SELECT session_no FROM sessions ORDER BY session_no DESC").fetchall()
