@@ -31,6 +31,7 @@ from tests.serving import ServerProcess
 
 _SETTLED_SECONDS = 60.0
 _GONE_SECONDS = 10.0
+_BACK_AT_ONCE = 5  # each has up to 6 connections, of the server's 100
 _UNSETTLED = """SELECT (SELECT COUNT(*) FROM exchanges WHERE status = 'in_progress')
                      + (SELECT COUNT(*) FROM exchange_fragments)"""
 _OF_STRANGERS = f"""SELECT COUNT(*) FROM exchanges WHERE status = 'in_progress' AND worker_id NOT IN
@@ -153,13 +154,25 @@ class SharedTrial:
         if self._away:
             await asyncio.sleep(_GONE_SECONDS)  # until nobody believes that they live
             await asyncio.to_thread(self._wait, _OF_STRANGERS)
-            away, self._away = self._away, []
-            await asyncio.gather(*(asyncio.to_thread(each.start) for each in away))
+            some = asyncio.Semaphore(_BACK_AT_ONCE)
+            await asyncio.gather(*(self._come_back(each, some) for each in self._away))
         await asyncio.gather(*(self._end(life.crowd) for life in self._living))
         await asyncio.to_thread(self._wait, _UNSETTLED)
-        codes = await asyncio.gather(*(asyncio.to_thread(each.stop) for each in self._hosts))
+        await asyncio.gather(*(self._stop(life.proxy) for life in self._living))
         self.verdict.add(await asyncio.to_thread(self._judged))
-        for code in filter(None, codes):
+
+    async def _come_back(self, proxy: ServerProcess, some: asyncio.Semaphore) -> None:
+        """Start it, which stores what it had left, and stop it."""
+        async with some:
+            try:
+                await asyncio.to_thread(proxy.start)
+                await self._stop(proxy)
+            except BaseException:
+                proxy.kill()
+                raise
+
+    async def _stop(self, proxy: ServerProcess) -> None:
+        if code := await asyncio.to_thread(proxy.stop):
             self._wrong(f"exit code {code}")
 
     def _judged(self) -> Verdict:
