@@ -104,11 +104,12 @@ WHERE exchange_id = :exchange_id
   AND worker_id IS NOT NULL;
 
 -- name: list_recovered
--- The exchanges of a process whose end was assumed, and whose fragments are kept.
+-- The exchanges of a process whose end was assumed, and whose fragments are kept. Without the first fragment, the others
+-- were deleted too, and what came late is only the rest of the reply that is stored.
 SELECT e.exchange_id, COALESCE(p.endpoint, '/v1/chat/completions') AS endpoint
 FROM exchanges AS e
 LEFT JOIN parameters AS p ON p.parameters_no = e.parameters_no
-WHERE e.exchange_no IN (SELECT f.exchange_no FROM exchange_fragments AS f)
+WHERE e.exchange_no IN (SELECT f.exchange_no FROM exchange_fragments AS f WHERE f.sequence = 0)
   AND e.status = 'incomplete'
   AND e.worker_id = :worker_id;
 

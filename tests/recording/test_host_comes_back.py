@@ -23,7 +23,6 @@ from tests.recording.test_recorder import (
     recording,
     replies,
     rows,
-    spilled,
     statuses,
 )
 from tests.serving import settings_for
@@ -55,7 +54,7 @@ async def ended_by_another(folder: Path, *, says: str | None = None) -> AsyncIte
         await stop_beating(killed)
         with lock(folder):
             live.feed(MORE)
-            await eventually(lambda: b'"fragment"' in spilled(folder))
+            await eventually(lambda: killed._spill.count)
             if says is not None:
                 body = b'{"choices":[{"message":{"role":"assistant","content":"%s"}}]}' % says.encode()
                 saved = killed.finish(live, Outcome(status="completed", reply=Completion.from_body(body)))
@@ -74,6 +73,14 @@ async def stop_beating(killed: Recorder) -> None:
     beating: asyncio.Task[None] = killed._database._beating  # type: ignore[attr-defined]
     beating.cancel()
     await asyncio.wait([beating])
+
+
+async def a_day_passes(folder: Path) -> None:
+    rows(folder, "UPDATE workers SET seen_at = seen_at - INTERVAL '2 days'")
+    for _ in range(2):
+        async with recording(host(folder, "other")) as recorder:
+            with opened(folder / "stellarchat.db") as connection, write_batch(connection) as batch:
+                exchange_store.recover(batch, recorder.worker_id)
 
 
 def usage(folder: Path) -> list[tuple[object, ...]]:
@@ -113,9 +120,14 @@ async def test_pieces_of_a_host_that_does_not_come_back_go_with_its_heartbeat(tm
         assert rows(tmp_path, "SELECT COUNT(*) FROM exchange_fragments") == [(1,)]
         async with recording(host(tmp_path, "other")):
             assert rows(tmp_path, "SELECT COUNT(*) FROM exchange_fragments") == [(1,)]
-        rows(tmp_path, "UPDATE workers SET seen_at = seen_at - INTERVAL '2 days'")
-        for _ in range(2):
-            async with recording(host(tmp_path, "other")) as recorder:
-                with opened(tmp_path / "stellarchat.db") as connection, write_batch(connection) as batch:
-                    exchange_store.recover(batch, recorder.worker_id)
+        await a_day_passes(tmp_path)
     assert replies(tmp_path) == [("Hel", "incomplete")]
+
+
+async def test_a_host_that_comes_back_after_a_day_takes_nothing_from_a_reply(tmp_path: Path) -> None:
+    async with ended_by_another(tmp_path):
+        await a_day_passes(tmp_path)
+        assert rows(tmp_path, "SELECT 1 FROM exchange_fragments") == []
+        async with recording(host(tmp_path, "one")):
+            assert replies(tmp_path) == [("Hel", "incomplete")]
+    assert usage(tmp_path) == [(1, 1)]

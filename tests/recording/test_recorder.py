@@ -217,6 +217,23 @@ async def test_what_a_killed_process_had_spilled_is_stored_once_and_in_order(tmp
                 assert sorted(statuses(tmp_path)) == ["completed", "incomplete"]
 
 
+async def test_a_spill_file_that_is_read_twice_takes_nothing_from_a_reply(tmp_path: Path) -> None:
+    """The process that stores what another has left is killed before it deletes the file."""
+    settings = settings_for(tmp_path, flush_interval_seconds=0.05)
+    async with recording(settings) as killed:
+        live = await open_written_down(killed, tmp_path)
+        with lock(tmp_path):
+            live.feed(WORLD[0])
+            await eventually(lambda: killed._spill.count)
+            await die(killed)
+        left = spilled(tmp_path)
+        for _ in range(2):
+            killed._spill.path.write_bytes(left)
+            async with recording(settings):
+                assert replies(tmp_path) == [("Hello", "incomplete")]
+                assert rows(tmp_path, "SELECT 1 FROM exchange_fragments") == []
+
+
 async def test_a_start_while_the_database_is_locked_serves_and_recovers_later(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, flush_interval_seconds=0.05)
     async with recording(settings) as killed:
