@@ -73,6 +73,8 @@ class Recovery:
 
     async def _take_over(self, worker_id: str, path: Path, *, is_of_this_host: bool) -> None:
         try:
+            # The file of another host's process is created here only for its lock. It must be removed even after an
+            # error: whoever has a process's file is its host.
             left = OrphanedSpill(path)
         except BlockingIOError:
             return  # its process is alive
@@ -80,10 +82,10 @@ class Recovery:
             store = partial(self._store_abandoned, left=left, worker_id=worker_id, is_of_this_host=is_of_this_host)
             spilled, interrupted = await self._database.write(self._database.files.guard(store))
         except BlockingIOError:  # another process is retrying rejected writes; chats can be ended only after that
-            left.close(remove=False)
+            left.close(remove=not is_of_this_host)
             return
         except BaseException:
-            left.close(remove=False)
+            left.close(remove=not is_of_this_host)
             raise
         left.close(remove=True)
         if spilled or interrupted:

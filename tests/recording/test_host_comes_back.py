@@ -1,13 +1,16 @@
 """On PostgreSQL another host ends the chats of a killed process without its spill file: what that has comes later."""
 
 import asyncio
+import fcntl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from proxy.recording.dead_letters import dead_letter_path
 from proxy.recording.recorder import Recorder
+from proxy.recording.spill import spill_files
 from proxy.settings import Settings
 from proxy.storage import exchange_store
 from proxy.storage.exchange import Outcome
@@ -42,10 +45,10 @@ def host(folder: Path, name: str) -> Settings:
 
 
 @asynccontextmanager
-async def ended_by_another(folder: Path, *, says: str | None = None) -> AsyncIterator[None]:
+async def killed_host(folder: Path, *, says: str | None = None) -> AsyncIterator[None]:
     """A killed process had a piece of a reply in the database, and the next, or the end, in its spill file only.
 
-    Then another host has ended the chat. At the end of the block, all is in order.
+    At the end of the block, all is in order.
     """
     async with recording(host(folder, "one")) as killed:
         live = open_live(killed, "q")
@@ -62,11 +65,18 @@ async def ended_by_another(folder: Path, *, says: str | None = None) -> AsyncIte
                 await saved
             await die(killed)
         rows(folder, "UPDATE workers SET seen_at = seen_at - INTERVAL '1 minute'")
-        async with recording(host(folder, "other")):
-            assert replies(folder) == [("Hel", "incomplete")]
         yield
     assert rows(folder, "SELECT 1 FROM exchange_fragments") == []
     assert problems_of(folder / "stellarchat.db", state_path=folder / "one") == []
+
+
+@asynccontextmanager
+async def ended_by_another(folder: Path, *, says: str | None = None) -> AsyncIterator[None]:
+    """Another host has ended the chat of a killed process."""
+    async with killed_host(folder, says=says):
+        async with recording(host(folder, "other")):
+            assert replies(folder) == [("Hel", "incomplete")]
+        yield
 
 
 async def stop_beating(killed: Recorder) -> None:
@@ -131,3 +141,18 @@ async def test_a_host_that_comes_back_after_a_day_takes_nothing_from_a_reply(tmp
         async with recording(host(tmp_path, "one")):
             assert replies(tmp_path) == [("Hel", "incomplete")]
     assert usage(tmp_path) == [(1, 1)]
+
+
+async def test_a_take_over_that_has_to_wait_leaves_no_file_of_another_host(tmp_path: Path) -> None:
+    settings = host(tmp_path, "other")
+    refused = dead_letter_path(settings.database_path, settings.state_path)
+    refused.parent.mkdir()
+    async with killed_host(tmp_path):
+        with refused.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # another process is retrying rejected writes
+            async with recording(settings) as recorder:
+                assert statuses(tmp_path) == ["in_progress"]
+                assert list(spill_files(settings.database_path, folder=settings.state_path)) == [recorder.worker_id]
+            refused.unlink()
+        async with recording(host(tmp_path, "one")):
+            assert replies(tmp_path) == [("Help me", "incomplete")]
