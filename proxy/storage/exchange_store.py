@@ -5,8 +5,8 @@ that two concurrent chats from the same point cannot store a message twice.
 """
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from proxy.ids import timestamp
@@ -26,6 +26,7 @@ from proxy.wire.sse import Decoder
 
 # How long events of a response are kept after the process that streamed it has died.
 KEPT_SECONDS = 3600.0
+_NONE: Mapping[bytes, int] = {}
 
 
 def begin(rows: WriteBatch, exchange: Exchange, *, worker_id: str | None) -> bool | None:
@@ -96,13 +97,17 @@ def _begun(rows: WriteBatch, exchange_id: str) -> Unfinished | None:
 def _end_again(rows: WriteBatch, exchange_id: str, outcome: Outcome) -> None:
     begun = _begun(rows, exchange_id)
     assert begun is not None
-    removal.remove_guessed_replies(rows.connection, begun)
+    stayed = removal.remove_guessed_replies(rows.connection, begun)
+    guessed = queries.exchanges.get_exchange(rows.connection, exchange_id)
     begun = _begun(rows, exchange_id)
     assert begun is not None
-    _end(rows, begun, outcome, was_counted=True)
+    assert guessed is not None
+    rows.uncount_usage(asdict(guessed) | {"user_no": begun.user_no, "status": "incomplete"})
+    _end(rows, begun, outcome, stayed=stayed)
 
 
-def _end(rows: WriteBatch, begun: Unfinished, outcome: Outcome, *, was_counted: bool = False) -> None:
+def _end(rows: WriteBatch, begun: Unfinished, outcome: Outcome, *, stayed: Mapping[bytes, int] = _NONE) -> None:
+    """`stayed`: assumed replies that the conversation went on from, by chain hash."""
     exchange_id = begun.exchange_id
     place = (
         message_tree.top(begun)
@@ -118,9 +123,11 @@ def _end(rows: WriteBatch, begun: Unfinished, outcome: Outcome, *, was_counted: 
     }
     rows.finish_exchange(columns)
     about = {"user_no": begun.user_no, "endpoint": begun.endpoint, "created_at": begun.created_at}
-    rows.count_usage(columns | about, was_incomplete=was_counted)
+    rows.count_usage(columns | about)
     delta = SessionDelta(timestamp())
-    _store_reply(rows, columns, place, outcome, delta, may_be_there=begun.goes_on)
+    _store_reply(rows, columns, place, outcome, delta, may_be_there=begun.goes_on, stayed=stayed)
+    if stayed:
+        delta.leaf_no = None  # the newest branch is still the one that went on
     rows.touch_session(begun.session_id, delta)
 
 
@@ -227,6 +234,7 @@ def _store_reply(
     delta: SessionDelta,
     *,
     may_be_there: bool,
+    stayed: Mapping[bytes, int] = _NONE,
 ) -> None:
     """Stores each non-empty choice as a child of the request's last message; the first choice becomes the newest leaf.
 
@@ -248,6 +256,9 @@ def _store_reply(
             "status": "completed" if is_whole else "incomplete",
         }
         tokens = 0  # usage counts all choices together
+        if told["chain_hash"] in stayed:
+            message_tree.confirm(rows.about(place.session_id), stayed[told["chain_hash"]], delta, **told)
+            continue
         if may_be_there and message_tree.adopt(rows.about(place.session_id), place, message, delta, **told):
             continue
         number = message_tree.insert(rows, place, message, delta, **told)

@@ -250,3 +250,23 @@ def adopt(
     insert_response_items(connection, item_ids_of(message), message_no=number)
     delta.tokens += tokens
     return True
+
+
+def confirm(
+    connection: Connection,
+    message_no: int,
+    delta: SessionDelta,
+    *,
+    tokens: int,
+    model: str | None,
+    choice: str,
+    status: str,
+    **_same: Any,
+) -> None:
+    """Updates a stored reply with the same text to how it has ended."""
+    stored = queries.messages.get_message(connection, message_no)
+    assert stored is not None
+    queries.messages.confirm_reply(
+        connection, message_no, {"tokens": tokens, "model": model, "choice": choice, "status": status}
+    )
+    delta.tokens += tokens - stored.tokens

@@ -15,9 +15,16 @@ def remove_exchange(connection: Connection, row: ExchangeRow) -> None:
     _remove_replies(connection, row, replies)
 
 
-def remove_guessed_replies(connection: Connection, exchange: Unfinished) -> None:
-    """Deletes the replies that recovery built from a process's fragments. A reply with children stays."""
+def remove_guessed_replies(connection: Connection, exchange: Unfinished) -> dict[bytes, int]:
+    """Deletes the replies that recovery built from a process's fragments. Returns those with children, which stay, by
+    chain hash."""
     _remove_replies(connection, exchange, queries.messages.list_replies(connection, exchange))
+    stayed = {}
+    for message_no in queries.messages.list_replies(connection, exchange):
+        node = queries.messages.get_node(connection, message_no)
+        assert node is not None
+        stayed[node.chain_hash] = message_no
+    return stayed
 
 
 def _remove_replies(connection: Connection, row: ExchangeRow | Unfinished, replies: list[int]) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 Columns = dict[str, Any]
+Sums = dict[tuple[Any, ...], Columns]
 
 # Upper bounds of the time-to-first-token histogram, in milliseconds.
 FIRST_TOKEN_MS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600)
@@ -16,19 +17,13 @@ _TOKENS_MAX = 2**40
 _NOTHING: Columns = dict.fromkeys(("requests", "incomplete", "failed", *_TOKENS, *FIRST_TOKEN_COLUMNS), 0)
 
 
-def add_usage(sums: dict[tuple[Any, ...], Columns], exchange: Columns, *, was_incomplete: bool = False) -> None:
+def add_usage(sums: Sums, exchange: Columns) -> None:
     """Adds an ended exchange to the sums of its day, user, model and endpoint; takes its columns plus `user_no` and
-    `endpoint`.
-
-    `was_incomplete`: it was already counted as incomplete, without further data.
-    """
-    key = (exchange["created_at"][:10], exchange["user_no"], exchange["model"] or "", exchange["endpoint"])
-    counts = sums.get(key)
-    if counts is None:
-        counts = sums[key] = dict(zip(_KEY, key, strict=True)) | _NOTHING
+    `endpoint`."""
+    counts = _counts_of(sums, exchange)
     status = exchange["status"]
-    counts["requests"] += not was_incomplete
-    counts["incomplete"] += (status == "incomplete") - was_incomplete
+    counts["requests"] += 1
+    counts["incomplete"] += status == "incomplete"
     counts["failed"] += status == "failed"
     for name in _TOKENS:
         count = exchange[name]
@@ -39,9 +34,16 @@ def add_usage(sums: dict[tuple[Any, ...], Columns], exchange: Columns, *, was_in
         counts[_class_of(first_token_ms)] += 1
 
 
+def subtract_usage(sums: Sums, exchange: Columns) -> None:
+    """Subtracts what an ended exchange has added; takes the same columns."""
+    counts, usage = _counts_of(sums, exchange), usage_of(exchange)
+    for name in _NOTHING:
+        counts[name] -= usage[name]
+
+
 def usage_of(exchange: Columns) -> Columns:
     """One ended exchange's contribution."""
-    sums: dict[tuple[Any, ...], Columns] = {}
+    sums: Sums = {}
     add_usage(sums, exchange)
     (usage,) = sums.values()
     return usage
@@ -60,6 +62,14 @@ def percentile_ms(counts: Columns, share: float) -> float | None:
         wanted -= number
         low = most
     return float("inf")
+
+
+def _counts_of(sums: Sums, exchange: Columns) -> Columns:
+    key = (exchange["created_at"][:10], exchange["user_no"], exchange["model"] or "", exchange["endpoint"])
+    counts = sums.get(key)
+    if counts is None:
+        counts = sums[key] = dict(zip(_KEY, key, strict=True)) | _NOTHING
+    return counts
 
 
 def _class_of(milliseconds: int) -> str:

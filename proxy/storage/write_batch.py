@@ -210,12 +210,13 @@ class WriteBatch:
         self._waiting.outcomes.append(columns | {"upstream_no": self._upstream_no(columns)})
         self._waiting.ids.update((columns["session_id"], columns["exchange_id"]))
 
-    def count_usage(self, columns: Columns, *, was_incomplete: bool = False) -> None:
-        """Adds an ended exchange to the usage counts; takes its columns plus `user_no` and `endpoint`.
+    def count_usage(self, columns: Columns) -> None:
+        """Adds an ended exchange to the usage counts; takes its columns plus `user_no` and `endpoint`."""
+        usage.add_usage(self._waiting.usage, columns)
 
-        `was_incomplete`: it was already counted as incomplete, without further data.
-        """
-        usage.add_usage(self._waiting.usage, columns, was_incomplete=was_incomplete)
+    def uncount_usage(self, columns: Columns) -> None:
+        """Subtracts from the usage counts what an exchange has added with these columns."""
+        usage.subtract_usage(self._waiting.usage, columns)
 
     def touch_session(self, session_id: str, delta: SessionDelta) -> None:
         """Adds to a session's counts: sets them for a new session, increases them otherwise."""

@@ -36,6 +36,15 @@ WHERE message_no = (
 )
 RETURNING message_no;
 
+-- name: confirm_reply
+-- Sets how a reply has ended that was stored before, with the same text.
+UPDATE messages
+SET choice = :choice,
+    model = :model,
+    tokens = :tokens,
+    status = :status
+WHERE message_no = :message_no;
+
 -- name: list_prefix
 -- Finds the longest of the given prefixes of a conversation, newest session first, and whether anything follows it: one
 -- index probe per prefix, longest first, stopping at the first match (a recursive query returns its rows first in,

@@ -5,22 +5,29 @@ from pathlib import Path
 import pytest
 
 from proxy.storage import exchange_store
-from proxy.storage.exchange import Exchange
+from proxy.storage.exchange import Exchange, Status
 from proxy.storage.sqlite_connection import SqliteConnection
 from proxy.storage.write_batch import write_batch
-from tests.stored import assistant, choice, exchange, opened, outcome, user
+from tests.stored import assistant, choice, exchange, opened, outcome, problems_of, user
 
+USAGE = {"prompt_tokens": 5, "completion_tokens": 7}
 PIECE = b'data: {"choices":[{"index":0,"delta":{"content":"hal"}}]}\n\n'
 
 
-def guessed(connection: SqliteConnection) -> Exchange:
+def guessed(connection: SqliteConnection, event: bytes = b"") -> Exchange:
     asked = exchange([user("q")])
+    data = PIECE + (b"data: " + event + b"\n\n" if event else b"")
     with write_batch(connection) as rows:
         exchange_store.begin(rows, asked, worker_id="w")
-        exchange_store.append_fragment(rows, asked.origin, exchange_id=asked.exchange_id, sequence=0, data=PIECE)
+        exchange_store.append_fragment(rows, asked.origin, exchange_id=asked.exchange_id, sequence=0, data=data)
     with write_batch(connection) as rows:
         assert exchange_store.recover(rows, "w") == 1
     return asked
+
+
+def newest(connection: SqliteConnection) -> object:
+    [(content,)] = connection.execute("SELECT m.content FROM sessions JOIN messages AS m ON m.message_no = leaf_no")
+    return content
 
 
 def told(connection: SqliteConnection) -> list[tuple[object, ...]]:
@@ -52,3 +59,36 @@ def test_a_guessed_reply_that_the_conversation_went_on_from_stays(tmp_path: Path
             assert exchange_store.finish_begun(rows, asked, outcome(choice("half a loaf")))
         texts = {content for _, content, _ in told(connection)}
         assert texts == {"q", "hal", "go on", "f a loaf", "half a loaf"}
+        assert newest(connection) == "f a loaf"
+
+
+@pytest.mark.parametrize("status", ("completed", "incomplete"))
+def test_a_reply_that_stays_is_not_stored_again_by_an_end_with_the_same_text(tmp_path: Path, status: Status) -> None:
+    with opened(tmp_path / "a.db") as connection:
+        asked = guessed(connection)
+        more = exchange([user("q"), assistant("hal"), user("go on")], session_id=asked.session.session_id)
+        with write_batch(connection) as rows:
+            exchange_store.finish(rows, more, outcome(choice("f a loaf")))
+            late = outcome(choice("hal", finish_reason="stop"), usage=USAGE, status=status)
+            assert exchange_store.finish_begun(rows, asked, late)
+        assert [row[1:] for row in told(connection)] == [
+            ("q", "completed"),
+            ("hal", "completed"),
+            ("go on", "completed"),
+            ("f a loaf", "completed"),
+        ]
+        assert newest(connection) == "f a loaf"
+        assert connection.execute("SELECT tokens, message_count FROM sessions").fetchall() == [(7, 4)]
+    assert problems_of(tmp_path / "a.db") == []
+
+
+def test_usage_of_a_guessed_end_is_replaced_by_that_of_the_late_one(tmp_path: Path) -> None:
+    """Also if the guessed one knew tokens, or another model."""
+    with opened(tmp_path / "a.db") as connection:
+        asked = guessed(connection, b'{"model":"other","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":1}}')
+        with write_batch(connection) as rows:
+            exchange_store.finish_begun(rows, asked, outcome(choice("half a loaf"), usage=USAGE))
+        used = connection.execute(
+            "SELECT model, requests, incomplete, prompt_tokens, completion_tokens FROM usage_days ORDER BY model"
+        ).fetchall()
+    assert used == [("m", 1, 0, 5, 7), ("other", 0, 0, 0, 0)]

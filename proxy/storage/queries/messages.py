@@ -199,6 +199,12 @@ def adopt_reply(connection: Connection, columns: dict[str, Any]) -> int | None:
     return found
 
 
+def confirm_reply(connection: Connection, message_no: int, columns: dict[str, Any]) -> None:
+    """Sets a reply's tokens, model, choice and status."""
+    leave_out_usual(columns)
+    connection.changes("confirm_reply", columns | {"message_no": message_no})
+
+
 def insert_blob(connection: Connection, *, message_no: int, digest: str, data: str) -> None:
     """Stores a blob once per database and links it to the message."""
     connection.store("insert_blob", [{"digest": digest, "data": data}])
