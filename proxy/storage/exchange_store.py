@@ -16,17 +16,13 @@ from proxy.storage.exchange import Exchange, Origin, Outcome
 from proxy.storage.exchange_columns import IN_PROGRESS, outcome_columns, request_columns
 from proxy.storage.queries.exchanges import Unfinished
 from proxy.storage.queries.sessions import Session
+from proxy.storage.reply_store import NONE_STAYED, store_reply
 from proxy.storage.write_batch import Columns, SessionDelta, WriteBatch
-from proxy.wire import hash_chain, json_text
-from proxy.wire.dialect import item_ids_of
-from proxy.wire.endpoint import Choice
 from proxy.wire.endpoints import endpoint_of
-from proxy.wire.message import is_message
 from proxy.wire.sse import Decoder
 
 # How long events of a response are kept after the process that streamed it has died.
 KEPT_SECONDS = 3600.0
-_NONE: Mapping[bytes, int] = {}
 
 
 def begin(rows: WriteBatch, exchange: Exchange, *, worker_id: str | None) -> bool | None:
@@ -66,7 +62,7 @@ def finish(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool:
     rows.add_exchange(columns)
     rows.count_usage(columns)
     may_be_there = not stored.delta.messages  # the request was stored already, so maybe also its reply
-    _store_reply(rows, columns, stored.place, outcome, stored.delta, may_be_there=may_be_there)
+    store_reply(rows, columns, stored.place, outcome, stored.delta, may_be_there=may_be_there)
     rows.touch_session(stored.place.session_id, stored.delta)
     return True
 
@@ -79,7 +75,7 @@ def finish_begun(rows: WriteBatch, exchange: Exchange, outcome: Outcome) -> bool
     """
     begun = _begun(rows, exchange.exchange_id)
     if begun is not None:
-        _end(rows, begun, outcome)
+        rows.touch_session(begun.session_id, _end(rows, begun, outcome))
     elif queries.exchanges.reopen_recovered(rows.connection, exchange.exchange_id):
         _end_again(rows, exchange.exchange_id, outcome)
     elif not has_row(rows, exchange.exchange_id):
@@ -103,11 +99,29 @@ def _end_again(rows: WriteBatch, exchange_id: str, outcome: Outcome) -> None:
     assert begun is not None
     assert guessed is not None
     rows.uncount_usage(asdict(guessed) | {"user_no": begun.user_no, "status": "incomplete"})
-    _end(rows, begun, outcome, stayed=stayed)
+    _end_late(rows, begun, outcome, stayed=stayed)
 
 
-def _end(rows: WriteBatch, begun: Unfinished, outcome: Outcome, *, stayed: Mapping[bytes, int] = _NONE) -> None:
-    """`stayed`: assumed replies that the conversation went on from, by chain hash."""
+def _end_late(
+    rows: WriteBatch, begun: Unfinished, outcome: Outcome, *, stayed: Mapping[bytes, int] = NONE_STAYED
+) -> None:
+    """Ends an exchange whose process seemed dead. Its branch becomes the newest unless the session has a later chat."""
+    session = queries.sessions.get_session(rows.about(begun.session_id), begun.session_id)
+    assert session is not None
+    leaf = None
+    if session.leaf_no is not None:
+        leaf = queries.messages.get_message(rows.about(begun.session_id), session.leaf_no)
+    delta = _end(rows, begun, outcome, stayed=stayed)
+    if stayed or (leaf is not None and (leaf.exchange_id or "") > begun.exchange_id):
+        delta.leaf_no = None
+    rows.touch_session(begun.session_id, delta)
+
+
+def _end(
+    rows: WriteBatch, begun: Unfinished, outcome: Outcome, *, stayed: Mapping[bytes, int] = NONE_STAYED
+) -> SessionDelta:
+    """Returns what is added to the session. `stayed`: assumed replies that the conversation went on from, by chain
+    hash."""
     exchange_id = begun.exchange_id
     place = (
         message_tree.top(begun)
@@ -125,10 +139,8 @@ def _end(rows: WriteBatch, begun: Unfinished, outcome: Outcome, *, stayed: Mappi
     about = {"user_no": begun.user_no, "endpoint": begun.endpoint, "created_at": begun.created_at}
     rows.count_usage(columns | about)
     delta = SessionDelta(timestamp())
-    _store_reply(rows, columns, place, outcome, delta, may_be_there=begun.goes_on, stayed=stayed)
-    if stayed:
-        delta.leaf_no = None  # the newest branch is still the one that went on
-    rows.touch_session(begun.session_id, delta)
+    store_reply(rows, columns, place, outcome, delta, may_be_there=begun.goes_on, stayed=stayed)
+    return delta
 
 
 def recover_again(rows: WriteBatch, worker_id: str) -> None:
@@ -146,7 +158,7 @@ def recover(rows: WriteBatch, worker_id: str) -> int:
     for exchange_id, endpoint in left:
         begun = _begun(rows, exchange_id)
         assert begun is not None
-        _end(rows, begun, _interrupted(rows.connection, exchange_id, endpoint))
+        _end_late(rows, begun, _interrupted(rows.connection, exchange_id, endpoint))
         queries.exchanges.mark_recovered(rows.connection, exchange_id, worker_id=worker_id)
     delete_stray_fragments(rows, before=timestamp(time.time() - KEPT_SECONDS))
     return len(left)
@@ -224,61 +236,6 @@ def _store_request(rows: WriteBatch, exchange: Exchange) -> _Stored:
         "user_no": user_no,
     }
     return _Stored(columns, place, delta)
-
-
-def _store_reply(
-    rows: WriteBatch,
-    columns: Columns,
-    place: message_tree.InsertPosition,
-    outcome: Outcome,
-    delta: SessionDelta,
-    *,
-    may_be_there: bool,
-    stayed: Mapping[bytes, int] = _NONE,
-) -> None:
-    """Stores each non-empty choice as a child of the request's last message; the first choice becomes the newest leaf.
-
-    `may_be_there`: a later request may already have stored this reply as part of its history.
-    """
-    first_no = None
-    tokens = columns["completion_tokens"] or 0
-    for choice in outcome.reply.choices if outcome.reply else ():
-        if choice.finish_reason is None and not choice.says_something:
-            continue
-        is_whole = outcome.status == "completed" or choice.finish_reason is not None
-        message = _message(choice)
-        told = {
-            "chain_hash": hash_chain.chain_hash(place.above, message),
-            "exchange_no": columns["exchange_no"],
-            "tokens": tokens,
-            "model": columns["model"],
-            "choice": _choice_json(choice),
-            "status": "completed" if is_whole else "incomplete",
-        }
-        tokens = 0  # usage counts all choices together
-        if told["chain_hash"] in stayed:
-            message_tree.confirm(rows.about(place.session_id), stayed[told["chain_hash"]], delta, **told)
-            continue
-        if may_be_there and message_tree.adopt(rows.about(place.session_id), place, message, delta, **told):
-            continue
-        number = message_tree.insert(rows, place, message, delta, **told)
-        rows.add_response_items(number, item_ids_of(message))
-        first_no = first_no or number
-    delta.leaf_no = first_no or delta.leaf_no
-
-
-def _message(choice: Choice) -> dict[str, Any]:
-    """The choice's message without empty `tool_calls`: vLLM always sends an empty list, which OpenAI rejects as
-    input."""
-    message = choice.message
-    if message.get("tool_calls") == []:
-        message = {key: value for key, value in message.items() if key != "tool_calls"}
-    return message if is_message(message) else message | {"role": "assistant"}
-
-
-def _choice_json(choice: Choice) -> str:
-    said = {"index": choice.index or None, "finish_reason": choice.finish_reason, **choice.extra}
-    return json_text.dumps({key: value for key, value in said.items() if value is not None})
 
 
 def _interrupted(connection: Connection, exchange_id: str, endpoint: str) -> Outcome:

@@ -227,9 +227,11 @@ def adopt(
     delta: SessionDelta,
     *,
     tokens: int,
+    message_no: int | None = None,
     **told: Any,
 ) -> bool:
-    """Whether a later request has stored this reply as part of its history. That copy then becomes the reply."""
+    """Whether a later request has stored this reply as part of its history, or it is stored as `message_no`. That copy
+    then becomes the reply."""
     said = to_columns(message)
     number = queries.messages.adopt_reply(
         connection,
@@ -240,6 +242,7 @@ def adopt(
             "extra": said.extra,
             "wire": said.wire,
             "tokens": tokens,
+            "message_no": message_no,
             **told,
         },
     )
@@ -250,23 +253,3 @@ def adopt(
     insert_response_items(connection, item_ids_of(message), message_no=number)
     delta.tokens += tokens
     return True
-
-
-def confirm(
-    connection: Connection,
-    message_no: int,
-    delta: SessionDelta,
-    *,
-    tokens: int,
-    model: str | None,
-    choice: str,
-    status: str,
-    **_same: Any,
-) -> None:
-    """Updates a stored reply with the same text to how it has ended."""
-    stored = queries.messages.get_message(connection, message_no)
-    assert stored is not None
-    queries.messages.confirm_reply(
-        connection, message_no, {"tokens": tokens, "model": model, "choice": choice, "status": status}
-    )
-    delta.tokens += tokens - stored.tokens

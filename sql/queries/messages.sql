@@ -14,7 +14,7 @@ VALUES (:message_no, :message_id, :session_id, :session_no, :parent_no, :depth, 
         :content_form, :extra, :wire, :choice, :model, :tokens, :status, :metadata, :created_at);
 
 -- name: adopt_reply
--- A later request may contain a reply that is not stored yet: its copy then becomes the reply.
+-- A later request may contain a reply that is not stored yet: its copy then becomes the reply. So does a given message.
 UPDATE messages
 SET exchange_no = :exchange_no,
     content = :content,
@@ -25,25 +25,19 @@ SET exchange_no = :exchange_no,
     model = :model,
     tokens = :tokens,
     status = :status
-WHERE message_no = (
-    SELECT MIN(message_no)
-    FROM messages
-    WHERE chain_hash = :chain_hash
-      AND session_no = :session_no
-      AND role = 'assistant'
-      AND choice IS NULL
-      AND exchange_no <> :exchange_no
+WHERE message_no = COALESCE(
+    CAST(:message_no AS BIGINT),
+    (
+        SELECT MIN(message_no)
+        FROM messages
+        WHERE chain_hash = :chain_hash
+          AND session_no = :session_no
+          AND role = 'assistant'
+          AND choice IS NULL
+          AND exchange_no <> :exchange_no
+    )
 )
 RETURNING message_no;
-
--- name: confirm_reply
--- Sets how a reply has ended that was stored before, with the same text.
-UPDATE messages
-SET choice = :choice,
-    model = :model,
-    tokens = :tokens,
-    status = :status
-WHERE message_no = :message_no;
 
 -- name: list_prefix
 -- Finds the longest of the given prefixes of a conversation, newest session first, and whether anything follows it: one

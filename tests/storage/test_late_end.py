@@ -14,12 +14,17 @@ USAGE = {"prompt_tokens": 5, "completion_tokens": 7}
 PIECE = b'data: {"choices":[{"index":0,"delta":{"content":"hal"}}]}\n\n'
 
 
-def guessed(connection: SqliteConnection, event: bytes = b"") -> Exchange:
+def begun(connection: SqliteConnection, event: bytes = b"") -> Exchange:
     asked = exchange([user("q")])
     data = PIECE + (b"data: " + event + b"\n\n" if event else b"")
     with write_batch(connection) as rows:
         exchange_store.begin(rows, asked, worker_id="w")
         exchange_store.append_fragment(rows, asked.origin, exchange_id=asked.exchange_id, sequence=0, data=data)
+    return asked
+
+
+def guessed(connection: SqliteConnection, event: bytes = b"") -> Exchange:
+    asked = begun(connection, event)
     with write_batch(connection) as rows:
         assert exchange_store.recover(rows, "w") == 1
     return asked
@@ -69,11 +74,11 @@ def test_a_reply_that_stays_is_not_stored_again_by_an_end_with_the_same_text(tmp
         more = exchange([user("q"), assistant("hal"), user("go on")], session_id=asked.session.session_id)
         with write_batch(connection) as rows:
             exchange_store.finish(rows, more, outcome(choice("f a loaf")))
-            late = outcome(choice("hal", finish_reason="stop"), usage=USAGE, status=status)
+            late = outcome(choice(" hal", finish_reason="stop"), usage=USAGE, status=status)
             assert exchange_store.finish_begun(rows, asked, late)
         assert [row[1:] for row in told(connection)] == [
             ("q", "completed"),
-            ("hal", "completed"),
+            (" hal", "completed"),
             ("go on", "completed"),
             ("f a loaf", "completed"),
         ]
@@ -92,3 +97,23 @@ def test_usage_of_a_guessed_end_is_replaced_by_that_of_the_late_one(tmp_path: Pa
             "SELECT model, requests, incomplete, prompt_tokens, completion_tokens FROM usage_days ORDER BY model"
         ).fetchall()
     assert used == [("m", 1, 0, 5, 7), ("other", 0, 0, 0, 0)]
+
+
+@pytest.mark.parametrize("is_asked_again", ("before", "after", "never"))
+def test_a_late_end_does_not_hide_what_came_after_it(tmp_path: Path, is_asked_again: str) -> None:
+    """The caller asks again, elsewhere, before or after the end of the first reply is assumed."""
+    with opened(tmp_path / "a.db") as connection:
+        asked = begun(connection)
+        again = exchange([user("q")], session_id=asked.session.session_id)
+        for step in ("before", "after"):
+            if is_asked_again == step:
+                with write_batch(connection) as rows:
+                    exchange_store.finish(rows, again, outcome(choice("a whole loaf")))
+            if step == "before":
+                with write_batch(connection) as rows:
+                    exchange_store.recover(rows, "w")
+                assert newest(connection) == ("a whole loaf" if is_asked_again == "before" else "hal")
+        with write_batch(connection) as rows:
+            exchange_store.finish_begun(rows, asked, outcome(choice("half a loaf")))
+        assert newest(connection) == ("half a loaf" if is_asked_again == "never" else "a whole loaf")
+    assert problems_of(tmp_path / "a.db") == []

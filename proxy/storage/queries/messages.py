@@ -192,17 +192,11 @@ def list_message_blobs(connection: Connection, message_no: int) -> dict[str, str
 
 
 def adopt_reply(connection: Connection, columns: dict[str, Any]) -> int | None:
-    """Marks the copy of a reply, stored by a later request, as the reply itself; returns its number, if there is
-    one."""
+    """Marks the copy of a reply, stored by a later request or as `message_no`, as the reply itself; returns its number,
+    if there is one."""
     leave_out_usual(columns)
     found: int | None = connection.value("adopt_reply", columns)
     return found
-
-
-def confirm_reply(connection: Connection, message_no: int, columns: dict[str, Any]) -> None:
-    """Sets a reply's tokens, model, choice and status."""
-    leave_out_usual(columns)
-    connection.changes("confirm_reply", columns | {"message_no": message_no})
 
 
 def insert_blob(connection: Connection, *, message_no: int, digest: str, data: str) -> None:
