@@ -12,6 +12,7 @@ these older hashes, so that its conversations are still found.
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -24,6 +25,8 @@ _THINKING = frozenset({"thinking", "reasoning", "redacted_thinking"})
 _THINK, _THINK_END = "<think>", "</think>"
 _THOUGHTS_MAX = 1000  # a caller may send millions; no model does
 _SPACE = re.compile(r"\s*")
+_USUAL_LENGTH = 64  # of a user's id: callers choose it, and the cache lives as long as the process
+_SHORT = 4096  # bytes that are copied sooner than hashed in two steps
 
 
 def is_chained(message: Mapping[str, Any]) -> bool:
@@ -38,8 +41,15 @@ def has_reply(messages: Iterable[Mapping[str, Any]]) -> bool:
 
 def root_hash(user_id: str) -> bytes:
     """The hash that the first message of a conversation is chained to."""
+    return _root_hash(user_id) if len(user_id) > _USUAL_LENGTH else _usual_root_hash(user_id)
+
+
+def _root_hash(user_id: str) -> bytes:
     # Per user: equal conversations of two users must never be found for each other.
     return _digest(b"user\0", user_id.encode("utf-8", "surrogatepass"))
+
+
+_usual_root_hash = lru_cache(maxsize=256)(_root_hash)  # each chat needs it three times
 
 
 def chain_hash(above: bytes, message: Mapping[str, Any]) -> bytes:
@@ -182,6 +192,8 @@ def _without_thinking(content: Any) -> Any:
 
 
 def _digest(start: bytes, rest: bytes) -> bytes:
+    if len(rest) <= _SHORT:
+        return blake2b(start + rest, digest_size=_DIGEST_BYTES).digest()
     digest = blake2b(start, digest_size=_DIGEST_BYTES)
     digest.update(rest)
     return digest.digest()
