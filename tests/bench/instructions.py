@@ -4,6 +4,7 @@ Times depend on what else the machine does; counts of instructions hardly do, so
 machine. The server runs in valgrind's callgrind, fifty times slower, and is counted between two points:
 
 reply   a whole reply asked for on a connection kept open, one after the other
+shared  the same on 16 connections at once, so that a commit stores many chats: the usual case of a busy server
 chunk   one event of a stream: the upstream sends it when the caller has the one before, so that none share a read
 stored  what the row `strict` takes for a reply more than `nothing`, whose transactions are empty
 
@@ -22,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -31,6 +33,7 @@ _ROWS = ("off", "nothing", "strict")
 _START_S = 300.0  # beside the tests, valgrind may take minutes to load the program
 _IDLE_S = 5.0
 _ANSWER_S = 60.0
+_TOGETHER = 16  # connections
 _SHORT, _LONG = 10, 110  # tokens of a stream: a chunk is the difference of two streams
 
 
@@ -38,6 +41,7 @@ class Counts(NamedTuple):
     """Instructions in the process of the server."""
 
     reply: float
+    shared: float
     chunk: float
 
 
@@ -46,11 +50,12 @@ def main() -> None:
     if not shutil.which("valgrind"):
         sys.exit("valgrind is not installed: apt install valgrind")
     counts = {key: measure(key, replies=options.replies, streams=options.streams) for key in options.only.split(",")}
-    print(f"{'thousand instructions':<44}{'reply':>10}{'chunk':>10}")
+    print(f"{'thousand instructions':<44}{'reply':>10}{'shared':>10}{'chunk':>10}")
     for key, each in counts.items():
-        print(f"{_relay(key).title:<44}{each.reply / 1e3:>10.1f}{each.chunk / 1e3:>10.2f}")
+        print(f"{_relay(key).title:<44}{each.reply / 1e3:>10.1f}{each.shared / 1e3:>10.1f}{each.chunk / 1e3:>10.2f}")
     if {"strict", "nothing"} <= counts.keys():
-        print(f"{'a stored chat':<44}{(counts['strict'].reply - counts['nothing'].reply) / 1e3:>10.1f}")
+        reply, shared, _ = (a - b for a, b in zip(counts["strict"], counts["nothing"], strict=True))
+        print(f"{'a stored chat':<44}{reply / 1e3:>10.1f}{shared / 1e3:>10.1f}")
 
 
 def measure(key: str, *, replies: int, streams: int) -> Counts:
@@ -66,12 +71,34 @@ def measure(key: str, *, replies: int, streams: int) -> Counts:
         for _ in range(replies):
             caller.reply()
         reply = counted.since() / replies
+        counted.let_rest()
         took = []
         for tokens in (_SHORT, _LONG):
             for _ in range(streams):
                 caller.stream(tokens)
             took.append(counted.since())
-        return Counts(reply, (took[1] - took[0]) / streams / (_LONG - _SHORT))
+        return Counts(reply, _shared(counted, upstream, replies), (took[1] - took[0]) / streams / (_LONG - _SHORT))
+
+
+def _shared(counted: "_Counted", upstream: "_Upstream", replies: int) -> float:
+    """Instructions for a reply where so many are asked for on several connections at once."""
+    times = max(1, replies // _TOGETHER)
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(_TOGETHER) as pool:
+        callers = [stack.enter_context(contextlib.closing(_Caller(counted.port, upstream))) for _ in range(_TOGETHER)]
+
+        def ask_all(times: int) -> None:
+            for done in [pool.submit(_ask, caller, times) for caller in callers]:
+                done.result()
+
+        ask_all(1)
+        counted.since()
+        ask_all(times)
+        return counted.since() / (times * _TOGETHER)
+
+
+def _ask(caller: "_Caller", times: int) -> None:
+    for _ in range(times):
+        caller.reply()
 
 
 def _relay(key: str) -> relays.Relay:
@@ -94,6 +121,11 @@ class _Counted:
         self._dump()
         time.sleep(_IDLE_S)
         self._idle_rate = self._dump() / _IDLE_S
+
+    def let_rest(self) -> None:
+        """Waits for what the server does later, such as filling the search index, and does not count it."""
+        time.sleep(_IDLE_S)
+        self._dump()
 
     def since(self) -> float:
         """Instructions since the last call, without those that the clock has caused."""
