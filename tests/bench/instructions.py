@@ -4,7 +4,8 @@ Times depend on what else the machine does; counts of instructions hardly do, so
 machine. The server runs in valgrind's callgrind, fifty times slower, and is counted between two points:
 
 reply   a whole reply asked for on a connection kept open, one after the other
-shared  the same on 16 connections at once, so that a commit stores many chats: the usual case of a busy server
+shared  the same on 16 connections at once, so that a commit stores many chats: the usual case of a busy server; how
+        many depends on time, so count it on a machine that does nothing else
 chunk   one event of a stream: the upstream sends it when the caller has the one before, so that none share a read
 stored  what the row `strict` takes for a reply more than `nothing`, whose transactions are empty
 
