@@ -105,7 +105,7 @@ class Metrics:
     def __init__(self, folder: Path) -> None:
         self._place = Place(folder)
         self._files: list[MmapedDict] = []
-        self._changed: list[_Cell] = []
+        self._changed: set[_Cell] = set()  # counted, but not in the file yet
         try:
             self._open()
         except BaseException:
@@ -124,9 +124,7 @@ class Metrics:
 
     def _add(self, cell: "_Cell", amount: float) -> None:
         cell.value += amount
-        if not cell.is_changed:
-            cell.is_changed = True
-            self._changed.append(cell)
+        self._changed.add(cell)
 
     def set(self, name: str, amount: float, *, value: str = "") -> None:
         """Sets a gauge, or a counter that is counted elsewhere in this worker."""
@@ -226,13 +224,12 @@ class Metrics:
 class _Cell:
     """A number in a worker's file."""
 
-    __slots__ = ("_file", "_key", "is_changed", "value")
+    __slots__ = ("_file", "_key", "value")
 
     def __init__(self, file: MmapedDict, name: str, suffix: str, labels: dict[str, str], help_: str) -> None:
         self._file = file
         self._key = mmap_key(name, name + suffix, list(labels), list(labels.values()), help_)
         self.value: float = file.read_value(self._key)[0]
-        self.is_changed = False  # in memory, but not in the file yet
 
     def set(self, value: float) -> None:
         self.value = value
@@ -240,7 +237,6 @@ class _Cell:
 
     def write(self) -> None:
         self._file.write_value(self._key, self.value, 0.0)
-        self.is_changed = False
 
 
 class _All(Collector):

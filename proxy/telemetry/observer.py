@@ -84,18 +84,11 @@ class Observer:
 
     def chat_ended(self, exchange: Exchange, outcome: Outcome) -> None:
         """Counts, logs and traces a chat. Never raises, because the chat must not be affected."""
-        model = _model_of(exchange, outcome)
-        served = model if _is_success(outcome.http_status) else None
-        self._guarded(self._count_chat, outcome, served)
-        if self._console is not None:
-            self._guarded(self._print_chat, exchange, outcome, served)
-        self._guarded(self._log_chat, exchange, outcome, model)
-        if self._traces is not None:
-            self._guarded(self._trace_chat, exchange, outcome)
+        self._guarded(lambda: self._note_chat(exchange, outcome))
 
     def request_ended(self, scope: Scope, *, status: int, seconds: float) -> None:
         """Counts and logs any other request. Never raises."""
-        self._guarded(self._count_request, status)
+        self._guarded(lambda: self._count_request(status))
         console = self._console
         if console is not None and (status >= 500 or status == 0):
             self._guarded(lambda: console.request_failed(scope["method"], scope["path"], status))
@@ -118,10 +111,10 @@ class Observer:
             logger.error("nothing is counted: %s cannot be used: %s", folder, exc)
             return None
 
-    def _guarded(self, work: Callable[..., object], *args: Any) -> None:
+    def _guarded(self, work: Callable[[], object]) -> None:
         """Runs `work`; logs any exception, because observation must not affect a chat."""
         try:
-            work(*args)
+            work()
         except Exception as exc:  # noqa: BLE001 - see above
             self._log_failure(exc)
 
@@ -133,6 +126,19 @@ class Observer:
         if now - self._complained_at >= _COMPLAINT_SECONDS:
             self._complained_at = now
             logger.error("an observer failed to count or log something", exc_info=exc)
+
+    def _note_chat(self, exchange: Exchange, outcome: Outcome) -> None:
+        """Each part has a guard of its own: if one fails, the others still get the chat."""
+        model = _model_of(exchange, outcome)
+        served = model if _is_success(outcome.http_status) else None
+        self._guarded(lambda: self._count_chat(outcome, served))
+        console = self._console
+        if console is not None:
+            self._guarded(lambda: console.chat_ended(exchange, outcome, served))
+        self._guarded(lambda: self._log.add_chat(exchange, outcome, model))
+        traces = self._traces
+        if traces is not None:
+            self._guarded(lambda: traces.note(exchange, outcome))
 
     def _count_chat(self, outcome: Outcome, served_model: str | None) -> None:
         metrics, reply = self.metrics, outcome.reply
@@ -152,17 +158,6 @@ class Observer:
             metrics.observe("stellarchat_proxy_overhead_seconds", outcome.overhead_seconds)
         tokens = reply.tokens if reply is not None else Tokens()
         metrics.add_tokens(served_model, prompt=_count(tokens.prompt), completion=_count(tokens.completion))
-
-    def _print_chat(self, exchange: Exchange, outcome: Outcome, served_model: str | None) -> None:
-        if self._console is not None:
-            self._console.chat_ended(exchange, outcome, served_model)
-
-    def _log_chat(self, exchange: Exchange, outcome: Outcome, model: str | None) -> None:
-        self._log.add_chat(exchange, outcome, model)
-
-    def _trace_chat(self, exchange: Exchange, outcome: Outcome) -> None:
-        if self._traces is not None:
-            self._traces.note(exchange, outcome)
 
     def _count_request(self, status: int) -> None:
         if self.metrics is not None:
