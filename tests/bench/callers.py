@@ -79,7 +79,7 @@ async def _exchange(relay: Running, number: int, kind: Kind, raw: bytearray) -> 
         writer.transport.abort()
 
 
-def _has_ended(raw: bytearray) -> bool:
+def _has_ended(raw: bytes | bytearray) -> bool:
     if raw.endswith(_END):
         return True
     head_end = raw.find(b"\r\n\r\n")
@@ -94,7 +94,7 @@ def _has_enough(raw: bytearray, kind: Kind) -> bool:
 def _judge(relay: Running, got: Got, kind: Kind, raw: bytes) -> None:
     body = raw.partition(b"\r\n\r\n")[2]
     got.text = texts.of_events(body) if kind.stream else texts.of_body(body)
-    if not _has_ended(bytearray(raw)):
+    if not _has_ended(raw):
         return
     try:
         if kind.stream:

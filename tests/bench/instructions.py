@@ -87,8 +87,8 @@ def _shared(counted: "_Counted", upstream: "_Upstream", replies: int) -> float:
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(_TOGETHER) as pool:
         callers = [stack.enter_context(contextlib.closing(_Caller(counted.port, upstream))) for _ in range(_TOGETHER)]
 
-        def ask_all(times: int) -> None:
-            for done in [pool.submit(_ask, caller, times) for caller in callers]:
+        def ask_all(count: int) -> None:
+            for done in [pool.submit(_ask, caller, count) for caller in callers]:
                 done.result()
 
         ask_all(1)
